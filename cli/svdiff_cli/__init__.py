@@ -1,0 +1,1 @@
+"""The `svdiff` command line, one file per group of commands."""

@@ -1,0 +1,74 @@
+"""The command that shows the whole job on the embedded base."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from . import options
+from .progress import Bar
+from .references import needs
+from .train import watch_with
+
+if TYPE_CHECKING:
+    from svdiff_train.demo import Report
+    from svdiff_train.loop import Watch
+
+
+@click.command()
+@click.option("--steps", default=200, show_default=True, help="Training steps per subject.")
+@options.seed
+@options.output("The folder to write.")
+@options.force
+@options.as_json
+@options.quiet
+def demo(steps: int, seed: int, output: Path, force: bool, as_json: bool, quiet: bool) -> None:
+    """Show the whole job on the embedded base.
+
+    Train two deltas, add, interpolate, bake and reload them, and paint all side by side.
+    """
+    needs("diffusers", "train")
+    from svdiff_delta._atomic import replace_folder
+    from svdiff_train.demo import run_demo
+
+    begun = time.perf_counter()
+    silent = quiet or as_json
+
+    def say(line: str) -> None:
+        if not silent:
+            click.echo(line)
+
+    with Bar("loading", quiet=silent) as bar, replace_folder(output, overwrite=force) as folder:
+
+        def watch(label: str) -> Watch:
+            del label
+            return watch_with(bar)
+
+        report = run_demo(folder, steps=steps, say=say, watch=watch, seed=seed)
+    seconds = time.perf_counter() - begun
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    sheet = output / report.sheet.name
+    if as_json:
+        facts = asdict(report) | {"sheet": str(sheet), "total seconds": seconds, "peak memory": memory}
+        click.echo(json.dumps(facts))
+    elif not quiet:
+        _print(report, sheet, seconds, memory)
+
+
+def _print(report: Report, sheet: Path, seconds: float, memory: int) -> None:
+    base = report.sizes["base"]
+    click.echo()
+    for name, size in report.sizes.items():
+        share = "" if name == "base" else f"  1/{base / size:.0f} of the base"
+        click.echo(f"{size:>12,} bytes  {name}{share}")
+    click.echo()
+    for dtype, difference in report.difference.items():
+        click.echo(f"attached and baked ({dtype}) pictures differ by at most {difference}/255")
+    click.echo(f"{seconds:.0f} s in all, at most {memory / 1e9:.1f} GB of memory")
+    click.echo(f"contact sheet: {sheet}")

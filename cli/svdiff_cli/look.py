@@ -1,0 +1,129 @@
+"""Commands that look at a delta: info, verify."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from svdiff_delta.errors import DeltaError
+
+from . import options
+from .progress import Bar
+from .references import open_reference, sole_component
+
+if TYPE_CHECKING:
+    from svdiff_delta import Delta
+
+
+@click.command()
+@click.argument("delta", metavar="DELTA")
+@click.option("--layers", is_flag=True, help="List every parameter.")
+@options.as_json
+def info(delta: str, layers: bool, as_json: bool) -> None:
+    """Say what is in a delta file.
+
+    Its base, its size, its layers, how it was made.
+    """
+    from svdiff_delta.file import load
+
+    facts = _facts(load(delta), layers=layers or as_json)
+    if as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False, indent=2))
+        return
+    for key, value in facts.items():
+        if key != "layers" and value not in (None, {}, ""):
+            click.echo(f"{key:<11} {_plain(value)}")
+    if layers:
+        click.echo()
+        for name, layer in facts["layers"].items():
+            shape = "×".join(map(str, layer["shape"]))
+            click.echo(f"{name}  {layer['kind']} {shape}, {layer['numbers']} numbers, norm {layer['norm']:.4g}")
+
+
+@click.command()
+@click.argument("delta", metavar="DELTA")
+@click.option("--base", metavar="BASE", help="Also check that it fits this base: fingerprints, tied and null runs.")
+@options.as_json
+@options.quiet
+def verify(delta: str, base: str | None, as_json: bool, quiet: bool) -> None:
+    """Check a delta file.
+
+    Every byte of it by the rules of the format, and with --base that it fits the base.
+    """
+    from svdiff_delta.file import load
+
+    opened = load(delta)
+    for name in opened:
+        try:
+            opened[name]
+        except DeltaError as error:
+            raise type(error)(f"{delta}: {error.message}", fix=error.fix) from None
+    if base is not None:
+        _check_fit(opened, base, quiet=quiet or as_json)
+    if as_json:
+        click.echo(json.dumps({"valid": True, "fits": base is not None or None, "parameters": len(opened)}))
+    elif not quiet:
+        click.echo(f"{delta}: valid, {len(opened)} parameters" + (f", fits {base}" if base else ""))
+
+
+def _check_fit(delta: Delta, reference: str, *, quiet: bool) -> None:
+    base = open_reference(reference, sole_component([delta]))
+    from svdiff_delta.cache import BasisCache
+    from svdiff_delta.prepare import fit
+
+    cache = BasisCache()
+    with Bar("checking against the base", quiet=quiet) as bar:
+        for count, name in enumerate(delta, 1):
+            fit(base, name, delta, cache)
+            bar(count, len(delta))
+
+
+def _facts(delta: Delta, *, layers: bool) -> dict[str, Any]:
+    import numpy as np
+
+    metadata = delta.metadata
+    norms = {name: float(np.linalg.norm(delta[name].astype("f8"))) for name in delta}
+    parameters = metadata.parameters
+    dims = {f"{dim}D": 0 for dim in (1, 2, 3, 4, 5)}
+    for parameter in parameters.values():
+        dims[f"{len(parameter.shape)}D"] = dims.get(f"{len(parameter.shape)}D", 0) + parameter.size
+    facts: dict[str, Any] = {
+        "title": metadata.title,
+        "base": " ".join(filter(None, [metadata.base.repository, metadata.base.revision])) or "not named",
+        "components": dict(metadata.base.components),
+        "parameters": len(delta),
+        "numbers": sum(parameter.size for parameter in parameters.values()),
+        "by kind": {dim: count for dim, count in dims.items() if count},
+        "dtype": ", ".join(sorted({delta.dtype_of(name) for name in delta})),
+        "norm": float(np.linalg.norm(list(norms.values()))),
+        "largest": max((float(np.abs(delta[name]).max(initial=0)) for name in delta), default=0.0),
+        "made by": metadata.lineage.record.operation if metadata.lineage else None,
+        "training": dict(metadata.training) if metadata.training else None,
+    }
+    if layers:
+        facts["layers"] = {
+            name: {
+                "kind": parameter.kind,
+                "shape": list(parameter.shape),
+                "numbers": parameter.size,
+                "norm": norms[name],
+                "dtype": delta.dtype_of(name),
+                "fingerprint": parameter.fingerprint,
+                "tied": [list(run) for run in parameter.tied],
+                "null": parameter.null,
+            }
+            for name, parameter in parameters.items()
+        }
+    return facts
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_plain, value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

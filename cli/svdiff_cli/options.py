@@ -1,0 +1,30 @@
+"""Options and arguments that several commands share, and how they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def output(what: str) -> Callable[[Command], Command]:
+    """Return the option -o/--output."""
+    return click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=what)
+
+
+force = click.option("--force", is_flag=True, help="Overwrite the output if it exists.")
+quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+dry_run = click.option("--dry-run", is_flag=True, help="Check everything and say what would be written.")
+title = click.option("--title", help="A title for model browsers and lineages.")
+dtype = click.option(
+    "--dtype",
+    type=click.Choice(["F32", "F16", "BF16"], case_sensitive=False),
+    help="Number format of the output.",
+)
+seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of all draws.")
+device = click.option("--device", default="cpu", show_default=True, help="Where to run, such as cuda or cuda:1.")

@@ -1,0 +1,77 @@
+"""What people write for a DELTA or a BASE, and what it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from svdiff_delta.errors import InputError
+
+if TYPE_CHECKING:
+    from svdiff_delta import Base, Delta
+
+TINY = "tiny"
+
+
+def split_weight(reference: str) -> tuple[str, float]:
+    """Return path and weight of `PATH[:WEIGHT]`; a path that exists as it is has weight 1.
+
+    Raises:
+        InputError: the weight is not a finite number.
+    """
+    if Path(reference).exists() or ":" not in reference:
+        return reference, 1.0
+    path, _, text = reference.rpartition(":")
+    try:
+        weight = float(text)
+    except ValueError:
+        return reference, 1.0
+    if not isfinite(weight):
+        raise InputError(f"{reference}: the weight {text} is not a finite number", fix="write it as FILE:0.8")
+    return path, weight
+
+
+def open_deltas(references: Sequence[str]) -> tuple[list[Delta], list[float]]:
+    """Open every `PATH[:WEIGHT]`, and return deltas and weights."""
+    from svdiff_delta.file import load
+
+    pairs = [split_weight(reference) for reference in references]
+    return [load(path) for path, _ in pairs], [weight for _, weight in pairs]
+
+
+def open_reference(reference: str, component: str | None = None) -> Base:
+    """Open a BASE: the word `tiny`, or a path."""
+    needs("torch", "torch")
+    if reference == TINY and not Path(reference).exists():
+        from svdiff_train.tiny import open_tiny
+
+        return open_tiny()
+    from svdiff_delta.base import open_base
+
+    return open_base(reference, component=component)
+
+
+def sole_component(deltas: Sequence[Delta]) -> str | None:
+    """Return the component that all deltas shift, if it is only one: what a BASE that is a single file is called."""
+    found = {name.partition(".")[0] for delta in deltas for name in delta}
+    return found.pop() if len(found) == 1 else None
+
+
+def needs(package: str, extra: str) -> None:
+    """Raise MissingExtraError, which names the extra to install, if a package is not there."""
+    from importlib.util import find_spec
+
+    from svdiff_delta.errors import MissingExtraError
+
+    if find_spec(package) is None:
+        raise MissingExtraError(package, extra)
+
+
+def say(message: str, *, quiet: bool = False) -> None:
+    """Print a remark to standard error."""
+    if not quiet:
+        click.echo(message, err=True)

@@ -1,0 +1,88 @@
+"""The public API of svdiff-delta: spectral shifts as files, and exact arithmetic on them.
+
+Nothing is imported before it is used, so that the light half starts without torch and the command line at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .bake import bake as bake
+    from .base import Base as Base
+    from .base import open_base as open_base
+    from .basis import Basis as Basis
+    from .delta import Delta as Delta
+    from .errors import DeltaError as DeltaError
+    from .file import load as load
+    from .file import save as save
+    from .ops import add as add
+    from .ops import interpolate as interpolate
+    from .ops import scale as scale
+    from .prepare import build_basis as build_basis
+    from .prepare import zero_delta as zero_delta
+    from .runtime import Handle as Handle
+    from .runtime import attach as attach
+    from .select import select as select
+
+_HOME: Final = {
+    "Base": "base",
+    "Basis": "basis",
+    "Delta": "delta",
+    "DeltaError": "errors",
+    "Handle": "runtime",
+    "add": "ops",
+    "attach": "runtime",
+    "bake": "bake",
+    "build_basis": "prepare",
+    "interpolate": "ops",
+    "load": "file",
+    "open_base": "base",
+    "save": "file",
+    "scale": "ops",
+    "select": "select",
+    "zero_delta": "prepare",
+}
+
+__all__ = [
+    "Base",
+    "Basis",
+    "Delta",
+    "DeltaError",
+    "Handle",
+    "__version__",
+    "add",
+    "attach",
+    "bake",
+    "build_basis",
+    "interpolate",
+    "load",
+    "open_base",
+    "save",
+    "scale",
+    "select",
+    "zero_delta",
+]
+
+
+class _Package(ModuleType):
+    """Keeps the functions `bake` and `select` from being hidden by the modules of these names."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_HOME[name]}", self.__name__), name)
+        super().__setattr__(name, value)
+        return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

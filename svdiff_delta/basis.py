@@ -1,0 +1,208 @@
+"""The basis protocol: round, fingerprint, decompose, and put δ back into a weight (spec, section 6)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from .codec import Dtype
+from .errors import BaseError
+
+TORCH_DTYPE: Final[dict[Dtype, torch.dtype]] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+TOLERANCE: Final = 1e-7
+"""Of σ₁: neighbours at most this far apart are tied, values at most this large are null."""
+
+READER_TOLERANCE: Final = 5e-8
+"""What a reader with the base requires, so that implementations may differ about borderline gaps."""
+
+LARGEST_LOSS: Final = 0.01  # relative Frobenius loss up to which float16 serves as basis dtype
+TAIL_START: Final = 0.01  # of σ₁: below it the Gram matrix has squared too much away
+STORED_ERROR: Final = 2.5e-7  # what products with a float32 factor err, relative to the weight
+LARGEST_ERROR: Final = 1e-6  # of ΔW, which the tail rows keep
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Tied runs (first, last), inclusive, and the number of null singular values at the end."""
+
+    tied: tuple[tuple[int, int], ...]
+    null: int
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The one-sided basis of one matricized weight with K = min(rows, columns) (spec, section 6.3).
+
+    Attributes:
+        sigma: (K,) float64, descending.
+        factor: (K, K) float32, orthogonal; its rows are the singular vectors of the short side.
+        tail: (t, longer side) float32; rows of the other factor for the t smallest singular values that are not null.
+        null: how many of the smallest singular values are null.
+        left: whether the short side is the rows, so that `factor` is Uᵀ (else Vᵀ).
+    """
+
+    sigma: Tensor
+    factor: Tensor
+    tail: Tensor
+    null: int
+    left: bool
+
+    @property
+    def split(self) -> tuple[int, int]:
+        """Where the tail starts and where it ends (and the null part starts)."""
+        stop = self.sigma.numel() - self.null
+        return stop - self.tail.shape[0], stop
+
+    def long_rows(self, matrix: Tensor) -> Tensor:
+        """Return the other factor's rows (K, longer side) in float32; null rows are 0.
+
+        Args:
+            matrix: the matricized *rounded* weight, (rows, columns) float32.
+        """
+        start, stop = self.split
+        work = matrix if self.left else matrix.T
+        rows = torch.zeros_like(work)
+        rows[:start] = (self.factor[:start] @ work) / self.sigma[:start, None].float()
+        rows[start:stop] = self.tail
+        return rows
+
+    def delta_weight(self, matrix: Tensor, shift: Tensor) -> Tensor:
+        """Return ΔW = U diag(max(δ, −σ)) Vᵀ, (rows, columns) float32 (Eq. 2 without cancellation).
+
+        Args:
+            matrix: the matricized *rounded* weight, (rows, columns) float32.
+            shift: δ, (K,) float64, already scaled and summed.
+        """
+        start, stop = self.split
+        change = torch.maximum(shift.double(), -self.sigma)
+        work = matrix if self.left else matrix.T
+        gain = torch.zeros_like(change)
+        gain[:start] = change[:start] / self.sigma[:start]
+        result = self.factor.T @ (gain[:, None].float() * (self.factor @ work))
+        if stop > start:
+            result += self.factor[start:stop].T @ (change[start:stop, None].float() * self.tail)
+        return result if self.left else result.T
+
+
+def choose_dtype(weight: Tensor, name: str) -> Dtype:
+    """Return the basis dtype that a writer gives a weight, from its values alone (spec, section 6.1).
+
+    Raises:
+        BaseError: the weight is not floating-point of 16 bits or more, or holds NaN or infinity.
+    """
+    check_weight(weight, name)
+    half = weight.to(torch.float16)
+    if torch.equal(half.to(weight.dtype), weight):
+        return "F16"
+    if torch.equal(weight.to(torch.bfloat16).to(weight.dtype), weight):
+        return "BF16"
+    if not torch.isfinite(half).all():
+        return "F32"
+    wide = weight.double()
+    loss = (half.double() - wide).norm() / wide.norm()
+    return "F16" if loss <= LARGEST_LOSS else "F32"
+
+
+def check_weight(weight: Tensor, name: str) -> None:
+    """Raise BaseError unless a weight is floating-point of 16 bits or more, and finite."""
+    if weight.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise BaseError(
+            f"{name}: its dtype {str(weight.dtype).removeprefix('torch.')} has no singular values to shift",
+            fix="use the unquantized base",
+        )
+    if not torch.isfinite(weight).all():
+        raise BaseError(f"{name}: the base's weight holds NaN or infinity", fix="fetch the base again")
+
+
+def round_weight(weight: Tensor, dtype: Dtype) -> Tensor:
+    """Round to the basis dtype and return the values as contiguous float32; −0 becomes +0."""
+    return weight.to(TORCH_DTYPE[dtype]).to(torch.float32).contiguous() + 0.0
+
+
+def fingerprint(rounded: Tensor, axis: int) -> str:
+    """Return 22 characters that identify a rounded weight (spec, section 6.2).
+
+    SHA-256 cut to 128 bits, over shape, axis and the values in the narrowest of F16, BF16 and F32 that holds them all.
+    """
+    narrow, name = rounded, "F32"
+    for dtype in ("F16", "BF16"):
+        candidate = rounded.to(TORCH_DTYPE[dtype])
+        if torch.equal(candidate.float(), rounded):
+            narrow, name = candidate, dtype
+            break
+    shape = "x".join(map(str, rounded.shape))
+    digest = hashlib.sha256(f"svdiff 1 {name} {shape} {axis}\n".encode())
+    digest.update(narrow.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return base64.urlsafe_b64encode(digest.digest()[:16]).decode().rstrip("=")
+
+
+def matricize(weight: Tensor, axis: int) -> Tensor:
+    """Return the weight as (shape[axis], the rest) (section 3.1 of the paper, for axis 0)."""
+    return weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
+
+
+def unmatricize(matrix: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
+    """Undo `matricize` for a weight of this shape."""
+    moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    return matrix.reshape(moved).movedim(0, axis)
+
+
+def find_runs(sigma: Tensor, tolerance: float = TOLERANCE) -> Runs:
+    """Return the tied runs and the null count of descending singular values (spec, section 6.4)."""
+    values = sigma.double().tolist()
+    limit = tolerance * values[0] if values else 0.0
+    runs, first = [], 0
+    for index in range(1, len(values) + 1):
+        if index == len(values) or values[index - 1] - values[index] > limit:
+            runs.append((first, index - 1))
+            first = index
+    null = sum(last - first + 1 for first, last in runs if values[last] <= limit)
+    return Runs(tuple(run for run in runs if run[1] > run[0] and values[run[1]] > limit), null)
+
+
+def decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return U (rows, K), σ (K,) descending and Vᵀ (K, columns) of a float64 matrix (spec, section 6.3).
+
+    The Gram matrix of the short side squares the spectrum, so what lies below σ₁/100 is decomposed once more, directly.
+    """
+    left = matrix.shape[0] <= matrix.shape[1]
+    work = matrix if left else matrix.T
+    short = torch.linalg.eigh(work @ work.T).eigenvectors.flip(1)
+    projected = short.T @ work
+    sigma = projected.norm(dim=1)
+    order = sigma.argsort(descending=True, stable=True)
+    short, projected, sigma = short[:, order], projected[order], sigma[order]
+    long = projected / sigma.clamp_min(torch.finfo(sigma.dtype).tiny)[:, None]
+    start = int((sigma >= TAIL_START * sigma[0]).sum())
+    if start < sigma.numel():
+        inner, sigma[start:], long[start:] = torch.linalg.svd(projected[start:], full_matrices=False)
+        short[:, start:] = short[:, start:] @ inner
+    return (short, sigma, long) if left else (long.T, sigma, short.T)
+
+
+def compute_basis(rounded: Tensor, axis: int) -> Basis:
+    """Return the basis of a rounded weight of any shape (spec, sections 6.3 and 6.5)."""
+    matrix = matricize(rounded, axis).double()
+    left = matrix.shape[0] <= matrix.shape[1]
+    U, sigma, Vt = decompose(matrix)
+    short, long = (U.T, Vt) if left else (Vt, U.T)
+    null = find_runs(sigma).null
+    stop = sigma.numel() - null
+    start = stop - tail_length(sigma, null)
+    return Basis(sigma, short.float().contiguous(), long[start:stop].float().contiguous(), null, left)
+
+
+def tail_length(sigma: Tensor, null: int) -> int:
+    """Return how many rows of the other factor must be stored to keep ΔW within 1e-6 (spec, section 6.5)."""
+    count, alive = sigma.numel(), sigma.numel() - null
+    if alive == 0:
+        return 0
+    sums = sigma[:alive].pow(-2).cumsum(0)
+    error = STORED_ERROR * sigma.square().mean().sqrt() * (sums / count).sqrt()
+    return alive - int((error <= LARGEST_ERROR).sum())

@@ -1,0 +1,119 @@
+"""The safetensors container: a strict check of the header, and canonical header bytes (spec, section 3)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Final
+
+from ._json import JSON, canonical_json, strict_json
+from .errors import HeaderError
+
+ITEM_SIZE: Final[dict[str, int]] = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+"""Bytes per element of each dtype the container can hold."""
+
+MAX_HEADER: Final = 100_000_000  # the limit of the safetensors library itself
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor in a container: dtype by its safetensors name, shape, and byte range within the data section."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A checked header: `entries` in the file's order of offsets; `data` is where the data section starts."""
+
+    metadata: dict[str, str]
+    entries: dict[str, Entry]
+    data: int
+
+
+def read_header(buffer: bytes | memoryview, size: int) -> Header:
+    """Check the header of a container of `size` bytes of which `buffer` holds at least the header.
+
+    Raises:
+        HeaderError: too short, not JSON, unknown fields or dtypes, sizes that do not fit, holes or overlaps.
+    """
+    if size < 8:
+        raise HeaderError(f"the file has {size} bytes; a safetensors file has at least 8", fix="fetch the file again")
+    (length,) = struct.unpack("<Q", bytes(buffer[:8]))
+    if length > MAX_HEADER:
+        raise HeaderError(f"this is not a safetensors file (its header would have {length} bytes)")
+    if 8 + length > size:
+        raise HeaderError(f"the file is cut off within its header ({size} bytes)", fix="fetch the file again")
+    parsed = strict_json(bytes(buffer[8 : 8 + length]), "the header", HeaderError)
+    if not isinstance(parsed, dict):
+        raise HeaderError("the header is not a JSON object")
+    metadata = _metadata(parsed.pop("__metadata__", {}))
+    entries = {name: _entry(name, fields) for name, fields in parsed.items()}
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop, item[0])))
+    _check_ranges(ordered, size - 8 - length)
+    return Header(metadata, ordered, 8 + length)
+
+
+def _metadata(fields: JSON) -> dict[str, str]:
+    if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
+        raise HeaderError("`__metadata__` is not an object of strings")
+    return fields
+
+
+def _entry(name: str, fields: JSON) -> Entry:
+    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
+        raise HeaderError(f"{name}: its header entry must have dtype, shape and data_offsets, and nothing else")
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
+        raise HeaderError(f"{name}: unknown dtype {dtype!r}")
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise HeaderError(f"{name}: shape and data_offsets must be lists of whole numbers")
+    start, stop = offsets
+    needed = prod(shape) * ITEM_SIZE[dtype]
+    if stop - start != needed:
+        raise HeaderError(f"{name}: shape {shape} in {dtype} needs {needed} bytes, the header gives {stop - start}")
+    return Entry(dtype, tuple(shape), start, stop)
+
+
+def _naturals(values: JSON) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _check_ranges(entries: Mapping[str, Entry], size: int) -> None:
+    """The tensors fill the data section from first to last byte: no overlap, no hole."""
+    position = 0
+    for name, entry in entries.items():
+        if entry.start != position:
+            kind = "overlaps its neighbour" if entry.start < position else "leaves a hole before it"
+            raise HeaderError(f"{name}: its data {kind} (byte {min(entry.start, position)} of the data section)")
+        position = entry.stop
+    if position > size:
+        raise HeaderError(
+            f"the file is cut off: its tensors need {position} bytes, {size} are there", fix="fetch the file again"
+        )
+    if position < size:
+        raise HeaderError(f"{size - position} bytes follow the last tensor")
+
+
+def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """Return length prefix and header for (name, dtype, shape) laid out one after the other in the order given.
+
+    Canonical: RFC 8785 JSON, padded with spaces so that the data section starts at a multiple of 8.
+    """
+    header: dict[str, JSON] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, dtype, shape in tensors:
+        stop = position + prod(shape) * ITEM_SIZE[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, stop]}
+        position = stop
+    text = canonical_json(header)
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text

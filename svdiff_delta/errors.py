@@ -1,0 +1,100 @@
+"""Every error the library raises on purpose.
+
+    DeltaError
+    ├── FormatError            the bytes are not a valid delta file
+    │   ├── HeaderError        the safetensors container is broken (spec, section 3)
+    │   ├── MetadataError      the `svdiff` document is broken (spec, section 5)
+    │   ├── TensorError        a tensor has a wrong dtype, length or value (spec, section 4)
+    │   └── VersionError       another major version, or a feature this reader does not know
+    ├── InputError             a path or argument that cannot work
+    ├── OutputError            nothing could be written: it exists, no right, no space
+    ├── SelectionError         a selector that is unknown or matches nothing
+    ├── BaseError              the base cannot be opened, or a weight in it cannot be used
+    │   └── BaseMismatchError  the delta was made for another base
+    ├── CacheError             the basis cache is unusable
+    ├── AttachError            shifts cannot be put on this live model
+    ├── TrainError             training cannot start or go on
+    └── MissingExtraError      an optional dependency is not installed
+
+Each says *what* is wrong and *why* in its message, and in `fix` the argument or command that mends it. Only these
+leave the library; the command line turns them into one line and exit code 1.
+"""
+
+from __future__ import annotations
+
+
+class DeltaError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        message: what is wrong and why, naming the parameter and the file.
+        fix: the argument or command that mends it, as a clause without a full stop.
+    """
+
+    def __init__(self, message: str, *, fix: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.fix}" if self.fix else self.message
+
+
+class FormatError(DeltaError):
+    """The bytes are not a valid delta file."""
+
+
+class HeaderError(FormatError):
+    """The safetensors container is broken."""
+
+
+class MetadataError(FormatError):
+    """The `svdiff` metadata document is broken."""
+
+
+class TensorError(FormatError):
+    """A tensor has a wrong dtype, length or value."""
+
+
+class VersionError(FormatError):
+    """The file has another major version, or needs a feature this reader does not know."""
+
+
+class InputError(DeltaError):
+    """A path or argument that cannot work."""
+
+
+class OutputError(DeltaError):
+    """Nothing could be written."""
+
+
+class SelectionError(DeltaError):
+    """A selector that is unknown or matches nothing."""
+
+
+class BaseError(DeltaError):
+    """The base cannot be opened, or a weight in it cannot be used."""
+
+
+class BaseMismatchError(BaseError):
+    """The delta was made for another base."""
+
+
+class CacheError(DeltaError):
+    """The basis cache is unusable."""
+
+
+class AttachError(DeltaError):
+    """Shifts cannot be put on this live model."""
+
+
+class TrainError(DeltaError):
+    """Training cannot start or go on."""
+
+
+class MissingExtraError(DeltaError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this needs {package}, which is not installed", fix=f"pip install 'svdiff-delta[{extra}]'")
+        self.extra = extra

@@ -1,0 +1,106 @@
+"""Which weights can be shifted, and how: kind and axis come from the module's class (spec, section 4.2)."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, cast
+
+import torch
+from torch import nn
+
+from .base import Base, Component, aliases, read_json
+from .errors import BaseError, MissingExtraError
+from .parameter import Kind
+
+SPECTRAL: Final[Mapping[type[nn.Module], int]] = {
+    nn.Linear: 0,
+    nn.Conv1d: 0,
+    nn.Conv2d: 0,
+    nn.Conv3d: 0,
+    nn.ConvTranspose1d: 1,
+    nn.ConvTranspose2d: 1,
+    nn.ConvTranspose3d: 1,
+}
+"""The axis of output channels, by class; subclasses count as their parent."""
+
+ON_REQUEST: Final[Mapping[type[nn.Module], int]] = {nn.Embedding: 0}
+"""Spectral too, but only where they are named."""
+
+NORMS: Final[tuple[type[nn.Module], ...]] = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def kind_of(module: nn.Module, *, on_request: bool = False) -> tuple[Kind, int] | None:
+    """Return kind and axis of a module's `weight`, or None if it has none that can be shifted.
+
+    Args:
+        module: any module.
+        on_request: whether to count embeddings.
+    """
+    if not isinstance(getattr(module, "weight", None), torch.Tensor):
+        return None
+    tables = [SPECTRAL, ON_REQUEST] if on_request else [SPECTRAL]
+    for table in tables:
+        for cls, axis in table.items():
+            if isinstance(module, cls):
+                return "spectral", axis
+    # diffusers and transformers have RMSNorm and LayerNorm classes of their own.
+    is_norm = isinstance(module, NORMS) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
+    if is_norm and cast("torch.Tensor", module.weight).ndim == 1:
+        return "elementwise", 0
+    if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
+        return "spectral", 1  # GPT-2's linear layer, stored transposed
+    return None
+
+
+def shiftable(model: nn.Module, *, on_request: bool = False) -> Iterator[tuple[str, Kind, int]]:
+    """Yield (state-dict key, kind, axis) of every weight of a model that can be shifted.
+
+    Multi-head attention of torch itself reads its projections without calling them, so they are left out.
+    """
+    skipped = {
+        child for module in model.modules() if isinstance(module, nn.MultiheadAttention) for child in module.children()
+    }
+    for path, module in model.named_modules():
+        if module not in skipped and (found := kind_of(module, on_request=on_request)):
+            yield f"{path}.weight", *found
+
+
+def base_kinds(base: Base, *, on_request: bool = False) -> dict[str, tuple[Kind, int]]:
+    """Return kind and axis of every weight of a base that can be shifted, by parameter name.
+
+    The classes are built on torch's meta device from the configuration, so no weight is read.
+
+    Raises:
+        BaseError: the class of a component is not known.
+        MissingExtraError: diffusers or transformers is needed and not installed.
+    """
+    found: dict[str, tuple[Kind, int]] = {}
+    for name, component in base.components.items():
+        for key, kind, axis in shiftable(_skeleton(name, component), on_request=on_request):
+            for candidate in aliases(key):
+                if candidate in component.location:
+                    found[f"{name}.{candidate}"] = kind, axis
+    return dict(sorted(found.items()))
+
+
+def _skeleton(name: str, component: Component) -> nn.Module:
+    """The component's own class on the meta device."""
+    if component.folder is None or not component.class_name:
+        raise BaseError(
+            f"{name}: nothing says which class this model has, and kinds come from the class",
+            fix="name the model's folder with its config.json, not the weight file alone",
+        )
+    try:
+        library: Any = importlib.import_module(component.library)
+    except ImportError:
+        raise MissingExtraError(component.library, "train") from None
+    cls = getattr(library, component.class_name, None)
+    if cls is None:
+        raise BaseError(f"{name}: {component.library} has no class {component.class_name}", fix="install a newer one")
+    with torch.device("meta"):
+        if component.library == "diffusers":
+            model = cls.from_config(read_json(component.folder / "config.json"))
+        else:
+            model = cls(cls.config_class.from_pretrained(str(component.folder)))
+    return cast("nn.Module", model)

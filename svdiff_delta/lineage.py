@@ -1,0 +1,91 @@
+"""The record in a file of the operations and inputs that made it (spec, section 8)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ._json import JSON, as_object
+from .errors import MetadataError
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One operation: its name, its arguments, and the SHA-256 (hex) of each input file in order."""
+
+    operation: str
+    arguments: Mapping[str, JSON] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An input of an operation: digest of its tensor bytes, title, training facts, and the operation that made it."""
+
+    digest: str
+    title: str | None = None
+    training: Mapping[str, JSON] | None = None
+    record: Record | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """How a file was made: the last operation, and every file it goes back to, each once, by SHA-256."""
+
+    record: Record
+    files: Mapping[str, Source] = field(default_factory=dict)
+
+
+def _dump_record(record: Record) -> dict[str, JSON]:
+    """Return the JSON fields of an operation."""
+    return {"operation": record.operation, "arguments": dict(record.arguments), "inputs": list(record.inputs)}
+
+
+def dump_lineage(lineage: Lineage) -> dict[str, JSON]:
+    """Return the JSON fields of a lineage."""
+    files = {}
+    for sha256, source in lineage.files.items():
+        fields: dict[str, JSON] = {"digest": source.digest}
+        if source.title is not None:
+            fields["title"] = source.title
+        if source.training is not None:
+            fields["training"] = dict(source.training)
+        if source.record is not None:
+            fields |= _dump_record(source.record)
+        files[sha256] = fields
+    return {**_dump_record(lineage.record), "files": files}
+
+
+def parse_lineage(fields: dict[str, JSON]) -> Lineage:
+    """Check and read the JSON fields of a lineage; raise MetadataError naming the field that is wrong."""
+    files = as_object(fields.pop("files", {}), "lineage.files")
+    record = _parse_record(fields, "lineage")
+    if record is None:
+        raise MetadataError("lineage.operation: is missing")
+    return Lineage(record, {sha256: _parse_source(sha256, source) for sha256, source in files.items()})
+
+
+def _parse_source(sha256: str, fields: JSON) -> Source:
+    where = f"lineage.files.{sha256[:64]}"
+    fields = as_object(fields, where)
+    digest, title, training = fields.get("digest"), fields.get("title"), fields.get("training")
+    if not _DIGEST.fullmatch(sha256) or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise MetadataError(f"{where}: SHA-256 digests have 64 hexadecimal digits")
+    if title is not None and not isinstance(title, str):
+        raise MetadataError(f"{where}.title: must be a string")
+    training = None if training is None else as_object(training, f"{where}.training")
+    return Source(digest, title, training, _parse_record(fields, where))
+
+
+def _parse_record(fields: dict[str, JSON], where: str) -> Record | None:
+    if "operation" not in fields:
+        return None
+    operation, inputs = fields["operation"], fields.get("inputs", [])
+    if not isinstance(operation, str) or not operation:
+        raise MetadataError(f"{where}.operation: must be a non-empty string")
+    if not isinstance(inputs, list) or not all(isinstance(item, str) and _DIGEST.fullmatch(item) for item in inputs):
+        raise MetadataError(f"{where}.inputs: must be SHA-256 digests with 64 hexadecimal digits")
+    return Record(operation, as_object(fields.get("arguments", {}), f"{where}.arguments"), tuple(inputs))

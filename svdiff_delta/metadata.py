@@ -1,0 +1,170 @@
+"""What a delta file says about itself: frozen dataclasses, and their way from and to JSON (spec, section 5)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from ._json import JSON, as_object, canonical_json, strict_json, take
+from .errors import MetadataError, VersionError
+from .lineage import Lineage, dump_lineage, parse_lineage
+from .parameter import Parameter, dump_columns, parse_columns
+
+FORMAT: Final = "svdiff-delta"
+VERSION: Final = 1
+KEY: Final = "svdiff"
+"""Key of the document in the container's `__metadata__`."""
+
+FEATURES: Final[frozenset[str]] = frozenset()
+"""Features that this reader understands (spec, section 9)."""
+
+_COMPONENT = re.compile(r"[A-Za-z0-9_]+")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseInfo:
+    """The model whose weights are shifted: class name by component, and where it came from if that was given."""
+
+    components: Mapping[str, str] = field(default_factory=dict)
+    repository: str | None = None
+    revision: str | None = None
+    extra: Mapping[str, JSON] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """Everything a delta file says about itself.
+
+    Attributes:
+        base: the model it belongs to.
+        parameters: one `Parameter` per shifted weight, in sorted-name order.
+        lineage: the operations that made it; None for one that was trained.
+        training: facts of the training run; None where there was none or they are unknown.
+        modelspec: the ModelSpec fields, without their `modelspec.` prefix.
+        extra: unknown fields of the document, kept as they are.
+        foreign: unknown keys of the container's `__metadata__`, kept as they are.
+    """
+
+    base: BaseInfo
+    parameters: Mapping[str, Parameter]
+    lineage: Lineage | None = None
+    training: Mapping[str, JSON] | None = None
+    modelspec: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, JSON] = field(default_factory=dict)
+    foreign: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", dict(sorted(self.parameters.items())))
+
+    @property
+    def title(self) -> str | None:
+        """The title that model browsers show."""
+        return self.modelspec.get("title")
+
+    def with_title(self, title: str | None) -> Metadata:
+        """Return a copy with this title, or without one."""
+        spec = {key: value for key, value in self.modelspec.items() if key != "title"}
+        if title is not None:
+            spec["title"] = title
+        return replace(self, modelspec=spec)
+
+
+def dump(metadata: Metadata) -> dict[str, str]:
+    """Return the strings of the container's `__metadata__`."""
+    document: dict[str, JSON] = {
+        **metadata.extra,
+        "format": FORMAT,
+        "version": VERSION,
+        "base": _dump_base(metadata.base),
+        "parameters": dump_columns(metadata.parameters),
+    }
+    if metadata.lineage is not None:
+        document["lineage"] = dump_lineage(metadata.lineage)
+    if metadata.training is not None:
+        document["training"] = dict(metadata.training)
+    spec = {f"modelspec.{key}": value for key, value in metadata.modelspec.items()}
+    return {**metadata.foreign, **spec, KEY: canonical_json(document).decode()}
+
+
+def parse(strings: Mapping[str, str], names: Sequence[str]) -> Metadata:
+    """Check and read the container's `__metadata__` for tensors of these names.
+
+    Raises:
+        MetadataError: the document is missing or breaks a rule of section 5; the message names the field.
+        VersionError: another major version, or a feature that must be understood and is not.
+    """
+    if KEY not in strings:
+        raise MetadataError(
+            "this is a safetensors file without `svdiff` metadata, not a delta file",
+            fix="convert other formats with `svdiff convert`",
+        )
+    document = as_object(
+        strict_json(strings[KEY].encode("utf-8", "surrogatepass"), "`svdiff`", MetadataError), "svdiff"
+    )
+    _check_version(document)
+    base = _parse_base(as_object(take(document, "base"), "base"))
+    parameters = parse_columns(as_object(take(document, "parameters"), "parameters"), sorted(names))
+    _check_components(base, parameters)
+    lineage, training = document.pop("lineage", None), document.pop("training", None)
+    return Metadata(
+        base=base,
+        parameters=parameters,
+        lineage=None if lineage is None else parse_lineage(as_object(lineage, "lineage")),
+        training=None if training is None else as_object(training, "training"),
+        modelspec={k.removeprefix("modelspec."): v for k, v in strings.items() if k.startswith("modelspec.")},
+        extra=document,
+        foreign={k: v for k, v in strings.items() if k != KEY and not k.startswith("modelspec.")},
+    )
+
+
+def _check_version(document: dict[str, JSON]) -> None:
+    if (name := take(document, "format")) != FORMAT:
+        raise MetadataError(f"format: must be {FORMAT!r}, is {name!r}")
+    version = take(document, "version")
+    if type(version) is not int or version < 1:
+        raise MetadataError(f"version: must be a whole number from 1, is {version!r}")
+    if version != VERSION:
+        raise VersionError(
+            f"version: the file has format version {version}, this program reads version {VERSION}",
+            fix=f"use a release of svdiff-delta that reads version {version}",
+        )
+    features = document.get("must_understand", [])
+    if not isinstance(features, list) or not all(isinstance(feature, str) for feature in features):
+        raise MetadataError("must_understand: must be a list of strings")
+    if unknown := sorted(set(features) - FEATURES):
+        raise VersionError(
+            f"must_understand: the file needs {', '.join(unknown)}, which this program does not know",
+            fix="use a newer release of svdiff-delta",
+        )
+
+
+def _dump_base(base: BaseInfo) -> dict[str, JSON]:
+    fields: dict[str, JSON] = {**base.extra, "components": dict(base.components)}
+    if base.repository is not None:
+        fields["repository"] = base.repository
+    if base.revision is not None:
+        fields["revision"] = base.revision
+    return fields
+
+
+def _parse_base(fields: dict[str, JSON]) -> BaseInfo:
+    components = as_object(take(fields, "components", "base."), "base.components")
+    for name, class_name in components.items():
+        if not _COMPONENT.fullmatch(name) or name == KEY or not isinstance(class_name, str):
+            raise MetadataError(f"base.components: {name!r} is not a component name with a class name")
+    repository, revision = fields.pop("repository", None), fields.pop("revision", None)
+    for key, value in (("repository", repository), ("revision", revision)):
+        if value is not None and (not isinstance(value, str) or not value):
+            raise MetadataError(f"base.{key}: must be a non-empty string")
+    return BaseInfo(components, repository, revision, fields)
+
+
+def _check_components(base: BaseInfo, parameters: Mapping[str, Parameter]) -> None:
+    for name in parameters:
+        component, dot, key = name.partition(".")
+        if not dot or not key or not key.isascii() or not key.isprintable():
+            raise MetadataError(f"{name!r}: is not a parameter name (component, dot, state-dict key)")
+        if component not in base.components:
+            raise MetadataError(f"{name}: base.components does not name {component!r}")

@@ -1,0 +1,169 @@
+"""A base's weights made ready for δ: read, rounded, identified, with their basis; and checked against a delta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from .base import Base
+from .basis import READER_TOLERANCE, Basis, choose_dtype, find_runs, fingerprint, matricize, round_weight, unmatricize
+from .cache import BasisCache
+from .codec import Dtype
+from .delta import Delta, Shift
+from .errors import BaseMismatchError, TensorError
+from .kinds import base_kinds
+from .metadata import BaseInfo, Metadata
+from .parameter import Kind, Parameter
+from .select import match
+
+Progress = Callable[[int, int], None]
+"""Called with how much is done and how much there is in all."""
+
+
+class Weights(Protocol):
+    """Anything that returns a base weight by parameter name: an opened base, or a live model."""
+
+    def read(self, name: str) -> Tensor:
+        """Return the values as they are, on the CPU."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One weight of a base, rounded and identified.
+
+    Attributes:
+        parameter: what a delta file says about it.
+        weight: its values, unrounded.
+        rounded: its values in the basis dtype, as float32.
+        basis: its basis; None for elementwise parameters.
+    """
+
+    parameter: Parameter
+    weight: Tensor
+    rounded: Tensor
+    basis: Basis | None
+
+    def delta_weight(self, shift: Tensor) -> Tensor:
+        """Return ΔW in the weight's own shape for δ (size,) in float64, scaled and summed before (spec, section 6.6).
+
+        Float32 for spectral parameters; for elementwise ones ΔW is δ itself, float64.
+        """
+        if self.basis is None:
+            return shift
+        axis = self.parameter.axis
+        change = self.basis.delta_weight(matricize(self.rounded, axis), shift)
+        return unmatricize(change, self.parameter.shape, axis)
+
+
+def prepare(
+    weights: Weights, name: str, kind: Kind, axis: int, cache: BasisCache, *, dtype: Dtype | None = None
+) -> Prepared:
+    """Read, round and identify one weight, and obtain its basis.
+
+    Args:
+        weights: where to read it.
+        name: the parameter.
+        kind: "spectral" or "elementwise".
+        axis: the axis of output channels.
+        cache: where bases are kept.
+        dtype: the basis dtype that a file gives; None chooses it from the values, as a writer does.
+
+    Raises:
+        BaseError: the weight is missing, not floating-point, or not finite.
+    """
+    weight = weights.read(name)
+    dtype = dtype or choose_dtype(weight, name)
+    rounded = round_weight(weight, dtype)
+    key = fingerprint(rounded, axis)
+    if kind == "elementwise":
+        return Prepared(Parameter(tuple(weight.shape), kind, axis, dtype, key), weight, rounded, None)
+    basis = cache.obtain(key, rounded, axis)
+    runs = find_runs(basis.sigma)
+    parameter = Parameter(tuple(weight.shape), kind, axis, dtype, key, runs.tied, runs.null)
+    return Prepared(parameter, weight, rounded, basis)
+
+
+def fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
+    """Prepare the weight that a delta shifts, and check that it is the one the delta was made for.
+
+    Raises:
+        BaseMismatchError: another weight stands there.
+        TensorError: δ differs where the singular values are tied, or is not 0 where they are null.
+        BaseError: as `prepare`.
+    """
+    said = delta.metadata.parameters[name]
+    weight = weights.read(name)
+    if tuple(weight.shape) != said.shape:
+        raise BaseMismatchError(
+            f"{name}: the delta was made for a weight of shape {list(said.shape)}, the base has {list(weight.shape)}",
+            fix="name the base that the delta was made for",
+        )
+    key = fingerprint(round_weight(weight, said.dtype), said.axis)
+    if key != said.fingerprint:
+        raise BaseMismatchError(
+            f"{name}: the delta was made for another base (fingerprint {said.fingerprint}, here {key})",
+            fix="name the base that the delta was made for",
+        )
+    prepared = prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
+    if prepared.basis is not None:
+        _check_projected(name, delta[name], prepared.basis)
+    return prepared
+
+
+def _check_projected(name: str, shift: Shift, basis: Basis) -> None:
+    runs = find_runs(basis.sigma, READER_TOLERANCE)
+    for first, last in runs.tied:
+        if (shift[first : last + 1] != shift[first]).any():
+            raise TensorError(f"{name}: δ differs within {first}-{last}, where the base's singular values are tied")
+    if runs.null and shift[shift.size - runs.null :].any():
+        raise TensorError(f"{name}: δ must be 0 on the {runs.null} singular values that are null in the base")
+
+
+def build_basis(
+    base: Base, *selectors: str, cache: BasisCache | None = None, progress: Progress | None = None
+) -> dict[str, Parameter]:
+    """Compute and keep the bases of a base's weights, largest first.
+
+    Args:
+        base: an opened base.
+        selectors: which parameters, as `select` takes them; all that can be shifted if none is given.
+        cache: where to keep them; the default cache if not given.
+        progress: called after each weight with the numbers of weights' elements done and in all.
+
+    Returns:
+        What a delta file says about each parameter, by sorted name.
+
+    Raises:
+        SelectionError: a selector is unknown or matches nothing.
+        BaseError: a weight cannot be used.
+    """
+    cache = cache or BasisCache()
+    kinds = base_kinds(base)
+    sizes = {name: prod(base.shape(name)) for name in chosen_names(base, kinds, selectors)}
+    done, total, found = 0, sum(sizes.values()), {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        found[name] = prepare(base, name, *kinds[name], cache).parameter
+        done += sizes[name]
+        if progress is not None:
+            progress(done, total)
+    return dict(sorted(found.items()))
+
+
+def chosen_names(base: Base, kinds: Mapping[str, tuple[Kind, int]], selectors: Sequence[str]) -> list[str]:
+    """Return the names among `kinds` that any selector names; all if there is no selector."""
+    return match({name: base.shape(name) for name in kinds}, selectors) if selectors else sorted(kinds)
+
+
+def zero_delta(base: Base, *selectors: str, cache: BasisCache | None = None, progress: Progress | None = None) -> Delta:
+    """Return δ = 0 for a base's weights: where training starts. Arguments and errors are those of `build_basis`."""
+    parameters = build_basis(base, *selectors, cache=cache, progress=progress)
+    used = {name.partition(".")[0] for name in parameters}
+    info = base.info
+    classes = {name: cls for name, cls in info.components.items() if name in used}
+    metadata = Metadata(BaseInfo(classes, info.repository, info.revision), parameters)
+    return Delta({name: np.zeros(parameter.size) for name, parameter in parameters.items()}, metadata)

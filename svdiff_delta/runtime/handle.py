@@ -1,0 +1,277 @@
+"""Putting δ on a live model, changing it there, and taking it off again, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MethodType, TracebackType
+from typing import Any, Final, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from svdiff_delta._json import JSON
+from svdiff_delta.base import Base
+from svdiff_delta.cache import BasisCache
+from svdiff_delta.delta import Delta
+from svdiff_delta.errors import AttachError, BaseMismatchError, InputError
+from svdiff_delta.kinds import kind_of
+from svdiff_delta.ops import weighted_total
+from svdiff_delta.parameter import Kind, Parameter
+from svdiff_delta.prepare import Prepared, Weights, fit
+
+from .layers import HALF, NormShift, Shift, SpectralShift, WholeShift
+from .models import LiveWeights, components, find_base, layer
+from .products import is_grouped
+
+SLOT: Final = "svdiff_shift"
+"""The name under which a shifted layer holds its `Shift`."""
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One shifted layer: the module, what stands for its δ, and what puts its weight back if it was dropped."""
+
+    module: nn.Module
+    shift: Shift
+    restore: Callable[[], None]
+
+
+def attach(
+    target: object,
+    delta: Delta,
+    *,
+    scale: float = 1.0,
+    base: Base | None = None,
+    exact: bool = False,
+    trainable: bool = False,
+    cache: BasisCache | None = None,
+) -> Handle:
+    """Put a delta on a live pipeline or model; nothing is touched before everything is checked.
+
+    Linear layers and convolutions run factored, and their weights are dropped while the factors stand for them; models
+    in half precision, and all with `exact=True`, keep the weights and add the shift's own two products.
+
+    Args:
+        target: a diffusers pipeline, one of its models, or a transformers model.
+        delta: what to put on it.
+        scale: factor on δ.
+        base: where the original weights are; the folder the model was loaded from if not given, and the live weights
+            themselves if there is none.
+        exact: whether to use the additive form `Wx + U(Δσ ⊙ Vᵀx)`, which equals the baked weight on any base.
+        trainable: whether δ takes gradients (see `Handle.parameters`); the model's own weights are left as they are.
+        cache: where bases are kept; the default cache if not given.
+
+    Returns:
+        The handle that swaps, scales and detaches; as a context manager it detaches at the end.
+
+    Raises:
+        AttachError: a component or layer is not there, is of an unsupported class, or is shifted already.
+        BaseMismatchError: the delta was made for another base.
+        BaseError: a weight cannot be read or used.
+    """
+    models = components(target, (name.partition(".")[0] for name in delta))
+    base = base or find_base(target)
+    weights: Weights = base or LiveWeights(models)
+    cache = cache or BasisCache()
+    plan = {}
+    for name in delta:
+        module = layer(models, name)
+        _check_layer(name, module, delta.metadata.parameters[name])
+        prepared = fit(weights, name, delta, cache)
+        _check_live(name, module, prepared.weight)
+        plan[name] = module, prepared
+    shared = _shared_weights(models)
+    sites = {}
+    for name, (module, prepared) in plan.items():
+        shift = _make_shift(module, prepared, exact=exact, trainable=trainable)
+        drop = base is not None and isinstance(shift, SpectralShift) and not shift.keeps_weight
+        droppable = drop and id(module.weight) not in shared
+        sites[name] = _install(name, module, shift, base if droppable else None)
+    return Handle(sites, delta, scale)
+
+
+class Handle:
+    """A delta on a live model. Made by `attach`.
+
+    Args:
+        sites: the shifted layers by parameter name.
+        delta: what was put on them.
+        scale: factor on δ.
+    """
+
+    def __init__(self, sites: Mapping[str, _Site], delta: Delta, scale: float) -> None:
+        self._sites: dict[str, _Site] = dict(sites)
+        self._delta, self._current, self._scale = delta, delta, _finite(scale)
+        self._write()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    @property
+    def scale(self) -> float:
+        """The factor on δ."""
+        return self._scale
+
+    def set_scale(self, scale: float) -> None:
+        """Multiply δ by another factor; raise InputError if it is not finite."""
+        self._scale = _finite(scale)
+        self._write()
+
+    def swap(self, delta: Delta) -> None:
+        """Put another delta of the same base in its place; layers that it does not shift return to δ = 0.
+
+        Raises:
+            AttachError: it shifts a layer that was not attached, or the handle is detached.
+            BaseMismatchError: it was made for another base.
+        """
+        self._check_attached()
+        for name, parameter in delta.metadata.parameters.items():
+            if name not in self._sites:
+                raise AttachError(f"{name}: is not among the attached layers", fix="detach, and attach this delta anew")
+            _check_same(name, self._delta.metadata.parameters[name], parameter)
+        self._current = delta
+        self._write()
+
+    def _write(self) -> None:
+        self._check_attached()
+        # The first delta's parameters stay: they say which numbers are free.
+        for name, site in self._sites.items():
+            parameter = self._delta.metadata.parameters[name]
+            site.shift.load(torch.from_numpy(weighted_total(name, parameter, [self._current], [self._scale])))
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield parameter name and the free numbers of its δ, for an optimizer; nothing unless `trainable`."""
+        for name, site in self._sites.items():
+            if isinstance(site.shift.value, nn.Parameter):
+                yield name, site.shift.value
+
+    def kinds(self) -> dict[str, Kind]:
+        """Return the kind of each attached parameter, by name."""
+        return {name: self._delta.metadata.parameters[name].kind for name in self._sites}
+
+    def delta(self, *, training: Mapping[str, JSON] | None = None) -> Delta:
+        """Return δ as it is on the model now, with its scale folded in.
+
+        Args:
+            training: facts to record in its metadata.
+
+        Raises:
+            TensorError: a value is not finite.
+        """
+        self._check_attached()
+        values = {name: _numpy(site.shift) for name, site in self._sites.items()}
+        metadata = replace(self._delta.metadata, training=training or self._delta.metadata.training)
+        return Delta(values, metadata)
+
+    def detach(self) -> None:
+        """Take δ off; every weight is again what it was, bit for bit. A second call does nothing."""
+        for site in self._sites.values():
+            site.restore()
+        self._sites.clear()
+
+    def _check_attached(self) -> None:
+        if not self._sites:
+            raise AttachError("the delta was detached", fix="attach it again")
+
+
+def _numpy(shift: Shift) -> np.ndarray[Any, np.dtype[np.float32]]:
+    with torch.no_grad():
+        return cast("np.ndarray[Any, np.dtype[np.float32]]", shift.full().float().cpu().numpy())
+
+
+def _finite(scale: float) -> float:
+    if not np.isfinite(scale):
+        raise InputError(f"the scale must be a finite number, is {scale}")
+    return float(scale)
+
+
+def _check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
+    if hasattr(module, SLOT):
+        raise AttachError(f"{name}: has a delta on it already", fix="detach that first, or `add` the two deltas")
+    found = kind_of(module)
+    if found is None:
+        raise AttachError(f"{name}: layers of class {type(module).__name__} cannot be shifted live", fix="use `bake`")
+    if found != (parameter.kind, parameter.axis):
+        raise AttachError(
+            f"{name}: the delta says {parameter.kind} on axis {parameter.axis}, "
+            f"{type(module).__name__} is {found[0]} on axis {found[1]}"
+        )
+
+
+def _check_live(name: str, module: nn.Module, original: Tensor) -> None:
+    live = cast("Tensor", module.weight)
+    if live.shape != original.shape or not torch.equal(live.detach().cpu(), original.to(live.dtype)):
+        raise AttachError(
+            f"{name}: the live weight is not the one in the base's file",
+            fix="unload what else was fused into it, or name its base with `base=`",
+        )
+
+
+def _check_same(name: str, here: Parameter, there: Parameter) -> None:
+    if here.fingerprint != there.fingerprint or here.dtype != there.dtype:
+        raise BaseMismatchError(
+            f"{name}: the delta was made for another base (fingerprint {there.fingerprint}, here {here.fingerprint})",
+            fix="swap only deltas of one base",
+        )
+
+
+def _shared_weights(models: Mapping[str, nn.Module]) -> set[int]:
+    """Return the identities of parameters that several modules own; those must stay where they are."""
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for model in models.values():
+        for module in model.modules():
+            for parameter in module._parameters.values():
+                (shared if id(parameter) in seen else seen).add(id(parameter))
+    return shared
+
+
+def _make_shift(module: nn.Module, prepared: Prepared, *, exact: bool, trainable: bool) -> Shift:
+    if prepared.basis is None:
+        return NormShift(module, prepared, trainable=trainable)
+    if is_grouped(module):
+        return WholeShift(module, prepared, trainable=trainable)
+    half = cast("Tensor", module.weight).dtype in HALF  # a product of two rounded factors is not W to half precision
+    return SpectralShift(module, prepared, exact=exact or half, trainable=trainable)
+
+
+def _install(name: str, module: nn.Module, shift: Shift, base: Base | None) -> _Site:
+    """Let `shift` compute the layer's output; with a base to read it from again, drop the weight."""
+    module.add_module(SLOT, shift)
+    module.forward = MethodType(_shifted_forward, module)
+    if base is None:
+        return _Site(module, shift, lambda: _uninstall(module))
+    weight = cast("nn.Parameter", module.weight)
+    # NaN in one element seen as many: whoever reads the weight past the shift notices at once.
+    weight.data = torch.full((), torch.nan, dtype=weight.dtype, device=weight.device).expand(weight.shape)
+    guard = module.register_state_dict_pre_hook(_refuse_state_dict)
+
+    def restore() -> None:
+        weight.data = base.read(name).to(weight.device, weight.dtype)
+        guard.remove()
+        _uninstall(module)
+
+    return _Site(module, shift, restore)
+
+
+def _uninstall(module: nn.Module) -> None:
+    delattr(module, SLOT)
+    delattr(module, "forward")
+
+
+def _shifted_forward(self: nn.Module, x: Tensor, *args: Any) -> Tensor:
+    return cast("Shift", getattr(self, SLOT)).call(self, x, *args)
+
+
+def _refuse_state_dict(module: nn.Module, prefix: str, keep_vars: bool) -> None:  # noqa: ARG001
+    raise AttachError(
+        f"{prefix}weight: cannot be saved while a delta is attached, its factors stand for it",
+        fix="detach first, or write a full checkpoint with `bake`",
+    )

@@ -1,0 +1,88 @@
+"""Finding things on live models: their components, their layers, and the files their weights came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from svdiff_delta.base import SLOTS, Base, aliases, open_base
+from svdiff_delta.errors import AttachError, BaseError
+
+
+def components(target: object, wanted: Iterable[str]) -> dict[str, nn.Module]:
+    """Return the modules of a pipeline or model by component name.
+
+    Args:
+        target: a diffusers pipeline, or a model.
+        wanted: the components that a delta shifts; a model on its own takes the name of the only one.
+
+    Raises:
+        AttachError: a wanted component is not there.
+    """
+    wanted = sorted(set(wanted))
+    if isinstance(target, nn.Module):
+        name = wanted[0] if len(wanted) == 1 else SLOTS.get(type(target).__name__, "model")
+        found = {name: target}
+    else:
+        parts = getattr(target, "components", None)
+        if not isinstance(parts, Mapping):
+            raise AttachError(f"{type(target).__name__} is neither a pipeline nor a model")
+        found = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    if lacking := [name for name in wanted if name not in found]:
+        raise AttachError(
+            f"the delta shifts {lacking[0]}, and the model has only {', '.join(sorted(found))}",
+            fix="attach to the pipeline that has it, or `select` the components it has",
+        )
+    return found
+
+
+def layer(models: Mapping[str, nn.Module], name: str) -> nn.Module:
+    """Return the module whose weight a parameter names.
+
+    Raises:
+        AttachError: there is none.
+    """
+    slot, _, key = name.partition(".")
+    for candidate in aliases(key):
+        path, _, attribute = candidate.rpartition(".")
+        try:
+            module = models[slot].get_submodule(path)
+        except AttributeError:
+            continue
+        module = cast("nn.Module", getattr(module, "base_layer", module))  # a layer that PEFT has wrapped
+        if attribute == "weight" and isinstance(getattr(module, "weight", None), Tensor):
+            return module
+    raise AttachError(f"{name}: the model has no such layer", fix="attach to the model that the delta was made for")
+
+
+def find_base(target: object) -> Base | None:
+    """Return the base a live model was loaded from, if its folder is still there."""
+    config = getattr(target, "config", None)
+    for owner in (config, target):
+        path = _get(owner, "_name_or_path") or _get(owner, "name_or_path")
+        if isinstance(path, str) and path and Path(path).exists():
+            try:
+                return open_base(path)
+            except BaseError:
+                return None
+    return None
+
+
+def _get(owner: object, key: str) -> Any:
+    if isinstance(owner, Mapping):
+        return owner.get(key)
+    return getattr(owner, "__dict__", {}).get(key)
+
+
+class LiveWeights:
+    """The weights of live models that came from no file; they are read as they stand."""
+
+    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+        self._models = models
+
+    def read(self, name: str) -> Tensor:
+        """Return a parameter's values on the CPU."""
+        return cast("Tensor", layer(self._models, name).weight).detach().cpu()
