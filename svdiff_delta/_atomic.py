@@ -19,10 +19,14 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     Raises:
         OutputError: `path` exists and may not be overwritten, or its folder does not exist or is not writable.
     """
-    if path.exists() and not overwrite:
-        raise _exists(path)
     parent = path.absolute().parent
-    if not parent.is_dir():
+    try:
+        exists, in_folder = path.exists(), parent.is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise OutputError(f"{path}: could not be written ({error.strerror})", fix="choose another output") from None
+    if exists and not overwrite:
+        raise _exists(path)
+    if not in_folder:
         raise OutputError(f"{path}: the folder {parent} does not exist", fix="create it first")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{path}: the folder {parent} is not writable", fix="choose another output")

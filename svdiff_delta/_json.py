@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from math import isfinite
 from typing import Any, Final
 
 import rfc8785
@@ -16,7 +17,7 @@ JSON = Any
 
 
 def strict_json(text: bytes, what: str, error: type[FormatError]) -> JSON:
-    """Parse UTF-8 JSON; refuse duplicate keys, NaN and infinities, huge integers and deep nesting.
+    """Parse UTF-8 JSON; refuse duplicate keys, numbers that no double holds, half surrogate pairs and deep nesting.
 
     Raises:
         FormatError: as `error`, if the text is none of that; `what` names it in the message.
@@ -26,10 +27,15 @@ def strict_json(text: bytes, what: str, error: type[FormatError]) -> JSON:
             text.decode("utf-8"),
             object_pairs_hook=_no_duplicates,
             parse_constant=_no_constant,
-            parse_int=_small_int,
+            parse_float=_finite,
+            parse_int=_integer,
         )
+        if rb"\u" in text:
+            json.dumps(parsed, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as cause:
         raise error(f"{what} is not UTF-8 (byte {cause.start})") from None
+    except UnicodeEncodeError:
+        raise error(f"{what} has half of a surrogate pair in a string") from None
     except RecursionError:
         raise error(f"{what} is nested too deeply ({MAX_DEPTH} levels are allowed)") from None
     except ValueError as cause:
@@ -40,8 +46,8 @@ def strict_json(text: bytes, what: str, error: type[FormatError]) -> JSON:
 
 def _check_depth(parsed: JSON, what: str, error: type[FormatError]) -> None:
     level = [parsed]
-    for _ in range(MAX_DEPTH + 1):
-        level = [child for node in level for child in _children(node)]
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in _children(node) if isinstance(child, dict | list | tuple)]
         if not level:
             return
     raise error(f"{what} is nested too deeply ({MAX_DEPTH} levels are allowed)")
@@ -50,15 +56,15 @@ def _check_depth(parsed: JSON, what: str, error: type[FormatError]) -> None:
 def _children(node: JSON) -> Iterable[JSON]:
     if isinstance(node, dict):
         return node.values()
-    return node if isinstance(node, list) else ()
+    return node if isinstance(node, list | tuple) else ()
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"the key {name!r} stands twice in one object")
+        result[name] = value
     return result
 
 
@@ -66,21 +72,33 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-def _small_int(digits: str) -> int:
-    if len(digits) > 17 or abs(int(digits)) > MAX_INTEGER:
-        raise ValueError(f"the integer {digits[:20]} is larger than 2^53")
-    return int(digits)
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return number
+
+
+def _integer(digits: str) -> int | float:
+    """An integer, or the double of which these digits are the RFC 8785 form (1e20 is written as an integer)."""
+    if len(digits) <= 17 and abs(int(digits)) <= MAX_INTEGER:
+        return int(digits)
+    if len(digits) <= 22 and rfc8785.dumps(float(digits)) == digits.encode():
+        return float(digits)
+    raise ValueError(f"the integer {digits[:22]} is larger than 2^53")
 
 
 def canonical_json(value: JSON) -> bytes:
     """Return RFC 8785 bytes of a JSON value.
 
     Raises:
-        MetadataError: the value holds something JSON has no place for (NaN, an integer beyond 2^53, another type).
+        MetadataError: the value holds something JSON has no place for (NaN, an integer beyond 2^53, another type), or
+            is nested so deeply that it could not be read again.
     """
+    _check_depth(value, "the metadata", MetadataError)
     try:
         return rfc8785.dumps(value)
-    except rfc8785.CanonicalizationError as error:
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
         raise MetadataError(f"the metadata cannot be written as JSON ({error})") from None
 
 

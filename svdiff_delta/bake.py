@@ -19,7 +19,7 @@ from .cache import BasisCache
 from .codec import Dtype
 from .container import header_bytes
 from .delta import Delta
-from .errors import TensorError
+from .errors import BaseMismatchError, TensorError
 from .ops import check_sum, weighted_total
 from .parameter import Parameter
 from .prepare import Progress, fit
@@ -96,10 +96,12 @@ def _check(
 ) -> _Plan:
     """Check all deltas against the base, and see to it that every basis is in the cache."""
     parameters = check_sum(deltas, factors)
-    keys = {}
+    keys: dict[tuple[str, str], str] = {}
     for name in parameters:
-        slot, key = name.partition(".")[0], base.locate(name)[1]
-        keys[slot, key] = name
+        place = name.partition(".")[0], base.locate(name)[1]
+        if place in keys:
+            raise BaseMismatchError(f"{name}: shifts the same weight as {keys[place]}", fix="keep one of the two names")
+        keys[place] = name
         for delta in deltas:
             if name in delta:
                 fit(base, name, delta, cache)
@@ -176,8 +178,10 @@ def _baked(plan: _Plan, slot: str, dtypes: dict[str, str]) -> Iterator[tuple[str
 
 
 def _shifted(plan: _Plan, name: str, weight: Tensor) -> Tensor:
-    """Return W + ΔW in float32, or float64 for elementwise parameters and float64 bases."""
+    """Return W + ΔW in float32, or float64 for elementwise parameters and float64 bases; W itself where δ is 0."""
     shift = weighted_total(name, plan.parameters[name], plan.deltas, plan.factors)
+    if not shift.any():
+        return weight
     owner = next(delta for delta in plan.deltas if name in delta)
     prepared = fit(plan.base, name, owner, plan.cache)
     change = prepared.delta_weight(torch.from_numpy(shift))

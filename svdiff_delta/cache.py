@@ -47,7 +47,7 @@ class BasisCache:
         path = self.path(key)
         try:
             return _decode(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, DeltaError, KeyError, ValueError, RuntimeError) as error:
             warnings.warn(f"{path}: damaged cache entry, computing it again ({error})", stacklevel=2)

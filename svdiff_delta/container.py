@@ -52,6 +52,8 @@ def read_header(buffer: bytes | memoryview, size: int) -> Header:
         raise HeaderError(f"this is not a safetensors file (its header would have {length} bytes)")
     if 8 + length > size:
         raise HeaderError(f"the file is cut off within its header ({size} bytes)", fix="fetch the file again")
+    if buffer[8:9] != b"{":
+        raise HeaderError("the header does not begin with {: this is not a safetensors file")
     parsed = strict_json(bytes(buffer[8 : 8 + length]), "the header", HeaderError)
     if not isinstance(parsed, dict):
         raise HeaderError("the header is not a JSON object")

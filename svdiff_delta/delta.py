@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import fsum
 from typing import Final
 
 import numpy as np
@@ -18,10 +19,11 @@ from .parameter import Parameter
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a delta was read from: its bytes, and where the data section starts in them."""
+    """Where a delta was read from: its bytes, where the data section starts in them, and what errors call the file."""
 
     buffer: bytes | mmap.mmap
     data: int
+    name: str = ""
 
 
 Shift = NDArray[np.float32]
@@ -65,7 +67,15 @@ class Delta(Mapping[str, Shift]):
         value = self._values[name]
         if isinstance(value, np.ndarray) and not value.flags.writeable and value.dtype == np.float32:
             return value
-        return self._checked(name, value)
+        try:
+            return self._checked(name, value)
+        except TensorError as error:
+            if self.origin is None or not self.origin.name:
+                raise
+            raise TensorError(f"{self.origin.name}: {error.message}", fix=error.fix) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.metadata.parameters
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.metadata.parameters)
@@ -87,7 +97,8 @@ class Delta(Mapping[str, Shift]):
         return self.dtypes.get(name, "F32")
 
     def _checked(self, name: str, value: ArrayLike) -> Shift:
-        array = np.array(value, dtype=np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused by name
+            array = np.array(value, dtype=np.float32)
         check_shift(name, self.metadata.parameters[name], array)
         array.flags.writeable = False
         return array
@@ -107,12 +118,17 @@ def check_shift(name: str, parameter: Parameter, shift: Shift) -> None:
 
 
 def project(parameter: Parameter, shift: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return δ with each tied run replaced by its mean and null shifts by 0 (spec, section 6.4), in float64."""
+    """Return δ with each tied run replaced by its mean and null shifts by 0 (spec, section 6.4), in float64.
+
+    Equal values stay as they are; the mean of others is their exact sum, rounded once, divided by their count.
+    """
     if not parameter.tied and not parameter.null:
         return shift
     result = shift.copy()
     for first, last in parameter.tied:
-        result[first : last + 1] = result[first : last + 1].mean()
+        run = result[first : last + 1]
+        if (run != run[0]).any():
+            run[:] = fsum(run) / run.size
     if parameter.null:
         result[parameter.size - parameter.null :] = 0.0
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -52,26 +53,29 @@ def load(path: str | PathLike[str]) -> Delta:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path}: could not be read ({reason})") from None
     try:
-        return loads(buffer)
+        return loads(buffer, name=str(path))
     except DeltaError as error:
         raise type(error)(f"{path}: {error.message}", fix=error.fix) from None
 
 
-def loads(buffer: bytes | mmap.mmap) -> Delta:
+def loads(buffer: bytes | mmap.mmap, *, name: str = "") -> Delta:
     """Read a delta from bytes.
+
+    Args:
+        buffer: all bytes of the file.
+        name: what errors about a tensor call the file, when it is read.
 
     Raises:
         FormatError: the bytes are not a valid delta file.
     """
     header = read_header(memoryview(buffer), len(buffer))
     metadata = meta.parse(header.metadata, list(header.entries))
-    for name, parameter in metadata.parameters.items():
-        entry = header.entries[name]
-        _dtype(name, entry)
+    for key, parameter in metadata.parameters.items():
+        entry = header.entries[key]
         if entry.shape != (parameter.size,):
-            raise TensorError(f"{name}: δ has shape {list(entry.shape)}, its weight needs [{parameter.size}]")
-    origin = Origin(buffer, header.data)
-    dtypes = {name: _dtype(name, entry) for name, entry in header.entries.items()}
+            raise TensorError(f"{key}: δ has shape {list(entry.shape)}, its weight needs [{parameter.size}]")
+    origin = Origin(buffer, header.data, name)
+    dtypes = {key: _dtype(key, entry) for key, entry in header.entries.items()}
     return Delta(_Tensors(origin, header.entries), metadata, dtypes=dtypes, origin=origin)
 
 
@@ -119,8 +123,8 @@ def identify(delta: Delta) -> tuple[str, Source]:
     with memoryview(buffer) as view:
         digest = hashlib.sha256(view[data:]).hexdigest()
         sha256 = hashlib.sha256(view).hexdigest()
-    record = None if lineage is None else lineage.record
-    return sha256, Source(digest, delta.metadata.title, delta.metadata.training, record)
+    source = Source(digest, delta.metadata.title, delta.metadata.training)
+    return sha256, source if lineage is None else replace(source, record=lineage.record, extra=lineage.extra)
 
 
 def _dtype(name: str, entry: Entry) -> Dtype:

@@ -45,8 +45,7 @@ def kind_of(module: nn.Module, *, on_request: bool = False) -> tuple[Kind, int] 
             if isinstance(module, cls):
                 return "spectral", axis
     # diffusers and transformers have RMSNorm and LayerNorm classes of their own.
-    is_norm = isinstance(module, NORMS) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
-    if is_norm and cast("torch.Tensor", module.weight).ndim == 1:
+    if isinstance(module, NORMS) or type(module).__name__.endswith(("RMSNorm", "LayerNorm")):
         return "elementwise", 0
     if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
         return "spectral", 1  # GPT-2's linear layer, stored transposed

@@ -23,20 +23,33 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An input of an operation: digest of its tensor bytes, title, training facts, and the operation that made it."""
+    """An input of an operation.
+
+    Attributes:
+        digest: SHA-256 (hex) of its tensor bytes.
+        title: its title, if it has one.
+        training: its training facts, if it has any.
+        record: the operation that made it, if one did.
+        extra: unknown fields, kept as they are.
+    """
 
     digest: str
     title: str | None = None
     training: Mapping[str, JSON] | None = None
     record: Record | None = None
+    extra: Mapping[str, JSON] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """How a file was made: the last operation, and every file it goes back to, each once, by SHA-256."""
+    """How a file was made: the last operation, and every file it goes back to, each once, by SHA-256.
+
+    Unknown fields are kept in `extra` as they are.
+    """
 
     record: Record
     files: Mapping[str, Source] = field(default_factory=dict)
+    extra: Mapping[str, JSON] = field(default_factory=dict)
 
 
 def _dump_record(record: Record) -> dict[str, JSON]:
@@ -48,7 +61,7 @@ def dump_lineage(lineage: Lineage) -> dict[str, JSON]:
     """Return the JSON fields of a lineage."""
     files = {}
     for sha256, source in lineage.files.items():
-        fields: dict[str, JSON] = {"digest": source.digest}
+        fields: dict[str, JSON] = {**source.extra, "digest": source.digest}
         if source.title is not None:
             fields["title"] = source.title
         if source.training is not None:
@@ -56,7 +69,7 @@ def dump_lineage(lineage: Lineage) -> dict[str, JSON]:
         if source.record is not None:
             fields |= _dump_record(source.record)
         files[sha256] = fields
-    return {**_dump_record(lineage.record), "files": files}
+    return {**lineage.extra, **_dump_record(lineage.record), "files": files}
 
 
 def parse_lineage(fields: dict[str, JSON]) -> Lineage:
@@ -65,27 +78,28 @@ def parse_lineage(fields: dict[str, JSON]) -> Lineage:
     record = _parse_record(fields, "lineage")
     if record is None:
         raise MetadataError("lineage.operation: is missing")
-    return Lineage(record, {sha256: _parse_source(sha256, source) for sha256, source in files.items()})
+    return Lineage(record, {sha256: _parse_source(sha256, source) for sha256, source in files.items()}, fields)
 
 
 def _parse_source(sha256: str, fields: JSON) -> Source:
     where = f"lineage.files.{sha256[:64]}"
     fields = as_object(fields, where)
-    digest, title, training = fields.get("digest"), fields.get("title"), fields.get("training")
+    digest, title = fields.pop("digest", None), fields.pop("title", "")
     if not _DIGEST.fullmatch(sha256) or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise MetadataError(f"{where}: SHA-256 digests have 64 hexadecimal digits")
-    if title is not None and not isinstance(title, str):
+    if not isinstance(title, str):
         raise MetadataError(f"{where}.title: must be a string")
-    training = None if training is None else as_object(training, f"{where}.training")
-    return Source(digest, title, training, _parse_record(fields, where))
+    training = as_object(fields.pop("training"), f"{where}.training") if "training" in fields else None
+    record = _parse_record(fields, where)
+    return Source(digest, title or None, training, record, fields)
 
 
 def _parse_record(fields: dict[str, JSON], where: str) -> Record | None:
     if "operation" not in fields:
         return None
-    operation, inputs = fields["operation"], fields.get("inputs", [])
+    operation, inputs = fields.pop("operation"), fields.pop("inputs", [])
     if not isinstance(operation, str) or not operation:
         raise MetadataError(f"{where}.operation: must be a non-empty string")
     if not isinstance(inputs, list) or not all(isinstance(item, str) and _DIGEST.fullmatch(item) for item in inputs):
         raise MetadataError(f"{where}.inputs: must be SHA-256 digests with 64 hexadecimal digits")
-    return Record(operation, as_object(fields.get("arguments", {}), f"{where}.arguments"), tuple(inputs))
+    return Record(operation, as_object(fields.pop("arguments", {}), f"{where}.arguments"), tuple(inputs))

@@ -72,7 +72,12 @@ class Metadata:
 
 
 def dump(metadata: Metadata) -> dict[str, str]:
-    """Return the strings of the container's `__metadata__`."""
+    """Return the strings of the container's `__metadata__`.
+
+    Raises:
+        MetadataError: a parameter is badly named or its component is missing, or JSON has no place for something.
+    """
+    _check_components(metadata.base, metadata.parameters)
     document: dict[str, JSON] = {
         **metadata.extra,
         "format": FORMAT,
@@ -98,7 +103,7 @@ def parse(strings: Mapping[str, str], names: Sequence[str]) -> Metadata:
     if KEY not in strings:
         raise MetadataError(
             "this is a safetensors file without `svdiff` metadata, not a delta file",
-            fix="convert other formats with `svdiff convert`",
+            fix="name a delta file",
         )
     document = as_object(
         strict_json(strings[KEY].encode("utf-8", "surrogatepass"), "`svdiff`", MetadataError), "svdiff"
@@ -107,12 +112,11 @@ def parse(strings: Mapping[str, str], names: Sequence[str]) -> Metadata:
     base = _parse_base(as_object(take(document, "base"), "base"))
     parameters = parse_columns(as_object(take(document, "parameters"), "parameters"), sorted(names))
     _check_components(base, parameters)
-    lineage, training = document.pop("lineage", None), document.pop("training", None)
     return Metadata(
         base=base,
         parameters=parameters,
-        lineage=None if lineage is None else parse_lineage(as_object(lineage, "lineage")),
-        training=None if training is None else as_object(training, "training"),
+        lineage=parse_lineage(as_object(document.pop("lineage"), "lineage")) if "lineage" in document else None,
+        training=as_object(document.pop("training"), "training") if "training" in document else None,
         modelspec={k.removeprefix("modelspec."): v for k, v in strings.items() if k.startswith("modelspec.")},
         extra=document,
         foreign={k: v for k, v in strings.items() if k != KEY and not k.startswith("modelspec.")},
@@ -154,17 +158,17 @@ def _parse_base(fields: dict[str, JSON]) -> BaseInfo:
     for name, class_name in components.items():
         if not _COMPONENT.fullmatch(name) or name == KEY or not isinstance(class_name, str):
             raise MetadataError(f"base.components: {name!r} is not a component name with a class name")
-    repository, revision = fields.pop("repository", None), fields.pop("revision", None)
-    for key, value in (("repository", repository), ("revision", revision)):
-        if value is not None and (not isinstance(value, str) or not value):
+    names = {key: fields.pop(key) for key in ("repository", "revision") if key in fields}
+    for key, value in names.items():
+        if not isinstance(value, str) or not value:
             raise MetadataError(f"base.{key}: must be a non-empty string")
-    return BaseInfo(components, repository, revision, fields)
+    return BaseInfo(components, **names, extra=fields)
 
 
 def _check_components(base: BaseInfo, parameters: Mapping[str, Parameter]) -> None:
     for name in parameters:
-        component, dot, key = name.partition(".")
-        if not dot or not key or not key.isascii() or not key.isprintable():
+        component, _, key = name.partition(".")
+        if not component or not key or not key.isascii() or not key.isprintable():
             raise MetadataError(f"{name!r}: is not a parameter name (component, dot, state-dict key)")
         if component not in base.components:
             raise MetadataError(f"{name}: base.components does not name {component!r}")

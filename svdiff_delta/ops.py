@@ -31,7 +31,7 @@ def add(*deltas: Delta, weights: Sequence[float] | None = None, dtype: Dtype = "
 
     Raises:
         InputError: no delta, or weights that are not finite or not as many.
-        BaseMismatchError: two inputs disagree about a weight's fingerprint, kind, axis or basis dtype.
+        BaseMismatchError: two inputs disagree about a weight's fingerprint, kind or axis.
         TensorError: a sum is too large for `dtype`.
     """
     factors = [1.0] * len(deltas) if weights is None else [float(weight) for weight in weights]
@@ -46,7 +46,7 @@ def interpolate(a: Delta, b: Delta, alpha: float, *, dtype: Dtype = "F32") -> De
         BaseMismatchError, TensorError: as `add`.
     """
     if not 0.0 <= alpha <= 1.0:
-        raise InputError(f"alpha must be within [0, 1], is {alpha:g}", fix="use `add` with weights to go beyond")
+        raise InputError(f"alpha must be within [0, 1], is {alpha}", fix="use `add` with weights to go beyond")
     alpha = float(alpha)
     return _weighted_sum((a, b), (alpha, 1.0 - alpha), dtype, Record("interpolate", {"alpha": alpha}))
 
@@ -96,17 +96,18 @@ def weighted_total(
 ) -> NDArray[np.float64]:
     """Return Σ wᵢ δᵢ of one parameter in float64, in the order given, projected on its tied and null runs."""
     total = np.zeros(parameter.size)
-    for delta, factor in zip(deltas, factors, strict=True):
-        if name in delta:
-            total += factor * delta[name].astype(np.float64)
-    return project(parameter, total)
+    with np.errstate(over="ignore", invalid="ignore"):  # check_range refuses what overflowed, by name
+        for delta, factor in zip(deltas, factors, strict=True):
+            if name in delta:
+                total += factor * delta[name].astype(np.float64)
+        return project(parameter, total)
 
 
 def combine_parameters(deltas: Sequence[Delta]) -> dict[str, Parameter]:
     """Return the union of the inputs' parameters; tied runs and null counts that differ are widened to cover both.
 
     Raises:
-        BaseMismatchError: two inputs disagree about a weight's fingerprint, kind, axis or basis dtype.
+        BaseMismatchError: two inputs disagree about a weight's fingerprint, kind or axis.
     """
     result: dict[str, Parameter] = {}
     for delta in deltas:
@@ -123,7 +124,7 @@ def _reconcile(name: str, a: Parameter, b: Parameter) -> Parameter:
             f"{name}: the inputs were made for different bases (fingerprints {a.fingerprint} and {b.fingerprint})",
             fix="combine only deltas of one base, or slices that do not overlap",
         )
-    for key in ("shape", "kind", "axis", "dtype"):
+    for key in ("shape", "kind", "axis"):
         if getattr(a, key) != getattr(b, key):
             raise BaseMismatchError(
                 f"{name}: the inputs disagree about its {key} ({getattr(a, key)}, {getattr(b, key)})"
@@ -175,7 +176,7 @@ def combine_metadata(deltas: Sequence[Delta], parameters: Mapping[str, Parameter
 
 def _combine_bases(bases: Sequence[BaseInfo]) -> BaseInfo:
     """Where inputs disagree about names, the first one's stand; fingerprints alone decide whether they fit."""
-    first = bases[0]
+    first = next((base for base in bases if base.repository is not None), bases[0])
     components = _first_of([base.components for base in bases])
     return replace(first, components=components, extra=_first_of([base.extra for base in bases]))
 

@@ -27,7 +27,7 @@ class Parameter:
 
     Attributes:
         shape: the weight's shape in the base.
-        kind: "spectral" (δ on singular values) or "elementwise" (δ on a 1-D weight).
+        kind: "spectral" (δ on singular values) or "elementwise" (δ on the weight's own elements, in their order).
         axis: the axis of output channels, which becomes the rows of the matrix.
         dtype: the basis dtype, to which the weight is rounded before its basis is computed.
         fingerprint: 22 characters, base64url of the 128-bit digest of the rounded weight.
@@ -45,9 +45,9 @@ class Parameter:
 
     @property
     def size(self) -> int:
-        """Length of δ: K, the shorter side of the matrix, or the weight's own length."""
+        """Length of δ: K, the shorter side of the matrix, or the number of the weight's own elements."""
         if self.kind == "elementwise":
-            return self.shape[0]
+            return prod(self.shape)
         rows = self.shape[self.axis]
         return min(rows, prod(self.shape) // rows)
 
@@ -90,6 +90,8 @@ def parse_columns(fields: dict[str, JSON], names: Sequence[str]) -> dict[str, Pa
     if not names:
         raise MetadataError("parameters: the file shifts nothing, it has no tensor")
     dtype = take(fields, "dtype", "parameters.")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise MetadataError(f"parameters.dtype: must be one of {', '.join(DTYPES)}, is {dtype!r}")
     shapes = _column(fields, "shapes", len(names))
     fingerprints = _column(fields, "fingerprints", len(names))
     exceptions = _by_name(fields, "exceptions", names)
@@ -118,7 +120,7 @@ def _parse_parameter(name: str, dtype: JSON, shape_text: str, fingerprint: str, 
     fields = {"axis": 0, "dtype": dtype, "kind": _default_kind(shape), **exception}
     if fields["dtype"] not in DTYPES:
         raise MetadataError(f"{name}: unknown basis dtype {fields['dtype']!r} in parameters")
-    if fields["kind"] not in get_args(Kind) or (fields["kind"] == "elementwise") != (len(shape) == 1):
+    if fields["kind"] not in get_args(Kind) or (fields["kind"] == "spectral" and len(shape) == 1):
         raise MetadataError(f"{name}: kind {fields['kind']!r} does not fit its shape {shape_text} in parameters")
     if type(fields["axis"]) is not int or not 0 <= fields["axis"] < len(shape):
         raise MetadataError(f"{name}: axis {fields['axis']!r} does not fit its shape {shape_text} in parameters")

@@ -54,7 +54,7 @@ class Prepared:
         Float32 for spectral parameters; for elementwise ones ΔW is δ itself, float64.
         """
         if self.basis is None:
-            return shift
+            return shift.reshape(self.parameter.shape)
         axis = self.parameter.axis
         change = self.basis.delta_weight(matricize(self.rounded, axis), shift)
         return unmatricize(change, self.parameter.shape, axis)
@@ -144,6 +144,8 @@ def build_basis(
     """
     cache = cache or BasisCache()
     kinds = base_kinds(base)
+    if selectors:  # an embedding counts where its own name is given
+        kinds |= {name: kind for name, kind in base_kinds(base, on_request=True).items() if name in selectors}
     sizes = {name: prod(base.shape(name)) for name in chosen_names(base, kinds, selectors)}
     done, total, found = 0, sum(sizes.values()), {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -87,6 +91,27 @@ def train(
         return Outcome(handle.delta(training=facts), steps, interrupted)
 
 
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
+    pressed = False
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            signal.default_int_handler(number, frame)
+        pressed = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # signals reach the main thread only
+        return
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def _check_resolution(family: Family, resolution: int) -> None:
     height = family.latent_shape(resolution)[-1]
     smallest = 2 ** (len(getattr(family.denoiser.config, "block_out_channels", [0])) - 1)
@@ -132,16 +157,14 @@ class _Run:
 
     def all_steps(self, watch: Watch) -> tuple[int, bool]:
         """Run every step; return how many were done and whether Ctrl-C ended it."""
-        done = 0
-        try:
+        with stop_on_interrupt() as asked:
             for step in range(self.config.steps):
                 loss = self.step(step)
-                done = step + 1
                 if watch.step is not None:
-                    watch.step(done, self.config.steps, loss)
-        except KeyboardInterrupt:
-            return done, True
-        return done, False
+                    watch.step(step + 1, self.config.steps, loss)
+                if asked():
+                    return step + 1, step + 1 < self.config.steps
+        return self.config.steps, False
 
     def step(self, step: int) -> float:
         """Do one optimizer step on Eq. 3 and return its loss."""

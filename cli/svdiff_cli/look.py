@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from svdiff_delta.errors import DeltaError
-
 from . import options
 from .progress import Bar
-from .references import open_reference, sole_component
+from .references import open_reference, printable, sole_component
 
 if TYPE_CHECKING:
     from svdiff_delta import Delta
@@ -56,10 +54,7 @@ def verify(delta: str, base: str | None, as_json: bool, quiet: bool) -> None:
 
     opened = load(delta)
     for name in opened:
-        try:
-            opened[name]
-        except DeltaError as error:
-            raise type(error)(f"{delta}: {error.message}", fix=error.fix) from None
+        opened[name]  # reading checks it
     if base is not None:
         _check_fit(opened, base, quiet=quiet or as_json)
     if as_json:
@@ -126,4 +121,4 @@ def _plain(value: object) -> str:
         return " ".join(map(_plain, value))
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

@@ -10,6 +10,7 @@ import click
 from svdiff_delta.errors import DeltaError
 
 from . import bake, basis, calculate, demo, look, train
+from .references import printable
 
 INTERRUPTED = 130
 
@@ -22,7 +23,7 @@ class ErrorHandling(click.Group):
         try:
             return super().invoke(ctx)
         except DeltaError as error:
-            click.echo(f"error: {error}".replace("\n", " "), err=True)
+            click.echo(printable(f"error: {error}"), err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)

@@ -26,5 +26,5 @@ dtype = click.option(
     type=click.Choice(["F32", "F16", "BF16"], case_sensitive=False),
     help="Number format of the output.",
 )
-seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of all draws.")
+seed = click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, show_default=True, help="Of all draws.")
 device = click.option("--device", default="cpu", show_default=True, help="Where to run, such as cuda or cuda:1.")

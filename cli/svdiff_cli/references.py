@@ -23,7 +23,7 @@ def split_weight(reference: str) -> tuple[str, float]:
     Raises:
         InputError: the weight is not a finite number.
     """
-    if Path(reference).exists() or ":" not in reference:
+    if ":" not in reference or _is_path(reference):
         return reference, 1.0
     path, _, text = reference.rpartition(":")
     try:
@@ -33,6 +33,13 @@ def split_weight(reference: str) -> tuple[str, float]:
     if not isfinite(weight):
         raise InputError(f"{reference}: the weight {text} is not a finite number", fix="write it as FILE:0.8")
     return path, weight
+
+
+def _is_path(reference: str) -> bool:
+    try:
+        return Path(reference).exists()
+    except OSError:  # too long for a file's name, or in a folder that may not be searched
+        return False
 
 
 def open_deltas(references: Sequence[str]) -> tuple[list[Delta], list[float]]:
@@ -69,6 +76,11 @@ def needs(package: str, extra: str) -> None:
 
     if find_spec(package) is None:
         raise MissingExtraError(package, extra)
+
+
+def printable(text: str) -> str:
+    """Escape what a hostile file could do to a terminal through the strings in it."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def say(message: str, *, quiet: bool = False) -> None:

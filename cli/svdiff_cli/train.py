@@ -57,8 +57,6 @@ def train(base: str, images: Path, output: Path, title: str | None, force: bool,
     from svdiff_train.config import TrainConfig
 
     outcome = run_training(model, images, TrainConfig(**settings), quiet=quiet)
-    if not outcome.steps:
-        raise KeyboardInterrupt
     save(outcome.delta.with_title(title), output, overwrite=force)
     if outcome.interrupted:
         say(f"interrupted: saved the state after {outcome.steps} steps to {output}")

@@ -75,9 +75,11 @@ def attach(
     base = base or find_base(target)
     weights: Weights = base or LiveWeights(models)
     cache = cache or BasisCache()
-    plan = {}
+    plan: dict[str, tuple[nn.Module, Prepared]] = {}
     for name in delta:
         module = layer(models, name)
+        if twin := next((other for other, (taken, _) in plan.items() if taken is module), None):
+            raise AttachError(f"{name}: shifts the same weight as {twin}", fix="keep one of the two names")
         _check_layer(name, module, delta.metadata.parameters[name])
         prepared = fit(weights, name, delta, cache)
         _check_live(name, module, prepared.weight)
@@ -195,8 +197,8 @@ def _finite(scale: float) -> float:
 def _check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
     if hasattr(module, SLOT):
         raise AttachError(f"{name}: has a delta on it already", fix="detach that first, or `add` the two deltas")
-    found = kind_of(module)
-    if found is None:
+    found = kind_of(module, on_request=True)
+    if found is None or getattr(module, "max_norm", None) is not None:
         raise AttachError(f"{name}: layers of class {type(module).__name__} cannot be shifted live", fix="use `bake`")
     if found != (parameter.kind, parameter.axis):
         raise AttachError(
@@ -215,7 +217,7 @@ def _check_live(name: str, module: nn.Module, original: Tensor) -> None:
 
 
 def _check_same(name: str, here: Parameter, there: Parameter) -> None:
-    if here.fingerprint != there.fingerprint or here.dtype != there.dtype:
+    if here.fingerprint != there.fingerprint:
         raise BaseMismatchError(
             f"{name}: the delta was made for another base (fingerprint {there.fingerprint}, here {here.fingerprint})",
             fix="swap only deltas of one base",

@@ -111,9 +111,8 @@ class SpectralShift(Shift):
         weight = cast("Tensor", module.weight)
         self.keeps_weight: Final = exact
         rows, columns, offset, slope, pick = _additive(prepared, basis) if exact else _factored(prepared, basis)
-        inner = products.inner_weight(module, prepared.parameter, rows)
+        inner, outer = products.product_weights(module, prepared.parameter, rows, columns)
         self.register_buffer("inner", inner.to(weight.device, weight.dtype), persistent=False)
-        outer = products.outer_weight(module, columns)
         self.register_buffer("outer", outer.to(weight.device, weight.dtype), persistent=False)
         self.register_buffer("sigma", basis.sigma.float(), persistent=False)
         self.register_buffer("offset", offset, persistent=False)
@@ -207,7 +206,8 @@ class NormShift(Shift):
 
     def call(self, module: nn.Module, x: Tensor, *args: Any) -> Tensor:
         """Return the shifted norm's output."""
-        weight, delta = cast("Tensor", module.weight), self.full()
+        weight = cast("Tensor", module.weight)
+        delta = self.full().reshape(weight.shape)
         bias = cast("Tensor | None", getattr(module, "bias", None))
         if weight.dtype not in HALF:
             return normalize(module, weight + delta, bias, x, *args)
@@ -216,7 +216,7 @@ class NormShift(Shift):
             # Some classes multiply by 1 + w, so the factor of δ is what one more unit of weight changes.
             unit = forward_with(module, ones, x, *args) - forward_with(module, 0 * ones, x, *args)
             return (forward_with(module, weight, x, *args).float() + unit.float() * delta).to(x.dtype)
-        shape = (-1, *[1] * (x.ndim - 2)) if isinstance(module, nn.GroupNorm) else (-1,)
+        shape = (-1, *[1] * (x.ndim - 2)) if isinstance(module, nn.GroupNorm) else weight.shape
         result = normalize(module, ones, None, x).float() * (weight.float() + delta).reshape(shape)
         return (result if bias is None else result + bias.float().reshape(shape)).to(x.dtype)
 

@@ -17,20 +17,23 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
-def inner_weight(module: nn.Module, parameter: Parameter, rows: Tensor) -> Tensor:
-    """Return (R, columns) rows in the shape that `inner` needs for this layer."""
+def product_weights(module: nn.Module, parameter: Parameter, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights of `inner` and `outer` for this layer.
+
+    Args:
+        module: the layer.
+        parameter: what the delta file says about its weight.
+        rows: (R, columns of the matrix).
+        columns: (rows of the matrix, R).
+    """
+    if isinstance(module, nn.Embedding):  # it looks rows of the matrix up, so they come first
+        return columns.contiguous(), rows.T.contiguous()
     if isinstance(module, Conv | ConvTranspose):
         shape = list(parameter.shape)
         shape[parameter.axis] = rows.shape[0]
-        return unmatricize(rows, tuple(shape), parameter.axis).contiguous()
-    return rows.contiguous()
-
-
-def outer_weight(module: nn.Module, columns: Tensor) -> Tensor:
-    """Return (output channels, R) columns in the shape that `outer` needs for this layer."""
-    if isinstance(module, Conv | ConvTranspose):
-        return columns.reshape(*columns.shape, *[1] * spatial(module)).contiguous()
-    return columns.contiguous()
+        inside = unmatricize(rows, tuple(shape), parameter.axis)
+        return inside.contiguous(), columns.reshape(*columns.shape, *[1] * spatial(module)).contiguous()
+    return rows.contiguous(), columns.contiguous()
 
 
 def inner(module: nn.Module, weight: Tensor, x: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -39,12 +42,14 @@ def inner(module: nn.Module, weight: Tensor, x: Tensor, output_size: list[int] |
         return cast("Tensor", module._conv_forward(x, weight, None))  # it knows every padding mode
     if isinstance(module, ConvTranspose):
         return _transposed(module, weight, x, output_size)
+    if isinstance(module, nn.Embedding):
+        return F.embedding(x, weight)
     return F.linear(x, weight)
 
 
 def outer(module: nn.Module, weight: Tensor, hidden: Tensor) -> Tensor:
     """Return the map from R channels to the output channels, with the layer's bias."""
-    bias = cast("Tensor | None", module.bias)
+    bias = cast("Tensor | None", getattr(module, "bias", None))
     if isinstance(module, Conv | ConvTranspose):
         return CONVOLUTION[spatial(module)](hidden, weight, bias)
     return F.linear(hidden, weight, bias)

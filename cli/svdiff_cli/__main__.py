@@ -1,0 +1,5 @@
+"""`python -m svdiff_cli` is `svdiff`."""
+
+from .main import main
+
+main()

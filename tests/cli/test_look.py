@@ -1,0 +1,168 @@
+"""info and verify: what they print, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.bytes import FINGERPRINT, NAME, VALUES, delta_file, document
+from support.commands import svdiff
+from support.deltas import CONV, METADATA, NORM, QUERY, TEXT, random_delta, random_values, saved
+
+from svdiff_cli.main import main
+from svdiff_delta import scale
+
+
+@pytest.fixture
+def hand(tmp_path: Path) -> Path:
+    """A file built by hand: three numbers, with a title and facts of its training."""
+    base = {"components": {"unet": "UNet2DConditionModel"}, "repository": "owner/base", "revision": "main"}
+    fields = document(base=base, training={"steps": 1500, "prompt": "a photo of a δ", "learning_rate": 1e-3})
+    path = tmp_path / "dog.safetensors"
+    path.write_bytes(delta_file(fields, **{"modelspec.title": "Dog"}))
+    return path
+
+
+def test_info_says_what_is_in_the_file(hand: Path) -> None:
+    norm = np.linalg.norm(VALUES)
+    assert svdiff("info", hand).out.splitlines() == [
+        "title       Dog",
+        "base        owner/base main",
+        "components  unet UNet2DConditionModel",
+        "parameters  1",
+        "numbers     3",
+        "by kind     4D 3",
+        "dtype       F32",
+        f"norm        {norm:.4g}",
+        "largest     3",
+        "training    steps 1,500, prompt a photo of a δ, learning_rate 0.001",
+    ]
+
+
+def test_info_leaves_out_what_the_file_does_not_say(tmp_path: Path) -> None:
+    (tmp_path / "dog").write_bytes(delta_file())
+    lines = svdiff("info", tmp_path / "dog").out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "base",
+        "components",
+        "parameters",
+        "numbers",
+        "by",
+        "dtype",
+        "norm",
+        "largest",
+    ]
+    assert lines[0] == "base        not named"
+
+
+def test_info_lists_the_layers_when_asked(hand: Path) -> None:
+    *_, blank, layer = svdiff("info", hand, "--layers").out.splitlines()
+    assert blank == ""
+    assert layer == f"{NAME}  spectral 3×2×3×3, 3 numbers, norm {np.linalg.norm(VALUES):.4g}"
+
+
+def test_info_for_machines_is_stable(hand: Path) -> None:
+    assert json.loads(svdiff("info", hand, "--json").out) == {
+        "title": "Dog",
+        "base": "owner/base main",
+        "components": {"unet": "UNet2DConditionModel"},
+        "parameters": 1,
+        "numbers": 3,
+        "by kind": {"4D": 3},
+        "dtype": "F32",
+        "norm": pytest.approx(np.linalg.norm(VALUES), rel=1e-12),
+        "largest": 3.0,
+        "made by": None,
+        "training": {"steps": 1500, "prompt": "a photo of a δ", "learning_rate": 1e-3},
+        "layers": {
+            NAME: {
+                "kind": "spectral",
+                "shape": [3, 2, 3, 3],
+                "numbers": 3,
+                "norm": pytest.approx(np.linalg.norm(VALUES), rel=1e-12),
+                "dtype": "F32",
+                "fingerprint": FINGERPRINT,
+                "tied": [],
+                "null": 0,
+            }
+        },
+    }
+
+
+def test_info_counts_by_dimensions_and_names_every_dtype(tmp_path: Path) -> None:
+    path = saved(random_delta(1, dtypes={CONV: "F16", NORM: "BF16"}), tmp_path / "dog")
+    facts = json.loads(svdiff("info", path, "--json").out)
+    assert facts["by kind"] == {"1D": 5, "2D": 12, "4D": 6}
+    assert facts["dtype"] == "BF16, F16, F32"
+
+
+def test_info_gives_norms_in_float64(tmp_path: Path) -> None:
+    path = saved(random_delta(1), tmp_path / "dog")
+    facts = json.loads(svdiff("info", path, "--json").out)
+    values = random_values(METADATA.parameters, 1)
+    everything = np.concatenate([values[name].astype("f8") for name in (TEXT, CONV, NORM, QUERY)])
+    assert facts["norm"] == pytest.approx(np.sqrt((everything**2).sum()), rel=1e-12)
+    assert facts["largest"] == np.abs(everything).max()
+
+
+def test_info_shows_tied_and_null_runs(tmp_path: Path) -> None:
+    path = saved(random_delta(1), tmp_path / "dog")
+    layer = json.loads(svdiff("info", path, "--json").out)["layers"][QUERY]
+    assert (layer["tied"], layer["null"]) == ([[0, 1], [3, 5]], 2)
+
+
+def test_info_says_which_operation_made_the_file(tmp_path: Path) -> None:
+    path = saved(scale(random_delta(1), 2), tmp_path / "dog")
+    assert "made by     scale" in svdiff("info", path).out.splitlines()
+
+
+def test_verify_says_that_a_file_is_valid(hand: Path) -> None:
+    outcome = svdiff("verify", hand)
+    assert (outcome.code, outcome.out, outcome.err) == (0, f"{hand}: valid, 1 parameters\n", "")
+
+
+def test_verify_says_it_to_machines(hand: Path) -> None:
+    assert json.loads(svdiff("verify", hand, "--json").out) == {"valid": True, "fits": None, "parameters": 1}
+
+
+def test_verify_can_be_quiet(hand: Path) -> None:
+    outcome = svdiff("verify", hand, "--quiet")
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+
+
+@pytest.mark.parametrize("command", ["verify", "info"])
+def test_every_number_is_checked(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "dog"
+    path.write_bytes(delta_file(body=struct.pack("<3f", 0, 0, float("inf"))))
+    outcome = svdiff(command, path)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == f"error: {path}: {NAME}: δ holds NaN or infinity: train or convert it again\n"
+
+
+def test_verify_checks_tied_runs(tmp_path: Path) -> None:
+    fields = document()
+    fields["parameters"]["tied"] = {NAME: "0-1"}
+    (tmp_path / "dog").write_bytes(delta_file(fields))
+    assert (
+        f"{NAME}: δ differs within the tied run 0-1, where it must be equal" in svdiff("verify", tmp_path / "dog").err
+    )
+
+
+def test_the_version_is_said() -> None:
+    assert svdiff("--version").out.startswith("svdiff, version 0.")
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in main.commands)], ids=" ".join)
+def test_help_is_there_for_every_command(command: list[str]) -> None:
+    outcome = svdiff(*command, "--help")
+    assert outcome.code == 0
+    assert outcome.out.startswith(f"Usage: {' '.join(['svdiff', *command])} ")
+
+
+def test_unknown_fields_do_not_disturb_info(tmp_path: Path) -> None:
+    metadata = replace(METADATA, extra={"added later": 1}, foreign={"format": "pt"})
+    assert svdiff("info", saved(random_delta(1, metadata), tmp_path / "dog")).code == 0

@@ -1,0 +1,165 @@
+"""Opening bases: what is found, what it is called, and what is refused with the call that mends it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.models import MINILM
+
+from svdiff_delta.base import Base, open_base
+from svdiff_delta.errors import BaseError
+from svdiff_delta.kinds import base_kinds
+from svdiff_delta.prepare import zero_delta
+from svdiff_train.tiny import base_path, open_tiny
+
+
+def test_a_pipeline_has_its_models_as_components() -> None:
+    base = open_base(base_path())
+    assert dict(base.info.components) == {
+        "text_encoder": "CLIPTextModel",
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+    }
+
+
+def test_a_local_path_is_never_what_a_base_is_called() -> None:
+    assert open_base(base_path()).info.repository is None
+
+
+def test_the_embedded_base_is_called_tiny() -> None:
+    assert open_tiny().info.repository == "tiny"
+
+
+def test_a_component_s_folder_keeps_its_name_in_the_pipeline() -> None:
+    assert list(open_base(base_path() / "text_encoder").components) == ["text_encoder"]
+
+
+def test_a_component_on_its_own_is_called_after_its_class(tmp_path: Path) -> None:
+    shutil.copytree(base_path() / "unet", tmp_path / "my-model")
+    assert list(open_base(tmp_path / "my-model").components) == ["unet"]
+
+
+def test_a_transformers_model_is_called_model() -> None:
+    base = open_base(MINILM)
+    assert dict(base.info.components) == {"model": "BertModel"}
+
+
+def test_a_single_file_takes_the_name_it_is_given() -> None:
+    path = base_path() / "unet" / "diffusion_pytorch_model.safetensors"
+    assert list(open_base(path, component="unet").components) == ["unet"]
+
+
+def test_parameters_are_read_one_by_one_as_they_stand() -> None:
+    base = open_tiny()
+    weight = base.read("unet.conv_in.weight")
+    assert weight.dtype == torch.float16
+    assert tuple(weight.shape) == base.shape("unet.conv_in.weight") == (64, 4, 3, 3)
+
+
+def test_the_level_that_transformers_5_dropped_is_found_under_both_names() -> None:
+    base, key = open_tiny(), "encoder.layers.0.mlp.fc1.weight"
+    assert torch.equal(base.read(f"text_encoder.text_model.{key}"), base.read(f"text_encoder.{key}"))
+
+
+def test_kinds_come_from_the_classes() -> None:
+    kinds = base_kinds(open_tiny())
+    assert kinds["unet.conv_in.weight"] == ("spectral", 0)
+    assert kinds["unet.down_blocks.0.resnets.0.norm1.weight"] == ("elementwise", 0)
+    assert not any(name.endswith(".bias") or "embedding.weight" in name for name in kinds)
+
+
+def test_embeddings_count_on_request_only() -> None:
+    names = base_kinds(open_base(MINILM), on_request=True).keys() - base_kinds(open_base(MINILM)).keys()
+    assert names == {f"model.embeddings.{part}_embeddings.weight" for part in ("position", "token_type", "word")}
+
+
+def test_a_sharded_model_is_read_across_its_shards(tmp_path: Path) -> None:
+    config = json.loads((base_path() / "unet" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"a.weight": torch.ones(2, 2)}, tmp_path / "diffusion_pytorch_model-00001-of-00002.safetensors")
+    save_file({"b.weight": torch.zeros(3)}, tmp_path / "diffusion_pytorch_model-00002-of-00002.safetensors")
+    index = {"weight_map": {"a.weight": "diffusion_pytorch_model-00001-of-00002.safetensors",
+                            "b.weight": "diffusion_pytorch_model-00002-of-00002.safetensors"}}  # fmt: skip
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    base = open_base(tmp_path)
+    assert sorted(base.names()) == ["unet.a.weight", "unet.b.weight"]
+    assert base.read("unet.b.weight").tolist() == [0, 0, 0]
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(BaseError) as caught:
+        open_base(path)
+    return str(caught.value)
+
+
+def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert "no such file or folder" in refused(tmp_path / "nothing")
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    assert "model_index.json" in refused(tmp_path)
+
+
+def test_a_pickle_is_refused_with_the_call_that_converts_it(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes(b"\x80\x04.")
+    message = refused(tmp_path / "model.ckpt")
+    assert "pickle" in message
+    assert "from_single_file(FILE).save_pretrained(FOLDER)" in message
+
+
+def test_a_folder_with_only_a_pickle_is_refused_with_the_call_that_converts_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
+    message = refused(tmp_path)
+    assert "diffusion_pytorch_model.bin" in message
+    assert "from_pretrained(FOLDER).save_pretrained(NEW)" in message
+
+
+def test_the_original_single_file_layout_is_refused_with_the_call_that_converts_it(tmp_path: Path) -> None:
+    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2, 2)}, tmp_path / "sd.safetensors")
+    message = refused(tmp_path / "sd.safetensors")
+    assert "original layout" in message
+    assert "StableDiffusionPipeline.from_single_file(FILE)" in message
+
+
+def test_a_weight_file_cut_off_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a.weight": torch.ones(64)}, path)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "model.safetensors: the file is cut off" in refused(path)
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    index = {"weight_map": {"a.weight": "part-2.safetensors"}}
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    assert "part-2.safetensors" in refused(tmp_path)
+
+
+def test_a_component_that_the_base_lacks_is_named() -> None:
+    with pytest.raises(BaseError, match="no component 'transformer'"):
+        open_tiny().read("transformer.x.weight")
+
+
+def test_a_parameter_that_the_base_lacks_is_named() -> None:
+    with pytest.raises(BaseError, match=r"unet\.nothing\.weight.*no such parameter"):
+        open_tiny().read("unet.nothing.weight")
+
+
+def test_a_single_file_says_nothing_about_kinds() -> None:
+    base = open_base(MINILM / "model.safetensors")
+    with pytest.raises(BaseError, match=r"kinds come from the class.*config\.json"):
+        base_kinds(base)
+
+
+def test_a_zero_delta_covers_every_weight_that_can_be_shifted() -> None:
+    base: Base = open_tiny()
+    delta = zero_delta(base, "unet")
+    assert set(delta) == {name for name in base_kinds(base) if name.startswith("unet.")}
+    assert dict(delta.metadata.base.components) == {"unet": "UNet2DConditionModel"}
+    assert not any(delta[name].any() for name in delta)

@@ -1,0 +1,153 @@
+"""The safetensors container: files built by hand, and the safetensors library itself, agree with it."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from support.bytes import container, entry
+
+from svdiff_delta.container import MAX_HEADER, Entry, header_bytes, read_header
+from svdiff_delta.errors import HeaderError
+
+TWELVE = bytes(12)
+
+
+def with_field(**changes: Any) -> bytes:
+    """A container of one tensor of three numbers, with some of its fields changed."""
+    return container({"w": entry(3) | changes}, TWELVE)
+
+
+REFUSED = {
+    "an empty file": (b"", "has 0 bytes"),
+    "seven bytes": (bytes(7), "has 7 bytes"),
+    "a PNG picture": (b"\x89PNG\r\n\x1a\n" + TWELVE, "not a safetensors file"),
+    "a zip file, as torch.save writes": (b"PK\x03\x04\x00\x00\x08\x08" + TWELVE, "not a safetensors file"),
+    "a text": (b"This is a text, not a file of tensors.", "not a safetensors file"),
+    "a header of more than 100 MB": (struct.pack("<Q", MAX_HEADER + 1) + TWELVE, "not a safetensors file"),
+    "a header longer than the file": (struct.pack("<Q", 13) + TWELVE, "cut off within its header"),
+    "a header of no bytes": (struct.pack("<Q", 0), "header does not begin with {"),
+    "a header that begins with a space": (container(b" {}"), "header does not begin with {"),
+    "a header that is not JSON": (container(b"{not JSON}"), "header is not valid JSON"),
+    "a header that is not UTF-8": (container(b'{"\xff":1}'), "header is not UTF-8"),
+    "a header that is a list": (container([]), "header does not begin with {"),
+    "a header that is nested too deeply": (container(b'{"a":' * 9 + b"1" + b"}" * 9), "nested too deeply"),
+    "a tensor twice": (
+        container(b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{}}', b"\0"),
+        "the key 'w' stands twice",
+    ),
+    "metadata twice": (container(b'{"__metadata__":{},"__metadata__":{}}'), "key '__metadata__' stands twice"),
+    "metadata that is a list": (container({"__metadata__": []}), "`__metadata__` is not an object of strings"),
+    "metadata with a number": (container({"__metadata__": {"a": 1}}), "`__metadata__` is not an object of strings"),
+    "an entry that is a list": (container({"w": []}), "w: its header entry must have"),
+    "an entry without a dtype": (
+        container({"w": {"shape": [3], "data_offsets": [0, 12]}}, TWELVE),
+        "w: its header entry must have",
+    ),
+    "an entry with a field too many": (with_field(scale=1), "w: its header entry must have"),
+    "an unknown dtype": (with_field(dtype="F12"), "w: unknown dtype 'F12'"),
+    "a dtype that is a list": (with_field(dtype=["F32"]), r"w: unknown dtype \['F32'\]"),
+    "a shape that is a number": (with_field(shape=3), "w: shape and data_offsets must be lists"),
+    "a negative side": (with_field(shape=[-3]), "w: shape and data_offsets must be lists"),
+    "a side that is a float": (with_field(shape=[3.0]), "w: shape and data_offsets must be lists"),
+    "a side that is a truth value": (with_field(shape=[True, 3]), "w: shape and data_offsets must be lists"),
+    "one offset": (with_field(data_offsets=[0]), "w: shape and data_offsets must be lists"),
+    "three offsets": (with_field(data_offsets=[0, 6, 12]), "w: shape and data_offsets must be lists"),
+    "an offset beyond 2^53": (with_field(data_offsets=[0, 2**64]), "is larger than 2"),
+    "offsets that are swapped": (with_field(data_offsets=[12, 0]), r"w: shape \[3\] in F32 needs 12 bytes"),
+    "a size that does not fit the shape": (with_field(shape=[4]), "needs 16 bytes, the header gives 12"),
+    "a size that does not fit the dtype": (with_field(dtype="F16"), "needs 6 bytes, the header gives 12"),
+    "a hole before the first tensor": (container({"w": entry(3, start=4)}, bytes(16)), "w: its data leaves a hole"),
+    "a hole between two tensors": (
+        container({"a": entry(1), "w": entry(1, start=8)}, TWELVE),
+        r"w: its data leaves a hole before it \(byte 4",
+    ),
+    "two tensors that overlap": (
+        container({"a": entry(2), "w": entry(2, start=4)}, TWELVE),
+        r"w: its data overlaps its neighbour \(byte 4",
+    ),
+    "two tensors at one place": (container({"a": entry(3), "w": entry(3)}, TWELVE), "w: its data overlaps"),
+    "a byte too few": (container({"w": entry(3)}, bytes(11)), "cut off: its tensors need 12 bytes, 11 are there"),
+    "a byte too many": (container({"w": entry(3)}, bytes(13)), "1 bytes follow the last tensor"),
+}
+
+
+@pytest.mark.parametrize(("raw", "reason"), REFUSED.values(), ids=REFUSED)
+def test_a_broken_container_is_refused(raw: bytes, reason: str) -> None:
+    with pytest.raises(HeaderError, match=reason):
+        read_header(raw, len(raw))
+
+
+def test_a_container_cut_off_at_any_length_is_refused() -> None:
+    raw = container({"__metadata__": {"a": "b"}, "w": entry(3)}, TWELVE)
+    for length in range(len(raw)):
+        with pytest.raises(HeaderError):
+            read_header(raw[:length], length)
+
+
+def test_a_header_is_read_as_it_was_written() -> None:
+    raw = container({"__metadata__": {"a": "b"}, "w": entry(2, 3, dtype="BF16", item=2)}, TWELVE)
+    header = read_header(raw, len(raw))
+    assert header.metadata == {"a": "b"}
+    assert header.entries == {"w": Entry("BF16", (2, 3), 0, 12)}
+    assert raw[header.data :] == TWELVE
+
+
+def test_entries_come_in_the_order_of_their_bytes() -> None:
+    raw = container({"a": entry(2, start=4), "b": entry(1)}, TWELVE)
+    assert list(read_header(raw, len(raw)).entries) == ["b", "a"]
+
+
+def test_a_container_without_tensors_is_valid() -> None:
+    raw = container({})
+    assert read_header(raw, len(raw)).entries == {}
+
+
+def test_a_tensor_without_dimensions_has_one_element() -> None:
+    raw = container({"w": entry()}, bytes(4))
+    assert read_header(raw, len(raw)).entries["w"].shape == ()
+
+
+def test_a_header_can_be_checked_before_the_data_is_there() -> None:
+    raw = container({"w": entry(3)}, TWELVE)
+    assert read_header(raw[:-12], len(raw)) == read_header(raw, len(raw))
+
+
+def test_what_the_safetensors_library_writes_is_read() -> None:
+    tensors = {"a": np.arange(3, dtype=np.float32), "b": np.ones((2, 2), np.float16)}
+    raw = safetensors.numpy.save(tensors, {"key": "value"})
+    header = read_header(raw, len(raw))
+    assert header.metadata == {"key": "value"}
+    for name, tensor in tensors.items():
+        found = header.entries[name]
+        assert found.shape == tensor.shape
+        assert raw[header.data + found.start : header.data + found.stop] == tensor.tobytes()
+
+
+def test_the_safetensors_library_reads_what_is_written() -> None:
+    body = struct.pack("<3f", 1, 2, 3) + struct.pack("<2e", 4, 5)
+    read = safetensors.numpy.load(header_bytes([("z", "F32", (3,)), ("a", "F16", (1, 2))], {"key": "value"}) + body)
+    assert {name: tensor.tolist() for name, tensor in read.items()} == {"a": [[4, 5]], "z": [1, 2, 3]}
+
+
+def test_header_bytes_are_canonical() -> None:
+    text = (
+        b'{"__metadata__":{"a":"1","b":"2"},'
+        b'"a":{"data_offsets":[12,16],"dtype":"F16","shape":[1,2]},'
+        b'"z":{"data_offsets":[0,12],"dtype":"F32","shape":[3]}}'
+    )
+    padded = text + b" " * (-len(text) % 8)
+    written = header_bytes([("z", "F32", (3,)), ("a", "F16", (1, 2))], {"b": "2", "a": "1"})
+    assert written == struct.pack("<Q", len(padded)) + padded
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_the_data_section_starts_at_a_multiple_of_8(length: int) -> None:
+    assert len(header_bytes([("w" * length, "F32", (1,))], {})) % 8 == 0
+
+
+def test_no_metadata_is_no_key() -> None:
+    assert b"__metadata__" not in header_bytes([("w", "F32", (1,))], {})

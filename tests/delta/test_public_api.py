@@ -1,0 +1,96 @@
+"""The package root is the API: its names are pinned, and each is what its name says."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from support.commands import python
+
+import svdiff_delta
+
+NAMES = [
+    "Base",
+    "Basis",
+    "Delta",
+    "DeltaError",
+    "Handle",
+    "__version__",
+    "add",
+    "attach",
+    "bake",
+    "build_basis",
+    "interpolate",
+    "load",
+    "open_base",
+    "save",
+    "scale",
+    "select",
+    "zero_delta",
+]
+SIGNATURES = {
+    "add": "(*deltas: 'Delta', weights: 'Sequence[float] | None' = None, dtype: 'Dtype' = 'F32') -> 'Delta'",
+    "interpolate": "(a: 'Delta', b: 'Delta', alpha: 'float', *, dtype: 'Dtype' = 'F32') -> 'Delta'",
+    "load": "(path: 'str | PathLike[str]') -> 'Delta'",
+    "save": "(delta: 'Delta', path: 'str | PathLike[str]', *, overwrite: 'bool' = False,"
+    " dtype: 'Dtype | None' = None) -> 'None'",
+    "scale": "(delta: 'Delta', factor: 'float', *, dtype: 'Dtype' = 'F32') -> 'Delta'",
+    "select": "(delta: 'Delta', *selectors: 'str') -> 'Delta'",
+}
+
+
+def test_the_exported_names_are_these() -> None:
+    assert svdiff_delta.__all__ == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_exported_name_is_there_and_says_what_it_is(name: str) -> None:
+    assert inspect.getdoc(getattr(svdiff_delta, name))
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_a_function_of_the_light_half_is_called_like_this(name: str) -> None:
+    assert str(inspect.signature(getattr(svdiff_delta, name))) == SIGNATURES[name]
+
+
+def test_what_type_checkers_see_is_what_there_is_at_run_time() -> None:
+    tree = ast.parse(Path(svdiff_delta.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert seen == {name: svdiff_delta.__dict__["_HOME"][name] for name in NAMES if name != "__version__"}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"^module 'svdiff_delta' has no attribute 'merge_all'$"):
+        svdiff_delta.merge_all  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["bake", "select"])
+def test_a_function_is_not_hidden_by_the_module_of_its_name(name: str) -> None:
+    module = import_module(f"svdiff_delta.{name}")
+    assert getattr(svdiff_delta, name) is getattr(module, name)
+    assert callable(getattr(svdiff_delta, name))
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import svdiff_delta.bake, svdiff_delta.select",
+        "from svdiff_delta.select import match",
+        "import svdiff_cli.main",
+    ],
+)
+def test_functions_are_functions_even_after_the_modules_were_imported(first: str) -> None:
+    check = "from svdiff_delta import bake, select; assert type(bake) is type(select) is type(lambda: 0)"
+    outcome = python(f"{first}\n{check}")
+    assert outcome.code == 0, outcome.err
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert svdiff_delta.__version__ == version("svdiff-delta")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", svdiff_delta.__version__)

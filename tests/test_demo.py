@@ -1,0 +1,35 @@
+"""The demo from end to end, with few steps: every file and figure it promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from svdiff_cli.main import main
+from svdiff_delta import load
+
+
+@pytest.mark.slow
+def test_the_demo_trains_adds_interpolates_bakes_and_paints(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    result = CliRunner().invoke(main, ["demo", "--steps", "3", "--json", "-o", str(folder)])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    names = {"both", "mix-0.25", "mix-0.5", "mix-0.75"} | (report["sizes"].keys() - {"base"})
+    assert len(names) == 6
+    assert {name: (folder / f"{name}.safetensors").stat().st_size for name in names} == {
+        name: report["sizes"][name] for name in names
+    }
+    lineage = load(folder / "both.safetensors").metadata.lineage
+    assert lineage is not None
+    assert lineage.record.operation == "add"
+    assert all(difference <= 2 for difference in report["difference"].values())
+    assert report["difference"].keys() == {"F16", "F32"}
+    assert report["peak memory"] <= 3e9
+    with Image.open(report["sheet"]) as sheet:
+        assert sheet.height > 7 * 128  # base, A, B, A + B and three interpolations, twice enlarged
+    assert (folder / "baked-F32" / "model_index.json").is_file()

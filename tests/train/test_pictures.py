@@ -1,0 +1,87 @@
+"""Pictures: attached equals baked, whatever else is in the batch, and sheets are laid out as labelled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+from PIL import Image
+from support.models import base_delta
+
+from svdiff_delta import attach, bake, zero_delta
+from svdiff_delta.errors import BaseError, InputError
+from svdiff_train.pipelines import load_pipeline
+from svdiff_train.sample import Sampling, generate, sheet
+from svdiff_train.tiny import base_path, open_tiny
+
+SAMPLING = Sampling(steps=8, guidance=4.0)
+JOBS = [("a photo of a panda face", 0), ("a photo of a house", 1)]
+
+
+def difference(a: list[Image.Image], b: list[Image.Image]) -> int:
+    return max(int(np.abs(np.asarray(x, int) - np.asarray(y, int)).max()) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["F16", "F32"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_attached_and_baked_pictures_are_equal_within_two_steps_of_colour(
+    tmp_path: Path, dtype: str, exact: bool
+) -> None:
+    base = open_tiny()
+    delta = base_delta(base, "unet", size=0.05)
+    pipeline = load_pipeline(base)
+    plain = generate(pipeline, JOBS, SAMPLING)
+    with attach(pipeline, delta, exact=exact):
+        attached = generate(pipeline, JOBS, SAMPLING)
+    bake(base, [delta], tmp_path / "out", dtype=dtype)
+    baked = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    baked.set_progress_bar_config(disable=True)
+    assert difference(attached, plain) > 20
+    assert difference(attached, generate(baked, JOBS, SAMPLING)) <= 2
+
+
+def test_a_zero_delta_paints_the_base_s_pictures() -> None:
+    base = open_tiny()
+    pipeline = load_pipeline(base)
+    plain = generate(pipeline, JOBS, SAMPLING)
+    with attach(pipeline, zero_delta(base, "unet", "text_encoder.*")):
+        assert difference(generate(pipeline, JOBS, SAMPLING), plain) <= 1
+
+
+def test_a_picture_does_not_depend_on_its_batch() -> None:
+    pipeline = load_pipeline(open_tiny())
+    together = generate(pipeline, JOBS, SAMPLING)
+    alone = [generate(pipeline, [job], SAMPLING)[0] for job in JOBS]
+    assert difference(together, alone) <= 1
+
+
+def test_progress_counts_pictures() -> None:
+    seen: list[tuple[int, int]] = []
+    generate(load_pipeline(open_tiny()), JOBS, Sampling(steps=1, batch_size=1), lambda *done: seen.append(done))
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_a_sheet_shows_every_picture_in_its_row_and_column() -> None:
+    colours = [["red", "green"], ["blue", "yellow"], ["black", "purple"]]
+    rows = [(f"row {r}", [Image.new("RGB", (16, 16), colour) for colour in row]) for r, row in enumerate(colours)]
+    picture = sheet(rows, ["one", "two"], zoom=2)
+    found = np.asarray(picture)
+    for r, row in enumerate(colours):
+        for c, colour in enumerate(row):
+            x = picture.width - (2 - c) * (32 + 4) + 16
+            y = picture.height - (3 - r) * (32 + 4) + 16
+            assert tuple(found[y, x]) == tuple(np.asarray(Image.new("RGB", (1, 1), colour))[0, 0])
+
+
+def test_a_component_alone_is_no_pipeline() -> None:
+    from svdiff_delta import open_base
+
+    with pytest.raises(BaseError, match="not a whole pipeline"):
+        load_pipeline(open_base(base_path() / "unet"))
+
+
+def test_steps_below_one_are_refused() -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        Sampling(steps=0)
