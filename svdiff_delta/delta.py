@@ -61,7 +61,8 @@ class Delta(Mapping[str, Shift]):
         self._values: Mapping[str, ArrayLike] = values
         self.origin: Final = origin
         if origin is None:
-            self._values = {name: self._checked(name, values[name]) for name in metadata.parameters}
+            with np.errstate(over="ignore"):  # what float32 cannot hold is refused by name
+                self._values = {name: self._checked(name, values[name]) for name in metadata.parameters}
 
     def __getitem__(self, name: str) -> Shift:
         value = self._values[name]
@@ -97,8 +98,7 @@ class Delta(Mapping[str, Shift]):
         return self.dtypes.get(name, "F32")
 
     def _checked(self, name: str, value: ArrayLike) -> Shift:
-        with np.errstate(over="ignore"):  # infinity is refused by name
-            array = np.array(value, dtype=np.float32)
+        array = np.array(value, dtype=np.float32)
         check_shift(name, self.metadata.parameters[name], array)
         array.flags.writeable = False
         return array

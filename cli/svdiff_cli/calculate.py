@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from svdiff_delta.codec import Dtype
 
 
-@click.command()
+@click.command(cls=options.LightCommand)
 @click.argument("deltas", metavar="DELTA[:WEIGHT]...", nargs=-1, required=True)
 @options.output("The delta file to write.")
 @options.dtype
@@ -54,7 +54,7 @@ def add(
     _finish(result, output, title, force=force, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 
-@click.command()
+@click.command(cls=options.LightCommand)
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option("--alpha", type=float, required=True, help="From 0 (all B) to 1 (all A).")
@@ -94,7 +94,7 @@ def interpolate(
     _finish(result, output, title, force=force, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 
-@click.command()
+@click.command(cls=options.LightCommand)
 @click.argument("delta", metavar="DELTA")
 @click.option("--factor", type=float, required=True, help="What to multiply δ by; it may be negative.")
 @options.output("The delta file to write.")
@@ -126,7 +126,7 @@ def scale(
     _finish(result, output, title, force=force, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 
-@click.command("slice")
+@click.command("slice", cls=options.LightCommand)
 @click.argument("delta", metavar="DELTA")
 @click.argument("selectors", metavar="SELECTOR...", nargs=-1, required=True)
 @options.output("The delta file to write.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from svdiff_delta import Delta
 
 
-@click.command()
+@click.command(cls=options.LightCommand)
 @click.argument("delta", metavar="DELTA")
 @click.option("--layers", is_flag=True, help="List every parameter.")
 @options.as_json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,15 @@ from typing import Any, TypeVar
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class LightCommand(click.Command):
+    """A command without linear algebra, for which NumPy need not start threads: that takes as long as a small sum."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy reads it when it is imported
+        return super().invoke(ctx)
 
 
 def output(what: str) -> Callable[[Command], Command]:

@@ -174,7 +174,7 @@ def test_ctrl_c_while_training_saves_what_is_there_and_says_so(tmp_path: Path) -
     where = (
         "step = loop._Run.step\n"
         "def interrupted(self, number):\n"
-        "    if number == 2: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    if number == 2: signal.raise_signal(signal.SIGINT)\n"
         "    return step(self, number)\n"
         "loop._Run.step = interrupted"
     )
@@ -185,7 +185,7 @@ def test_ctrl_c_while_training_saves_what_is_there_and_says_so(tmp_path: Path) -
 
 
 def test_ctrl_c_before_the_first_step_writes_nothing(tmp_path: Path) -> None:
-    where = "loop.find_images = lambda folder: os.kill(os.getpid(), signal.SIGINT)"
+    where = "loop.find_images = lambda folder: signal.raise_signal(signal.SIGINT)"
     done = interrupted_training(where, tmp_path / "a.safetensors")
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1] == "interrupted"

@@ -67,6 +67,21 @@ def test_what_is_strict_json_is_read(text: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        pytest.param(b"7", int, id="an integer"),
+        pytest.param(b"-9007199254740991", int, id="the least integer"),
+        pytest.param(b"9007199254740991", int, id="the largest integer"),
+        pytest.param(b"9007199254740992", float, id="2^53, a double"),
+        pytest.param(b"100000000000000000000", float, id="1e20, a double"),
+        pytest.param(b"7.0", float, id="a fraction"),
+    ],
+)
+def test_integers_end_below_2_to_the_53(text: bytes, kind: type) -> None:
+    assert type(strict_json(text, "it", HeaderError)) is kind
+
+
+@pytest.mark.parametrize(
     ("value", "expected"),
     [
         pytest.param({"b": 1, "a": 2}, b'{"a":2,"b":1}', id="sorted keys, no spaces"),

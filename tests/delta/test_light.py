@@ -88,5 +88,13 @@ def test_the_whole_light_api_is_used_without_anything_heavy(folder: Path) -> Non
     assert not imported_by(use, folder) & HEAVY
 
 
+@pytest.mark.parametrize("name", ["add", "interpolate", "scale", "slice", "info"])
+def test_a_command_of_the_light_half_starts_no_threads(folder: Path, name: str) -> None:
+    count = f"{command(*COMMANDS[name], '--force' if name != 'info' else '--json')}\nimport os, sys\n"
+    count += "print(len(os.listdir('/proc/self/task')), file=sys.stderr)"
+    outcome = python(count, folder=folder, OMP_NUM_THREADS="4")
+    assert outcome.err.splitlines()[-1] == "1"
+
+
 def test_what_counts_as_heavy_is_seen_when_it_is_imported(tmp_path: Path) -> None:
     assert "PIL" in imported_by("import PIL", tmp_path)
