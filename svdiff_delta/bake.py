@@ -17,12 +17,14 @@ from .base import PICKLE_SUFFIXES, Base, Component, read_json
 from .basis import TORCH_DTYPE
 from .cache import BasisCache
 from .codec import Dtype
+from .combine import combine_parameters
 from .container import header_bytes
 from .delta import Delta
-from .errors import BaseMismatchError, TensorError
-from .ops import check_sum, weighted_total
+from .errors import BaseMismatchError, InputError, TensorError
 from .parameter import Parameter
 from .prepare import Progress, fit
+from .totals import weighted_total
+from .weights import Weight
 
 FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
 WEIGHT_SUFFIXES: Final = PICKLE_SUFFIXES | {".safetensors", ".onnx", ".msgpack", ".h5", ".pb"}
@@ -95,7 +97,10 @@ def _check(
     base: Base, deltas: Sequence[Delta], factors: Sequence[float], cache: BasisCache, dtype: Dtype | None
 ) -> _Plan:
     """Check all deltas against the base, and see to it that every basis is in the cache."""
-    parameters = check_sum(deltas, factors)
+    if not deltas:
+        raise InputError("there is nothing to bake", fix="give at least one delta")
+    factors = [Weight(factor).default for factor in factors]
+    parameters = combine_parameters(deltas)
     keys: dict[tuple[str, str], str] = {}
     for name in parameters:
         place = name.partition(".")[0], base.locate(name)[1]

@@ -94,7 +94,17 @@ class Base:
     def info(self) -> BaseInfo:
         """What a delta file says about this base."""
         classes = {name: component.class_name for name, component in self.components.items()}
-        return BaseInfo(classes, self.repository, self.revision)
+        return BaseInfo(classes, self.repository, self.revision, self._sample_size())
+
+    def _sample_size(self) -> int | None:
+        """The width of the latents that the denoiser was made for, if its configuration says it."""
+        for name in ("unet", "transformer"):
+            component = self.components.get(name)
+            if component is not None and component.folder is not None:
+                size = read_json(component.folder / "config.json").get("sample_size")
+                size = size[-1] if isinstance(size, list) and size else size
+                return size if isinstance(size, int) and size > 0 else None
+        return None
 
     def names(self) -> Iterator[str]:
         """Yield every parameter name, by component and key."""

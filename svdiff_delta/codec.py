@@ -1,45 +1,109 @@
-"""Number formats of tensors as NumPy sees them: F32, F16 and BF16 to and from little-endian bytes."""
+"""Number formats of stored δ: F32, F16, BF16 and block-scaled I8, to and from bytes (spec, section 4.4)."""
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Final, Literal, TypeGuard, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Dtype = Literal["F32", "F16", "BF16"]
-"""A storable dtype, by its safetensors name."""
+"""A floating-point dtype, by its safetensors name: what weights are rounded to, and δ may be stored in."""
 
-ITEM_SIZE: Final[dict[Dtype, int]] = {"F32": 4, "F16": 2, "BF16": 2}
-DTYPES: Final[tuple[Dtype, ...]] = ("F32", "F16", "BF16")
-LARGEST: Final[dict[Dtype, float]] = {"F32": 3.4028234663852886e38, "F16": 65504.0, "BF16": 3.3895313892515355e38}
+StoredDtype = Literal["F32", "F16", "BF16", "I8"]
+"""A dtype that δ may be stored in."""
+
+Raw = bytes | memoryview
+
+DTYPES: Final[tuple[Dtype, ...]] = get_args(Dtype)
+STORED_DTYPES: Final[tuple[StoredDtype, ...]] = get_args(StoredDtype)
+ITEM_SIZE: Final[dict[StoredDtype, int]] = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1}
+
+BLOCK: Final = 64
+"""Values of an I8 tensor that share a scale."""
+
+STEPS: Final = 127
+"""I8 counts from −127 to 127 in units of the block's scale."""
+
+LARGEST: Final[dict[StoredDtype, float]] = {
+    "F32": 3.4028234663852886e38,
+    "F16": 65504.0,
+    "BF16": 3.3895313892515355e38,
+    "I8": STEPS * 65504.0,
+}
 
 
-def decode(raw: bytes | memoryview, dtype: Dtype) -> NDArray[np.float32]:
-    """Return the values in `raw` as a new float32 array; every storable dtype converts exactly."""
-    if dtype == "BF16":
-        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(raw, "<f4" if dtype == "F32" else "<f2").astype(np.float32)
+@dataclass(frozen=True)
+class Stored:
+    """One δ as it stands in a file: `scales` are the F16 scales of its blocks if it is I8, else empty."""
+
+    dtype: StoredDtype
+    data: Raw
+    scales: Raw = b""
+
+    def decode(self) -> NDArray[np.float32]:
+        """Return the values as a new float32 array; every stored dtype converts exactly.
+
+        I8 data that no writer makes (a count of −128, a scale that is negative or not a number) gives NaN.
+        """
+        if self.dtype == "F32":
+            return np.frombuffer(self.data, "<f4").astype(np.float32)
+        if self.dtype == "F16":
+            return np.frombuffer(self.data, "<f2").astype(np.float32)
+        if self.dtype == "BF16":
+            return (np.frombuffer(self.data, "<u2").astype(np.uint32) << 16).view(np.float32)
+        counts = np.frombuffer(self.data, np.int8)
+        scales = np.frombuffer(self.scales, "<f2").astype(np.float32)
+        if (counts < -STEPS).any() or not (scales >= 0).all():  # -128 has no opposite; NaN is not >= 0
+            return np.full(counts.size, np.nan, np.float32)
+        return counts.astype(np.float32) * np.repeat(scales, BLOCK)[: counts.size]
 
 
-def encode(values: NDArray[np.floating], dtype: Dtype) -> bytes:
-    """Round `values` once to `dtype` (to nearest, ties to even) and return little-endian bytes; −0 becomes +0.
+def is_dtype(name: str) -> TypeGuard[Dtype]:
+    """Tell whether a name is that of a floating-point dtype."""
+    return name in DTYPES
+
+
+def is_stored_dtype(name: str) -> TypeGuard[StoredDtype]:
+    """Tell whether a name is that of a dtype that δ may be stored in."""
+    return name in STORED_DTYPES
+
+
+def blocks(count: int) -> int:
+    """Return how many scales an I8 tensor of `count` values has."""
+    return -(-count // BLOCK)
+
+
+def encode(values: NDArray[np.floating], dtype: StoredDtype) -> Stored:
+    """Round `values` once (to nearest, ties to even) to `dtype`; −0 becomes +0.
 
     Float64 input is rounded in one step to F32 and F16. To BF16 it passes through float32 by rounding to odd, which
-    gives the same result as one step.
+    gives the same result as one step. To I8 each block is counted in units of its scale, the smallest F16 number that
+    is at least 1/127 of the block's largest magnitude.
     """
     if dtype == "F32":
-        return (values.astype("<f4") + np.float32(0)).tobytes()  # −0 + 0 is +0
+        return Stored(dtype, (values.astype("<f4") + np.float32(0)).tobytes())  # −0 + 0 is +0
     if dtype == "F16":
-        return (values.astype("<f2") + np.float16(0)).tobytes()
+        return Stored(dtype, (values.astype("<f2") + np.float16(0)).tobytes())
+    if dtype == "I8":
+        return _quantize(values.astype(np.float64))
     bits = _round_to_odd(values).view(np.uint32)
     rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
-    return np.where(rounded == 0x8000, np.uint16(0), rounded).tobytes()
+    return Stored(dtype, np.where(rounded == 0x8000, np.uint16(0), rounded).astype("<u2").tobytes())
 
 
-def round_to(values: NDArray[np.floating], dtype: Dtype) -> NDArray[np.float32]:
-    """Round once to `dtype` and return the exact float32 equivalents."""
-    return decode(encode(values, dtype), dtype)
+def _quantize(values: NDArray[np.float64]) -> Stored:
+    padded = np.zeros(blocks(values.size) * BLOCK)
+    padded[: values.size] = values
+    grid = padded.reshape(-1, BLOCK)
+    wanted = np.abs(grid).max(axis=1, initial=0.0) / STEPS
+    scales = wanted.astype(np.float16)
+    short = scales.astype(np.float64) < wanted
+    scales[short] = np.nextafter(scales[short], np.float16(np.inf))
+    units = scales.astype(np.float64)[:, None]
+    counts = np.rint(np.divide(grid, units, out=np.zeros_like(grid), where=units != 0))
+    return Stored("I8", counts.astype(np.int8).ravel()[: values.size].tobytes(), scales.astype("<f2").tobytes())
 
 
 def _round_to_odd(values: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -55,8 +55,6 @@ def read_header(buffer: bytes | memoryview, size: int) -> Header:
     if buffer[8:9] != b"{":
         raise HeaderError("the header does not begin with {: this is not a safetensors file")
     parsed = strict_json(bytes(buffer[8 : 8 + length]), "the header", HeaderError)
-    if not isinstance(parsed, dict):
-        raise HeaderError("the header is not a JSON object")
     metadata = _metadata(parsed.pop("__metadata__", {}))
     entries = {name: _entry(name, fields) for name, fields in parsed.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop, item[0])))

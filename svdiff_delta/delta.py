@@ -6,12 +6,11 @@ import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import fsum
-from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .codec import LARGEST, Dtype
+from .codec import LARGEST, Stored, StoredDtype, encode
 from .errors import TensorError
 from .metadata import Metadata
 from .parameter import Parameter
@@ -33,47 +32,61 @@ Shift = NDArray[np.float32]
 class Delta(Mapping[str, Shift]):
     """An immutable mapping from parameter name, sorted, to δ as a read-only float32 array.
 
-    Values are float32 whatever dtype the file stores: every storable dtype converts exactly.
+    Values are float32 whatever dtype they are stored in: every storable dtype converts exactly. Values that were given
+    are rounded to their stored dtype at once, so that what is in memory is what a file will hold.
 
     Args:
-        values: δ by parameter name; values read lazily are checked at each access, all others at once.
+        values: δ by parameter name.
         metadata: what to say about it; `metadata.parameters` names exactly the same parameters.
-        dtypes: stored dtype by parameter name; what is not named is F32.
-        origin: the bytes it was read from, if any; `values` then reads them lazily.
+        dtypes: the stored dtype by parameter name; what is not named is F32.
 
     Raises:
         TensorError: a value has a wrong length, is not finite, differs within a tied run, or is not 0 where σ is null.
     """
 
     def __init__(
-        self,
-        values: Mapping[str, ArrayLike],
-        metadata: Metadata,
-        *,
-        dtypes: Mapping[str, Dtype] | None = None,
-        origin: Origin | None = None,
+        self, values: Mapping[str, ArrayLike], metadata: Metadata, *, dtypes: Mapping[str, StoredDtype] | None = None
     ) -> None:
-        if values.keys() != metadata.parameters.keys():
-            odd = min(values.keys() ^ metadata.parameters.keys())
-            raise TensorError(f"{odd}: values and metadata must name the same parameters")
-        self.metadata: Final = metadata
-        self.dtypes: Final[Mapping[str, Dtype]] = dict(dtypes or {})
-        self._values: Mapping[str, ArrayLike] = values
-        self.origin: Final = origin
-        if origin is None:
-            with np.errstate(over="ignore"):  # what float32 cannot hold is refused by name
-                self._values = {name: self._checked(name, values[name]) for name in metadata.parameters}
+        stored = {}
+        for name, parameter in _matched(values, metadata).items():
+            dtype = (dtypes or {}).get(name, "F32")
+            wide = np.asarray(values[name], dtype=np.float64)
+            check_shift(name, parameter, wide)
+            check_range(name, wide, dtype)
+            stored[name] = encode(wide, dtype)
+        self._set(stored, metadata, None)
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Stored], metadata: Metadata, origin: Origin | None = None) -> Delta:
+        """Return a delta of values in their stored form; each is checked when it is read.
+
+        Args:
+            stored: the values by parameter name.
+            metadata: as in `Delta`.
+            origin: the bytes that they were read from, if these hold nothing else.
+        """
+        delta = cls.__new__(cls)
+        delta._set({name: stored[name] for name in _matched(stored, metadata)}, metadata, origin)
+        return delta
+
+    def _set(self, stored: Mapping[str, Stored], metadata: Metadata, origin: Origin | None) -> None:
+        self.stored: Mapping[str, Stored] = stored
+        self.metadata = metadata
+        self.origin = origin
 
     def __getitem__(self, name: str) -> Shift:
-        value = self._values[name]
-        if isinstance(value, np.ndarray) and not value.flags.writeable and value.dtype == np.float32:
-            return value
+        stored, parameter = self.stored[name], self.metadata.parameters[name]
         try:
-            return self._checked(name, value)
+            values = stored.decode()
+            if stored.dtype == "I8" and values.shape == (parameter.size,):
+                values = project(parameter, values.astype(np.float64)).astype(np.float32)
+            check_shift(name, parameter, values)
         except TensorError as error:
             if self.origin is None or not self.origin.name:
                 raise
             raise TensorError(f"{self.origin.name}: {error.message}", fix=error.fix) from None
+        values.flags.writeable = False
+        return values
 
     def __contains__(self, name: object) -> bool:
         return name in self.metadata.parameters
@@ -85,26 +98,47 @@ class Delta(Mapping[str, Shift]):
         return len(self.metadata.parameters)
 
     def __repr__(self) -> str:
-        numbers = sum(parameter.size for parameter in self.metadata.parameters.values())
         title = f"{self.metadata.title!r}, " if self.metadata.title else ""
-        return f"Delta({title}{len(self)} parameters, {numbers} numbers)"
+        return f"Delta({title}{len(self)} parameters, {self.metadata.numbers} numbers)"
 
     def with_title(self, title: str | None) -> Delta:
         """Return the same delta under another title, or without one."""
-        return Delta(dict(self), self.metadata.with_title(title), dtypes=self.dtypes)
+        return Delta.from_stored(self.stored, self.metadata.with_title(title))
 
-    def dtype_of(self, name: str) -> Dtype:
+    @property
+    def dtypes(self) -> dict[str, StoredDtype]:
+        """The stored dtype of each parameter."""
+        return {name: stored.dtype for name, stored in self.stored.items()}
+
+    def dtype_of(self, name: str) -> StoredDtype:
         """Return the dtype in which this parameter is stored."""
-        return self.dtypes.get(name, "F32")
+        return self.stored[name].dtype
 
-    def _checked(self, name: str, value: ArrayLike) -> Shift:
-        array = np.array(value, dtype=np.float32)
-        check_shift(name, self.metadata.parameters[name], array)
-        array.flags.writeable = False
-        return array
+    def flat(self) -> NDArray[np.float32] | None:
+        """Return all of δ as one array in sorted-name order, if the file holds it so: all F32, one after the other.
+
+        The values are not checked.
+        """
+        if self.origin is None or not all(stored.dtype == "F32" for stored in self.stored.values()):
+            return None
+        values = np.frombuffer(self.origin.buffer, "<f4", self.metadata.numbers, self.origin.data)
+        position = values.ctypes.data
+        for stored in self.stored.values():
+            here = np.frombuffer(stored.data, np.uint8)
+            if here.ctypes.data != position:
+                return None
+            position += here.size
+        return values
 
 
-def check_shift(name: str, parameter: Parameter, shift: Shift) -> None:
+def _matched(values: Mapping[str, object], metadata: Metadata) -> Mapping[str, Parameter]:
+    if values.keys() != metadata.parameters.keys():
+        odd = min(values.keys() ^ metadata.parameters.keys())
+        raise TensorError(f"{odd}: values and metadata must name the same parameters")
+    return metadata.parameters
+
+
+def check_shift(name: str, parameter: Parameter, shift: NDArray[np.floating]) -> None:
     """Raise TensorError unless `shift` is a valid δ for `parameter` (spec, sections 4 and 6.4)."""
     if shift.shape != (parameter.size,):
         raise TensorError(f"{name}: δ has shape {list(shift.shape)}, its weight needs [{parameter.size}]")
@@ -134,7 +168,7 @@ def project(parameter: Parameter, shift: NDArray[np.float64]) -> NDArray[np.floa
     return result
 
 
-def check_range(name: str, shift: NDArray[np.float64], dtype: Dtype) -> None:
+def check_range(name: str, shift: NDArray[np.float64], dtype: StoredDtype) -> None:
     """Raise TensorError if a value is too large for `dtype`, or not finite."""
     largest = np.abs(shift).max(initial=0.0)
     if not largest <= LARGEST[dtype]:

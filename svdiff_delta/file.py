@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
+
 from . import metadata as meta
 from ._atomic import replace_file
-from .codec import DTYPES, ITEM_SIZE, Dtype, decode, encode
+from .codec import ITEM_SIZE, STORED_DTYPES, Raw, Stored, StoredDtype, blocks, encode, is_stored_dtype
 from .container import Entry, header_bytes, read_header
-from .delta import Delta, Origin, Shift, check_range
+from .delta import Delta, Origin, check_range
 from .errors import DeltaError, InputError, TensorError
 from .lineage import Source
 
-
-class _Tensors(Mapping[str, Shift]):
-    """δ decoded from the file at each access, so that a delta costs no memory until it is read."""
-
-    def __init__(self, origin: Origin, entries: Mapping[str, Entry]) -> None:
-        self._origin, self._entries = origin, entries
-
-    def __getitem__(self, name: str) -> Shift:
-        entry, data = self._entries[name], self._origin.data
-        return decode(self._origin.buffer[data + entry.start : data + entry.stop], _dtype(name, entry))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+SCALES = "svdiff.scales"
+"""The tensor that holds the scales of all I8 tensors, one after the other in sorted-name order."""
 
 
 def load(path: str | PathLike[str]) -> Delta:
@@ -69,17 +56,39 @@ def loads(buffer: bytes | mmap.mmap, *, name: str = "") -> Delta:
         FormatError: the bytes are not a valid delta file.
     """
     header = read_header(memoryview(buffer), len(buffer))
-    metadata = meta.parse(header.metadata, list(header.entries))
+    entries = dict(header.entries)
+    scales = _scales(entries.pop(SCALES, None))
+    metadata = meta.parse(header.metadata, list(entries))
+    view, stored, position = memoryview(buffer)[header.data :], {}, 0
     for key, parameter in metadata.parameters.items():
-        entry = header.entries[key]
+        entry = entries[key]
+        if not is_stored_dtype(entry.dtype):
+            raise TensorError(f"{key}: stored as {entry.dtype}; a delta file stores {', '.join(STORED_DTYPES)}")
         if entry.shape != (parameter.size,):
             raise TensorError(f"{key}: δ has shape {list(entry.shape)}, its weight needs [{parameter.size}]")
-    origin = Origin(buffer, header.data, name)
-    dtypes = {key: _dtype(key, entry) for key, entry in header.entries.items()}
-    return Delta(_Tensors(origin, header.entries), metadata, dtypes=dtypes, origin=origin)
+        needed = 2 * blocks(parameter.size) if entry.dtype == "I8" else 0
+        if position + needed > scales.stop - scales.start:
+            raise TensorError(f"{key}: is stored as I8, and {SCALES} has no scales left for it")
+        own = view[scales.start + position :][:needed]
+        stored[key] = Stored(entry.dtype, view[entry.start : entry.stop], own)
+        position += needed
+    if SCALES in header.entries and not position:
+        raise TensorError(f"{SCALES}: is there, and no tensor is stored as I8")
+    if left := scales.stop - scales.start - position:
+        raise TensorError(f"{SCALES}: has {left // 2} scales more than the I8 tensors need")
+    return Delta.from_stored(stored, metadata, Origin(buffer, header.data, name))
 
 
-def dumps(delta: Delta, *, dtype: Dtype | None = None) -> bytes:
+def _scales(entry: Entry | None) -> slice:
+    """Return the byte range of the scales in the data section; an empty one if there are none."""
+    if entry is None:
+        return slice(0, 0)
+    if entry.dtype != "F16" or len(entry.shape) != 1:
+        raise TensorError(f"{SCALES}: must be F16 with one dimension, is {entry.dtype} {list(entry.shape)}")
+    return slice(entry.start, entry.stop)
+
+
+def dumps(delta: Delta, *, dtype: StoredDtype | None = None) -> bytes:
     """Return the canonical bytes of a delta; the same content gives the same bytes in any process.
 
     Args:
@@ -90,17 +99,28 @@ def dumps(delta: Delta, *, dtype: Dtype | None = None) -> bytes:
         TensorError: a value is too large for the dtype.
         MetadataError: the metadata holds something JSON has no place for.
     """
-    dtypes = {name: dtype or delta.dtype_of(name) for name in delta}
+    stored = {name: _restored(name, delta, dtype) for name in delta}
+    tensors = [(name, stored[name].dtype, (parameter.size,)) for name, parameter in delta.metadata.parameters.items()]
+    content: dict[str, Raw] = {name: stored[name].data for name in stored}
+    if scales := b"".join(stored[name].scales for name in delta):
+        tensors.append((SCALES, "F16", (len(scales) // 2,)))
+        content[SCALES] = scales
     # Wide items first, so that every tensor is aligned to its item size whatever stands before it.
-    names = sorted(delta, key=lambda name: (-ITEM_SIZE[dtypes[name]], name))
-    tensors = [(name, dtypes[name], delta[name].shape) for name in names]
-    for name in names:
-        check_range(name, delta[name].astype("f8"), dtypes[name])
-    body = [encode(delta[name], dtypes[name]) for name in names]
-    return b"".join([header_bytes(tensors, meta.dump(delta.metadata)), *body])
+    tensors.sort(key=lambda tensor: (-ITEM_SIZE[tensor[1]], tensor[0]))
+    return b"".join([header_bytes(tensors, meta.dump(delta.metadata)), *(content[name] for name, _, _ in tensors)])
 
 
-def save(delta: Delta, path: str | PathLike[str], *, overwrite: bool = False, dtype: Dtype | None = None) -> None:
+def _restored(name: str, delta: Delta, dtype: StoredDtype | None) -> Stored:
+    """Return δ as it is stored, or rounded to another dtype; checked in either case."""
+    values, stored = delta[name], delta.stored[name]
+    if dtype is None or dtype == stored.dtype:
+        return stored
+    wide = values.astype(np.float64)
+    check_range(name, wide, dtype)
+    return encode(wide, dtype)
+
+
+def save(delta: Delta, path: str | PathLike[str], *, overwrite: bool = False, dtype: StoredDtype | None = None) -> None:
     """Write a delta file atomically: a crash at any moment leaves the old file or the new one.
 
     Raises:
@@ -125,10 +145,3 @@ def identify(delta: Delta) -> tuple[str, Source]:
         sha256 = hashlib.sha256(view).hexdigest()
     source = Source(digest, delta.metadata.title, delta.metadata.training)
     return sha256, source if lineage is None else replace(source, record=lineage.record, extra=lineage.extra)
-
-
-def _dtype(name: str, entry: Entry) -> Dtype:
-    for dtype in DTYPES:
-        if dtype == entry.dtype:
-            return dtype
-    raise TensorError(f"{name}: stored as {entry.dtype}; a delta file stores {', '.join(DTYPES)}")

@@ -25,11 +25,20 @@ _COMPONENT = re.compile(r"[A-Za-z0-9_]+")
 
 @dataclass(frozen=True, slots=True)
 class BaseInfo:
-    """The model whose weights are shifted: class name by component, and where it came from if that was given."""
+    """The model whose weights are shifted.
+
+    Attributes:
+        components: class name by component.
+        repository: where it came from, if that was given.
+        revision: the commit, if that was given.
+        sample_size: the width of the latents that the denoiser was made for, if known.
+        extra: unknown fields, kept as they are.
+    """
 
     components: Mapping[str, str] = field(default_factory=dict)
     repository: str | None = None
     revision: str | None = None
+    sample_size: int | None = None
     extra: Mapping[str, JSON] = field(default_factory=dict)
 
 
@@ -57,6 +66,11 @@ class Metadata:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", dict(sorted(self.parameters.items())))
+
+    @property
+    def numbers(self) -> int:
+        """The length of all δ together."""
+        return sum(parameter.size for parameter in self.parameters.values())
 
     @property
     def title(self) -> str | None:
@@ -150,6 +164,8 @@ def _dump_base(base: BaseInfo) -> dict[str, JSON]:
         fields["repository"] = base.repository
     if base.revision is not None:
         fields["revision"] = base.revision
+    if base.sample_size is not None:
+        fields["sample_size"] = base.sample_size
     return fields
 
 
@@ -162,7 +178,11 @@ def _parse_base(fields: dict[str, JSON]) -> BaseInfo:
     for key, value in names.items():
         if not isinstance(value, str) or not value:
             raise MetadataError(f"base.{key}: must be a non-empty string")
-    return BaseInfo(components, **names, extra=fields)
+    given = "sample_size" in fields
+    size = fields.pop("sample_size", 1)
+    if type(size) is not int or size < 1:
+        raise MetadataError(f"base.sample_size: must be a whole number from 1, is {size!r}")
+    return BaseInfo(components, **names, sample_size=size if given else None, extra=fields)
 
 
 def _check_components(base: BaseInfo, parameters: Mapping[str, Parameter]) -> None:

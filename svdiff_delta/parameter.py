@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal, cast, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ._json import JSON, as_object, take
 from .codec import DTYPES, Dtype
 from .errors import MetadataError
@@ -54,6 +57,22 @@ class Parameter:
 
 def _default_kind(shape: tuple[int, ...]) -> Kind:
     return "elementwise" if len(shape) == 1 else "spectral"
+
+
+def free_index(parameter: Parameter) -> NDArray[np.int64] | None:
+    """Return for each entry of δ which free number it shows, −1 where it is null; None if every entry is free.
+
+    One number is free for each tied run, none for null singular values (spec, section 6.4).
+    """
+    if not parameter.tied and not parameter.null:
+        return None
+    starts = np.ones(parameter.size, dtype=np.int64)
+    for first, last in parameter.tied:
+        starts[first + 1 : last + 1] = 0
+    index = starts.cumsum() - 1
+    if parameter.null:
+        index[parameter.size - parameter.null :] = -1
+    return index
 
 
 def dump_columns(parameters: Mapping[str, Parameter]) -> dict[str, JSON]:

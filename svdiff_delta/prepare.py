@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
 
@@ -17,9 +17,9 @@ from .codec import Dtype
 from .delta import Delta, Shift
 from .errors import BaseMismatchError, TensorError
 from .kinds import base_kinds
-from .metadata import BaseInfo, Metadata
+from .metadata import Metadata
 from .parameter import Kind, Parameter
-from .select import match
+from .selectors import match
 
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is in all."""
@@ -167,5 +167,5 @@ def zero_delta(base: Base, *selectors: str, cache: BasisCache | None = None, pro
     used = {name.partition(".")[0] for name in parameters}
     info = base.info
     classes = {name: cls for name, cls in info.components.items() if name in used}
-    metadata = Metadata(BaseInfo(classes, info.repository, info.revision), parameters)
+    metadata = Metadata(replace(info, components=classes), parameters)
     return Delta({name: np.zeros(parameter.size) for name, parameter in parameters.items()}, metadata)

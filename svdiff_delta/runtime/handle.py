@@ -17,9 +17,9 @@ from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError, BaseMismatchError, InputError
 from svdiff_delta.kinds import kind_of
-from svdiff_delta.ops import weighted_total
 from svdiff_delta.parameter import Kind, Parameter
 from svdiff_delta.prepare import Prepared, Weights, fit
+from svdiff_delta.totals import weighted_total
 
 from .layers import HALF, NormShift, Shift, SpectralShift, WholeShift
 from .models import LiveWeights, components, find_base, layer

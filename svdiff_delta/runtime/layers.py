@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from svdiff_delta.basis import Basis, matricize, unmatricize
 from svdiff_delta.kinds import NORMS
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.parameter import Parameter, free_index
 from svdiff_delta.prepare import Prepared
 
 from . import products
@@ -35,10 +35,9 @@ class Shift(nn.Module):
 
     def __init__(self, parameter: Parameter, *, trainable: bool) -> None:
         super().__init__()
-        index = _free_index(parameter)
-        count = int(index.max()) + 1 if index.numel() else 0
-        plain = count == parameter.size
-        self.register_buffer("spread", None if plain else index, persistent=False)
+        index = free_index(parameter)
+        count = parameter.size if index is None else int(index.max()) + 1
+        self.register_buffer("spread", None if index is None else torch.from_numpy(index), persistent=False)
         value = torch.zeros(count)
         if trainable:
             self.value = nn.Parameter(value)
@@ -69,17 +68,6 @@ class Shift(nn.Module):
     def call(self, module: nn.Module, x: Tensor, *args: Any) -> Tensor:
         """Return the shifted layer's output."""
         raise NotImplementedError
-
-
-def _free_index(parameter: Parameter) -> Tensor:
-    """Return for each entry of δ which free number it shows; −1 where it is null."""
-    starts = torch.ones(parameter.size, dtype=torch.long)
-    for first, last in parameter.tied:
-        starts[first + 1 : last + 1] = 0
-    index = starts.cumsum(0) - 1
-    if parameter.null:
-        index[parameter.size - parameter.null :] = -1
-    return index
 
 
 class SpectralShift(Shift):

@@ -22,7 +22,11 @@ from support.files import contents
 
 from svdiff_delta import file
 
-SUBSETS = "unet, unet-ca, unet-ca-kv, unet-1d, unet-2d, unet-4d, up, down, mid, up-ca, down-ca, mid-ca"
+SUBSETS = (
+    "unet, unet-ca, unet-ca-kv, unet-1d, unet-2d, unet-4d, up, down, mid, up-ca, down-ca, mid-ca, "
+    "transformer, transformer-attn, transformer-mlp, transformer-1d, transformer-2d, "
+    "text, text-attn, text-mlp, text-1, text-2, text-3, 1d, 2d, 4d"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -127,8 +131,8 @@ NOT_A_DELTA = {
     "a later version": (delta_file(document(version=2)), "format version 2, this program reads version 1: use a rel"),
     "an unknown feature": (delta_file(document(must_understand=["I8"])), "the file needs I8, which this program does"),
     "an unknown dtype": (
-        container({"__metadata__": {"svdiff": json.dumps(document())}, NAME: entry(3, dtype="I8", item=1)}, bytes(3)),
-        f"{NAME}: stored as I8; a delta file stores F32, F16, BF16",
+        container({"__metadata__": {"svdiff": json.dumps(document())}, NAME: entry(3, dtype="U8", item=1)}, bytes(3)),
+        f"{NAME}: stored as U8; a delta file stores F32, F16, BF16, I8",
     ),
 }
 

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 from support.bytes import container, entry
 
-from svdiff_delta.container import MAX_HEADER, Entry, header_bytes, read_header
+from svdiff_delta.container import Entry, header_bytes, read_header
 from svdiff_delta.errors import HeaderError
 
 TWELVE = bytes(12)
@@ -27,7 +27,8 @@ REFUSED = {
     "a PNG picture": (b"\x89PNG\r\n\x1a\n" + TWELVE, "not a safetensors file"),
     "a zip file, as torch.save writes": (b"PK\x03\x04\x00\x00\x08\x08" + TWELVE, "not a safetensors file"),
     "a text": (b"This is a text, not a file of tensors.", "not a safetensors file"),
-    "a header of more than 100 MB": (struct.pack("<Q", MAX_HEADER + 1) + TWELVE, "not a safetensors file"),
+    "a header of more than 100 MB": (struct.pack("<Q", 100_000_001) + TWELVE, "not a safetensors file"),
+    "a header of 100 MB that is not there": (struct.pack("<Q", 100_000_000) + TWELVE, "cut off within its header"),
     "a header longer than the file": (struct.pack("<Q", 13) + TWELVE, "cut off within its header"),
     "a header of no bytes": (struct.pack("<Q", 0), "header does not begin with {"),
     "a header that begins with a space": (container(b" {}"), "header does not begin with {"),
@@ -99,6 +100,26 @@ def test_a_header_is_read_as_it_was_written() -> None:
 def test_entries_come_in_the_order_of_their_bytes() -> None:
     raw = container({"a": entry(2, start=4), "b": entry(1)}, TWELVE)
     assert list(read_header(raw, len(raw)).entries) == ["b", "a"]
+
+
+def test_a_tensor_without_elements_comes_before_the_one_at_its_place() -> None:
+    raw = container({"a": entry(3), "z": entry(0)}, TWELVE)
+    assert list(read_header(raw, len(raw)).entries) == ["z", "a"]
+
+
+@pytest.mark.parametrize(
+    ("item", "dtypes"),
+    [
+        (1, ["BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"]),
+        (2, ["U16", "I16", "F16", "BF16"]),
+        (4, ["U32", "I32", "F32"]),
+        (8, ["U64", "I64", "F64"]),
+    ],
+)
+def test_every_dtype_has_its_size(item: int, dtypes: list[str]) -> None:
+    for dtype in dtypes:
+        raw = container({"w": entry(5, dtype=dtype, item=item)}, bytes(5 * item))
+        assert read_header(raw, len(raw)).entries["w"].stop == 5 * item
 
 
 def test_a_container_without_tensors_is_valid() -> None:

@@ -34,13 +34,14 @@ NAMES = [
     "zero_delta",
 ]
 SIGNATURES = {
-    "add": "(*deltas: 'Delta', weights: 'Sequence[float] | None' = None, dtype: 'Dtype' = 'F32') -> 'Delta'",
-    "interpolate": "(a: 'Delta', b: 'Delta', alpha: 'float', *, dtype: 'Dtype' = 'F32') -> 'Delta'",
+    "add": "(*deltas: 'Delta', weights: 'Sequence[float | Mapping[str, float] | Weight] | None' = None,"
+    " dtype: 'StoredDtype' = 'F32') -> 'Delta'",
+    "interpolate": "(a: 'Delta', b: 'Delta', alpha: 'float', *, dtype: 'StoredDtype' = 'F32') -> 'Delta'",
     "load": "(path: 'str | PathLike[str]') -> 'Delta'",
     "save": "(delta: 'Delta', path: 'str | PathLike[str]', *, overwrite: 'bool' = False,"
-    " dtype: 'Dtype | None' = None) -> 'None'",
-    "scale": "(delta: 'Delta', factor: 'float', *, dtype: 'Dtype' = 'F32') -> 'Delta'",
-    "select": "(delta: 'Delta', *selectors: 'str') -> 'Delta'",
+    " dtype: 'StoredDtype | None' = None) -> 'None'",
+    "scale": "(delta: 'Delta', factor: 'float', *, dtype: 'StoredDtype' = 'F32') -> 'Delta'",
+    "select": "(delta: 'Delta', *selectors: 'str', sample_size: 'int | None' = None) -> 'Delta'",
 }
 
 

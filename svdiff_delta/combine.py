@@ -1,0 +1,135 @@
+"""What the inputs of an operation have in common: parameters, and what they say of themselves (spec, 7.1 to 7.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+
+from ._json import JSON
+from .delta import Delta
+from .errors import BaseMismatchError, InputError
+from .file import identify
+from .lineage import Lineage, Record, Source
+from .metadata import BaseInfo, Metadata
+from .parameter import Parameter
+
+
+def combine_parameters(deltas: Sequence[Delta]) -> dict[str, Parameter]:
+    """Return the union of the inputs' parameters; tied runs and null counts that differ are widened to cover both.
+
+    Raises:
+        BaseMismatchError: two inputs disagree about a weight's fingerprint, kind or axis.
+    """
+    result: Mapping[str, Parameter] = {}
+    for delta in deltas:
+        result = unite(result, delta.metadata.parameters)
+    return dict(result)
+
+
+def unite(known: Mapping[str, Parameter], more: Mapping[str, Parameter]) -> Mapping[str, Parameter]:
+    """Return the union of two tables of parameters, as `combine_parameters`."""
+    if not known:
+        return more
+    result = {**known, **more}
+    for name in known.keys() & more.keys():
+        result[name] = known[name] if known[name] == more[name] else _reconcile(name, known[name], more[name])
+    return dict(sorted(result.items()))
+
+
+def _reconcile(name: str, a: Parameter, b: Parameter) -> Parameter:
+    if a.fingerprint != b.fingerprint:
+        raise BaseMismatchError(
+            f"{name}: the inputs were made for different bases (fingerprints {a.fingerprint} and {b.fingerprint})",
+            fix="combine only deltas of one base, or slices that do not overlap",
+        )
+    for key in ("shape", "kind", "axis"):
+        if getattr(a, key) != getattr(b, key):
+            raise BaseMismatchError(
+                f"{name}: the inputs disagree about its {key} ({getattr(a, key)}, {getattr(b, key)})"
+            )
+    null = max(a.null, b.null)
+    runs = widen_runs([*a.tied, *b.tied])
+    # A run that reaches into the null part is null as a whole.
+    null = max([null, *(a.size - first for first, last in runs if last >= a.size - null)])
+    return replace(a, tied=tuple(run for run in runs if run[1] < a.size - null), null=null)
+
+
+def widen_runs(runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the fewest runs that cover all of these, joining those that share an index."""
+    result: list[tuple[int, int]] = []
+    for first, last in sorted(runs):
+        if result and first <= result[-1][1]:
+            result[-1] = (result[-1][0], max(last, result[-1][1]))
+        else:
+            result.append((first, last))
+    return result
+
+
+def combine_metadata(deltas: Sequence[Delta], parameters: Mapping[str, Parameter], record: Record) -> Metadata:
+    """Return the metadata of a result: what all inputs agree on, with `record` and every input in the lineage."""
+    combined = Combined()
+    for delta in deltas:
+        identity: Future[tuple[str, Source]] = Future()
+        identity.set_result(identify(delta))
+        combined.add(delta, identity)
+    return combined.metadata(parameters, record)
+
+
+class Combined:
+    """What the inputs of an operation say about themselves, taken together one by one (spec, section 7.4)."""
+
+    def __init__(self) -> None:
+        self._first: Metadata | None = None
+        self._identities: list[Future[tuple[str, Source]]] = []
+        self._files: dict[str, Source] = {}
+        self._modelspec: dict[str, str] = {}
+        self._named: BaseInfo | None = None
+        self._unions: dict[str, dict[str, JSON]] = {key: {} for key in ("components", "base", "extra", "foreign")}
+
+    def add(self, delta: Delta, identity: Future[tuple[str, Source]]) -> None:
+        """Take one more input, whose SHA-256 and lineage entry may still be on their way."""
+        metadata = delta.metadata
+        if self._first is None:
+            self._first, self._modelspec = metadata, dict(metadata.modelspec)
+        if self._named is None and metadata.base.repository is not None:
+            self._named = metadata.base
+        self._identities.append(identity)
+        self._files |= metadata.lineage.files if metadata.lineage else {}
+        self._modelspec = {key: self._modelspec[key] for key, value in metadata.modelspec.items()
+                           if self._modelspec.get(key) == value}  # fmt: skip
+        for key, mapping in (
+            ("components", metadata.base.components),
+            ("base", {"sample_size": metadata.base.sample_size, **metadata.base.extra}),
+            ("extra", metadata.extra),
+            ("foreign", metadata.foreign),
+        ):
+            for field, value in mapping.items():
+                if value is not None:
+                    self._unions[key].setdefault(field, value)
+
+    def metadata(self, parameters: Mapping[str, Parameter], record: Record) -> Metadata:
+        """Return the result's metadata; where inputs disagree, the first one's stands."""
+        if self._first is None:
+            raise InputError("there is nothing to combine", fix="give at least one delta")
+        identities = [identity.result() for identity in self._identities]
+        inputs = tuple(sha256 for sha256, _ in identities)
+        single = len(set(inputs)) == 1
+        named = self._named or self._first.base
+        base = dict(self._unions["base"])
+        info = BaseInfo(
+            self._unions["components"], named.repository, named.revision, base.pop("sample_size", None), base
+        )
+        return Metadata(
+            base=info,
+            parameters=parameters,
+            lineage=Lineage(replace(record, inputs=inputs), self._files | dict(identities)),
+            training=self._first.training if single else None,
+            modelspec={
+                key: value
+                for key, value in self._modelspec.items()
+                if key != "hash_sha256" and (single or key != "title")
+            },
+            extra=self._unions["extra"],
+            foreign=self._unions["foreign"],
+        )

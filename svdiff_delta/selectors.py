@@ -1,0 +1,63 @@
+"""Layer selectors: subsets, blocks, kinds, addresses, globs, names, and what is left of them (spec, section 7.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Final
+
+from .addresses import is_address, select_addresses
+from .errors import SelectionError
+from .subsets import SUBSETS, subset
+
+COMPLEMENT: Final = "!"
+"""In front of a selector: all but what it names."""
+
+
+def match(
+    shapes: Mapping[str, tuple[int, ...]], selectors: Iterable[str], *, sample_size: int | None = None
+) -> list[str]:
+    """Return the names that any of the selectors names, sorted, out of weight shapes by parameter name.
+
+    Raises:
+        SelectionError: a selector is unknown or matches nothing, none was given, or nothing is left.
+    """
+    given = list(selectors)
+    if not given:
+        raise SelectionError("no selector was given", fix=f"known subsets are {', '.join(SUBSETS)}")
+    wanted = [selector for selector in given if not selector.startswith(COMPLEMENT)]
+    unwanted = [selector.removeprefix(COMPLEMENT) for selector in given if selector.startswith(COMPLEMENT)]
+    chosen = set() if wanted else set(shapes)
+    for selector in wanted:
+        chosen |= _match_one(shapes, selector, sample_size)
+    for selector in unwanted:
+        chosen -= _match_one(shapes, selector, sample_size)
+    if not chosen:
+        raise SelectionError(f"nothing is left of {len(shapes)} parameters", fix="remove a selector that begins with !")
+    return sorted(chosen)
+
+
+def _match_one(shapes: Mapping[str, tuple[int, ...]], selector: str, sample_size: int | None) -> set[str]:
+    if selector in shapes:
+        return {selector}
+    if rule := subset(selector):
+        found = {name for name, shape in shapes.items() if rule(name, shape)}
+    elif is_address(selector):
+        if sample_size is None:
+            raise SelectionError(
+                f"{selector}: the file does not say how wide the latents are that addresses count from",
+                fix="give --sample-size (64 for SD 1.5, 128 for SDXL)",
+            )
+        return select_addresses(shapes, selector, sample_size)
+    elif any(char in selector for char in "*?["):
+        found = {name for name in shapes if fnmatchcase(name, selector)}
+    else:
+        raise SelectionError(
+            f"{selector!r}: is neither a subset nor a parameter here",
+            fix=f"use a glob such as 'unet.mid_block.*', or one of {', '.join(SUBSETS)}",
+        )
+    if not found:
+        raise SelectionError(
+            f"{selector!r}: matches none of the {len(shapes)} parameters here", fix="see `svdiff info --layers`"
+        )
+    return found

@@ -1,0 +1,100 @@
+"""Weighted sums of δ in float64: over whole deltas one by one, and over one parameter (spec, section 7.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .codec import StoredDtype, encode
+from .combine import unite
+from .delta import Delta, check_range, project
+from .metadata import Metadata
+from .parameter import Parameter
+from .weights import Weight
+
+
+class Totals:
+    """Sums of δ in float64, in the order in which inputs are added, one flat array for all parameters.
+
+    Args:
+        parameters: what is summed so far, by sorted name.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        self.parameters: Mapping[str, Parameter] = {}
+        self._lay_out(parameters)
+
+    def _lay_out(self, parameters: Mapping[str, Parameter]) -> None:
+        old = {name: self[name] for name in self.parameters}
+        self.parameters = parameters
+        self._slices: dict[str, slice] = {}
+        position = 0
+        for name, parameter in parameters.items():
+            self._slices[name] = slice(position, position + parameter.size)
+            position += parameter.size
+        self._flat = np.zeros(position)
+        for name, values in old.items():
+            self[name] = values
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        return self._flat[self._slices[name]]
+
+    def __setitem__(self, name: str, values: NDArray[np.float64]) -> None:
+        self._flat[self._slices[name]] = values
+
+    def add(self, delta: Delta, weight: Weight) -> None:
+        """Add one delta.
+
+        Raises:
+            BaseMismatchError: it disagrees with those before about a weight's fingerprint, kind or axis.
+            SelectionError: a selector of the weight is unknown or matches nothing in this delta.
+            TensorError: a value of the delta is not valid.
+        """
+        parameters = delta.metadata.parameters
+        if self.parameters != parameters:
+            union = unite(self.parameters, parameters)
+            if union.keys() == self.parameters.keys():
+                self.parameters = union  # only runs were widened
+            else:
+                self._lay_out(union)
+        values = delta.flat() if self.parameters == parameters and not weight.where else None
+        with np.errstate(over="ignore", invalid="ignore"):  # `result` refuses what overflowed, by name
+            if values is not None and _valid(values, parameters):
+                self._flat += np.multiply(values, weight.default, dtype=np.float64)
+                return
+            shapes = {name: parameter.shape for name, parameter in parameters.items()}
+            for name, factor in weight.by_name(shapes, delta.metadata.base.sample_size).items():
+                self._flat[self._slices[name]] += factor * delta[name].astype(np.float64)
+
+    def result(self, metadata: Metadata, dtype: StoredDtype) -> Delta:
+        """Return the sums, projected on tied and null runs and rounded once.
+
+        Raises:
+            TensorError: a sum is too large for `dtype`.
+        """
+        stored = {}
+        for name, parameter in self.parameters.items():
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = project(parameter, self[name])
+            check_range(name, values, dtype)
+            stored[name] = encode(values, dtype)
+        return Delta.from_stored(stored, metadata)
+
+
+def _valid(values: NDArray[np.float32], parameters: Mapping[str, Parameter]) -> bool:
+    """Tell whether a flat δ is finite and no parameter has runs that would have to be checked one by one."""
+    return bool(np.isfinite(values).all()) and not any(item.tied or item.null for item in parameters.values())
+
+
+def weighted_total(
+    name: str, parameter: Parameter, deltas: Sequence[Delta], factors: Sequence[float]
+) -> NDArray[np.float64]:
+    """Return Σ wᵢ δᵢ of one parameter in float64, in the order given, projected on its tied and null runs."""
+    total = np.zeros(parameter.size)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflowed is refused where it is rounded
+        for delta, factor in zip(deltas, factors, strict=True):
+            if name in delta:
+                total += factor * delta[name].astype(np.float64)
+        return project(parameter, total)
