@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from .errors import DeltaError as DeltaError
     from .file import load as load
     from .file import save as save
+    from .merge import merge as merge
     from .ops import add as add
     from .ops import interpolate as interpolate
+    from .ops import quantize as quantize
     from .ops import scale as scale
+    from .ops import truncate as truncate
     from .prepare import build_basis as build_basis
     from .prepare import zero_delta as zero_delta
     from .runtime import Handle as Handle
@@ -42,10 +45,13 @@ _HOME: Final = {
     "build_basis": "prepare",
     "interpolate": "ops",
     "load": "file",
+    "merge": "merge",
     "open_base": "base",
+    "quantize": "ops",
     "save": "file",
     "scale": "ops",
     "select": "select",
+    "truncate": "ops",
     "zero_delta": "prepare",
 }
 
@@ -62,10 +68,13 @@ __all__ = [
     "build_basis",
     "interpolate",
     "load",
+    "merge",
     "open_base",
+    "quantize",
     "save",
     "scale",
     "select",
+    "truncate",
     "zero_delta",
 ]
 

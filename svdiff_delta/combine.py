@@ -10,7 +10,7 @@ from ._json import JSON
 from .delta import Delta
 from .errors import BaseMismatchError, InputError
 from .file import identify
-from .lineage import Lineage, Record, Source
+from .lineage import Lineage, Record, Source, bounded
 from .metadata import BaseInfo, Metadata
 from .parameter import Parameter
 
@@ -123,7 +123,7 @@ class Combined:
         return Metadata(
             base=info,
             parameters=parameters,
-            lineage=Lineage(replace(record, inputs=inputs), self._files | dict(identities)),
+            lineage=bounded(Lineage(replace(record, inputs=inputs), self._files | dict(identities))),
             training=self._first.training if single else None,
             modelspec={
                 key: value

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
-from ._json import JSON, as_object
+from ._json import JSON, as_object, canonical_json
 from .errors import MetadataError
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -52,6 +54,25 @@ class Lineage:
     extra: Mapping[str, JSON] = field(default_factory=dict)
 
 
+LIMIT: Final = 65_536  # bytes of a lineage in canonical form
+
+
+def bounded(lineage: Lineage) -> Lineage:
+    """Return a lineage that is not larger than 64 kB: direct inputs only, or none, and a digest of what is left out."""
+    files = {sha256: _dump_source(source) for sha256, source in lineage.files.items()}
+    if len(canonical_json(dump_lineage(lineage))) <= LIMIT:
+        return lineage
+    digest = hashlib.sha256(canonical_json(files)).hexdigest()
+    extra = {**lineage.extra, "omitted": {"count": len(files), "digest": digest}}
+    direct = {
+        sha256: Source(lineage.files[sha256].digest, lineage.files[sha256].title)
+        for sha256 in dict.fromkeys(lineage.record.inputs)
+        if sha256 in lineage.files
+    }
+    short = Lineage(lineage.record, direct, extra)
+    return short if len(canonical_json(dump_lineage(short))) <= LIMIT else replace(short, files={})
+
+
 def _dump_record(record: Record) -> dict[str, JSON]:
     """Return the JSON fields of an operation."""
     return {"operation": record.operation, "arguments": dict(record.arguments), "inputs": list(record.inputs)}
@@ -59,17 +80,19 @@ def _dump_record(record: Record) -> dict[str, JSON]:
 
 def dump_lineage(lineage: Lineage) -> dict[str, JSON]:
     """Return the JSON fields of a lineage."""
-    files = {}
-    for sha256, source in lineage.files.items():
-        fields: dict[str, JSON] = {**source.extra, "digest": source.digest}
-        if source.title is not None:
-            fields["title"] = source.title
-        if source.training is not None:
-            fields["training"] = dict(source.training)
-        if source.record is not None:
-            fields |= _dump_record(source.record)
-        files[sha256] = fields
+    files = {sha256: _dump_source(source) for sha256, source in lineage.files.items()}
     return {**lineage.extra, **_dump_record(lineage.record), "files": files}
+
+
+def _dump_source(source: Source) -> dict[str, JSON]:
+    fields: dict[str, JSON] = {**source.extra, "digest": source.digest}
+    if source.title is not None:
+        fields["title"] = source.title
+    if source.training is not None:
+        fields["training"] = dict(source.training)
+    if source.record is not None:
+        fields |= _dump_record(source.record)
+    return fields
 
 
 def parse_lineage(fields: dict[str, JSON]) -> Lineage:

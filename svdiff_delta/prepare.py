@@ -8,6 +8,7 @@ from math import prod
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .base import Base
@@ -113,6 +114,20 @@ def fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepare
     if prepared.basis is not None:
         _check_projected(name, delta[name], prepared.basis)
     return prepared
+
+
+def sigmas_of(base: Base, delta: Delta, cache: BasisCache | None = None) -> dict[str, NDArray[np.float64]]:
+    """Return the singular values (size,) that a delta shifts, by parameter name; its weights are checked on the way.
+
+    Raises:
+        BaseMismatchError, BaseError: as `fit`.
+    """
+    cache, found = cache or BasisCache(), {}
+    for name in delta:
+        basis = fit(base, name, delta, cache).basis
+        if basis is not None:
+            found[name] = basis.sigma.numpy()
+    return found
 
 
 def _check_projected(name: str, shift: Shift, basis: Basis) -> None:

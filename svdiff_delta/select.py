@@ -24,4 +24,5 @@ def select(delta: Delta, *selectors: str, sample_size: int | None = None) -> Del
     shapes = {name: parameter.shape for name, parameter in delta.metadata.parameters.items()}
     size = sample_size if sample_size is not None else delta.metadata.base.sample_size
     names = match(shapes, selectors, sample_size=size)
-    return restrict(delta, names, Record("slice", {"selectors": list(selectors)}))
+    given = {} if sample_size is None else {"sample_size": sample_size}
+    return restrict(delta, names, Record("slice", {"selectors": list(selectors), **given}))

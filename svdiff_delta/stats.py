@@ -50,6 +50,61 @@ class Interference:
     clipped: int | None
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How one delta differs from another.
+
+    Attributes:
+        only_a: parameters that only the first shifts; they count as zeros in the second.
+        only_b: parameters that only the second shifts.
+        norms: the norm of the difference in each parameter of either.
+        norm: of all of it.
+        relative: `norm` over the norm of the first; infinite if that is 0 and they differ.
+    """
+
+    only_a: list[str]
+    only_b: list[str]
+    norms: dict[str, float]
+    norm: float
+    relative: float
+
+    @property
+    def changed(self) -> int:
+        """In how many parameters they differ."""
+        return sum(norm > 0 for norm in self.norms.values())
+
+    @property
+    def equal(self) -> bool:
+        """Whether they hold the same δ under the same names."""
+        return not (self.only_a or self.only_b or self.changed)
+
+
+def difference(a: Delta, b: Delta) -> Difference:
+    """Return how b differs from a.
+
+    Raises:
+        BaseMismatchError: they were made for different bases.
+    """
+    names = list(combine_parameters([a, b]))
+    norms_by_name = {}
+    for name in names:
+        x = wide(a, name) if name in a else np.zeros(1)
+        y = wide(b, name) if name in b else np.zeros(1)
+        norms_by_name[name] = float(np.linalg.norm(x - y))
+    norm, whole = float(np.linalg.norm(list(norms_by_name.values()))), summarize(a).norm
+    relative = norm / whole if whole else (float("inf") if norm else 0.0)
+    only_a, only_b = [name for name in names if name not in b], [name for name in names if name not in a]
+    return Difference(only_a, only_b, norms_by_name, norm, relative)
+
+
+def relative_difference(a: Delta, b: Delta) -> tuple[float, float, str]:
+    """Return ‖b − a‖ / ‖a‖ in all, the largest of a single parameter, and its name; a δ of 0 counts as 0."""
+    found, own = difference(a, b), norms(a)
+    shares = {name: norm / own[name] if own.get(name) else 0.0 for name, norm in found.norms.items()}
+    worst = max(shares, key=lambda name: shares[name])
+    return found.relative, shares[worst], worst
+
+
 def block_of(name: str) -> str:
     """Return the block that a parameter belongs to, such as `unet down.1`, `unet mid` or `text_encoder 3`."""
     component, _, key = name.partition(".")

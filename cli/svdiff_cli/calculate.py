@@ -1,10 +1,8 @@
-"""Commands that calculate with deltas: add, interpolate, scale, slice. None of them needs torch."""
+"""Commands that calculate with deltas. None of them needs torch."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -12,71 +10,84 @@ import click
 from svdiff_delta.errors import InputError
 
 from . import options
-from .references import open_deltas, say
+from .references import open_deltas, say, split_weight
+from .writing import Writing, writes_delta
 
 if TYPE_CHECKING:
     from svdiff_delta import Delta
-    from svdiff_delta.codec import Dtype
+    from svdiff_delta.codec import StoredDtype
+    from svdiff_delta.weights import Weight
 
 
 @click.command(cls=options.LightCommand)
 @click.argument("deltas", metavar="DELTA[:WEIGHT]...", nargs=-1, required=True)
-@options.output("The delta file to write.")
-@options.dtype
-@options.title
-@options.force
-@options.dry_run
-@options.as_json
-@options.quiet
-def add(
-    deltas: tuple[str, ...],
-    output: Path,
-    dtype: str | None,
-    title: str | None,
-    force: bool,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@click.option(
+    "--where",
+    "places",
+    metavar="SELECTOR=W,W,...",
+    multiple=True,
+    help="Other weights, one per DELTA, for what SELECTOR names; may be given several times, the last one counts.",
+)
+@options.stored_dtype
+@writes_delta
+def add(deltas: tuple[str, ...], places: tuple[str, ...], dtype: str | None, writing: Writing) -> None:
     """Add deltas: the sum of WEIGHT times δ.
 
-    This is Eq. 4 of the paper. A WEIGHT may be negative; without one it is 1. A parameter that one delta lacks
-    counts as zeros there.
+    This is Eq. 4 of the paper. A WEIGHT may be negative; without one it is 1. A parameter that one delta lacks counts
+    as zeros there.
 
     \b
         svdiff add dog.safetensors:0.8 cat.safetensors:0.5 -o both.safetensors
+        svdiff add a.safetensors b.safetensors --where unet-ca=1,0 --where unet-4d=0,1 -o mixed.safetensors
     """
     from svdiff_delta import ops
 
-    opened, weights = open_deltas(deltas)
-    result = ops.add(*opened, weights=weights, dtype=_dtype(dtype))
-    _report_gaps(deltas, opened, result, quiet=quiet or as_json)
-    _finish(result, output, title, force=force, dry_run=dry_run, as_json=as_json, quiet=quiet)
+    pairs = [split_weight(reference) for reference in deltas]
+    weights = _weights([weight for _, weight in pairs], places)
+    sizes: list[int] = []
+    result = ops.add_all(_opened([path for path, _ in pairs], weights, sizes), dtype=_dtype(dtype))
+    _report_gaps(deltas, sizes, len(result), quiet=writing.silent)
+    writing.finish(result)
+
+
+def _opened(paths: Sequence[str], weights: Sequence[Weight], sizes: list[int]) -> Iterator[tuple[Delta, Weight]]:
+    """Open one delta after the other, and note how many parameters each has."""
+    from svdiff_delta.file import load
+
+    for path, weight in zip(paths, weights, strict=True):
+        delta = load(path)
+        sizes.append(len(delta))
+        yield delta, weight
+
+
+def _weights(defaults: Sequence[float], places: Sequence[str]) -> list[Weight]:
+    """Return a weight per delta from the numbers behind their names and the --where options."""
+    from svdiff_delta.weights import Weight
+
+    where: list[dict[str, float]] = [{} for _ in defaults]
+    for place in places:
+        selector, _, numbers = place.rpartition("=")
+        try:
+            factors = [float(number) for number in numbers.split(",")]
+        except ValueError:
+            factors = []
+        if not selector or len(factors) != len(defaults):
+            raise InputError(
+                f"--where {place}: must give {len(defaults)} weights",
+                fix="write SELECTOR=W,W with one W per DELTA",
+            )
+        for mapping, factor in zip(where, factors, strict=True):
+            mapping[selector] = factor
+    return [Weight(default, mapping) for default, mapping in zip(defaults, where, strict=True)]
 
 
 @click.command(cls=options.LightCommand)
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option("--alpha", type=float, required=True, help="From 0 (all B) to 1 (all A).")
-@options.output("The delta file to write.")
-@options.dtype
-@options.title
-@options.force
-@options.dry_run
-@options.as_json
-@options.quiet
-def interpolate(
-    a: str,
-    b: str,
-    alpha: float,
-    output: Path,
-    dtype: str | None,
-    title: str | None,
-    force: bool,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@options.stored_dtype
+@writes_delta
+def interpolate(a: str, b: str, alpha: float, dtype: str | None, writing: Writing) -> None:
     """Interpolate between two deltas: α δ_A + (1 − α) δ_B.
 
     This is Eq. 5 of the paper.
@@ -90,31 +101,16 @@ def interpolate(
     if weights != [1.0, 1.0]:
         raise InputError("interpolate takes no weights", fix="use --alpha, or `svdiff add` with weights")
     result = ops.interpolate(first, second, alpha, dtype=_dtype(dtype))
-    _report_gaps([a, b], [first, second], result, quiet=quiet or as_json)
-    _finish(result, output, title, force=force, dry_run=dry_run, as_json=as_json, quiet=quiet)
+    _report_gaps([a, b], [len(first), len(second)], len(result), quiet=writing.silent)
+    writing.finish(result)
 
 
 @click.command(cls=options.LightCommand)
 @click.argument("delta", metavar="DELTA")
 @click.option("--factor", type=float, required=True, help="What to multiply δ by; it may be negative.")
-@options.output("The delta file to write.")
-@options.dtype
-@options.title
-@options.force
-@options.dry_run
-@options.as_json
-@options.quiet
-def scale(
-    delta: str,
-    factor: float,
-    output: Path,
-    dtype: str | None,
-    title: str | None,
-    force: bool,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@options.stored_dtype
+@writes_delta
+def scale(delta: str, factor: float, dtype: str | None, writing: Writing) -> None:
     """Multiply a delta by a factor.
 
     \b
@@ -122,76 +118,105 @@ def scale(
     """
     from svdiff_delta import load, ops
 
-    result = ops.scale(load(delta), factor, dtype=_dtype(dtype))
-    _finish(result, output, title, force=force, dry_run=dry_run, as_json=as_json, quiet=quiet)
+    writing.finish(ops.scale(load(delta), factor, dtype=_dtype(dtype)))
 
 
 @click.command("slice", cls=options.LightCommand)
 @click.argument("delta", metavar="DELTA")
 @click.argument("selectors", metavar="SELECTOR...", nargs=-1, required=True)
-@options.output("The delta file to write.")
-@options.title
-@options.force
-@options.dry_run
-@options.as_json
-@options.quiet
-def slice_(
-    delta: str,
-    selectors: tuple[str, ...],
-    output: Path,
-    title: str | None,
-    force: bool,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@click.option(
+    "--sample-size",
+    type=click.IntRange(1),
+    help="The width of the latents that addresses count from [default: what the file says].",
+)
+@writes_delta
+def slice_(delta: str, selectors: tuple[str, ...], sample_size: int | None, writing: Writing) -> None:
     """Keep the part of a delta that a SELECTOR names.
 
-    Values and number formats stay as they are. A SELECTOR is one of the paper's subsets (unet, unet-ca, unet-
-    ca-kv, unet-1d, unet-2d, unet-4d, up, down, mid,
-    up-ca, down-ca, mid-ca), a parameter name, or a glob over parameter names.
+    Values and number formats stay as they are. A SELECTOR is
+
+    \b
+        a subset      unet, unet-ca, unet-ca-kv, unet-1d, unet-2d, unet-4d, up, down, mid, up-ca, down-ca, mid-ca
+                      (the paper's twelve); transformer, transformer-attn, transformer-mlp, transformer-1d,
+                      transformer-2d; text, text-1, text-2, text-3, text-attn, text-mlp; 1D, 2D, 4D
+        a block       down.1, up.0
+        an address    (16,down,1), or a range (16,down,1)-(8,down,0), as in Fig. 10 of the paper
+        a glob        'unet.mid_block.*'
+        a name        unet.conv_in.weight
+        the rest      any of these with ! in front takes away what it names
 
     \b
         svdiff slice dog.safetensors unet-ca -o attention.safetensors
-        svdiff slice dog.safetensors 'unet.mid_block.*' up -o part.safetensors
+        svdiff slice dog.safetensors '(16,down,1)-(8,down,0)' -o geometry.safetensors
+        svdiff slice cat.safetensors '!(16,down,1)-(8,down,0)' -o appearance.safetensors
     """
     from svdiff_delta.file import load
     from svdiff_delta.select import select
 
-    result = select(load(delta), *selectors)
-    _finish(result, output, title, force=force, dry_run=dry_run, as_json=as_json, quiet=quiet)
+    writing.finish(select(load(delta), *selectors, sample_size=sample_size))
 
 
-def _dtype(name: str | None) -> Dtype:
-    return cast("Dtype", name.upper() if name else "F32")
+@click.command(cls=options.LightCommand)
+@click.argument("delta", metavar="DELTA")
+@click.option("--rank", type=int, help="How many shifts each spectral parameter keeps.")
+@click.option("--energy", type=float, help="The share of the sum of squares that each spectral parameter keeps.")
+@writes_delta
+def truncate(delta: str, rank: int | None, energy: float | None, writing: Writing) -> None:
+    """Keep only the largest |δ| of each weight.
+
+    Norm weights stay as they are. What counts is |δ|, not the change max(δ, −σ) of the singular value.
+
+    \b
+        svdiff truncate dog.safetensors --rank 16 -o rank16.safetensors
+    """
+    from svdiff_delta import load, ops
+
+    writing.finish(ops.truncate(load(delta), rank=rank, energy=energy))
 
 
-def _report_gaps(references: Sequence[str], deltas: Sequence[Delta], result: Delta, *, quiet: bool) -> None:
+@click.command(cls=options.LightCommand)
+@click.argument("delta", metavar="DELTA")
+@click.option(
+    "--dtype",
+    type=click.Choice(["I8", "F16", "BF16", "F32"], case_sensitive=False),
+    default="I8",
+    show_default=True,
+    help="The number format to round to; F32 converts back.",
+)
+@click.option(
+    "--max-error",
+    default=0.02,
+    show_default=True,
+    help="A parameter that would lose more than this share of its norm gets the next wider format.",
+)
+@writes_delta
+def quantize(delta: str, dtype: str, max_error: float, writing: Writing) -> None:
+    """Round a delta to a smaller number format, and say what it loses.
+
+    I8 counts in steps that 64 neighbours share.
+
+    \b
+        svdiff quantize dog.safetensors -o small.safetensors
+    """
+    from svdiff_delta import load, ops
+    from svdiff_delta.stats import relative_difference
+
+    original = load(delta)
+    result = ops.quantize(original, cast("StoredDtype", dtype.upper()), max_error=max_error)
+    whole, worst, name = relative_difference(original, result)
+    wider = sum(result.dtype_of(key) not in (dtype.upper(), original.dtype_of(key)) for key in result)
+    say(f"relative error {whole:.2%} in all, at most {worst:.2%} ({name})", quiet=writing.silent)
+    if wider:
+        say(f"{wider} of {len(result)} parameters got a wider format than {dtype.upper()}", quiet=writing.silent)
+    writing.finish(result, error=whole, worst={"parameter": name, "error": worst}, wider=wider)
+
+
+def _dtype(name: str | None) -> StoredDtype:
+    return cast("StoredDtype", name.upper() if name else "F32")
+
+
+def _report_gaps(references: Sequence[str], sizes: Sequence[int], count: int, *, quiet: bool) -> None:
     """Say which inputs lack parameters, which count as zeros there."""
-    for reference, delta in zip(references, deltas, strict=True):
-        if lacking := len(result) - len(delta):
-            say(f"note: {reference} lacks {lacking} of {len(result)} parameters; they count as zeros", quiet=quiet)
-
-
-def _finish(
-    result: Delta, output: Path, title: str | None, *, force: bool, dry_run: bool, as_json: bool, quiet: bool
-) -> None:
-    """Write the result, or only check that it could be written, and say what it is."""
-    from svdiff_delta._atomic import check_output
-    from svdiff_delta.file import dumps, save
-
-    if title is not None:
-        result = result.with_title(title)
-    if dry_run:
-        check_output(output, overwrite=force)
-        size = len(dumps(result))
-    else:
-        save(result, output, overwrite=force)
-        size = output.stat().st_size
-    numbers = sum(parameter.size for parameter in result.metadata.parameters.values())
-    if as_json:
-        facts = {"output": str(output), "parameters": len(result), "numbers": numbers, "bytes": size}
-        click.echo(json.dumps({**facts, "written": not dry_run}))
-    elif not quiet:
-        verb = "would write" if dry_run else "wrote"
-        click.echo(f"{verb} {output}: {len(result)} parameters, {numbers:,} numbers, {size:,} bytes")
+    for reference, size in zip(references, sizes, strict=True):
+        if lacking := count - size:
+            say(f"note: {reference} lacks {lacking} of {count} parameters; they count as zeros", quiet=quiet)

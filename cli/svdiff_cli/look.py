@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,7 @@ from .references import open_reference, printable, sole_component
 
 if TYPE_CHECKING:
     from svdiff_delta import Delta
+    from svdiff_delta.lineage import Lineage, Record
 
 
 @click.command(cls=options.LightCommand)
@@ -31,13 +33,57 @@ def info(delta: str, layers: bool, as_json: bool) -> None:
         click.echo(json.dumps(facts, ensure_ascii=False, indent=2))
         return
     for key, value in facts.items():
-        if key != "layers" and value not in (None, {}, ""):
+        if key not in ("layers", "blocks") and value not in (None, {}, ""):
             click.echo(f"{key:<11} {_plain(value)}")
+    _print_blocks(facts["blocks"])
     if layers:
         click.echo()
         for name, layer in facts["layers"].items():
             shape = "×".join(map(str, layer["shape"]))
             click.echo(f"{name}  {layer['kind']} {shape}, {layer['numbers']} numbers, norm {layer['norm']:.4g}")
+
+
+def _print_blocks(blocks: dict[str, dict[str, float]]) -> None:
+    width = max(map(len, blocks))
+    click.echo(f"\n{'block':<{width}}{'parameters':>12}{'numbers':>10}{'norm':>12}{'largest |δ|':>13}")
+    for block, row in blocks.items():
+        numbers = f"{row['parameters']:>12,}{row['numbers']:>10,}"
+        click.echo(f"{printable(block):<{width}}{numbers}{row['norm']:>12.4g}{row['largest']:>13.4g}")
+
+
+@click.command(cls=options.LightCommand)
+@click.argument("delta", metavar="DELTA")
+@options.as_json
+def lineage(delta: str, as_json: bool) -> None:
+    """Draw how a delta was made, as a tree of operations down to trained files."""
+    from svdiff_delta.file import load
+    from svdiff_delta.lineage import dump_lineage
+
+    metadata = load(delta).metadata
+    if as_json:
+        click.echo(json.dumps(dump_lineage(metadata.lineage) if metadata.lineage else None))
+        return
+    click.echo(printable(metadata.title or delta))
+    if metadata.lineage is None:
+        click.echo("└── trained" if metadata.training else "└── no operation is recorded")
+        return
+    _draw(metadata.lineage, metadata.lineage.record, "", ())
+    if omitted := metadata.lineage.extra.get("omitted"):
+        click.echo(f"left out for size: {_plain(omitted)}")
+
+
+def _draw(whole: Lineage, record: Record, indent: str, above: tuple[str, ...]) -> None:
+    """Print an operation and below it what it was made from."""
+    arguments = ", ".join(f"{key} {_plain(value)}" for key, value in record.arguments.items())
+    click.echo(f"{indent}└── {printable(record.operation)}({arguments})")
+    indent += "    "
+    for sha256 in record.inputs:
+        source = whole.files.get(sha256)
+        title = "" if source is None or source.title is None else f"  {printable(source.title)}"
+        made = "" if source is None or source.record is not None else "  trained" if source.training else ""
+        click.echo(f"{indent}├── {sha256[:12]}{title}{made}")
+        if source is not None and source.record is not None and sha256 not in above:
+            _draw(whole, source.record, f"{indent}│   ", (*above, sha256))
 
 
 @click.command()
@@ -78,6 +124,8 @@ def _check_fit(delta: Delta, reference: str, *, quiet: bool) -> None:
 def _facts(delta: Delta, *, layers: bool) -> dict[str, Any]:
     import numpy as np
 
+    from svdiff_delta.stats import by_block
+
     metadata = delta.metadata
     norms = {name: float(np.linalg.norm(delta[name].astype("f8"))) for name in delta}
     parameters = metadata.parameters
@@ -97,6 +145,7 @@ def _facts(delta: Delta, *, layers: bool) -> dict[str, Any]:
         "made by": metadata.lineage.record.operation if metadata.lineage else None,
         "training": dict(metadata.training) if metadata.training else None,
     }
+    facts["blocks"] = {block: asdict(summary) for block, summary in by_block(delta).items()}
     if layers:
         facts["layers"] = {
             name: {

@@ -9,7 +9,7 @@ import click
 
 from svdiff_delta.errors import DeltaError
 
-from . import bake, basis, calculate, demo, look, train
+from . import bake, basis, calculate, compare, demo, look, merge, plot, train
 from .references import printable
 
 INTERRUPTED = 130
@@ -46,10 +46,18 @@ def main() -> None:
 for command in (
     look.info,
     look.verify,
+    look.lineage,
     calculate.add,
     calculate.interpolate,
     calculate.scale,
     calculate.slice_,
+    calculate.truncate,
+    calculate.quantize,
+    merge.merge,
+    compare.diff,
+    compare.correlate,
+    compare.interfere,
+    plot.plot,
     basis.basis,
     bake.bake,
     train.train,

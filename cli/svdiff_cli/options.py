@@ -36,5 +36,10 @@ dtype = click.option(
     type=click.Choice(["F32", "F16", "BF16"], case_sensitive=False),
     help="Number format of the output.",
 )
+stored_dtype = click.option(
+    "--dtype",
+    type=click.Choice(["F32", "F16", "BF16", "I8"], case_sensitive=False),
+    help="Number format of the output [default: F32].",
+)
 seed = click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, show_default=True, help="Of all draws.")
 device = click.option("--device", default="cpu", show_default=True, help="Where to run, such as cuda or cuda:1.")

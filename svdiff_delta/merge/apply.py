@@ -16,8 +16,8 @@ from svdiff_delta.parameter import Parameter, free_index
 from svdiff_delta.totals import Totals
 from svdiff_delta.weights import Weight, as_weight
 
-from . import METHODS
 from .method import Coordinates, Method, Options, uniform
+from .methods import METHODS
 
 
 def merge(
@@ -67,6 +67,8 @@ def merge(
         own = [factor.get(name, 0.0) for factor in by_name]
         totals[name] = _merge_one(name, parameter, deltas, own, chosen, options)
     arguments = {"method": method, **{key: value for key, value in asdict(options).items() if value is not None}}
+    if dtype != "F32":
+        arguments["dtype"] = dtype
     if chosen.weighted:
         arguments["weights"] = [weight.record() for weight in factors]
     return totals.result(combine_metadata(deltas, parameters, Record("merge", arguments)), dtype)

@@ -40,13 +40,16 @@ def test_info_says_what_is_in_the_file(hand: Path) -> None:
         f"norm        {norm:.4g}",
         "largest     3",
         "training    steps 1,500, prompt a photo of a δ, learning_rate 0.001",
+        "",
+        "block         parameters   numbers        norm  largest |δ|",
+        f"unet conv_in           1         3{norm:>12.4g}            3",
     ]
 
 
 def test_info_leaves_out_what_the_file_does_not_say(tmp_path: Path) -> None:
     (tmp_path / "dog").write_bytes(delta_file())
     lines = svdiff("info", tmp_path / "dog").out.splitlines()
-    assert [line.split()[0] for line in lines] == [
+    assert [line.split()[0] for line in lines[: lines.index("")]] == [
         "base",
         "components",
         "parameters",
@@ -78,6 +81,14 @@ def test_info_for_machines_is_stable(hand: Path) -> None:
         "largest": 3.0,
         "made by": None,
         "training": {"steps": 1500, "prompt": "a photo of a δ", "learning_rate": 1e-3},
+        "blocks": {
+            "unet conv_in": {
+                "parameters": 1,
+                "numbers": 3,
+                "norm": pytest.approx(np.linalg.norm(VALUES), rel=1e-12),
+                "largest": 3.0,
+            }
+        },
         "layers": {
             NAME: {
                 "kind": "spectral",

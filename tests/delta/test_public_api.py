@@ -27,10 +27,13 @@ NAMES = [
     "build_basis",
     "interpolate",
     "load",
+    "merge",
     "open_base",
+    "quantize",
     "save",
     "scale",
     "select",
+    "truncate",
     "zero_delta",
 ]
 SIGNATURES = {
@@ -38,9 +41,14 @@ SIGNATURES = {
     " dtype: 'StoredDtype' = 'F32') -> 'Delta'",
     "interpolate": "(a: 'Delta', b: 'Delta', alpha: 'float', *, dtype: 'StoredDtype' = 'F32') -> 'Delta'",
     "load": "(path: 'str | PathLike[str]') -> 'Delta'",
+    "merge": "(deltas: 'Sequence[Delta]', *, method: 'str' = 'linear',"
+    " weights: 'Sequence[float | Mapping[str, float] | Weight] | None' = None, density: 'float | None' = None,"
+    " alpha: 'float | None' = None, seed: 'int | None' = None, dtype: 'StoredDtype' = 'F32') -> 'Delta'",
+    "quantize": "(delta: 'Delta', dtype: 'StoredDtype' = 'I8', *, max_error: 'float' = 0.02) -> 'Delta'",
     "save": "(delta: 'Delta', path: 'str | PathLike[str]', *, overwrite: 'bool' = False,"
     " dtype: 'StoredDtype | None' = None) -> 'None'",
     "scale": "(delta: 'Delta', factor: 'float', *, dtype: 'StoredDtype' = 'F32') -> 'Delta'",
+    "truncate": "(delta: 'Delta', *, rank: 'int | None' = None, energy: 'float | None' = None) -> 'Delta'",
     "select": "(delta: 'Delta', *selectors: 'str', sample_size: 'int | None' = None) -> 'Delta'",
 }
 
@@ -71,7 +79,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         svdiff_delta.merge_all  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["bake", "select"])
+@pytest.mark.parametrize("name", ["bake", "merge", "select"])
 def test_a_function_is_not_hidden_by_the_module_of_its_name(name: str) -> None:
     module = import_module(f"svdiff_delta.{name}")
     assert getattr(svdiff_delta, name) is getattr(module, name)

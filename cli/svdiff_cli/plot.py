@@ -1,0 +1,77 @@
+"""Pictures of deltas: norms by block, a histogram, a heat map of cosines. They need the plot extra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options
+from .references import needs
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@click.command()
+@click.argument("delta", metavar="DELTA")
+@options.output("The PNG to write.")
+@options.force
+def plot(delta: str, output: Path, force: bool) -> None:
+    """Draw a delta: the norm of each block, and a histogram of all shifts."""
+    from svdiff_delta._atomic import check_output
+
+    check_output(output, overwrite=force)
+    figure = _figure(9, 4)
+    from svdiff_delta.file import load
+    from svdiff_delta.stats import by_block, wide
+
+    opened = load(delta)
+    blocks = by_block(opened)
+    left, right = figure.subplots(1, 2)
+    left.barh(list(blocks), [summary.norm for summary in blocks.values()])
+    left.invert_yaxis()
+    left.set_xlabel("norm of δ")
+    for dims, label in ((1, "norm weights"), (2, "matrices"), (4, "convolutions")):
+        names = [name for name, parameter in opened.metadata.parameters.items() if len(parameter.shape) == dims]
+        if names:
+            values = [value for name in names for value in wide(opened, name)]
+            right.hist(values, bins=101, histtype="step", label=label)
+    right.set_yscale("log")
+    right.set_xlabel("δ")
+    right.set_ylabel("how many")
+    right.legend()
+    _save(figure, output, overwrite=force)
+    click.echo(f"wrote {output}")
+
+
+def heat_map(names: Sequence[str], matrix: NDArray[np.float64], output: Path, *, overwrite: bool) -> None:
+    """Draw a labelled matrix of cosines (paper, Fig. 9a)."""
+    figure = _figure(2 + 0.7 * len(names), 1.5 + 0.7 * len(names))
+    axes = figure.subplots()
+    image = axes.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    for row, values in enumerate(matrix):
+        for column, value in enumerate(values):
+            colour = "white" if abs(value) > 0.6 else "black"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
+    figure.colorbar(image, label="mean cosine over layers")
+    _save(figure, output, overwrite=overwrite)
+
+
+def _figure(width: float, height: float) -> Any:
+    needs("matplotlib", "plot")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, output: Path, *, overwrite: bool) -> None:
+    from svdiff_delta._atomic import replace_file
+
+    with replace_file(output, overwrite=overwrite) as stream:
+        figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})

@@ -1,0 +1,142 @@
+"""Merge recipes: YAML files that say what to merge and how, and may take other recipes as inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
+from svdiff_delta.delta import Delta
+from svdiff_delta.errors import DeltaError, InputError
+from svdiff_delta.file import load
+from svdiff_delta.weights import Weight
+
+from .apply import merge
+
+KEYS: Final = {"method", "density", "alpha", "seed", "dtype", "title", "inputs"}
+INPUT_KEYS: Final = {"delta", "recipe", "weight", "where"}
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a recipe: a delta file or another recipe, with its weight, or None where it has none."""
+
+    path: Path
+    is_recipe: bool
+    weight: Weight | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to merge and how.
+
+    Attributes:
+        inputs: in order.
+        options: what `merge` takes by name: method, density, alpha, seed, dtype.
+        title: of the result.
+    """
+
+    inputs: tuple[Input, ...]
+    options: Mapping[str, Any]
+    title: str | None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe; paths in it are relative to its own folder.
+
+    Raises:
+        InputError: it cannot be read, is not YAML, or has unknown keys or wrong values; the message names them.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: could not be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+    try:
+        return _recipe(fields, path.parent)
+    except DeltaError as error:
+        raise type(error)(f"{path}: {error.message}", fix=error.fix) from None
+
+
+def _recipe(fields: Any, folder: Path) -> Recipe:
+    fields = _mapping(fields, "a recipe", KEYS)
+    inputs = fields.pop("inputs", None)
+    if not isinstance(inputs, list) or not inputs:
+        raise InputError("inputs: must be a list of deltas or recipes")
+    title, dtype = fields.pop("title", None), fields.pop("dtype", "F32")
+    if title is not None and not isinstance(title, str):
+        raise InputError("title: must be a text")
+    if not isinstance(fields.get("method", ""), str):
+        raise InputError("method: must be a text")
+    for key in ("density", "alpha"):
+        if key in fields:
+            fields[key] = _number(fields[key], key)
+    if type(fields.get("seed", 0)) is not int:
+        raise InputError("seed: must be a whole number")
+    options = {**fields, "dtype": _dtype(dtype)}
+    return Recipe(tuple(_input(item, folder) for item in inputs), options, title)
+
+
+def _dtype(name: Any) -> StoredDtype:
+    if not isinstance(name, str) or not is_stored_dtype(name.upper()):
+        raise InputError(f"dtype: {name!r} is unknown", fix=f"known are {', '.join(STORED_DTYPES)}")
+    upper = name.upper()
+    return upper if is_stored_dtype(upper) else "F32"
+
+
+def _input(fields: Any, folder: Path) -> Input:
+    fields = _mapping(fields, "an input", INPUT_KEYS)
+    if ("delta" in fields) == ("recipe" in fields):
+        raise InputError("an input has either a delta or a recipe", fix="give the path of one of them")
+    kind = "recipe" if "recipe" in fields else "delta"
+    if not isinstance(fields[kind], str):
+        raise InputError(f"{kind}: must be a path")
+    weight = None
+    if "weight" in fields or "where" in fields:
+        where = fields.get("where", {})
+        if not isinstance(where, dict):
+            raise InputError("where: must map selectors to weights")
+        factors = {str(selector): _number(factor, f"where {selector}") for selector, factor in where.items()}
+        weight = Weight(_number(fields.get("weight", 1.0), "weight"), factors)
+    return Input(folder / fields[kind], kind == "recipe", weight)
+
+
+def _mapping(fields: Any, what: str, known: set[str]) -> dict[str, Any]:
+    if not isinstance(fields, dict):
+        raise InputError(f"{what} must be a mapping", fix=f"its keys are {', '.join(sorted(known))}")
+    if unknown := sorted(str(key) for key in fields if key not in known):
+        raise InputError(f"{what} has the unknown key {unknown[0]!r}", fix=f"known are {', '.join(sorted(known))}")
+    return dict(fields)
+
+
+def _number(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{key}: must be a number, is {value!r}")
+    return float(value)
+
+
+def run_recipe(path: Path, _above: tuple[Path, ...] = ()) -> Delta:
+    """Merge as a recipe says; recipes among its inputs are run first.
+
+    Raises:
+        InputError: as `read_recipe`, or a recipe takes itself as an input.
+        DeltaError: as `load` and `merge`.
+    """
+    place = path.resolve()
+    if place in _above:
+        raise InputError(f"{path}: the recipe takes itself as an input", fix="remove the cycle")
+    recipe = read_recipe(path)
+    deltas = [run_recipe(item.path, (*_above, place)) if item.is_recipe else load(item.path) for item in recipe.inputs]
+    weights = None
+    if any(item.weight is not None for item in recipe.inputs):
+        weights = [item.weight or Weight() for item in recipe.inputs]
+    try:
+        merged = merge(deltas, weights=weights, **recipe.options)
+    except DeltaError as error:
+        raise type(error)(f"{path}: {error.message}", fix=error.fix) from None
+    return merged.with_title(recipe.title)
