@@ -16,8 +16,14 @@ MAX_INTEGER: Final = 2**53 - 1  # what every JSON reader can hold exactly
 JSON = Any
 
 
-def strict_json(text: bytes, what: str, error: type[FormatError]) -> JSON:
+def strict_json(text: bytes, what: str, error: type[FormatError], *, fixed: bool = False) -> JSON:
     """Parse UTF-8 JSON; refuse duplicate keys, numbers that no double holds, half surrogate pairs and deep nesting.
+
+    Args:
+        text: the JSON.
+        what: what errors call it.
+        error: the class of errors.
+        fixed: the caller checks every number and the structure itself, so neither is looked at here.
 
     Raises:
         FormatError: as `error`, if the text is none of that; `what` names it in the message.
@@ -28,7 +34,7 @@ def strict_json(text: bytes, what: str, error: type[FormatError]) -> JSON:
             object_pairs_hook=_no_duplicates,
             parse_constant=_no_constant,
             parse_float=_finite,
-            parse_int=_integer,
+            parse_int=None if fixed else _integer,
         )
         if rb"\u" in text:
             json.dumps(parsed, ensure_ascii=False).encode("utf-8")
@@ -40,7 +46,8 @@ def strict_json(text: bytes, what: str, error: type[FormatError]) -> JSON:
         raise error(f"{what} is nested too deeply ({MAX_DEPTH} levels are allowed)") from None
     except ValueError as cause:
         raise error(f"{what} is not valid JSON ({cause})") from None
-    _check_depth(parsed, what, error)
+    if not fixed:
+        _check_depth(parsed, what, error)
     return parsed
 
 

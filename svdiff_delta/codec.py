@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal, TypeGuard, get_args
+from typing import Final, Literal, NamedTuple, TypeGuard, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +33,7 @@ LARGEST: Final[dict[StoredDtype, float]] = {
 }
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """One δ as it stands in a file: `scales` are the F16 scales of its blocks if it is I8, else empty."""
 
     dtype: StoredDtype

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Final
+from typing import Final, NamedTuple
 
 from ._json import JSON, canonical_json, strict_json
 from .errors import HeaderError
@@ -17,11 +17,11 @@ ITEM_SIZE: Final[dict[str, int]] = {
 }  # fmt: skip
 """Bytes per element of each dtype the container can hold."""
 
+ENTRY_KEYS: Final = {"dtype", "shape", "data_offsets"}
 MAX_HEADER: Final = 100_000_000  # the limit of the safetensors library itself
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor in a container: dtype by its safetensors name, shape, and byte range within the data section."""
 
     dtype: str
@@ -54,7 +54,7 @@ def read_header(buffer: bytes | memoryview, size: int) -> Header:
         raise HeaderError(f"the file is cut off within its header ({size} bytes)", fix="fetch the file again")
     if buffer[8:9] != b"{":
         raise HeaderError("the header does not begin with {: this is not a safetensors file")
-    parsed = strict_json(bytes(buffer[8 : 8 + length]), "the header", HeaderError)
+    parsed = strict_json(bytes(buffer[8 : 8 + length]), "the header", HeaderError, fixed=True)
     metadata = _metadata(parsed.pop("__metadata__", {}))
     entries = {name: _entry(name, fields) for name, fields in parsed.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop, item[0])))
@@ -69,7 +69,7 @@ def _metadata(fields: JSON) -> dict[str, str]:
 
 
 def _entry(name: str, fields: JSON) -> Entry:
-    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(fields, dict) or fields.keys() != ENTRY_KEYS:
         raise HeaderError(f"{name}: its header entry must have dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
@@ -84,7 +84,12 @@ def _entry(name: str, fields: JSON) -> Entry:
 
 
 def _naturals(values: JSON) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    if not isinstance(values, list):
+        return False
+    for value in values:  # noqa: SIM110 - a generator would take most of the time of reading a header
+        if type(value) is not int or value < 0:
+            return False
+    return True
 
 
 def _check_ranges(entries: Mapping[str, Entry], size: int) -> None:

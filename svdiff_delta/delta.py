@@ -18,11 +18,19 @@ from .parameter import Parameter
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a delta was read from: its bytes, where the data section starts in them, and what errors call the file."""
+    """Where a delta was read from.
+
+    Attributes:
+        buffer: all bytes of the file.
+        data: where the data section starts in them.
+        name: what errors call the file.
+        flat: whether the data section is all of δ in F32, in sorted-name order.
+    """
 
     buffer: bytes | mmap.mmap
     data: int
     name: str = ""
+    flat: bool = False
 
 
 Shift = NDArray[np.float32]
@@ -66,7 +74,8 @@ class Delta(Mapping[str, Shift]):
             origin: the bytes that they were read from, if these hold nothing else.
         """
         delta = cls.__new__(cls)
-        delta._set({name: stored[name] for name in _matched(stored, metadata)}, metadata, origin)
+        _matched(stored, metadata)
+        delta._set(stored, metadata, origin)
         return delta
 
     def _set(self, stored: Mapping[str, Stored], metadata: Metadata, origin: Origin | None) -> None:
@@ -119,16 +128,9 @@ class Delta(Mapping[str, Shift]):
 
         The values are not checked.
         """
-        if self.origin is None or not all(stored.dtype == "F32" for stored in self.stored.values()):
+        if self.origin is None or not self.origin.flat:
             return None
-        values = np.frombuffer(self.origin.buffer, "<f4", self.metadata.numbers, self.origin.data)
-        position = values.ctypes.data
-        for stored in self.stored.values():
-            here = np.frombuffer(stored.data, np.uint8)
-            if here.ctypes.data != position:
-                return None
-            position += here.size
-        return values
+        return np.frombuffer(self.origin.buffer, "<f4", self.metadata.numbers, self.origin.data)
 
 
 def _matched(values: Mapping[str, object], metadata: Metadata) -> Mapping[str, Parameter]:

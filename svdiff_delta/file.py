@@ -59,24 +59,28 @@ def loads(buffer: bytes | mmap.mmap, *, name: str = "") -> Delta:
     entries = dict(header.entries)
     scales = _scales(entries.pop(SCALES, None))
     metadata = meta.parse(header.metadata, list(entries))
-    view, stored, position = memoryview(buffer)[header.data :], {}, 0
+    view, position = memoryview(buffer)[header.data :], 0
+    stored: dict[str, Stored] = {}
     for key, parameter in metadata.parameters.items():
         entry = entries[key]
         if not is_stored_dtype(entry.dtype):
             raise TensorError(f"{key}: stored as {entry.dtype}; a delta file stores {', '.join(STORED_DTYPES)}")
         if entry.shape != (parameter.size,):
             raise TensorError(f"{key}: δ has shape {list(entry.shape)}, its weight needs [{parameter.size}]")
-        needed = 2 * blocks(parameter.size) if entry.dtype == "I8" else 0
+        if entry.dtype != "I8":
+            stored[key] = Stored(entry.dtype, view[entry.start : entry.stop])
+            continue
+        needed = 2 * blocks(parameter.size)
         if position + needed > scales.stop - scales.start:
             raise TensorError(f"{key}: is stored as I8, and {SCALES} has no scales left for it")
-        own = view[scales.start + position :][:needed]
-        stored[key] = Stored(entry.dtype, view[entry.start : entry.stop], own)
+        stored[key] = Stored("I8", view[entry.start : entry.stop], view[scales.start + position :][:needed])
         position += needed
     if SCALES in header.entries and not position:
         raise TensorError(f"{SCALES}: is there, and no tensor is stored as I8")
     if left := scales.stop - scales.start - position:
         raise TensorError(f"{SCALES}: has {left // 2} scales more than the I8 tensors need")
-    return Delta.from_stored(stored, metadata, Origin(buffer, header.data, name))
+    flat = list(header.entries) == list(metadata.parameters) and all(item.dtype == "F32" for item in stored.values())
+    return Delta.from_stored(stored, metadata, Origin(buffer, header.data, name, flat))
 
 
 def _scales(entry: Entry | None) -> slice:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
+from types import MappingProxyType
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -108,6 +111,14 @@ def parse_columns(fields: dict[str, JSON], names: Sequence[str]) -> dict[str, Pa
     """
     if not names:
         raise MetadataError("parameters: the file shifts nothing, it has no tensor")
+    rest = json.dumps(fields, sort_keys=True)
+    return dict(_parse_columns(tuple(names), rest))
+
+
+@lru_cache(maxsize=8)
+def _parse_columns(names: tuple[str, ...], text: str) -> Mapping[str, Parameter]:
+    """Parse the columns; kept, since files of one base have the same ones."""
+    fields = json.loads(text)
     dtype = take(fields, "dtype", "parameters.")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise MetadataError(f"parameters.dtype: must be one of {', '.join(DTYPES)}, is {dtype!r}")
@@ -125,7 +136,7 @@ def parse_columns(fields: dict[str, JSON], names: Sequence[str]) -> dict[str, Pa
         null = nulls.get(name, 0)
         _check_runs(name, parameter, runs, null, given=name in nulls)
         result[name] = replace(parameter, tied=runs, null=null) if runs or null else parameter
-    return result
+    return MappingProxyType(result)
 
 
 def _parse_parameter(name: str, dtype: JSON, shape_text: str, fingerprint: str, exception: JSON) -> Parameter:

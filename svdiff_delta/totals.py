@@ -61,8 +61,10 @@ class Totals:
                 self._lay_out(union)
         values = delta.flat() if self.parameters == parameters and not weight.where else None
         with np.errstate(over="ignore", invalid="ignore"):  # `result` refuses what overflowed, by name
-            if values is not None and _valid(values, parameters):
-                self._flat += np.multiply(values, weight.default, dtype=np.float64)
+            wide = None if values is None else values.astype(np.float64)
+            if wide is not None and _valid(wide, parameters):
+                wide *= weight.default
+                self._flat += wide
                 return
             shapes = {name: parameter.shape for name, parameter in parameters.items()}
             for name, factor in weight.by_name(shapes, delta.metadata.base.sample_size).items():
@@ -83,9 +85,12 @@ class Totals:
         return Delta.from_stored(stored, metadata)
 
 
-def _valid(values: NDArray[np.float32], parameters: Mapping[str, Parameter]) -> bool:
-    """Tell whether a flat δ is finite and no parameter has runs that would have to be checked one by one."""
-    return bool(np.isfinite(values).all()) and not any(item.tied or item.null for item in parameters.values())
+def _valid(values: NDArray[np.float64], parameters: Mapping[str, Parameter]) -> bool:
+    """Tell whether a flat δ is finite and no parameter has runs that would have to be checked one by one.
+
+    A float64 sum of float32 numbers is finite if and only if all of them are.
+    """
+    return bool(np.isfinite(values.sum())) and not any(item.tied or item.null for item in parameters.values())
 
 
 def weighted_total(

@@ -332,6 +332,11 @@ def test_components_of_all_inputs_are_named() -> None:
     assert add(a, b).metadata.base == replace(BASE, repository="owner/base", revision=None)
 
 
+def test_the_repository_is_that_of_the_first_input_that_names_one() -> None:
+    nameless = delta(A, replace(METADATA, base=BaseInfo(BASE.components)))
+    assert add(nameless, delta(B), delta(C)).metadata.base == BASE
+
+
 def test_a_restriction_leaves_values_and_dtypes_as_they_are() -> None:
     whole = loads(dumps(random_delta(1, dtypes={CONV: "BF16"})))
     found = restrict(whole, [NORM, CONV], Record("slice"))
