@@ -1,0 +1,106 @@
+"""`python -m svdiff_train.tiny.build`: make the embedded base from the two emoji packages."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from svdiff_train.tiny.assemble import Watch, draw, export, pipeline, sheet, trained_unet
+from svdiff_train.tiny.bank import both_banks, calm_bank
+from svdiff_train.tiny.card import SAMPLES, write_card
+from svdiff_train.tiny.clip import ClipImageTask, ClipTask, best_clip
+from svdiff_train.tiny.fetch import fetch
+from svdiff_train.tiny.loop import Recipe, Run
+from svdiff_train.tiny.tokenizer import build_tokenizer
+from svdiff_train.tiny.unet import UNetTask, prepare
+from svdiff_train.tiny.vae import DecoderTask, VaeTask
+
+CLIP_RECIPE = Recipe(steps=1_200, rate=1e-3, decay=300, measure_every=200, betas=(0.9, 0.98), ema=0.998)
+VAE_RECIPE = Recipe(steps=5_000, rate=2e-3, decay=1_200, measure_every=500)
+DECODER_RECIPE = Recipe(steps=4_000, rate=1e-3, decay=2_000, measure_every=500)
+IMAGE_RECIPE = Recipe(steps=1_500, rate=6e-4, decay=1_000, measure_every=250, betas=(0.9, 0.98), ema=0.998)
+UNET_RECIPE = Recipe(steps=60_000, rate=7e-4, warmup=500, decay=8_000, measure_every=2_000, ema=0.9995)
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    fetch(args.work / "npm")
+
+
+def _clip(args: argparse.Namespace) -> None:
+    task = ClipTask(*both_banks(args.work), build_tokenizer())
+    Run(task, CLIP_RECIPE, args.work / "runs").go()
+
+
+def _vae(args: argparse.Namespace) -> None:
+    Run(VaeTask(*both_banks(args.work)), VAE_RECIPE, args.work / "runs").go()
+
+
+def _decoder(args: argparse.Namespace) -> None:
+    runs = args.work / "runs"
+    Run(DecoderTask(*both_banks(args.work), runs), DECODER_RECIPE, runs).go()
+
+
+def _clip_image(args: argparse.Namespace) -> None:
+    runs = args.work / "runs"
+    Run(ClipImageTask(*both_banks(args.work), build_tokenizer(), runs), IMAGE_RECIPE, runs).go()
+
+
+def _latents(args: argparse.Namespace) -> None:
+    prepare(args.work, calm_bank(args.work))
+
+
+def _unet(args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    run = Run(UNetTask(args.work, judge=Watch(args.work)), UNET_RECIPE, args.work / "runs")
+    if args.threads > 1:
+        run.share(partial(UNetTask, args.work))
+    run.go()
+
+
+def _export(args: argparse.Namespace) -> None:
+    export(args.work, args.out)
+
+
+def _card(args: argparse.Namespace) -> None:
+    runs = args.work / "runs"
+    pipe = pipeline(args.work, trained_unet(runs))
+    sheet(draw(pipe, SAMPLES), across=5, zoom=3).save(args.out / "samples.png")
+    parts = [pipe.unet, pipe.vae, best_clip(runs, pipe.tokenizer)]
+    weights = sum(weight.numel() for part in parts for weight in part.parameters())
+    write_card(args.out, runs, args.figures, weights)
+
+
+STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
+    "fetch": _fetch,
+    "clip": _clip,
+    "vae": _vae,
+    "latents": _latents,
+    "unet": _unet,
+    "decoder": _decoder,
+    "clip_image": _clip_image,
+    "export": _export,
+    "card": _card,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one stage, or all of them in order."""
+    parser = argparse.ArgumentParser(prog="python -m svdiff_train.tiny.build", description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder of downloads, banks and runs")
+    parser.add_argument("--out", type=Path, help="folder for the finished base (stage export)")
+    parser.add_argument("--figures", type=Path, help="JSON of benchmarks/tiny_base.py (stage card)")
+    parser.add_argument("--stage", choices=[*STAGES], help="only this one")
+    parser.add_argument("--threads", type=int, default=2, help="cores to use")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    for name in [args.stage] if args.stage else STAGES:
+        STAGES[name](args)
+
+
+if __name__ == "__main__":
+    main()
