@@ -35,7 +35,10 @@ REFUSED = {
     "a header that is not JSON": (container(b"{not JSON}"), "header is not valid JSON"),
     "a header that is not UTF-8": (container(b'{"\xff":1}'), "header is not UTF-8"),
     "a header that is a list": (container([]), "header does not begin with {"),
-    "a header that is nested too deeply": (container(b'{"a":' * 9 + b"1" + b"}" * 9), "its header entry must have dtype, shape and data_offsets"),
+    "a header that is nested too deeply": (
+        container(b'{"a":' * 9 + b"1" + b"}" * 9),
+        "its header entry must have dtype, shape and data_offsets",
+    ),
     "a tensor twice": (
         container(b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{}}', b"\0"),
         "the key 'w' stands twice",
@@ -57,7 +60,10 @@ REFUSED = {
     "a side that is a truth value": (with_field(shape=[True, 3]), "w: shape and data_offsets must be lists"),
     "one offset": (with_field(data_offsets=[0]), "w: shape and data_offsets must be lists"),
     "three offsets": (with_field(data_offsets=[0, 6, 12]), "w: shape and data_offsets must be lists"),
-    "an offset beyond 2^53": (with_field(data_offsets=[0, 2**64]), "needs 12 bytes, the header gives 18446744073709551616"),
+    "an offset beyond 2^53": (
+        with_field(data_offsets=[0, 2**64]),
+        "needs 12 bytes, the header gives 18446744073709551616",
+    ),
     "offsets that are swapped": (with_field(data_offsets=[12, 0]), r"w: shape \[3\] in F32 needs 12 bytes"),
     "a size that does not fit the shape": (with_field(shape=[4]), "needs 16 bytes, the header gives 12"),
     "a size that does not fit the dtype": (with_field(dtype="F16"), "needs 6 bytes, the header gives 12"),
