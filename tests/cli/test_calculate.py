@@ -88,8 +88,9 @@ def test_what_one_delta_lacks_counts_as_zeros_and_is_remarked() -> None:
 
 
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
-def test_remarks_can_be_silenced(option: str) -> None:
-    done(svdiff("add", "a", "c", "-o", "out", option))
+@pytest.mark.parametrize("arguments", [["add", "a", "c"], ["interpolate", "a", "c", "--alpha", "0.5"]], ids=" ".join)
+def test_remarks_can_be_silenced(arguments: list[str], option: str) -> None:
+    done(svdiff(*arguments, "-o", "out", option))
 
 
 def test_interpolate_puts_alpha_on_the_first() -> None:

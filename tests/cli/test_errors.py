@@ -20,7 +20,9 @@ from support.commands import SVDIFF, Outcome, python, svdiff
 from support.deltas import CONV, METADATA, QUERY, of_another_base, part, random_delta, saved
 from support.files import contents
 
+from svdiff_cli.references import needs
 from svdiff_delta import file
+from svdiff_delta.errors import MissingExtraError
 
 SUBSETS = (
     "unet, unet-ca, unet-ca-kv, unet-1d, unet-2d, unet-4d, up, down, mid, up-ca, down-ca, mid-ca, "
@@ -98,7 +100,7 @@ def test_a_folder_is_not_a_delta() -> None:
     assert refused("info", "/") == "error: /: could not be read (Is a directory)"
 
 
-@pytest.mark.parametrize("arguments", reading("cut").values(), ids=reading(""))
+@pytest.mark.parametrize("arguments", [["info", "cut"], ["add", "a", "cut", "-o", "out"]], ids=["info", "add"])
 def test_a_file_cut_off_at_any_length_is_refused(arguments: list[str]) -> None:
     raw = delta_file()
     for length in range(len(raw)):
@@ -299,7 +301,14 @@ def test_a_folder_that_may_not_be_searched_is_said(folder: Path, arguments: list
     (folder / "closed").mkdir(mode=0)
     outcome = python(ORDINARY, *arguments, folder=folder)
     assert outcome.code == 1
-    assert "(Permission denied)" in one_line(outcome)
+    path = next(argument for argument in arguments if argument.startswith("closed/")).removesuffix(":0.5")
+    assert one_line(outcome).startswith(f"error: {path}: could not be ")
+    assert "(Permission denied)" in outcome.err
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_extra_that_brings_it() -> None:
+    with pytest.raises(MissingExtraError, match=r"this needs missing, which .*: pip install 'svdiff-delta\[train\]'$"):
+        needs("missing", "train")
 
 
 def test_names_in_a_hostile_file_cannot_write_on_the_terminal() -> None:

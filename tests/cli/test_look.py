@@ -16,12 +16,14 @@ from support.deltas import CONV, METADATA, NORM, QUERY, TEXT, random_delta, rand
 from svdiff_cli.main import main
 from svdiff_delta import scale
 
+TRAINING = {"steps": 1500, "prompt": "a photo of a δ", "learning_rate": 1e-3, "selectors": ["up", "mid"]}
+
 
 @pytest.fixture
 def hand(tmp_path: Path) -> Path:
     """A file built by hand: three numbers, with a title and facts of its training."""
     base = {"components": {"unet": "UNet2DConditionModel"}, "repository": "owner/base", "revision": "main"}
-    fields = document(base=base, training={"steps": 1500, "prompt": "a photo of a δ", "learning_rate": 1e-3})
+    fields = document(base=base, training=TRAINING)
     path = tmp_path / "dog.safetensors"
     path.write_bytes(delta_file(fields, **{"modelspec.title": "Dog"}))
     return path
@@ -39,7 +41,7 @@ def test_info_says_what_is_in_the_file(hand: Path) -> None:
         "dtype       F32",
         f"norm        {norm:.4g}",
         "largest     3",
-        "training    steps 1,500, prompt a photo of a δ, learning_rate 0.001",
+        "training    steps 1,500, prompt a photo of a δ, learning_rate 0.001, selectors up mid",
         "",
         "block         parameters   numbers        norm  largest |δ|",
         f"unet conv_in           1         3{norm:>12.4g}            3",
@@ -80,7 +82,7 @@ def test_info_for_machines_is_stable(hand: Path) -> None:
         "norm": pytest.approx(np.linalg.norm(VALUES), rel=1e-12),
         "largest": 3.0,
         "made by": None,
-        "training": {"steps": 1500, "prompt": "a photo of a δ", "learning_rate": 1e-3},
+        "training": TRAINING,
         "blocks": {
             "unet conv_in": {
                 "parameters": 1,

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-law = settings(derandomize=True, deadline=None, database=None, max_examples=100)
+law = settings(derandomize=True, deadline=None, database=None, max_examples=60)
