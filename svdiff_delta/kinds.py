@@ -95,8 +95,9 @@ def _skeleton(name: str, component: Component) -> nn.Module:
     except ImportError:
         raise MissingExtraError(component.library, "train") from None
     cls = getattr(library, component.class_name, None)
-    if cls is None:
-        raise BaseError(f"{name}: {component.library} has no class {component.class_name}", fix="install a newer one")
+    # The name comes from a file: nothing but a model's class is ever called.
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise BaseError(f"{name}: {component.library} has no model class {component.class_name}", fix="install a newer one")
     with torch.device("meta"):
         if component.library == "diffusers":
             model = cls.from_config(read_json(component.folder / "config.json"))

@@ -157,6 +157,14 @@ def test_a_single_file_says_nothing_about_kinds() -> None:
         base_kinds(base)
 
 
+@pytest.mark.parametrize("name", ["NoSuchModel", "DDIMScheduler", "logging"])
+def test_a_configuration_that_names_no_model_class_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": name}))
+    save_file({"a.weight": torch.ones(2, 2)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(BaseError, match=f"no model class {name}"):
+        base_kinds(open_base(tmp_path))
+
+
 def test_a_zero_delta_covers_every_weight_that_can_be_shifted() -> None:
     base: Base = open_tiny()
     delta = zero_delta(base, "unet")
