@@ -97,7 +97,9 @@ def _skeleton(name: str, component: Component) -> nn.Module:
     cls = getattr(library, component.class_name, None)
     # The name comes from a file: nothing but a model's class is ever called.
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise BaseError(f"{name}: {component.library} has no model class {component.class_name}", fix="install a newer one")
+        raise BaseError(
+            f"{name}: {component.library} has no model class {component.class_name}", fix="install a newer one"
+        )
     with torch.device("meta"):
         if component.library == "diffusers":
             model = cls.from_config(read_json(component.folder / "config.json"))
