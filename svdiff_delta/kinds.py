@@ -94,12 +94,13 @@ def _skeleton(name: str, component: Component) -> nn.Module:
         library: Any = importlib.import_module(component.library)
     except ImportError:
         raise MissingExtraError(component.library, "train") from None
-    cls = getattr(library, component.class_name, None)
+    found: Any = getattr(library, component.class_name, None)
     # The name comes from a file: nothing but a model's class is ever called.
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise BaseError(
             f"{name}: {component.library} has no model class {component.class_name}", fix="install a newer one"
         )
+    cls: Any = found
     with torch.device("meta"):
         if component.library == "diffusers":
             model = cls.from_config(read_json(component.folder / "config.json"))
