@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from .merge import merge as merge
     from .ops import add as add
     from .ops import interpolate as interpolate
-    from .ops import quantize as quantize
     from .ops import scale as scale
-    from .ops import truncate as truncate
     from .prepare import build_basis as build_basis
     from .prepare import zero_delta as zero_delta
+    from .quantize import quantize as quantize
     from .runtime import Handle as Handle
     from .runtime import attach as attach
     from .select import select as select
+    from .truncate import truncate as truncate
 
 _HOME: Final = {
     "Base": "base",
@@ -47,11 +47,11 @@ _HOME: Final = {
     "load": "file",
     "merge": "merge",
     "open_base": "base",
-    "quantize": "ops",
+    "quantize": "quantize",
     "save": "file",
     "scale": "ops",
     "select": "select",
-    "truncate": "ops",
+    "truncate": "truncate",
     "zero_delta": "prepare",
 }
 
@@ -80,7 +80,7 @@ __all__ = [
 
 
 class _Package(ModuleType):
-    """Keeps the functions `bake` and `select` from being hidden by the modules of these names."""
+    """Keeps functions such as `bake` from being hidden by the modules of the same names."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in _HOME:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from math import isfinite
 from typing import Any, Final
@@ -49,6 +50,25 @@ def strict_json(text: bytes, what: str, error: type[FormatError], *, fixed: bool
     if not fixed:
         _check_depth(parsed, what, error)
     return parsed
+
+
+_TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}]', re.DOTALL)
+
+
+def end_of_object(text: bytes, start: int) -> int | None:
+    """Return where the object that begins at `start` ends in a JSON text, behind its brace; None if it does not.
+
+    Only strings and braces are looked at: what lies between is for `strict_json` to judge.
+    """
+    depth = 0
+    for match in _TOKEN.finditer(text, start):
+        if match[0] == b"{":
+            depth += 1
+        elif match[0] == b"}":
+            depth -= 1
+            if depth == 0:
+                return match.end()
+    return None
 
 
 def _check_depth(parsed: JSON, what: str, error: type[FormatError]) -> None:

@@ -8,31 +8,63 @@ An address (resolution, way, index) names one block: `(16,down,1)` is the second
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from .errors import SelectionError
 
-_ADDRESS = r"\(\s*(\d+)\s*,\s*'?(down|up)'?\s*,\s*(\d+)\s*\)"
+_ADDRESS = r"\(\s*(\d{1,9})\s*,\s*'?(down|up)'?\s*,\s*(\d{1,9})\s*\)"
 _RANGE: Final = re.compile(rf"{_ADDRESS}(?:\s*-\s*{_ADDRESS})?")
-_BLOCK: Final = re.compile(r"unet\.(?:(down|up)_blocks\.(\d+)|(mid)_block)\.attentions\.(\d+)\.")
-_LEVEL: Final = re.compile(r"unet\.(?:down|up)_blocks\.(\d+)\.")
+_LEVEL: Final = re.compile(r"unet\.(down|up)_blocks\.(\d{1,3})\.(?:attentions\.(\d{1,3})\.)?")
+_MIDDLE: Final = re.compile(r"unet\.mid_block\.(?:attentions\.(\d{1,3})\.)?")
 
 
-@dataclass(frozen=True, order=True)
-class Block:
-    """One cross-attention block: its place in the forward pass, and where its parameters are.
+@dataclass(frozen=True)
+class Layout:
+    """How many cross-attention blocks a UNet has: on each level of the way down, in the middle, on each of the way up.
 
-    Attributes:
-        place: sorts by the forward pass: way (0 down, 1 middle, 2 up), level, index.
-        depth: how often latents were halved.
-        prefixes: its attention, and the resnets that go with it: the one just before it, and both of the middle block.
+    Level i of the way down is `down_blocks.i`, that of the way up `up_blocks.i`; there are as many of both.
     """
 
-    place: tuple[int, int, int]
-    depth: int
-    prefixes: tuple[str, ...]
+    down: tuple[int, ...]
+    mid: int
+    up: tuple[int, ...]
+
+    def blocks(self) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+        """Yield depth, way and name prefixes of each block, in the order of the forward pass."""
+        for level, count in enumerate(self.down):
+            for index in range(count):
+                yield level, "down", _prefixes("down", level, index)
+        resnets = ("unet.mid_block.resnets.0.", "unet.mid_block.resnets.1.")
+        for index in range(self.mid):
+            yield len(self.down) - 1, "down", (f"unet.mid_block.attentions.{index}.", *resnets)
+        for level, count in enumerate(self.up):
+            for index in range(count):
+                yield len(self.up) - 1 - level, "up", _prefixes("up", level, index)
+
+
+def _prefixes(way: str, level: int, index: int) -> tuple[str, ...]:
+    """Return where the parameters of a block are: its attention, and the resnet just before it."""
+    return tuple(f"unet.{way}_blocks.{level}.{part}.{index}." for part in ("attentions", "resnets"))
+
+
+def find_layout(names: Iterable[str]) -> Layout | None:
+    """Return the layout of the UNet of which these are the parameter names; None if they are not of a whole UNet.
+
+    They are of a whole one if they are of its middle and of as many levels on the way down as on the way up.
+    """
+    ways: dict[str, dict[int, int]] = {"down": {}, "up": {}}
+    middle: int | None = None
+    for name in names:
+        if match := _LEVEL.match(name):
+            counts, level = ways[match[1]], int(match[2])
+            counts[level] = max(counts.get(level, 0), int(match[3]) + 1 if match[3] else 0)
+        elif match := _MIDDLE.match(name):
+            middle = max(middle or 0, int(match[1]) + 1 if match[1] else 0)
+    down, up = (tuple(counts[level] for level in sorted(counts)) for counts in ways.values())
+    whole = all(set(counts) == set(range(len(down))) for counts in ways.values())
+    return Layout(down, middle, up) if down and whole and middle is not None else None
 
 
 def is_address(selector: str) -> bool:
@@ -40,54 +72,48 @@ def is_address(selector: str) -> bool:
     return _RANGE.fullmatch(selector) is not None
 
 
-def blocks(names: Iterable[str]) -> list[Block]:
-    """Return the cross-attention blocks among parameter names, in the order of the forward pass."""
-    names = list(names)
-    levels = 1 + max((int(match[1]) for name in names if (match := _LEVEL.match(name))), default=-1)
-    found = set()
-    for match in filter(None, map(_BLOCK.match, names)):
-        index = int(match[4])
-        if match[3]:
-            resnets = ("unet.mid_block.resnets.0.", "unet.mid_block.resnets.1.")
-            found.add(Block((1, 0, index), levels - 1, (f"unet.mid_block.attentions.{index}.", *resnets)))
-            continue
-        way, level = match[1], int(match[2])
-        depth = level if way == "down" else levels - 1 - level
-        parts = tuple(f"unet.{way}_blocks.{level}.{part}.{index}." for part in ("attentions", "resnets"))
-        found.add(Block((0 if way == "down" else 2, level, index), depth, parts))
-    return sorted(found)
-
-
-def addresses(names: Iterable[str], sample_size: int) -> Mapping[str, Block]:
-    """Return the blocks among parameter names by address, in the order of the forward pass.
+def addresses(layout: Layout, sample_size: int) -> Mapping[str, tuple[str, ...]]:
+    """Return by address the name prefixes of each cross-attention block, in the order of the forward pass.
 
     Args:
-        names: parameter names.
+        layout: of the UNet.
         sample_size: the width of the latents that the UNet was made for (64 in SD 1.5).
     """
-    found: dict[str, Block] = {}
+    found: dict[str, tuple[str, ...]] = {}
     counts: dict[tuple[int, str], int] = {}
-    for block in blocks(names):
-        key = sample_size >> block.depth, "up" if block.place[0] == 2 else "down"
+    for depth, way, prefixes in layout.blocks():
+        key = sample_size >> depth, way
         index = counts.get(key, 0)
         counts[key] = index + 1
-        found[f"({key[0]},{key[1]},{index})"] = block
+        found[f"({key[0]},{way},{index})"] = prefixes
     return found
 
 
-def select_addresses(names: Iterable[str], selector: str, sample_size: int) -> set[str]:
+def select_addresses(names: Iterable[str], selector: str, sample_size: int, layout: Layout | None = None) -> set[str]:
     """Return the parameters of the block, or of the range of blocks, that a selector names.
 
+    Args:
+        names: parameter names.
+        selector: an address, or a range of them.
+        sample_size: the width of the latents that the UNet was made for.
+        layout: of the UNet; what `find_layout` makes of the names if not given.
+
     Raises:
-        SelectionError: there is no such block, or the range runs backwards.
+        SelectionError: there is no such block, the layout is not known, or the range runs backwards.
     """
     names = list(names)
     match = _RANGE.fullmatch(selector)
-    known = addresses(names, sample_size)
     if match is None:
         raise SelectionError(
             f"{selector!r}: is not an address", fix="write it as (16,down,1) or (16,down,1)-(8,down,0)"
         )
+    layout = layout or find_layout(names)
+    if layout is None:
+        raise SelectionError(
+            f"{selector}: the file does not say where its UNet has cross-attention, and holds only a part of it",
+            fix="slice the whole file, or use names such as unet.mid_block.*",
+        )
+    known = addresses(layout, sample_size)
     ends = [f"({int(match[1])},{match[2]},{int(match[3])})"]
     ends.append(f"({int(match[4])},{match[5]},{int(match[6])})" if match[4] else ends[0])
     for end in ends:
@@ -100,5 +126,5 @@ def select_addresses(names: Iterable[str], selector: str, sample_size: int) -> s
     first, last = (order.index(end) for end in ends)
     if first > last:
         raise SelectionError(f"{selector!r}: runs backwards", fix=f"write {ends[1]}-{ends[0]}")
-    prefixes = tuple(prefix for address in order[first : last + 1] for prefix in known[address].prefixes)
+    prefixes = tuple(prefix for address in order[first : last + 1] for prefix in known[address])
     return {name for name in names if name.startswith(prefixes)}

@@ -14,6 +14,7 @@ from typing import Any, Final
 import safetensors
 from torch import Tensor
 
+from .addresses import find_layout
 from .container import Entry, Header, read_header
 from .errors import BaseError, DeltaError
 from .metadata import BaseInfo
@@ -94,7 +95,7 @@ class Base:
     def info(self) -> BaseInfo:
         """What a delta file says about this base."""
         classes = {name: component.class_name for name, component in self.components.items()}
-        return BaseInfo(classes, self.repository, self.revision, self._sample_size())
+        return BaseInfo(classes, self.repository, self.revision, self._sample_size(), find_layout(self.names()))
 
     def _sample_size(self) -> int | None:
         """The width of the latents that the denoiser was made for, if its configuration says it."""

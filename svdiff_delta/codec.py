@@ -33,6 +33,14 @@ LARGEST: Final[dict[StoredDtype, float]] = {
 }
 
 
+_SIGN: Final[dict[StoredDtype, tuple[str, int]]] = {
+    "F32": ("<u4", 1 << 31),
+    "F16": ("<u2", 1 << 15),
+    "BF16": ("<u2", 1 << 15),
+}
+"""The integers that the floating-point dtypes are read as to look for −0, and −0 itself."""
+
+
 class Stored(NamedTuple):
     """One δ as it stands in a file: `scales` are the F16 scales of its blocks if it is I8, else empty."""
 
@@ -43,7 +51,7 @@ class Stored(NamedTuple):
     def decode(self) -> NDArray[np.float32]:
         """Return the values as a new float32 array; every stored dtype converts exactly.
 
-        I8 data that no writer makes (a count of −128, a scale that is negative or not a number) gives NaN.
+        I8 data that no writer makes (a count of −128, a scale that is negative or not finite) gives NaN.
         """
         if self.dtype == "F32":
             return np.frombuffer(self.data, "<f4").astype(np.float32)
@@ -53,9 +61,20 @@ class Stored(NamedTuple):
             return (np.frombuffer(self.data, "<u2").astype(np.uint32) << 16).view(np.float32)
         counts = np.frombuffer(self.data, np.int8)
         scales = np.frombuffer(self.scales, "<f2").astype(np.float32)
-        if (counts < -STEPS).any() or not (scales >= 0).all():  # -128 has no opposite; NaN is not >= 0
+        if (counts < -STEPS).any() or not (np.isfinite(scales) & (scales >= 0)).all():  # -128 has no opposite
             return np.full(counts.size, np.nan, np.float32)
         return counts.astype(np.float32) * np.repeat(scales, BLOCK)[: counts.size]
+
+
+def without_negative_zero(stored: Stored) -> Stored:
+    """Return the same values with +0 in the place of each −0; I8 has none."""
+    if stored.dtype == "I8":
+        return stored
+    integer, negative = _SIGN[stored.dtype]
+    bits = np.frombuffer(stored.data, integer)
+    if not (bits == negative).any():
+        return stored
+    return stored._replace(data=np.where(bits == negative, 0, bits).astype(integer).tobytes())
 
 
 def is_dtype(name: str) -> TypeGuard[Dtype]:

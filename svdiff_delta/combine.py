@@ -12,6 +12,7 @@ from .errors import BaseMismatchError, InputError
 from .file import identify
 from .lineage import Lineage, Record, Source, bounded
 from .metadata import BaseInfo, Metadata
+from .modelspec import combine_modelspec
 from .parameter import Parameter
 
 
@@ -83,7 +84,7 @@ class Combined:
         self._first: Metadata | None = None
         self._identities: list[Future[tuple[str, Source]]] = []
         self._files: dict[str, Source] = {}
-        self._modelspec: dict[str, str] = {}
+        self._modelspecs: list[Mapping[str, str]] = []
         self._named: BaseInfo | None = None
         self._unions: dict[str, dict[str, JSON]] = {key: {} for key in ("components", "base", "extra", "foreign")}
 
@@ -91,16 +92,16 @@ class Combined:
         """Take one more input, whose SHA-256 and lineage entry may still be on their way."""
         metadata = delta.metadata
         if self._first is None:
-            self._first, self._modelspec = metadata, dict(metadata.modelspec)
+            self._first = metadata
         if self._named is None and metadata.base.repository is not None:
             self._named = metadata.base
         self._identities.append(identity)
         self._files |= metadata.lineage.files if metadata.lineage else {}
-        self._modelspec = {key: self._modelspec[key] for key, value in metadata.modelspec.items()
-                           if self._modelspec.get(key) == value}  # fmt: skip
+        self._modelspecs.append(metadata.modelspec)
+        base = {"sample_size": metadata.base.sample_size, "attentions": metadata.base.attentions, **metadata.base.extra}
         for key, mapping in (
             ("components", metadata.base.components),
-            ("base", {"sample_size": metadata.base.sample_size, **metadata.base.extra}),
+            ("base", base),
             ("extra", metadata.extra),
             ("foreign", metadata.foreign),
         ):
@@ -118,18 +119,19 @@ class Combined:
         named = self._named or self._first.base
         base = dict(self._unions["base"])
         info = BaseInfo(
-            self._unions["components"], named.repository, named.revision, base.pop("sample_size", None), base
+            self._unions["components"],
+            named.repository,
+            named.revision,
+            base.pop("sample_size", None),
+            base.pop("attentions", None),
+            base,
         )
         return Metadata(
             base=info,
             parameters=parameters,
             lineage=bounded(Lineage(replace(record, inputs=inputs), self._files | dict(identities))),
             training=self._first.training if single else None,
-            modelspec={
-                key: value
-                for key, value in self._modelspec.items()
-                if key != "hash_sha256" and (single or key != "title")
-            },
+            modelspec=combine_modelspec(self._modelspecs, single=single),
             extra=self._unions["extra"],
             foreign=self._unions["foreign"],
         )

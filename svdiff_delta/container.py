@@ -5,10 +5,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from ._json import JSON, canonical_json, strict_json
+from ._json import JSON, canonical_json, end_of_object, strict_json
 from .errors import HeaderError
 
 ITEM_SIZE: Final[dict[str, int]] = {
@@ -30,12 +32,16 @@ class Entry(NamedTuple):
     stop: int
 
 
+Entries = MappingProxyType[str, Entry]
+"""Tensors by name, in the order of their offsets."""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """A checked header: `entries` in the file's order of offsets; `data` is where the data section starts."""
 
     metadata: dict[str, str]
-    entries: dict[str, Entry]
+    entries: Entries
     data: int
 
 
@@ -54,12 +60,55 @@ def read_header(buffer: bytes | memoryview, size: int) -> Header:
         raise HeaderError(f"the file is cut off within its header ({size} bytes)", fix="fetch the file again")
     if buffer[8:9] != b"{":
         raise HeaderError("the header does not begin with {: this is not a safetensors file")
-    parsed = strict_json(bytes(buffer[8 : 8 + length]), "the header", HeaderError, fixed=True)
-    metadata = _metadata(parsed.pop("__metadata__", {}))
+    metadata, entries = _parse(bytes(buffer[8 : 8 + length]))
+    position = entries[next(reversed(entries))].stop if entries else 0
+    left = size - 8 - length
+    if position > left:
+        raise HeaderError(
+            f"the file is cut off: its tensors need {position} bytes, {left} are there", fix="fetch the file again"
+        )
+    if position < left:
+        raise HeaderError(f"{left - position} bytes follow the last tensor")
+    return Header(metadata, entries, 8 + length)
+
+
+_FIRST: Final = b'{"__metadata__":{"'
+_SMALL: Final = 1_000_000
+
+
+def _parse(text: bytes) -> tuple[dict[str, str], Entries]:
+    """Return the metadata and the entries of a header.
+
+    Files of one base have the same entries. Where the metadata stand first, as in canonical form, the rest of the
+    header is looked up before it is parsed.
+    """
+    end = end_of_object(text, len(_FIRST) - 2) if text.startswith(_FIRST) and len(text) < _SMALL else None
+    if end is not None and text[end : end + 1] == b",":
+        parsed = strict_json(text[:end] + b"}", "the header", HeaderError, fixed=True)
+        return _metadata(parsed["__metadata__"]), _known_entries(b"{" + text[end + 1 :])
+    parsed = strict_json(text, "the header", HeaderError, fixed=True)
+    return _metadata(parsed.pop("__metadata__", {})), _entries(parsed)
+
+
+@lru_cache(maxsize=4)
+def _known_entries(text: bytes) -> Entries:
+    parsed = strict_json(text, "the header", HeaderError, fixed=True)
+    if "__metadata__" in parsed:
+        raise HeaderError("the header is not valid JSON (the key '__metadata__' stands twice in one object)")
+    return _entries(parsed)
+
+
+def _entries(parsed: Mapping[str, JSON]) -> Entries:
+    """Return the checked entries in the order of their offsets: no overlap, no hole."""
     entries = {name: _entry(name, fields) for name, fields in parsed.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop, item[0])))
-    _check_ranges(ordered, size - 8 - length)
-    return Header(metadata, ordered, 8 + length)
+    position = 0
+    for name, entry in ordered.items():
+        if entry.start != position:
+            kind = "overlaps its neighbour" if entry.start < position else "leaves a hole before it"
+            raise HeaderError(f"{name}: its data {kind} (byte {min(entry.start, position)} of the data section)")
+        position = entry.stop
+    return MappingProxyType(ordered)
 
 
 def _metadata(fields: JSON) -> dict[str, str]:
@@ -90,22 +139,6 @@ def _naturals(values: JSON) -> bool:
         if type(value) is not int or value < 0:
             return False
     return True
-
-
-def _check_ranges(entries: Mapping[str, Entry], size: int) -> None:
-    """The tensors fill the data section from first to last byte: no overlap, no hole."""
-    position = 0
-    for name, entry in entries.items():
-        if entry.start != position:
-            kind = "overlaps its neighbour" if entry.start < position else "leaves a hole before it"
-            raise HeaderError(f"{name}: its data {kind} (byte {min(entry.start, position)} of the data section)")
-        position = entry.stop
-    if position > size:
-        raise HeaderError(
-            f"the file is cut off: its tensors need {position} bytes, {size} are there", fix="fetch the file again"
-        )
-    if position < size:
-        raise HeaderError(f"{size - position} bytes follow the last tensor")
 
 
 def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:

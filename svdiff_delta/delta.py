@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import fsum
+from math import fsum, nan
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -164,10 +164,18 @@ def project(parameter: Parameter, shift: NDArray[np.float64]) -> NDArray[np.floa
     for first, last in parameter.tied:
         run = result[first : last + 1]
         if (run != run[0]).any():
-            run[:] = fsum(run) / run.size
+            run[:] = _exact_sum(run) / run.size
     if parameter.null:
         result[parameter.size - parameter.null :] = 0.0
     return result
+
+
+def _exact_sum(values: NDArray[np.float64]) -> float:
+    """Return the exact sum, rounded once; NaN where it or a value is beyond float64, for `check_range` to refuse."""
+    try:
+        return fsum(values)
+    except (OverflowError, ValueError):
+        return nan
 
 
 def check_range(name: str, shift: NDArray[np.float64], dtype: StoredDtype) -> None:

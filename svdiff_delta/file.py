@@ -12,11 +12,22 @@ import numpy as np
 
 from . import metadata as meta
 from ._atomic import replace_file
-from .codec import ITEM_SIZE, STORED_DTYPES, Raw, Stored, StoredDtype, blocks, encode, is_stored_dtype
+from .codec import (
+    ITEM_SIZE,
+    STORED_DTYPES,
+    Raw,
+    Stored,
+    StoredDtype,
+    blocks,
+    encode,
+    is_stored_dtype,
+    without_negative_zero,
+)
 from .container import Entry, header_bytes, read_header
 from .delta import Delta, Origin, check_range
 from .errors import DeltaError, InputError, TensorError
 from .lineage import Source
+from .modelspec import with_hash
 
 SCALES = "svdiff.scales"
 """The tensor that holds the scales of all I8 tensors, one after the other in sorted-name order."""
@@ -111,14 +122,16 @@ def dumps(delta: Delta, *, dtype: StoredDtype | None = None) -> bytes:
         content[SCALES] = scales
     # Wide items first, so that every tensor is aligned to its item size whatever stands before it.
     tensors.sort(key=lambda tensor: (-ITEM_SIZE[tensor[1]], tensor[0]))
-    return b"".join([header_bytes(tensors, meta.dump(delta.metadata)), *(content[name] for name, _, _ in tensors)])
+    data = [content[name] for name, _, _ in tensors]
+    metadata = replace(delta.metadata, modelspec=with_hash(delta.metadata.modelspec, data))
+    return b"".join([header_bytes(tensors, meta.dump(metadata)), *data])
 
 
 def _restored(name: str, delta: Delta, dtype: StoredDtype | None) -> Stored:
     """Return δ as it is stored, or rounded to another dtype; checked in either case."""
     values, stored = delta[name], delta.stored[name]
     if dtype is None or dtype == stored.dtype:
-        return stored
+        return without_negative_zero(stored)
     wide = values.astype(np.float64)
     check_range(name, wide, dtype)
     return encode(wide, dtype)

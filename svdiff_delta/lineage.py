@@ -107,14 +107,15 @@ def parse_lineage(fields: dict[str, JSON]) -> Lineage:
 def _parse_source(sha256: str, fields: JSON) -> Source:
     where = f"lineage.files.{sha256[:64]}"
     fields = as_object(fields, where)
-    digest, title = fields.pop("digest", None), fields.pop("title", "")
+    digest, titled = fields.pop("digest", None), "title" in fields
+    title = fields.pop("title", None)
     if not _DIGEST.fullmatch(sha256) or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise MetadataError(f"{where}: SHA-256 digests have 64 hexadecimal digits")
-    if not isinstance(title, str):
+    if titled and not isinstance(title, str):
         raise MetadataError(f"{where}.title: must be a string")
     training = as_object(fields.pop("training"), f"{where}.training") if "training" in fields else None
     record = _parse_record(fields, where)
-    return Source(digest, title or None, training, record, fields)
+    return Source(digest, title, training, record, fields)
 
 
 def _parse_record(fields: dict[str, JSON], where: str) -> Record | None:

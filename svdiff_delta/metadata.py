@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ._json import JSON, as_object, canonical_json, strict_json, take
+from .addresses import Layout
 from .errors import MetadataError, VersionError
 from .lineage import Lineage, dump_lineage, parse_lineage
 from .parameter import Parameter, dump_columns, parse_columns
@@ -19,6 +20,9 @@ KEY: Final = "svdiff"
 
 FEATURES: Final[frozenset[str]] = frozenset()
 """Features that this reader understands (spec, section 9)."""
+
+MOST_BLOCKS: Final = 99
+"""Bound of the numbers in `base.attentions`, and of its levels."""
 
 _COMPONENT = re.compile(r"[A-Za-z0-9_]+")
 
@@ -32,6 +36,7 @@ class BaseInfo:
         repository: where it came from, if that was given.
         revision: the commit, if that was given.
         sample_size: the width of the latents that the denoiser was made for, if known.
+        attentions: where the UNet has cross-attention, if known.
         extra: unknown fields, kept as they are.
     """
 
@@ -39,6 +44,7 @@ class BaseInfo:
     repository: str | None = None
     revision: str | None = None
     sample_size: int | None = None
+    attentions: Layout | None = None
     extra: Mapping[str, JSON] = field(default_factory=dict)
 
 
@@ -51,7 +57,8 @@ class Metadata:
         parameters: one `Parameter` per shifted weight, in sorted-name order.
         lineage: the operations that made it; None for one that was trained.
         training: facts of the training run; None where there was none or they are unknown.
-        modelspec: the ModelSpec fields, without their `modelspec.` prefix.
+        modelspec: the ModelSpec fields, without their `modelspec.` prefix; `hash_sha256` is filled in when a file is
+            written.
         extra: unknown fields of the document, kept as they are.
         foreign: unknown keys of the container's `__metadata__`, kept as they are.
     """
@@ -148,7 +155,7 @@ def _check_version(document: dict[str, JSON]) -> None:
             f"version: the file has format version {version}, this program reads version {VERSION}",
             fix=f"use a release of svdiff-delta that reads version {version}",
         )
-    features = document.get("must_understand", [])
+    features = document.pop("must_understand", [])
     if not isinstance(features, list) or not all(isinstance(feature, str) for feature in features):
         raise MetadataError("must_understand: must be a list of strings")
     if unknown := sorted(set(features) - FEATURES):
@@ -166,6 +173,9 @@ def _dump_base(base: BaseInfo) -> dict[str, JSON]:
         fields["revision"] = base.revision
     if base.sample_size is not None:
         fields["sample_size"] = base.sample_size
+    if base.attentions is not None:
+        layout = base.attentions
+        fields["attentions"] = {"down": list(layout.down), "mid": layout.mid, "up": list(layout.up)}
     return fields
 
 
@@ -182,7 +192,21 @@ def _parse_base(fields: dict[str, JSON]) -> BaseInfo:
     size = fields.pop("sample_size", 1)
     if type(size) is not int or size < 1:
         raise MetadataError(f"base.sample_size: must be a whole number from 1, is {size!r}")
-    return BaseInfo(components, **names, sample_size=size if given else None, extra=fields)
+    attentions = _parse_layout(fields.pop("attentions")) if "attentions" in fields else None
+    return BaseInfo(components, **names, sample_size=size if given else None, attentions=attentions, extra=fields)
+
+
+def _parse_layout(value: JSON) -> Layout:
+    where = "base.attentions"
+    fields = as_object(value, where)
+    counts = {key: take(fields, key, f"{where}.") for key in ("down", "mid", "up")}
+    down, mid, up = counts["down"], counts["mid"], counts["up"]
+    if fields or not isinstance(down, list) or not isinstance(up, list) or len(down) != len(up):
+        raise MetadataError(f"{where}: must have down and up, lists of equal length, and mid")
+    numbers = [*down, mid, *up]
+    if not all(type(number) is int and 0 <= number <= MOST_BLOCKS for number in numbers) or len(down) > MOST_BLOCKS:
+        raise MetadataError(f"{where}: must hold whole numbers from 0 to {MOST_BLOCKS}")
+    return Layout(tuple(down), mid, tuple(up))
 
 
 def _check_components(base: BaseInfo, parameters: Mapping[str, Parameter]) -> None:

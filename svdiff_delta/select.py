@@ -19,10 +19,11 @@ def select(delta: Delta, *selectors: str, sample_size: int | None = None) -> Del
         sample_size: the width of the latents that addresses count from; what the file says if not given.
 
     Raises:
+        InputError: `sample_size` is less than 1.
         SelectionError: a selector is unknown or matches nothing, or nothing is left.
     """
     shapes = {name: parameter.shape for name, parameter in delta.metadata.parameters.items()}
     size = sample_size if sample_size is not None else delta.metadata.base.sample_size
-    names = match(shapes, selectors, sample_size=size)
+    names = match(shapes, selectors, sample_size=size, layout=delta.metadata.base.attentions)
     given = {} if sample_size is None else {"sample_size": sample_size}
     return restrict(delta, names, Record("slice", {"selectors": list(selectors), **given}))

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Final
 
-from .addresses import is_address, select_addresses
-from .errors import SelectionError
+from .addresses import Layout, is_address, select_addresses
+from .errors import InputError, SelectionError
 from .subsets import SUBSETS, subset
 
 COMPLEMENT: Final = "!"
@@ -15,13 +15,26 @@ COMPLEMENT: Final = "!"
 
 
 def match(
-    shapes: Mapping[str, tuple[int, ...]], selectors: Iterable[str], *, sample_size: int | None = None
+    shapes: Mapping[str, tuple[int, ...]],
+    selectors: Iterable[str],
+    *,
+    sample_size: int | None = None,
+    layout: Layout | None = None,
 ) -> list[str]:
     """Return the names that any of the selectors names, sorted, out of weight shapes by parameter name.
 
+    Args:
+        shapes: the weights' shapes by parameter name.
+        selectors: what to take, and behind a `!` what to leave.
+        sample_size: the width of the latents that addresses count from.
+        layout: where the UNet has cross-attention; found from the names if not given.
+
     Raises:
+        InputError: `sample_size` is less than 1.
         SelectionError: a selector is unknown or matches nothing, none was given, or nothing is left.
     """
+    if sample_size is not None and sample_size < 1:
+        raise InputError(f"the sample size must be at least 1, is {sample_size}")
     given = list(selectors)
     if not given:
         raise SelectionError("no selector was given", fix=f"known subsets are {', '.join(SUBSETS)}")
@@ -29,15 +42,17 @@ def match(
     unwanted = [selector.removeprefix(COMPLEMENT) for selector in given if selector.startswith(COMPLEMENT)]
     chosen = set() if wanted else set(shapes)
     for selector in wanted:
-        chosen |= _match_one(shapes, selector, sample_size)
+        chosen |= _match_one(shapes, selector, sample_size, layout)
     for selector in unwanted:
-        chosen -= _match_one(shapes, selector, sample_size)
+        chosen -= _match_one(shapes, selector, sample_size, layout)
     if not chosen:
         raise SelectionError(f"nothing is left of {len(shapes)} parameters", fix="remove a selector that begins with !")
     return sorted(chosen)
 
 
-def _match_one(shapes: Mapping[str, tuple[int, ...]], selector: str, sample_size: int | None) -> set[str]:
+def _match_one(
+    shapes: Mapping[str, tuple[int, ...]], selector: str, sample_size: int | None, layout: Layout | None
+) -> set[str]:
     if selector in shapes:
         return {selector}
     if rule := subset(selector):
@@ -48,7 +63,7 @@ def _match_one(shapes: Mapping[str, tuple[int, ...]], selector: str, sample_size
                 f"{selector}: the file does not say how wide the latents are that addresses count from",
                 fix="give --sample-size (64 for SD 1.5, 128 for SDXL)",
             )
-        return select_addresses(shapes, selector, sample_size)
+        found = select_addresses(shapes, selector, sample_size, layout)
     elif any(char in selector for char in "*?["):
         found = {name for name in shapes if fnmatchcase(name, selector)}
     else:

@@ -44,8 +44,8 @@ class Totals:
     def __setitem__(self, name: str, values: NDArray[np.float64]) -> None:
         self._flat[self._slices[name]] = values
 
-    def add(self, delta: Delta, weight: Weight) -> None:
-        """Add one delta.
+    def add(self, delta: Delta, weight: Weight, sample_size: int | None = None) -> None:
+        """Add one delta; addresses in its weight count from `sample_size`, or from what it says itself.
 
         Raises:
             BaseMismatchError: it disagrees with those before about a weight's fingerprint, kind or axis.
@@ -66,8 +66,7 @@ class Totals:
                 wide *= weight.default
                 self._flat += wide
                 return
-            shapes = {name: parameter.shape for name, parameter in parameters.items()}
-            for name, factor in weight.by_name(shapes, delta.metadata.base.sample_size).items():
+            for name, factor in weight.by_name(delta.metadata, sample_size).items():
                 self._flat[self._slices[name]] += factor * delta[name].astype(np.float64)
 
     def result(self, metadata: Metadata, dtype: StoredDtype) -> Delta:

@@ -8,6 +8,7 @@ from math import isfinite
 
 from ._json import JSON
 from .errors import InputError
+from .metadata import Metadata
 from .selectors import match
 
 
@@ -27,20 +28,31 @@ class Weight:
         if not all(map(isfinite, (self.default, *self.where.values()))):
             raise InputError("weights must be finite numbers")
 
-    def by_name(self, shapes: Mapping[str, tuple[int, ...]], sample_size: int | None) -> dict[str, float]:
-        """Return the factor of each parameter, given their weights' shapes.
+    def by_name(self, metadata: Metadata, sample_size: int | None = None) -> dict[str, float]:
+        """Return the factor of each parameter of a delta.
+
+        Args:
+            metadata: of the delta.
+            sample_size: the width of the latents that addresses count from; what the metadata say if not given.
 
         Raises:
+            InputError: `sample_size` is less than 1.
             SelectionError: a selector is unknown or matches nothing.
         """
+        base = metadata.base
+        size = base.sample_size if sample_size is None else sample_size
+        shapes = {name: parameter.shape for name, parameter in metadata.parameters.items()}
         factors = dict.fromkeys(shapes, self.default)
         for selector, factor in self.where.items():
-            factors |= dict.fromkeys(match(shapes, [selector], sample_size=sample_size), factor)
+            names = match(shapes, [selector], sample_size=size, layout=base.attentions)
+            factors |= dict.fromkeys(names, factor)
         return factors
 
     def record(self) -> JSON:
-        """Return what a lineage says of it: a number, or an object with `default` and `where`."""
-        return {"default": self.default, "where": dict(self.where)} if self.where else self.default
+        """Return what a lineage says of it: a number, or an object with `default` and, in order, `where`."""
+        if not self.where:
+            return self.default
+        return {"default": self.default, "where": [[selector, factor] for selector, factor in self.where.items()]}
 
 
 def as_weight(value: float | Mapping[str, float] | Weight) -> Weight:
@@ -52,5 +64,13 @@ def as_weight(value: float | Mapping[str, float] | Weight) -> Weight:
     if isinstance(value, Weight):
         return value
     if isinstance(value, Mapping):
-        return Weight(1.0, {selector: float(factor) for selector, factor in value.items()})
-    return Weight(float(value))
+        return Weight(1.0, {selector: as_factor(factor, selector) for selector, factor in value.items()})
+    return Weight(as_factor(value, "a weight"))
+
+
+def as_factor(value: float, what: str) -> float:
+    """Return a number in float64; raise InputError, calling it `what`, where float64 ends before it."""
+    try:
+        return float(value)
+    except OverflowError:
+        raise InputError(f"{what}: the number is too large") from None

@@ -169,9 +169,10 @@ def truncate(delta: str, rank: int | None, energy: float | None, writing: Writin
     \b
         svdiff truncate dog.safetensors --rank 16 -o rank16.safetensors
     """
-    from svdiff_delta import load, ops
+    from svdiff_delta import load
+    from svdiff_delta.truncate import truncate as run
 
-    writing.finish(ops.truncate(load(delta), rank=rank, energy=energy))
+    writing.finish(run(load(delta), rank=rank, energy=energy))
 
 
 @click.command(cls=options.LightCommand)
@@ -198,11 +199,12 @@ def quantize(delta: str, dtype: str, max_error: float, writing: Writing) -> None
     \b
         svdiff quantize dog.safetensors -o small.safetensors
     """
-    from svdiff_delta import load, ops
+    from svdiff_delta import load
+    from svdiff_delta.quantize import quantize as run
     from svdiff_delta.stats import relative_difference
 
     original = load(delta)
-    result = ops.quantize(original, cast("StoredDtype", dtype.upper()), max_error=max_error)
+    result = run(original, cast("StoredDtype", dtype.upper()), max_error=max_error)
     whole, worst, name = relative_difference(original, result)
     wider = sum(result.dtype_of(key) not in (dtype.upper(), original.dtype_of(key)) for key in result)
     say(f"relative error {whole:.2%} in all, at most {worst:.2%} ({name})", quiet=writing.silent)

@@ -29,6 +29,7 @@ def merge(
     alpha: float | None = None,
     seed: int | None = None,
     dtype: StoredDtype = "F32",
+    sample_size: int | None = None,
 ) -> Delta:
     """Merge deltas of one base; a parameter that one input lacks counts as zeros there.
 
@@ -42,6 +43,7 @@ def merge(
         alpha: the share of the first of two inputs (slerp).
         seed: of random draws (dare_linear, dare_ties).
         dtype: stored dtype of the result.
+        sample_size: the width of the latents that addresses in weights count from; what each file says if not given.
 
     Raises:
         InputError: an unknown method, an option it does not take or lacks, or weights that do not fit.
@@ -55,13 +57,7 @@ def merge(
     options = _options(method, chosen, Options(density=density, alpha=alpha, seed=seed))
     factors = _weights(method, chosen, deltas, weights)
     parameters = combine_parameters(deltas)
-    by_name = [
-        weight.by_name(
-            {name: parameter.shape for name, parameter in delta.metadata.parameters.items()},
-            delta.metadata.base.sample_size,
-        )
-        for weight, delta in zip(factors, deltas, strict=True)
-    ]
+    by_name = [weight.by_name(delta.metadata, sample_size) for weight, delta in zip(factors, deltas, strict=True)]
     totals = Totals(parameters)
     for name, parameter in parameters.items():
         own = [factor.get(name, 0.0) for factor in by_name]
@@ -69,6 +65,8 @@ def merge(
     arguments = {"method": method, **{key: value for key, value in asdict(options).items() if value is not None}}
     if dtype != "F32":
         arguments["dtype"] = dtype
+    if sample_size is not None:
+        arguments["sample_size"] = sample_size
     if chosen.weighted:
         arguments["weights"] = [weight.record() for weight in factors]
     return totals.result(combine_metadata(deltas, parameters, Record("merge", arguments)), dtype)

@@ -103,8 +103,11 @@ def test_a_sum_is_written_as_by_hand_with_its_lineage() -> None:
         '"unet.conv_norm_out.weight":{"data_offsets":[16,24],"dtype":"F32","shape":[2]},'
         '"unet.up.conv.weight":{"data_offsets":[24,32],"dtype":"F32","shape":[2]}'
     )
+    merged = '"modelspec.merged_from":"Dog",'
     body = struct.pack("<4f2f2f", -0.75, -0.75, 1.875, 0, -2.25, 3, -4.5, -6)
-    assert dumps(add(loads(GOLDEN), loads(untitled), weights=(0.5, -2))) == by_hand(quoted(document), tensors, body)
+    assert dumps(add(loads(GOLDEN), loads(untitled), weights=(0.5, -2))) == by_hand(
+        merged + quoted(document), tensors, body
+    )
 
 
 def inputs(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ import pytest
 from support.bytes import FINGERPRINT, NAME, columns, document
 from support.deltas import BASE, METADATA, PARAMETERS, QUERY
 
+from svdiff_delta.addresses import Layout
 from svdiff_delta.errors import DeltaError, MetadataError, VersionError
 from svdiff_delta.lineage import Lineage, Record
 from svdiff_delta.metadata import BaseInfo, Metadata, dump, parse
@@ -51,7 +52,7 @@ def test_what_is_written_is_read_back() -> None:
         lineage=Lineage(Record("add", {"weights": [1, 2]}, ("a" * 64,))),
         training={"steps": 500, "prompt": "a photo of a δ"},
         modelspec={"title": "Dog"},
-        extra={"must_understand": [], "added later": {"a": [1]}},
+        extra={"added later": {"a": [1]}},
         foreign={"format": "pt"},
         base=replace(BASE, extra={"variant": "fp16"}),
     )
@@ -164,8 +165,30 @@ def test_a_feature_that_must_be_understood_and_is_not_is_refused() -> None:
         read(document(must_understand=["ties", "I8"]))
 
 
-def test_an_empty_list_of_features_is_fine() -> None:
-    assert read(document(must_understand=[])).extra == {"must_understand": []}
+def test_an_empty_list_of_features_is_fine_and_not_written_again() -> None:
+    assert read(document(must_understand=[])).extra == {}
+
+
+def test_the_place_of_attention_is_read_and_written() -> None:
+    said = {"down": [2, 0], "mid": 1, "up": [0, 3]}
+    base = {"components": {"unet": "UNet2DConditionModel"}, "attentions": said}
+    metadata = read(document(base=base))
+    assert metadata.base.attentions == Layout((2, 0), 1, (0, 3))
+    assert json.loads(dump(metadata)["svdiff"])["base"] == base
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None, [], {}, {"down": [1], "up": [1]}, {"down": [1], "mid": 1, "up": [1, 1]}, {"down": 1, "mid": 1, "up": [1]},
+        {"down": [-1], "mid": 1, "up": [1]}, {"down": [1], "mid": 100, "up": [1]}, {"down": [1], "mid": 1.0, "up": [1]},
+        {"down": [1], "mid": True, "up": [1]}, {"down": [0] * 100, "mid": 1, "up": [0] * 100},
+        {"down": [1], "mid": 1, "up": [1], "more": 1},
+    ],
+)  # fmt: skip
+def test_a_place_of_attention_that_is_none_is_refused(said: object) -> None:
+    with pytest.raises(MetadataError, match=r"^base\.attentions"):
+        read(document(base={"components": {"unet": ""}, "attentions": said}))
 
 
 def test_numbers_that_json_cannot_hold_are_refused_on_writing() -> None:

@@ -24,7 +24,7 @@ from support.deltas import (
     random_values,
 )
 
-from svdiff_delta import add, interpolate, scale
+from svdiff_delta import add, interpolate, scale, select
 from svdiff_delta.combine import widen_runs
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import BaseMismatchError, InputError, MetadataError, TensorError
@@ -303,7 +303,7 @@ def test_what_the_inputs_agree_on_is_passed_on() -> None:
     spec = {"architecture": "stable-diffusion-v1", "author": "somebody"}
     a = random_delta(1, replace(METADATA, modelspec=spec), title="Dog")
     b = random_delta(2, replace(METADATA, modelspec=spec | {"author": "another"}), title="Dog")
-    assert add(a, b).metadata.modelspec == {"architecture": "stable-diffusion-v1"}
+    assert add(a, b).metadata.modelspec == {"architecture": "stable-diffusion-v1", "merged_from": "Dog"}
 
 
 def test_a_title_and_training_facts_belong_to_one_input_only() -> None:
@@ -313,9 +313,20 @@ def test_a_title_and_training_facts_belong_to_one_input_only() -> None:
     assert (sum_.title, sum_.training) == (None, None)
 
 
-def test_a_hash_of_the_input_is_not_passed_on() -> None:
-    a = random_delta(1, replace(METADATA, modelspec={"hash_sha256": "0x12"}))
-    assert scale(a, 2).metadata.modelspec == {}
+def test_the_titles_of_several_inputs_are_what_a_result_is_merged_from() -> None:
+    named = [random_delta(seed, title=title) for seed, title in enumerate(["Dog", None, "Cat", "Dog"])]
+    both = add(*named)
+    assert both.metadata.modelspec == {"merged_from": "Dog, Cat"}
+    assert scale(both, 2).metadata.modelspec == {"merged_from": "Dog, Cat"}
+    assert add(both, random_delta(9)).metadata.modelspec == {}
+
+
+def test_a_hash_in_one_input_makes_one_in_the_result_of_its_own_tensors() -> None:
+    hashed = random_delta(1, replace(METADATA, modelspec={"hash_sha256": "0x12"}))
+    for result in (scale(hashed, 2), add(random_delta(2), hashed), select(hashed, "mid")):
+        raw = dumps(result)
+        data = raw[8 + int.from_bytes(raw[:8], "little") :]
+        assert loads(raw).metadata.modelspec == {"hash_sha256": f"0x{hashlib.sha256(data).hexdigest()}"}
 
 
 def test_unknown_fields_of_all_inputs_are_passed_on_and_the_first_wins() -> None:

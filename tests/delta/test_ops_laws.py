@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from random import Random
 
 import numpy as np
 from hypothesis import given
@@ -17,9 +18,11 @@ from support.deltas import METADATA, allowed, parameter
 from support.laws import law
 
 from svdiff_delta import add, interpolate, scale, select
-from svdiff_delta.delta import Delta
+from svdiff_delta.delta import Delta, project
 from svdiff_delta.file import dumps, loads
 from svdiff_delta.parameter import Parameter
+from svdiff_delta.totals import Totals
+from svdiff_delta.weights import Weight
 
 SHAPES = {
     "unet.a.weight": (6, 9),
@@ -205,3 +208,96 @@ def test_a_result_is_written_and_read_back_as_it_is(a: Delta, b: Delta, factor: 
     read = loads(dumps(result))
     assert same(read, result)
     assert read.metadata == result.metadata
+
+
+@law
+@given(deltas())
+def test_a_sum_of_one_is_that_one(a: Delta) -> None:
+    assert same(add(a), a)
+
+
+@law
+@given(deltas())
+def test_scaling_by_1_keeps_the_bytes_of_every_tensor(a: Delta) -> None:
+    assert {name: stored.data for name, stored in scale(a, 1).stored.items()} == {
+        name: stored.data for name, stored in a.stored.items()
+    }
+
+
+@law
+@given(deltas(), factors)
+def test_scaling_is_a_sum_of_one_with_a_weight(a: Delta, factor: float) -> None:
+    assert same(scale(a, factor), add(a, weights=[factor]))
+
+
+@law
+@given(deltas())
+def test_nothing_is_left_of_0_times_a_delta_or_of_it_less_itself(a: Delta) -> None:
+    zeros = {name: bytes(4 * value.size) for name, value in a.items()}
+    for found in (scale(a, 0), scale(a, -0.0), add(a, a, weights=(1, -1))):
+        assert {name: bytes(stored.data) for name, stored in found.stored.items()} == zeros
+
+
+@law
+@given(deltas(), st.integers(-60, 60))
+def test_scaling_by_a_power_of_two_and_back_gives_the_delta(a: Delta, power: int) -> None:
+    normal = Delta({name: np.where(np.abs(v) < 1e-18, 0, v) for name, v in a.items()}, a.metadata)
+    assert same(scale(scale(normal, 2.0**power), 2.0**-power), normal)
+
+
+@law
+@given(deltas(plain=True), whole)
+def test_interpolation_at_its_ends_has_what_the_other_has_more_as_zeros(a: Delta, b: Delta) -> None:
+    for found in (interpolate(a, b, 1), interpolate(b, a, 0)):
+        assert found.keys() == b.keys()
+        assert all(np.array_equal(value(found, name), value(a, name)) for name in b)
+
+
+@law
+@given(deltas(whole=True), st.sets(st.sampled_from(sorted(SHAPES)), min_size=1, max_size=3))
+def test_a_slice_and_what_an_exclamation_mark_leaves_add_up(a: Delta, names: set[str]) -> None:
+    part, rest = select(a, *names), select(a, *(f"!{name}" for name in names))
+    assert part.keys() | rest.keys() == a.keys()
+    assert same(add(part, rest), a)
+    assert same(add(rest, part), a)
+
+
+@law
+@given(deltas(whole=True), deltas(whole=True), st.sets(st.sampled_from(sorted(SHAPES)), min_size=1), factors, factors)
+def test_slicing_and_adding_commute(a: Delta, b: Delta, names: set[str], x: float, y: float) -> None:
+    sliced = add(select(a, *names), select(b, *names), weights=(x, y))
+    assert same(sliced, select(add(a, b, weights=(x, y)), *names))
+
+
+@law
+@given(deltas(), deltas(), st.floats(-1e6, 1e6))
+def test_projecting_what_is_projected_changes_nothing(a: Delta, b: Delta, factor: float) -> None:
+    for name, item in add(a, b).metadata.parameters.items():
+        once = project(item, factor * value(a, name) + value(b, name))
+        assert np.array_equal(project(item, once), once)
+
+
+@law
+@given(whole, whole, whole)
+def test_regrouping_stays_within_the_bound_that_is_stated(a: Delta, b: Delta, c: Delta) -> None:
+    grouped, at_once = add(add(a, b), c), add(a, b, c)
+    for name in a:
+        x, y, z = (value(delta, name) for delta in (a, b, c))
+        bound = 2.0**-23 * (np.abs(x + y) + np.abs(x + y + z))
+        assert (np.abs(value(grouped, name) - value(at_once, name)) <= bound + 2.0**-149).all()
+
+
+@law
+@given(st.lists(st.tuples(whole, factors), min_size=3, max_size=6), st.randoms(use_true_random=False))
+def test_the_order_of_many_changes_the_sum_by_no_more_than_is_stated(
+    terms: list[tuple[Delta, float]], random: Random
+) -> None:
+    shuffled = random.sample(terms, len(terms))
+    totals = [Totals({}), Totals({})]
+    for total, order in zip(totals, (terms, shuffled), strict=True):
+        for delta, factor in order:
+            total.add(delta, Weight(factor))
+    for name in SHAPES:
+        sizes = sum(np.abs(factor * value(delta, name)) for delta, factor in terms)
+        bound = len(terms) * 2.0**-52 * np.asarray(sizes)
+        assert (np.abs(totals[0][name] - totals[1][name]) <= bound).all()

@@ -38,12 +38,13 @@ NAMES = [
 ]
 SIGNATURES = {
     "add": "(*deltas: 'Delta', weights: 'Sequence[float | Mapping[str, float] | Weight] | None' = None,"
-    " dtype: 'StoredDtype' = 'F32') -> 'Delta'",
+    " dtype: 'StoredDtype' = 'F32', sample_size: 'int | None' = None) -> 'Delta'",
     "interpolate": "(a: 'Delta', b: 'Delta', alpha: 'float', *, dtype: 'StoredDtype' = 'F32') -> 'Delta'",
     "load": "(path: 'str | PathLike[str]') -> 'Delta'",
     "merge": "(deltas: 'Sequence[Delta]', *, method: 'str' = 'linear',"
     " weights: 'Sequence[float | Mapping[str, float] | Weight] | None' = None, density: 'float | None' = None,"
-    " alpha: 'float | None' = None, seed: 'int | None' = None, dtype: 'StoredDtype' = 'F32') -> 'Delta'",
+    " alpha: 'float | None' = None, seed: 'int | None' = None, dtype: 'StoredDtype' = 'F32',"
+    " sample_size: 'int | None' = None) -> 'Delta'",
     "quantize": "(delta: 'Delta', dtype: 'StoredDtype' = 'I8', *, max_error: 'float' = 0.02) -> 'Delta'",
     "save": "(delta: 'Delta', path: 'str | PathLike[str]', *, overwrite: 'bool' = False,"
     " dtype: 'StoredDtype | None' = None) -> 'None'",
@@ -79,7 +80,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         svdiff_delta.merge_all  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["bake", "merge", "select"])
+@pytest.mark.parametrize("name", ["bake", "merge", "quantize", "select", "truncate"])
 def test_a_function_is_not_hidden_by_the_module_of_its_name(name: str) -> None:
     module = import_module(f"svdiff_delta.{name}")
     assert getattr(svdiff_delta, name) is getattr(module, name)
