@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     multiple=True,
     help="Other weights, one per DELTA, for what SELECTOR names; may be given several times, the last one counts.",
 )
+@options.sample_size
 @options.stored_dtype
 @writes_delta
-def add(deltas: tuple[str, ...], places: tuple[str, ...], dtype: str | None, writing: Writing) -> None:
+def add(
+    deltas: tuple[str, ...], places: tuple[str, ...], sample_size: int | None, dtype: str | None, writing: Writing
+) -> None:
     """Add deltas: the sum of WEIGHT times δ.
 
     This is Eq. 4 of the paper. A WEIGHT may be negative; without one it is 1. A parameter that one delta lacks counts
@@ -45,7 +48,8 @@ def add(deltas: tuple[str, ...], places: tuple[str, ...], dtype: str | None, wri
     pairs = [split_weight(reference) for reference in deltas]
     weights = _weights([weight for _, weight in pairs], places)
     sizes: list[int] = []
-    result = ops.add_all(_opened([path for path, _ in pairs], weights, sizes), dtype=_dtype(dtype))
+    opened = _opened([path for path, _ in pairs], weights, sizes)
+    result = ops.add_all(opened, dtype=_dtype(dtype), sample_size=sample_size)
     _report_gaps(deltas, sizes, len(result), quiet=writing.silent)
     writing.finish(result)
 
@@ -124,11 +128,7 @@ def scale(delta: str, factor: float, dtype: str | None, writing: Writing) -> Non
 @click.command("slice", cls=options.LightCommand)
 @click.argument("delta", metavar="DELTA")
 @click.argument("selectors", metavar="SELECTOR...", nargs=-1, required=True)
-@click.option(
-    "--sample-size",
-    type=click.IntRange(1),
-    help="The width of the latents that addresses count from [default: what the file says].",
-)
+@options.sample_size
 @writes_delta
 def slice_(delta: str, selectors: tuple[str, ...], sample_size: int | None, writing: Writing) -> None:
     """Keep the part of a delta that a SELECTOR names.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -89,12 +90,24 @@ def _draw(whole: Lineage, record: Record, indent: str, above: tuple[str, ...]) -
 @click.command()
 @click.argument("delta", metavar="DELTA")
 @click.option("--base", metavar="BASE", help="Also check that it fits this base: fingerprints, tied and null runs.")
+@click.option(
+    "--replay",
+    "folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Also do again what its lineage says, from inputs in DIR, and compare the bytes.",
+)
 @options.as_json
 @options.quiet
-def verify(delta: str, base: str | None, as_json: bool, quiet: bool) -> None:
+def verify(delta: str, base: str | None, folder: Path | None, as_json: bool, quiet: bool) -> None:
     """Check a delta file.
 
-    Every byte of it by the rules of the format, and with --base that it fits the base.
+    Every byte of it by the rules of the format, with --base that it fits the base, and with --replay that it is what
+    its lineage says: the operation is done again, from inputs that are found in DIR by their SHA-256, and has to give
+    the same bytes.
+
+    \b
+        svdiff verify both.safetensors --replay deltas/
     """
     from svdiff_delta.file import load
 
@@ -103,10 +116,33 @@ def verify(delta: str, base: str | None, as_json: bool, quiet: bool) -> None:
         opened[name]  # reading checks it
     if base is not None:
         _check_fit(opened, base, quiet=quiet or as_json)
+    facts: dict[str, Any] = {"valid": True, "fits": base is not None or None, "parameters": len(opened)}
+    if folder is not None:
+        facts["replayed"] = _replayed(delta, folder)
     if as_json:
-        click.echo(json.dumps({"valid": True, "fits": base is not None or None, "parameters": len(opened)}))
+        click.echo(json.dumps(facts))
     elif not quiet:
-        click.echo(f"{delta}: valid, {len(opened)} parameters" + (f", fits {base}" if base else ""))
+        said = [f"{delta}: valid, {len(opened)} parameters"]
+        said += [f"fits {base}"] if base else []
+        said += [_replay_line(facts["replayed"])] if folder is not None else []
+        click.echo(", ".join(said))
+
+
+def _replayed(delta: str, folder: Path) -> dict[str, Any]:
+    """Return which inputs were found and which made again; raise InputError if the file comes out different."""
+    from svdiff_delta.errors import InputError
+    from svdiff_delta.replay import replay
+
+    outcome = replay(Path(delta), folder)
+    if not outcome.same:
+        raise InputError(f"{delta}: what its lineage says gives another file ({outcome.difference})")
+    return {"inputs": {sha256: str(path) for sha256, path in outcome.found.items()}, "made": list(outcome.made)}
+
+
+def _replay_line(replayed: dict[str, Any]) -> str:
+    found, made = len(replayed["inputs"]), len(replayed["made"])
+    between = f", {made} files between made again" if made else ""
+    return f"the same bytes when replayed from {found} inputs{between}"
 
 
 def _check_fit(delta: Delta, reference: str, *, quiet: bool) -> None:

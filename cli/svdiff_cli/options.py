@@ -41,5 +41,10 @@ stored_dtype = click.option(
     type=click.Choice(["F32", "F16", "BF16", "I8"], case_sensitive=False),
     help="Number format of the output [default: F32].",
 )
+sample_size = click.option(
+    "--sample-size",
+    type=click.IntRange(1),
+    help="The width of the latents that addresses count from [default: what the file says].",
+)
 seed = click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, show_default=True, help="Of all draws.")
 device = click.option("--device", default="cpu", show_default=True, help="Where to run, such as cuda or cuda:1.")

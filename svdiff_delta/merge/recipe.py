@@ -13,11 +13,11 @@ from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import DeltaError, InputError
 from svdiff_delta.file import load
-from svdiff_delta.weights import Weight
+from svdiff_delta.weights import Weight, as_factor
 
 from .apply import merge
 
-KEYS: Final = {"method", "density", "alpha", "seed", "dtype", "title", "inputs"}
+KEYS: Final = {"method", "density", "alpha", "seed", "dtype", "sample_size", "title", "inputs"}
 INPUT_KEYS: Final = {"delta", "recipe", "weight", "where"}
 
 
@@ -36,7 +36,7 @@ class Recipe:
 
     Attributes:
         inputs: in order.
-        options: what `merge` takes by name: method, density, alpha, seed, dtype.
+        options: what `merge` takes by name: method, density, alpha, seed, dtype, sample_size.
         title: of the result.
     """
 
@@ -52,15 +52,27 @@ def read_recipe(path: Path) -> Recipe:
         InputError: it cannot be read, is not YAML, or has unknown keys or wrong values; the message names them.
     """
     try:
-        fields = yaml.safe_load(path.read_text("utf-8"))
+        fields = yaml.load(path.read_text("utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise InputError(f"{path}: could not be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise InputError(f"{path}: is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, a NUL in the path, a date such as 2000-99-99
         raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
     try:
         return _recipe(fields, path.parent)
     except DeltaError as error:
         raise type(error)(f"{path}: {error.message}", fix=error.fix) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no key twice: the last one would count in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _recipe(fields: Any, folder: Path) -> Recipe:
@@ -76,8 +88,9 @@ def _recipe(fields: Any, folder: Path) -> Recipe:
     for key in ("density", "alpha"):
         if key in fields:
             fields[key] = _number(fields[key], key)
-    if type(fields.get("seed", 0)) is not int:
-        raise InputError("seed: must be a whole number")
+    for key in ("seed", "sample_size"):
+        if type(fields.get(key, 0)) is not int:
+            raise InputError(f"{key}: must be a whole number")
     options = {**fields, "dtype": _dtype(dtype)}
     return Recipe(tuple(_input(item, folder) for item in inputs), options, title)
 
@@ -117,7 +130,7 @@ def _mapping(fields: Any, what: str, known: set[str]) -> dict[str, Any]:
 def _number(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{key}: must be a number, is {value!r}")
-    return float(value)
+    return as_factor(value, key)
 
 
 def run_recipe(path: Path, _above: tuple[Path, ...] = ()) -> Delta:
@@ -127,7 +140,10 @@ def run_recipe(path: Path, _above: tuple[Path, ...] = ()) -> Delta:
         InputError: as `read_recipe`, or a recipe takes itself as an input.
         DeltaError: as `load` and `merge`.
     """
-    place = path.resolve()
+    try:
+        place = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
+        raise InputError(f"{path}: is not a path that can be read ({error})") from None
     if place in _above:
         raise InputError(f"{path}: the recipe takes itself as an input", fix="remove the cycle")
     recipe = read_recipe(path)
@@ -139,4 +155,4 @@ def run_recipe(path: Path, _above: tuple[Path, ...] = ()) -> Delta:
         merged = merge(deltas, weights=weights, **recipe.options)
     except DeltaError as error:
         raise type(error)(f"{path}: {error.message}", fix=error.fix) from None
-    return merged.with_title(recipe.title)
+    return merged if recipe.title is None else merged.with_title(recipe.title)

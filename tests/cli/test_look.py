@@ -179,3 +179,45 @@ def test_help_is_there_for_every_command(command: list[str]) -> None:
 def test_unknown_fields_do_not_disturb_info(tmp_path: Path) -> None:
     metadata = replace(METADATA, extra={"added later": 1}, foreign={"format": "pt"})
     assert svdiff("info", saved(random_delta(1, metadata), tmp_path / "dog")).code == 0
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> Path:
+    """A folder of two deltas, the half of one, and beside it the sum of that half and the other."""
+    (tmp_path / "in").mkdir()
+    for seed, name in enumerate(["dog", "cat"], 1):
+        saved(random_delta(seed), tmp_path / "in" / f"{name}.safetensors")
+    half, whole = tmp_path / "half.safetensors", tmp_path / "sum.safetensors"
+    assert svdiff("scale", tmp_path / "in" / "dog.safetensors", "--factor", "0.5", "-o", half).code == 0
+    assert svdiff("add", half, tmp_path / "in" / "cat.safetensors", "-o", whole, "--title", "Sum").code == 0
+    half.unlink()
+    return tmp_path
+
+
+def test_a_file_is_verified_by_doing_its_operations_again(sums: Path) -> None:
+    outcome = svdiff("verify", sums / "sum.safetensors", "--replay", sums / "in")
+    assert outcome.out == (
+        f"{sums / 'sum.safetensors'}: valid, 4 parameters, "
+        "the same bytes when replayed from 2 inputs, 1 files between made again\n"
+    )
+    facts = json.loads(svdiff("verify", sums / "sum.safetensors", "--replay", sums / "in", "--json").out)
+    assert sorted(facts["replayed"]["inputs"].values()) == [
+        str(sums / "in" / f"{name}.safetensors") for name in ("cat", "dog")
+    ]
+    assert len(facts["replayed"]["made"]) == 1
+
+
+def test_a_file_that_is_not_what_its_lineage_says_is_refused(sums: Path) -> None:
+    raw = bytearray((sums / "sum.safetensors").read_bytes())
+    raw[8 + int.from_bytes(raw[:8], "little")] ^= 1  # the lowest bit of the first value
+    (sums / "sum.safetensors").write_bytes(raw)
+    outcome = svdiff("verify", sums / "sum.safetensors", "--replay", sums / "in")
+    assert outcome.code == 1
+    assert "what its lineage says gives another file (" in outcome.err
+
+
+def test_a_missing_input_is_named_with_the_mend(sums: Path) -> None:
+    (sums / "in" / "cat.safetensors").unlink()
+    outcome = svdiff("verify", sums / "sum.safetensors", "--replay", sums / "in")
+    assert outcome.code == 1
+    assert "is not there: put that file into the folder" in outcome.err

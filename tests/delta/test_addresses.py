@@ -9,7 +9,7 @@ from support.sd15 import LAYOUT, sd15_delta
 
 from svdiff_delta import select
 from svdiff_delta.addresses import Layout, addresses, find_layout, is_address, select_addresses
-from svdiff_delta.errors import SelectionError
+from svdiff_delta.errors import InputError, SelectionError
 from svdiff_delta.selectors import match
 
 FORWARD = {
@@ -184,6 +184,12 @@ def test_addresses_count_from_what_the_file_says_unless_told_otherwise() -> None
     expected = select_addresses(LAYOUT, "(16,down,1)", 64)
     assert set(select(known, "(24,down,1)")) == expected
     assert set(select(known, "(16,down,1)", sample_size=64)) == expected
+
+
+@pytest.mark.parametrize("size", [0, -64])
+def test_a_sample_size_below_1_is_refused(size: int) -> None:
+    with pytest.raises(InputError, match=f"^the sample size must be at least 1, is {size}$"):
+        select(sd15_delta(), "(16,down,1)", sample_size=size)
 
 
 def test_a_slice_records_the_sample_size_that_was_given() -> None:

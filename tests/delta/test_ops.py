@@ -285,6 +285,11 @@ def test_a_lineage_goes_back_to_every_file_once() -> None:
     assert last.files[identify(both)[0]].record == both.metadata.lineage.record
 
 
+def test_a_factor_beyond_float64_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^the factor: the number is too large$"):
+        scale(random_delta(1), 10**400)
+
+
 def test_a_lineage_survives_the_file() -> None:
     both = add(random_delta(1), random_delta(2), weights=(0.5, 1e20))
     assert loads(dumps(both)).metadata == both.metadata

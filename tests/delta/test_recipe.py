@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.deltas import CONV, NORM, TEXT, of_another_base, random_delta, saved
 
-from svdiff_delta import Delta, add, merge
+from svdiff_delta import Delta, add, merge, save
 from svdiff_delta.errors import BaseMismatchError, DeltaError, HeaderError, InputError, SelectionError, TensorError
 from svdiff_delta.file import dumps, load, loads
 from svdiff_delta.merge.recipe import Input, Recipe, read_recipe, run_recipe
@@ -111,12 +111,31 @@ def test_without_a_title_a_result_of_several_has_none(folder: Path) -> None:
     assert run_recipe(recipe(folder, "inputs: [{delta: a}, {delta: b}]")).metadata.title is None
 
 
-KEYS = "alpha, density, dtype, inputs, method, seed, title"
+KEYS = "alpha, density, dtype, inputs, method, sample_size, seed, title"
 INPUT_KEYS = "delta, recipe, weight, where"
 WRONG: dict[str, tuple[str, type[DeltaError], str]] = {
     "no YAML": ("inputs: [", InputError, "is not valid YAML"),
     "no UTF-8": ("\udcff", InputError, "is not valid YAML"),
     "two documents": ("inputs: []\n---\ninputs: []", InputError, "is not valid YAML"),
+    "a key twice": (
+        "inputs: [{delta: a}]\nmethod: ties\nmethod: linear",
+        InputError,
+        ".*the key 'method' stands twice",
+    ),
+    "a place twice": (
+        "inputs: [{delta: a, where: {mid: 1, mid: 2}}]",
+        InputError,
+        "is not valid YAML .the key 'mid' stands twice",
+    ),
+    "a day that is none": ("title: 2000-99-99\ninputs: [{delta: a}]", InputError, "is not valid YAML"),
+    "a key that is a list": ("{[1]: 2}", InputError, "is not valid YAML"),
+    "too deep": ("[" * 100_000, InputError, "is nested too deeply"),
+    "a huge density": (
+        f"density: 1{'0' * 400}\ninputs: [{{delta: a}}]",
+        InputError,
+        "density: the number is too large",
+    ),
+    "a huge weight": (f"inputs: [{{delta: a, weight: 1{'0' * 400}}}]", InputError, "weight: the number is too large"),
     "an object of Python": ("!!python/object:os.stat {}", InputError, "is not valid YAML"),
     "nothing": ("", InputError, f"a recipe must be a mapping: its keys are {KEYS}$"),
     "a list": ("[]", InputError, "a recipe must be a mapping"),
@@ -157,6 +176,16 @@ WRONG: dict[str, tuple[str, type[DeltaError], str]] = {
         "alpha: must be a number, is No",
     ),
     "a seed with a fraction": ("seed: 1.0\ninputs: [{delta: a}]", InputError, "seed: must be a whole number$"),
+    "a sample size of text": (
+        "sample_size: big\ninputs: [{delta: a}]",
+        InputError,
+        "sample_size: must be a whole numb",
+    ),
+    "a sample size of 0": (
+        "sample_size: 0\ninputs: [{delta: a, where: {mid: 1}}]",
+        InputError,
+        "the sample size must be at least 1, is 0$",
+    ),
     "a seed of yes": ("seed: yes\ninputs: [{delta: a}]", InputError, "seed: must be a whole number$"),
     "a seed below 0": (
         "method: dare_ties\ndensity: 1\nseed: -1\ninputs: [{delta: a}]",
@@ -256,6 +285,18 @@ def test_a_cycle_through_other_recipes_is_found(folder: Path) -> None:
         InputError, match=f"^{folder / '1.yaml'}: the recipe takes itself as an input: remove the cycle$"
     ):
         run_recipe(folder / "1.yaml")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "loop"])
+def test_a_path_that_leads_nowhere_is_named(folder: Path, name: str) -> None:
+    (folder / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match=r"loop: |b: "):
+        run_recipe(folder / name)
+
+
+def test_one_input_keeps_its_title_where_the_recipe_gives_none(folder: Path) -> None:
+    save(load(folder / "a").with_title("Dog"), folder / "titled")
+    assert run_recipe(recipe(folder, "inputs: [{delta: titled}]")).metadata.title == "Dog"
 
 
 def test_a_cycle_through_a_link_is_found(folder: Path) -> None:

@@ -142,6 +142,16 @@ def test_the_mean_of_a_run_is_its_exact_sum_divided_once() -> None:
     assert add(with_runs(values, [], 0), runs)["unet.w"].tolist() == [0.5, 0.5, 0.5, 0.5, 0, 0]
 
 
+@pytest.mark.parametrize("weights", [[1e300, 1e300], [1e300, -1e300], [1e300, 1.0]])
+def test_a_tied_run_beyond_float64_is_refused_by_name(weights: list[float]) -> None:
+    tied = replace(METADATA, parameters={"unet.w": replace(parameter(3, 4), tied=((0, 2),))})
+    large = Delta({"unet.w": [3e38] * 3}, tied)
+    plain = replace(METADATA, parameters={"unet.w": parameter(3, 4)})
+    other = Delta({"unet.w": [3e38, -3e38, 1.0]}, plain)
+    with pytest.raises(TensorError, match=r"^unet\.w: δ reaches"):
+        add(large, other, weights=weights)
+
+
 def test_a_total_of_one_parameter_is_that_of_the_whole() -> None:
     deltas, factors = [dyadic(seed) for seed in range(4)], [0.1, -0.7, 1.3, 0.0]
     total = add(*deltas, weights=factors)

@@ -131,3 +131,9 @@ def test_a_rank_below_1_is_refused_as_it_was_given(rank: int) -> None:
 def test_an_energy_outside_0_to_1_is_refused_as_it_was_given(energy: float) -> None:
     with pytest.raises(InputError, match=rf"^the energy must be within \(0, 1\], is {energy}$"):
         truncate(random_delta(1), energy=energy)
+
+
+def test_all_the_energy_keeps_shifts_that_vanish_beside_the_largest() -> None:
+    values = [2.0**63, 1.0, -(2.0**-149), 0.0]
+    assert shifts(truncate(spectrum(values), energy=1)) == values
+    assert shifts(truncate(spectrum(values), energy=0.999999)) == [2.0**63, 0, 0, 0]
