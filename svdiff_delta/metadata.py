@@ -86,10 +86,12 @@ class Metadata:
 
     def with_title(self, title: str | None) -> Metadata:
         """Return a copy with this title, or without one."""
-        spec = {key: value for key, value in self.modelspec.items() if key != "title"}
-        if title is not None:
-            spec["title"] = title
-        return replace(self, modelspec=spec)
+        return self.with_modelspec("title", title)
+
+    def with_modelspec(self, key: str, value: str | None) -> Metadata:
+        """Return a copy with another value of a ModelSpec field, or without the field."""
+        spec = {name: text for name, text in self.modelspec.items() if name != key}
+        return replace(self, modelspec=spec if value is None else {**spec, key: value})
 
 
 def dump(metadata: Metadata) -> dict[str, str]:

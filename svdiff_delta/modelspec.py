@@ -17,19 +17,12 @@ MAIN: Final = ("unet", "transformer")
 """Components whose class names the architecture, in this order; else the first one's does."""
 
 
-def known_modelspec(components: Mapping[str, str], resolution: int | None = None) -> dict[str, str]:
-    """Return the fields that are known of a delta that is made from a base.
-
-    Args:
-        components: class name by component.
-        resolution: width and height in pixels of the pictures that it was made with, if known.
-    """
+def known_modelspec(components: Mapping[str, str]) -> dict[str, str]:
+    """Return the fields that are known of a delta that is made from a base, given the class names by component."""
     names = [*(name for name in MAIN if components.get(name)), *sorted(name for name in components if components[name])]
     fields = {"sai_model_spec": VERSION, HASH: "", "implementation": "https://github.com/huggingface/diffusers"}
     if names:
         fields["architecture"] = f"{components[names[0]]}/svdiff"
-    if resolution is not None:
-        fields["resolution"] = f"{resolution}x{resolution}"
     return fields
 
 

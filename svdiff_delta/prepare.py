@@ -19,6 +19,7 @@ from .delta import Delta, Shift
 from .errors import BaseMismatchError, TensorError
 from .kinds import base_kinds
 from .metadata import Metadata
+from .modelspec import known_modelspec
 from .parameter import Kind, Parameter
 from .selectors import match
 
@@ -173,7 +174,10 @@ def build_basis(
 
 def chosen_names(base: Base, kinds: Mapping[str, tuple[Kind, int]], selectors: Sequence[str]) -> list[str]:
     """Return the names among `kinds` that any selector names; all if there is no selector."""
-    return match({name: base.shape(name) for name in kinds}, selectors) if selectors else sorted(kinds)
+    if not selectors:
+        return sorted(kinds)
+    shapes, info = {name: base.shape(name) for name in kinds}, base.info
+    return match(shapes, selectors, sample_size=info.sample_size, layout=info.attentions)
 
 
 def zero_delta(base: Base, *selectors: str, cache: BasisCache | None = None, progress: Progress | None = None) -> Delta:
@@ -182,5 +186,5 @@ def zero_delta(base: Base, *selectors: str, cache: BasisCache | None = None, pro
     used = {name.partition(".")[0] for name in parameters}
     info = base.info
     classes = {name: cls for name, cls in info.components.items() if name in used}
-    metadata = Metadata(replace(info, components=classes), parameters)
+    metadata = Metadata(replace(info, components=classes), parameters, modelspec=known_modelspec(classes))
     return Delta({name: np.zeros(parameter.size) for name, parameter in parameters.items()}, metadata)

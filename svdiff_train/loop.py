@@ -88,7 +88,9 @@ def train(
         run = _Run(config, family, handle, accelerator, subjects, priors)
         steps, interrupted = run.all_steps(watch)
         facts = {**config.facts(), "images": len(paths), "resolution": resolution, "steps": steps}
-        return Outcome(handle.delta(training=facts), steps, interrupted)
+        trained = handle.delta(training=facts)
+        metadata = trained.metadata.with_modelspec("resolution", f"{resolution}x{resolution}")
+        return Outcome(Delta.from_stored(trained.stored, metadata), steps, interrupted)
 
 
 @contextmanager

@@ -123,6 +123,14 @@ def bases() -> Iterator[Broken]:
         for value in values:
             about = f"base.{key} is {json.dumps(value)}"
             yield Broken("M4", about, changed(base={**named, key: value}), (f"base.{key}",))
+    one = {"down": [1], "mid": 1, "up": [1]}
+    layouts: tuple[JSON, ...] = (
+        None, [1], {}, {"down": [1], "up": [1]}, {**one, "more": 1}, {**one, "up": [1, 1]}, {**one, "down": 1},
+        {**one, "mid": -1}, {**one, "mid": 100}, {**one, "mid": True}, {"down": [1] * 100, "mid": 1, "up": [1] * 100},
+    )  # fmt: skip
+    for layout in layouts:
+        about = f"base.attentions is {json.dumps(layout)[:50]}"
+        yield Broken("M4", about, changed(base={**named, "attentions": layout}), ("base.attentions",))
     text = canonical({**DOCUMENT, "base": {**named, "sample_size": 64}})
     yield Broken("M4", "base.sample_size is 64.0", said(text.replace(":64", ":64.0")), ("base.sample_size",))
     for key, value in (("base", "sd"), ("base", None), ("training", None), ("training", []), ("training", "none")):
