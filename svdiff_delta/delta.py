@@ -71,10 +71,11 @@ class Delta(Mapping[str, Shift]):
         Args:
             stored: the values by parameter name.
             metadata: as in `Delta`.
-            origin: the bytes that they were read from, if these hold nothing else.
+            origin: the bytes that they were read from, if these hold nothing else; then names were compared already.
         """
         delta = cls.__new__(cls)
-        _matched(stored, metadata)
+        if origin is None:
+            _matched(stored, metadata)
         delta._set(stored, metadata, origin)
         return delta
 

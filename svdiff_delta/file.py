@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,11 +25,12 @@ from .codec import (
     is_stored_dtype,
     without_negative_zero,
 )
-from .container import Entry, header_bytes, read_header
+from .container import Entries, Entry, header_bytes, read_header
 from .delta import Delta, Origin, check_range
 from .errors import DeltaError, InputError, TensorError
 from .lineage import Source
 from .modelspec import with_hash
+from .parameter import Parameter
 
 SCALES = "svdiff.scales"
 """The tensor that holds the scales of all I8 tensors, one after the other in sorted-name order."""
@@ -67,31 +70,84 @@ def loads(buffer: bytes | mmap.mmap, *, name: str = "") -> Delta:
         FormatError: the bytes are not a valid delta file.
     """
     header = read_header(memoryview(buffer), len(buffer))
-    entries = dict(header.entries)
-    scales = _scales(entries.pop(SCALES, None))
-    metadata = meta.parse(header.metadata, list(entries))
-    view, position = memoryview(buffer)[header.data :], 0
-    stored: dict[str, Stored] = {}
-    for key, parameter in metadata.parameters.items():
-        entry = entries[key]
+    metadata = meta.parse(header.metadata, [name for name in header.entries if name != SCALES])
+    plan = _plan(header.entries, metadata.parameters)
+    stored = _Stored(memoryview(buffer)[header.data :], plan)
+    return Delta.from_stored(stored, metadata, Origin(buffer, header.data, name, plan.flat))
+
+
+class _Place(NamedTuple):
+    """Where a tensor stands in the data section, and its scales if it is I8."""
+
+    dtype: StoredDtype
+    data: slice
+    scales: slice
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Where the tensors of a file stand, checked; `flat` if they are all of δ in F32, in sorted-name order."""
+
+    places: Mapping[str, _Place]
+    flat: bool
+
+
+class _Stored(Mapping[str, Stored]):
+    """The tensors of a file, each cut out of it when it is asked for."""
+
+    def __init__(self, view: memoryview, plan: _Plan) -> None:
+        self._view, self._places = view, plan.places
+
+    def __getitem__(self, name: str) -> Stored:
+        place = self._places[name]
+        return Stored(place.dtype, self._view[place.data], self._view[place.scales])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+_last: tuple[Entries, Mapping[str, Parameter], _Plan] | None = None
+
+
+def _plan(entries: Entries, parameters: Mapping[str, Parameter]) -> _Plan:
+    """Return where the parameters stand; the last answer is kept, since files of one base have the same one.
+
+    Raises:
+        TensorError: a tensor has a dtype or a shape that is not its parameter's, or I8 tensors and scales do not fit.
+    """
+    global _last
+    known = _last
+    if known is not None and known[0] is entries and known[1] is parameters:
+        return known[2]
+    plan = _lay_out(entries, parameters)
+    _last = entries, parameters, plan
+    return plan
+
+
+def _lay_out(entries: Entries, parameters: Mapping[str, Parameter]) -> _Plan:
+    scales = _scales(entries.get(SCALES))
+    position = scales.start
+    places: dict[str, _Place] = {}
+    for name, parameter in parameters.items():
+        entry = entries[name]
         if not is_stored_dtype(entry.dtype):
-            raise TensorError(f"{key}: stored as {entry.dtype}; a delta file stores {', '.join(STORED_DTYPES)}")
+            raise TensorError(f"{name}: stored as {entry.dtype}; a delta file stores {', '.join(STORED_DTYPES)}")
         if entry.shape != (parameter.size,):
-            raise TensorError(f"{key}: δ has shape {list(entry.shape)}, its weight needs [{parameter.size}]")
-        if entry.dtype != "I8":
-            stored[key] = Stored(entry.dtype, view[entry.start : entry.stop])
-            continue
-        needed = 2 * blocks(parameter.size)
-        if position + needed > scales.stop - scales.start:
-            raise TensorError(f"{key}: is stored as I8, and {SCALES} has no scales left for it")
-        stored[key] = Stored("I8", view[entry.start : entry.stop], view[scales.start + position :][:needed])
+            raise TensorError(f"{name}: δ has shape {list(entry.shape)}, its weight needs [{parameter.size}]")
+        needed = 2 * blocks(parameter.size) if entry.dtype == "I8" else 0
+        if position + needed > scales.stop:
+            raise TensorError(f"{name}: is stored as I8, and {SCALES} has no scales left for it")
+        places[name] = _Place(entry.dtype, slice(entry.start, entry.stop), slice(position, position + needed))
         position += needed
-    if SCALES in header.entries and not position:
+    if SCALES in entries and position == scales.start:
         raise TensorError(f"{SCALES}: is there, and no tensor is stored as I8")
-    if left := scales.stop - scales.start - position:
+    if left := scales.stop - position:
         raise TensorError(f"{SCALES}: has {left // 2} scales more than the I8 tensors need")
-    flat = list(header.entries) == list(metadata.parameters) and all(item.dtype == "F32" for item in stored.values())
-    return Delta.from_stored(stored, metadata, Origin(buffer, header.data, name, flat))
+    flat = list(entries) == list(parameters) and all(place.dtype == "F32" for place in places.values())
+    return _Plan(places, flat)
 
 
 def _scales(entry: Entry | None) -> slice:

@@ -11,7 +11,7 @@ from ._json import JSON, as_object, canonical_json, strict_json, take
 from .addresses import Layout
 from .errors import MetadataError, VersionError
 from .lineage import Lineage, dump_lineage, parse_lineage
-from .parameter import Parameter, dump_columns, parse_columns
+from .parameter import Parameter, Table, dump_columns, parse_columns
 
 FORMAT: Final = "svdiff-delta"
 VERSION: Final = 1
@@ -54,7 +54,7 @@ class Metadata:
 
     Attributes:
         base: the model it belongs to.
-        parameters: one `Parameter` per shifted weight, in sorted-name order.
+        parameters: one `Parameter` per shifted weight, in sorted-name order; not to be changed.
         lineage: the operations that made it; None for one that was trained.
         training: facts of the training run; None where there was none or they are unknown.
         modelspec: the ModelSpec fields, without their `modelspec.` prefix; `hash_sha256` is filled in when a file is
@@ -72,7 +72,8 @@ class Metadata:
     foreign: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parameters", dict(sorted(self.parameters.items())))
+        if not isinstance(self.parameters, Table):
+            object.__setattr__(self, "parameters", Table(sorted(self.parameters.items())))
 
     @property
     def numbers(self) -> int:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
-from types import MappingProxyType
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -56,6 +55,10 @@ class Parameter:
             return prod(self.shape)
         rows = self.shape[self.axis]
         return min(rows, prod(self.shape) // rows)
+
+
+class Table(dict[str, Parameter]):
+    """Parameters by name, in sorted order. Files of one base share one, so it is not to be changed."""
 
 
 def _default_kind(shape: tuple[int, ...]) -> Kind:
@@ -103,8 +106,8 @@ def dump_columns(parameters: Mapping[str, Parameter]) -> dict[str, JSON]:
     return {key: value for key, value in columns.items() if value != {}}
 
 
-def parse_columns(fields: dict[str, JSON], names: Sequence[str]) -> dict[str, Parameter]:
-    """Check and read the columns for tensors of these names, which must be sorted.
+def parse_columns(fields: dict[str, JSON], names: Sequence[str]) -> Table:
+    """Check and read the columns for tensors of these names, which must be sorted. The result is in their order.
 
     Raises:
         MetadataError: a column breaks a rule of section 5.3; the message names it.
@@ -112,11 +115,11 @@ def parse_columns(fields: dict[str, JSON], names: Sequence[str]) -> dict[str, Pa
     if not names:
         raise MetadataError("parameters: the file shifts nothing, it has no tensor")
     rest = json.dumps(fields, sort_keys=True)
-    return dict(_parse_columns(tuple(names), rest))
+    return _parse_columns(tuple(names), rest)
 
 
 @lru_cache(maxsize=8)
-def _parse_columns(names: tuple[str, ...], text: str) -> Mapping[str, Parameter]:
+def _parse_columns(names: tuple[str, ...], text: str) -> Table:
     """Parse the columns; kept, since files of one base have the same ones."""
     fields = json.loads(text)
     dtype = take(fields, "dtype", "parameters.")
@@ -136,7 +139,7 @@ def _parse_columns(names: tuple[str, ...], text: str) -> Mapping[str, Parameter]
         null = nulls.get(name, 0)
         _check_runs(name, parameter, runs, null, given=name in nulls)
         result[name] = replace(parameter, tied=runs, null=null) if runs or null else parameter
-    return MappingProxyType(result)
+    return Table(result)
 
 
 def _parse_parameter(name: str, dtype: JSON, shape_text: str, fingerprint: str, exception: JSON) -> Parameter:
