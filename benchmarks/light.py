@@ -77,7 +77,7 @@ def main() -> None:
         print(f"{label:<42}{value:>8.3f}{min(times[label]):>8.3f}{shown}")
     print(f"\n{'bytes of a file, everything included':<42}{'measured':>12}{'limit':>12}")
     for label, size in sizes.items():
-        print(f"{label:<42}{size:>12,}{BYTES[label.split(",")[0]]:>12,}")
+        print(f"{label:<42}{size:>12,}{BYTES[label.split(',')[0]]:>12,}")
     if arguments.json:
         facts = {"median seconds": medians, "seconds": times, "ratios": ratios, "bytes": sizes}
         arguments.json.write_text(json.dumps({"limits": {"ratios": RATIOS, "bytes": BYTES}, **facts}, indent=2) + "\n")
