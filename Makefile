@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint test-slow clean
+.PHONY: help demo test lint test-slow fuzz clean
 
 help:
 	@echo "make demo       train, add, bake and paint two deltas on the embedded base; see demo-out/sheet.png"
 	@echo "make test       ruff, mypy, import-linter, pytest"
 	@echo "make test-slow  the slow proofs"
+	@echo "make fuzz       100,000 broken files, each refused or read correctly"
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,6 +35,9 @@ test: lint
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
+
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz.py
 
 clean:
 	rm -rf $(VENV) demo-out

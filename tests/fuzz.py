@@ -1,0 +1,135 @@
+"""Read broken delta files by the hundred thousand: each is refused by a DeltaError, or read correctly.
+
+    python tests/fuzz.py [--count 100000] [--seed 0] [--keep FOLDER]
+
+"Read correctly" means that every value is finite, and that what is written again is read as the same. Nothing else may
+be raised, no warning be given, no file take a second, and none more memory than ten times its size and a megabyte,
+which is what Python needs to parse a few kilobytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+import tracemalloc
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from support.mutants import mutant
+
+from svdiff_delta.errors import DeltaError
+from svdiff_delta.file import dumps, loads
+
+SECONDS, TIMES, ALLOWANCE = 1.0, 10, 1_000_000
+HANG = 20
+"""Seconds after which a file that is still being read is given up."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a file: `kind` is "read" or the class of the refusal."""
+
+    kind: str
+    seconds: float
+    bytes: int
+
+
+def read(raw: bytes) -> str:
+    """Read a file and write it again; return "read", or the class of the refusal.
+
+    Raises:
+        AssertionError: it was read, and not correctly.
+        Exception: whatever else went wrong.
+    """
+    try:
+        delta = loads(raw)
+        found = dict(delta)
+    except DeltaError as error:
+        if not error.message:
+            raise AssertionError("a refusal without a message") from error
+        return type(error).__name__
+    again = loads(dumps(delta))
+    assert all(np.isfinite(value).all() for value in found.values()), "a value is not finite"
+    assert again.keys() == found.keys(), "other names"
+    assert all(np.array_equal(again[name], found[name]) for name in found), "other values"
+    assert again.metadata.with_modelspec("hash_sha256", None) == delta.metadata.with_modelspec("hash_sha256", None)
+    return "read"
+
+
+def examine(raw: bytes) -> Outcome:
+    """Read a file, with warnings as errors, under a clock and a count of the memory.
+
+    Raises:
+        AssertionError: it took too long or too much, or was not read correctly.
+        Exception: whatever else went wrong.
+    """
+    signal.alarm(HANG)
+    tracemalloc.reset_peak()
+    before, begun = tracemalloc.get_traced_memory()[0], time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kind = read(raw)
+    seconds = time.perf_counter() - begun
+    signal.alarm(0)
+    taken = tracemalloc.get_traced_memory()[1] - before
+    assert seconds <= SECONDS, f"took {seconds:.2f} s"
+    assert taken <= TIMES * len(raw) + ALLOWANCE, f"took {taken:,} bytes for a file of {len(raw):,}"
+    return Outcome(kind, seconds, taken)
+
+
+def fuzz(count: int, seed: int, keep: Path | None = None) -> tuple[Counter[str], float, int]:
+    """Examine mutants; return how many came out how, the most seconds and the most bytes.
+
+    Raises:
+        AssertionError: one of them failed; its name and number are in the message, and its bytes in `keep`.
+    """
+    kinds: Counter[str] = Counter()
+    slowest, largest = 0.0, 0
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise AssertionError(f"still reading after {HANG} s")
+
+    signal.signal(signal.SIGALRM, give_up)
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            name, raw = mutant(seed, number)
+            try:
+                outcome = examine(raw)
+            except Exception as error:
+                if keep is not None:
+                    keep.mkdir(parents=True, exist_ok=True)
+                    (keep / f"{seed}-{number}.safetensors").write_bytes(raw)
+                raise AssertionError(f"mutant {number} of seed {seed} ({name}): {error!r}") from error
+            kinds[outcome.kind] += 1
+            slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.bytes)
+    finally:
+        signal.alarm(0)
+        tracemalloc.stop()
+    return kinds, slowest, largest
+
+
+def main() -> None:
+    """Fuzz, and say what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, default=Path("fuzz-out"), help="where a file that fails is written")
+    arguments = parser.parse_args()
+    begun = time.perf_counter()
+    kinds, slowest, largest = fuzz(arguments.count, arguments.seed, arguments.keep)
+    total = ", ".join(f"{kind} {number:,}" for kind, number in kinds.most_common())
+    print(f"{arguments.count:,} files in {time.perf_counter() - begun:.0f} s: {total}")
+    print(f"slowest {slowest * 1000:.0f} ms (limit 1,000), most memory {largest:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
