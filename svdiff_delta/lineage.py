@@ -54,11 +54,15 @@ class Lineage:
     extra: Mapping[str, JSON] = field(default_factory=dict)
 
 
-LIMIT: Final = 65_536  # bytes of a lineage in canonical form
+LIMIT: Final = 65_536
+"""Bytes of a lineage in canonical form beyond which its files are cut short."""
 
 
 def bounded(lineage: Lineage) -> Lineage:
-    """Return a lineage that is not larger than 64 kB: direct inputs only, or none, and a digest of what is left out."""
+    """Return a lineage that tells of direct inputs only, or of no file, if it would be larger than 64 kB otherwise.
+
+    What is left out is counted, and there is a digest of it. The SHA-256 of the inputs stay, however many there are.
+    """
     files = {sha256: _dump_source(source) for sha256, source in lineage.files.items()}
     if len(canonical_json(dump_lineage(lineage))) <= LIMIT:
         return lineage

@@ -42,6 +42,11 @@ def add(
     \b
         svdiff add dog.safetensors:0.8 cat.safetensors:0.5 -o both.safetensors
         svdiff add a.safetensors b.safetensors --where unet-ca=1,0 --where unet-4d=0,1 -o mixed.safetensors
+
+    Geometry from one, appearance from the other (Fig. 10 of the paper, in SD 1.5):
+
+    \b
+        svdiff add shape.safetensors:0 look.safetensors:1 --where '(16,down,1)-(8,down,0)=1,0' -o mixed.safetensors
     """
     from svdiff_delta import ops
 

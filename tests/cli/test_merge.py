@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from support.deltas import CONV, QUERY, TEXT, random_delta, saved
+from support.sd15 import sd15_delta
 
 from svdiff_cli.main import main
-from svdiff_delta import load
+from svdiff_delta import load, select
 from svdiff_delta.delta import Delta
 
 
@@ -114,6 +115,19 @@ def test_add_takes_weights_by_selector() -> None:
     total = made("add", "a", "b", "--where", f"{CONV}=0,3")
     assert np.array_equal(total[CONV], 3 * load("b")[CONV])
     assert np.allclose(total[QUERY], load("a")[QUERY] + load("b")[QUERY])
+
+
+def test_geometry_from_one_and_appearance_from_the_other_is_one_command(folder: Path) -> None:
+    for seed, name in enumerate(["shape", "look"]):
+        saved(sd15_delta(seed), folder / name)
+    place = "(16,down,1)-(8,down,0)"
+    mixed = made("add", "shape:0", "look:1", "--where", f"{place}=1,0", "--sample-size", 64)
+    shape, look = load("shape"), load("look")
+    geometry = set(select(shape, place, sample_size=64))
+    assert 0 < len(geometry) < len(mixed)
+    for name, value in mixed.items():
+        assert np.array_equal(value, shape[name] if name in geometry else look[name]), name
+    assert mixed.metadata.lineage.record.arguments["sample_size"] == 64
 
 
 @pytest.mark.parametrize("place", ["unet", "unet=1", "unet=1,x", "=1,1"])
