@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .base import Base as Base
     from .base import open_base as open_base
     from .basis import Basis as Basis
+    from .build import build_basis as build_basis
+    from .build import zero_delta as zero_delta
     from .delta import Delta as Delta
     from .errors import DeltaError as DeltaError
     from .file import load as load
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from .ops import add as add
     from .ops import interpolate as interpolate
     from .ops import scale as scale
-    from .prepare import build_basis as build_basis
-    from .prepare import zero_delta as zero_delta
     from .quantize import quantize as quantize
     from .runtime import Handle as Handle
     from .runtime import attach as attach
@@ -42,7 +42,7 @@ _HOME: Final = {
     "add": "ops",
     "attach": "runtime",
     "bake": "bake",
-    "build_basis": "prepare",
+    "build_basis": "build",
     "interpolate": "ops",
     "load": "file",
     "merge": "merge",
@@ -52,7 +52,7 @@ _HOME: Final = {
     "scale": "ops",
     "select": "select",
     "truncate": "truncate",
-    "zero_delta": "prepare",
+    "zero_delta": "build",
 }
 
 __all__ = [

@@ -52,7 +52,8 @@ def strict_json(text: bytes, what: str, error: type[FormatError], *, fixed: bool
     return parsed
 
 
-_TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}]', re.DOTALL)
+_TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[{}]', re.DOTALL)
+# Possessive, and an unclosed string is one token up to the end: the time is linear in the text whatever it holds.
 
 
 def end_of_object(text: bytes, start: int) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,7 +23,10 @@ READER_TOLERANCE: Final = 5e-8
 """What a reader with the base requires, so that implementations may differ about borderline gaps."""
 
 LARGEST_LOSS: Final = 0.01  # relative Frobenius loss up to which float16 serves as basis dtype
+NORMS_START: Final = 0.1  # of σ₁: below it eigenvalues of the Gram matrix say less of σ than projected rows do
 TAIL_START: Final = 0.01  # of σ₁: below it the Gram matrix has squared too much away
+TINY: Final = 2.2250738585072014e-308  # divides nulls to something finite
+PIECE: Final = 1 << 24  # numbers that are float64 at a time: 128 MiB
 STORED_ERROR: Final = 2.5e-7  # what products with a float32 factor err, relative to the weight
 LARGEST_ERROR: Final = 1e-6  # of ΔW, which the tail rows keep
 
@@ -167,35 +171,92 @@ def find_runs(sigma: Tensor, tolerance: float = TOLERANCE) -> Runs:
 
 
 def decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U (rows, K), σ (K,) descending and Vᵀ (K, columns) of a float64 matrix (spec, section 6.3).
-
-    The Gram matrix of the short side squares the spectrum, so what lies below σ₁/100 is decomposed once more, directly.
-    """
+    """Return U (rows, K), σ (K,) descending and Vᵀ (K, columns) of a matrix, in float64 (spec, section 6.3)."""
     left = matrix.shape[0] <= matrix.shape[1]
     work = matrix if left else matrix.T
-    short = torch.linalg.eigh(work @ work.T).eigenvectors.flip(1)
-    projected = short.T @ work
-    sigma = projected.norm(dim=1)
-    order = sigma.argsort(descending=True, stable=True)
-    short, projected, sigma = short[:, order], projected[order], sigma[order]
-    long = projected / sigma.clamp_min(torch.finfo(sigma.dtype).tiny)[:, None]
+    side = _short_side(work)
+    long = side.rows(work, 0, side.sigma.numel())
+    return (side.short, side.sigma, long) if left else (long.T, side.sigma, side.short.T)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The short side of a decomposed matrix (K, longer side).
+
+    Attributes:
+        short: (K, K) float64; its columns are the singular vectors of the short side.
+        sigma: (K,) float64, descending.
+        low: (t, longer side) float64; the other side's vectors, as rows, for the t smallest singular values.
+    """
+
+    short: Tensor
+    sigma: Tensor
+    low: Tensor
+
+    def rows(self, work: Tensor, start: int, stop: int) -> Tensor:
+        """Return the other side's vectors `start` to `stop` as rows, float64."""
+        split = self.sigma.numel() - self.low.shape[0]
+        middle = min(max(start, split), stop)
+        high = _project(self.short[:, start:middle], work) / self.sigma[start:middle, None].clamp_min(TINY)
+        return torch.cat([high, self.low[max(start, split) - split : max(stop, split) - split]])
+
+
+def _short_side(work: Tensor) -> _Side:
+    """Decompose by the Gram matrix of the short side.
+
+    That squares the spectrum, so eigenvalues give only the large singular values, the lengths of the projected rows
+    those below σ₁/10, and what lies below σ₁/100 is decomposed once more, directly. At the borders σ is exact to 1e-13.
+    """
+    values, vectors = torch.linalg.eigh(_gram(work))
+    short, sigma = vectors.flip(1).contiguous(), values.flip(0).clamp_min(0).sqrt()
+    near = int((sigma >= NORMS_START * sigma[0]).sum())
+    rows = _project(short[:, near:], work)
+    sigma[near:] = rows.norm(dim=1)
+    order = sigma[near:].argsort(descending=True, stable=True)
+    short[:, near:], sigma[near:], rows = short[:, near:][:, order], sigma[near:][order], rows[order]
     start = int((sigma >= TAIL_START * sigma[0]).sum())
+    low = rows[start - near :]
     if start < sigma.numel():
-        inner, sigma[start:], long[start:] = torch.linalg.svd(projected[start:], full_matrices=False)
+        inner, sigma[start:], low = torch.linalg.svd(low, full_matrices=False)
         short[:, start:] = short[:, start:] @ inner
-    return (short, sigma, long) if left else (long.T, sigma, short.T)
+    return _Side(short, sigma.cummin(0).values, low)  # at the borders the order may be off by the last bits
 
 
-def compute_basis(rounded: Tensor, axis: int) -> Basis:
-    """Return the basis of a rounded weight of any shape (spec, sections 6.3 and 6.5)."""
-    matrix = matricize(rounded, axis).double()
+def _gram(work: Tensor) -> Tensor:
+    """Return work @ work.T in float64, from pieces that fit in memory."""
+    return sum((piece @ piece.T for piece in _pieces(work)), torch.zeros(()))
+
+
+def _project(vectors: Tensor, work: Tensor) -> Tensor:
+    """Return vectors.T @ work in float64, from pieces that fit in memory."""
+    return torch.cat([vectors.T @ piece for piece in _pieces(work)], 1)
+
+
+def _pieces(work: Tensor) -> Iterator[Tensor]:
+    """Yield the matrix in float64, some columns at a time."""
+    step = max(1, PIECE // work.shape[0])
+    for start in range(0, work.shape[1], step):
+        yield work[:, start : start + step].double()
+
+
+def compute_basis(rounded: Tensor, axis: int, *, two_sided: bool = False) -> Basis:
+    """Return the basis of a rounded weight of any shape, on the CPU (spec, sections 6.3 and 6.5).
+
+    Args:
+        rounded: the weight, float32, on the device that is to compute.
+        axis: the axis of output channels.
+        two_sided: keep the whole other factor: faster to use, and four times as large.
+    """
+    matrix = matricize(rounded, axis)
     left = matrix.shape[0] <= matrix.shape[1]
-    U, sigma, Vt = decompose(matrix)
-    short, long = (U.T, Vt) if left else (Vt, U.T)
+    work = matrix if left else matrix.T
+    side = _short_side(work)
+    sigma = side.sigma.cpu()
     null = find_runs(sigma).null
     stop = sigma.numel() - null
-    start = stop - tail_length(sigma, null)
-    return Basis(sigma, short.float().contiguous(), long[start:stop].float().contiguous(), null, left)
+    start = 0 if two_sided else stop - tail_length(sigma, null)
+    tail = side.rows(work, start, stop).float().cpu().contiguous()
+    return Basis(sigma, side.short.T.float().cpu().contiguous(), tail, null, left)
 
 
 def tail_length(sigma: Tensor, null: int) -> int:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 import warnings
-import zlib
 from base64 import urlsafe_b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
+import filelock
 import platformdirs
 import torch
 
 from ._atomic import replace_file
 from .basis import Basis, compute_basis
-from .container import header_bytes, read_header
-from .errors import CacheError, DeltaError, OutputError
+from .entry import PROTOCOL, SUFFIX, encode_entry, read_entry
+from .errors import DeltaError, OutputError
 
-PROTOCOL: Final = "1"
 HOME_VARIABLE: Final = "SVDIFF_HOME"
+PATIENCE: Final = 600.0
+"""Seconds to wait for another process that computes the same basis; then it is computed here as well."""
 
 
 def home() -> Path:
@@ -27,31 +30,45 @@ def home() -> Path:
     return Path(os.environ.get(HOME_VARIABLE) or platformdirs.user_cache_dir("svdiff-delta", appauthor=False))
 
 
+@dataclass(frozen=True)
+class Kept:
+    """An entry on disk: its file, size in bytes, and when it was last used, in seconds since 1970."""
+
+    path: Path
+    bytes: int
+    used: float
+
+
 class BasisCache:
-    """Bases on disk. Every entry is written atomically and checked when read.
+    """Bases on disk. Every entry is written atomically and checked when read; processes may share the folder.
 
     Args:
         root: the folder; `home() / "basis"` if not given.
+        two_sided: keep both factors whole: entries are four times as large, and take half the products to use.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, *, two_sided: bool = False) -> None:
         self.root: Final = (root or home() / "basis") / f"v{PROTOCOL}"
+        self.two_sided: Final = two_sided
 
     def path(self, key: str) -> Path:
         """Return where the entry for a fingerprint lies."""
         name = urlsafe_b64decode(key + "==").hex()  # hexadecimal: some file systems ignore case
-        return self.root / name[:2] / f"{name}.safetensors"
+        return self.root / name[:2] / f"{name}{SUFFIX}"
 
     def get(self, key: str) -> Basis | None:
         """Return the entry for a fingerprint; None if there is none, or a damaged one, which is reported."""
         path = self.path(key)
         try:
-            return _decode(path.read_bytes())
+            basis = read_entry(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, DeltaError, KeyError, ValueError, RuntimeError) as error:
+        except (OSError, DeltaError) as error:
             warnings.warn(f"{path}: damaged cache entry, computing it again ({error})", stacklevel=2)
             return None
+        with suppress(OSError):
+            os.utime(path)  # when it was last used, for `prune`
+        return basis
 
     def put(self, key: str, basis: Basis) -> None:
         """Write an entry.
@@ -60,55 +77,123 @@ class BasisCache:
             OutputError: the folder cannot be made, or the disk refused.
         """
         path = self.path(key)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{path.parent}: could not be made ({error.strerror})", fix=f"set {HOME_VARIABLE}"
-            ) from None
+        _make_folder(path.parent)
         with replace_file(path, overwrite=True) as stream:
-            for part in _encode(basis):
+            for part in encode_entry(basis):
                 stream.write(part)
 
-    def obtain(self, key: str, rounded: torch.Tensor, axis: int) -> Basis:
-        """Return the entry for a fingerprint, computed and kept if it is not there yet."""
+    def obtain(self, key: str, rounded: torch.Tensor, axis: int, *, wait: float = PATIENCE) -> Basis:
+        """Return the entry for a fingerprint, computed and kept if it is not there yet.
+
+        Args:
+            key: the fingerprint.
+            rounded: the rounded weight, on the device that is to compute.
+            axis: its axis of output channels.
+            wait: seconds to wait for another process that computes it now.
+        """
+        basis = self._usable(key)
+        if basis is not None:
+            return basis
+        with self._lock(key, wait):
+            basis = self._usable(key)  # another process may have been faster
+            return self._compute(key, rounded, axis) if basis is None else basis
+
+    def claim(self, key: str, rounded: torch.Tensor, axis: int) -> Basis | None:
+        """Return the entry as `obtain`, or None at once if another process computes it now."""
+        basis = self._usable(key)
+        if basis is not None:
+            return basis
+        with self._lock(key, 0) as mine:
+            basis = self._usable(key)
+            return self._compute(key, rounded, axis) if basis is None and mine else basis
+
+    def _usable(self, key: str) -> Basis | None:
         basis = self.get(key)
-        if basis is None:
-            basis = compute_basis(rounded, axis)
-            try:
-                self.put(key, basis)
-            except OutputError as error:
-                warnings.warn(f"going on without the basis cache: {error}", stacklevel=2)
+        whole = basis is not None and basis.tail.shape[0] + basis.null == basis.sigma.numel()
+        return basis if whole or not self.two_sided else None
+
+    def _compute(self, key: str, rounded: torch.Tensor, axis: int) -> Basis:
+        basis = compute_basis(rounded, axis, two_sided=self.two_sided)
+        try:
+            self.put(key, basis)
+        except OutputError as error:
+            warnings.warn(f"going on without the basis cache: {error}", stacklevel=2)
         return basis
 
+    @contextmanager
+    def _lock(self, key: str, wait: float) -> Iterator[bool]:
+        """Hold the right to compute an entry; yield whether it was got in time.
 
-def _encode(basis: Basis) -> list[bytes]:
-    arrays = {"sigma": basis.sigma.numpy(), "factor": basis.factor.numpy(), "tail": basis.tail.numpy()}
-    dtypes = {"sigma": "F64", "factor": "F32", "tail": "F32"}
-    body = [array.astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays.values()]
-    checksum = 0
-    for part in body:
-        checksum = zlib.crc32(part, checksum)
-    metadata = {
-        "svdiff.basis": PROTOCOL,
-        "crc32": f"{checksum:08x}",
-        "null": str(basis.null),
-        "side": "left" if basis.left else "right",
-    }
-    return [header_bytes([(name, dtypes[name], array.shape) for name, array in arrays.items()], metadata), *body]
+        The system releases it when a process ends, however it ends. Who does not get it may compute as well: entries
+        are written atomically, so all it costs is time.
+        """
+        path = self.path(key).with_suffix(".lock")
+        lock = filelock.FileLock(path, timeout=wait)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout:
+            yield False
+            return
+        except OSError:  # a folder that cannot be written: `_compute` says so
+            yield True
+            return
+        try:
+            yield True
+        finally:
+            with suppress(OSError):
+                path.unlink()
+            lock.release()
+
+    def entries(self) -> list[Kept]:
+        """Return all entries, the one that was not used for longest first."""
+        found = []
+        for path in self.root.glob(f"*/*{SUFFIX}"):
+            with suppress(FileNotFoundError):  # another process may prune
+                about = path.stat()
+                found.append(Kept(path, about.st_size, max(about.st_mtime, about.st_atime)))
+        return sorted(found, key=lambda kept: (kept.used, kept.path))
+
+    def damaged(self) -> list[tuple[Path, str]]:
+        """Read every entry; return those that are damaged, with the reason."""
+        found = []
+        for kept in self.entries():
+            try:
+                read_entry(kept.path)
+            except FileNotFoundError:
+                continue
+            except (OSError, DeltaError) as error:
+                found.append((kept.path, str(error)))
+        return found
+
+    def prune(self, most: int, *, dry_run: bool = False) -> list[Kept]:
+        """Remove the entries that were not used for longest until the rest has at most `most` bytes; return them."""
+        kept = self.entries()
+        left, removed = sum(entry.bytes for entry in kept), []
+        for entry in kept:
+            if left <= most:
+                break
+            if not dry_run:
+                remove(entry.path)
+            left -= entry.bytes
+            removed.append(entry)
+        return removed
 
 
-def _decode(raw: bytes) -> Basis:
-    header = read_header(raw, len(raw))
-    if header.metadata.get("svdiff.basis") != PROTOCOL:
-        raise CacheError("it follows another protocol")
-    if f"{zlib.crc32(memoryview(raw)[header.data :]):08x}" != header.metadata["crc32"]:
-        raise CacheError("its checksum does not fit")
-    tensors = {}
-    for name, numpy_type in (("sigma", "<f8"), ("factor", "<f4"), ("tail", "<f4")):
-        entry = header.entries[name]
-        count = (entry.stop - entry.start) // np.dtype(numpy_type).itemsize
-        array = np.frombuffer(raw, numpy_type, count, header.data + entry.start).reshape(entry.shape)
-        tensors[name] = torch.from_numpy(array.copy())
-    left = header.metadata["side"] == "left"
-    return Basis(tensors["sigma"], tensors["factor"], tensors["tail"], int(header.metadata["null"]), left)
+def remove(path: Path) -> None:
+    """Remove an entry, if it is still there.
+
+    Raises:
+        OutputError: the system refuses.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: could not be removed ({error.strerror})") from None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: could not be made ({error.strerror})", fix=f"set {HOME_VARIABLE}") from None

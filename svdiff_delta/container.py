@@ -10,7 +10,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from ._json import JSON, canonical_json, end_of_object, strict_json
+from ._json import JSON, MAX_INTEGER, canonical_json, end_of_object, strict_json
 from .errors import HeaderError
 
 ITEM_SIZE: Final[dict[str, int]] = {
@@ -83,7 +83,7 @@ def _parse(text: bytes) -> tuple[dict[str, str], Entries]:
     header is looked up before it is parsed.
     """
     end = end_of_object(text, len(_FIRST) - 2) if text.startswith(_FIRST) and len(text) < _SMALL else None
-    if end is not None and text[end : end + 1] == b",":
+    if end is not None and text[end : end + 2] == b',"':
         parsed = strict_json(text[:end] + b"}", "the header", HeaderError, fixed=True)
         return _metadata(parsed["__metadata__"]), _known_entries(b"{" + text[end + 1 :])
     parsed = strict_json(text, "the header", HeaderError, fixed=True)
@@ -124,9 +124,9 @@ def _entry(name: str, fields: JSON) -> Entry:
     if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
         raise HeaderError(f"{name}: unknown dtype {dtype!r}")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-        raise HeaderError(f"{name}: shape and data_offsets must be lists of whole numbers")
+        raise HeaderError(f"{name}: shape and data_offsets must be lists of whole numbers below 2^53")
     start, stop = offsets
-    needed = prod(shape) * ITEM_SIZE[dtype]
+    needed = _size(name, shape) * ITEM_SIZE[dtype]
     if stop - start != needed:
         raise HeaderError(f"{name}: shape {shape} in {dtype} needs {needed} bytes, the header gives {stop - start}")
     return Entry(dtype, tuple(shape), start, stop)
@@ -136,9 +136,23 @@ def _naturals(values: JSON) -> bool:
     if not isinstance(values, list):
         return False
     for value in values:  # noqa: SIM110 - a generator would take most of the time of reading a header
-        if type(value) is not int or value < 0:
+        if type(value) is not int or not 0 <= value <= MAX_INTEGER:
             return False
     return True
+
+
+def _size(name: str, shape: list[int]) -> int:
+    """Return the number of elements; the product of many large sides is given up early, not computed."""
+    if len(shape) <= 8:
+        return prod(shape)
+    if 0 in shape:
+        return 0
+    size = 1
+    for side in shape:
+        size *= side
+        if size > MAX_INTEGER:
+            raise HeaderError(f"{name}: its shape has 2^53 elements or more")
+    return size
 
 
 def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:

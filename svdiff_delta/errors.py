@@ -22,6 +22,11 @@ leave the library; the command line turns them into one line and exit code 1.
 
 from __future__ import annotations
 
+from typing import Final
+
+LONGEST: Final = 1_500
+"""Characters of a message; a longer one, which quotes a broken file, loses its middle."""
+
 
 class DeltaError(Exception):
     """Base of all errors raised on purpose.
@@ -32,12 +37,22 @@ class DeltaError(Exception):
     """
 
     def __init__(self, message: str, *, fix: str = "") -> None:
+        message = _one_line(message)
         super().__init__(message)
         self.message = message
-        self.fix = fix
+        self.fix = _one_line(fix)
 
     def __str__(self) -> str:
         return f"{self.message}: {self.fix}" if self.fix else self.message
+
+
+def _one_line(text: str) -> str:
+    """Return `text` with its control characters and half surrogates escaped: names in a broken file may hold any."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class FormatError(DeltaError):
@@ -97,4 +112,8 @@ class MissingExtraError(DeltaError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"this needs {package}, which is not installed", fix=f"pip install 'svdiff-delta[{extra}]'")
+        self.package = package
         self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        return type(self), (self.package, self.extra)

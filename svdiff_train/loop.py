@@ -16,10 +16,11 @@ from accelerate.accelerator import Accelerator
 from torch import Tensor
 
 from svdiff_delta.base import Base
+from svdiff_delta.build import zero_delta
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import InputError, TrainError
-from svdiff_delta.prepare import Progress, zero_delta
+from svdiff_delta.prepare import Progress
 from svdiff_delta.runtime import Handle, attach
 
 from . import draws

@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from support.mutants import mutant
 
-from svdiff_delta.errors import DeltaError
+from svdiff_delta.errors import LONGEST, DeltaError
 from svdiff_delta.file import dumps, loads
 
 SECONDS, TIMES, ALLOWANCE = 1.0, 10, 1_000_000
@@ -55,6 +55,8 @@ def read(raw: bytes) -> str:
     except DeltaError as error:
         if not error.message:
             raise AssertionError("a refusal without a message") from error
+        if not str(error).isprintable() or len(str(error)) > 2 * LONGEST:
+            raise AssertionError("a refusal that fills more than a line") from error
         return type(error).__name__
     again = loads(dumps(delta))
     assert all(np.isfinite(value).all() for value in found.values()), "a value is not finite"

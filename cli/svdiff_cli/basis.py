@@ -28,8 +28,8 @@ def build(base: str, selectors: tuple[str, ...], as_json: bool, quiet: bool) -> 
     is not computed again, so an interrupted build can be repeated.
     """
     opened = open_reference(base)
+    from svdiff_delta.build import build_basis
     from svdiff_delta.cache import BasisCache
-    from svdiff_delta.prepare import build_basis
 
     cache = BasisCache()
     with Bar("computing bases", quiet=quiet or as_json) as bar:

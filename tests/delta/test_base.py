@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from support.models import MINILM
 
 from svdiff_delta.base import Base, open_base
+from svdiff_delta.build import zero_delta
 from svdiff_delta.errors import BaseError
 from svdiff_delta.kinds import base_kinds
-from svdiff_delta.prepare import zero_delta
 from svdiff_train.tiny import base_path, open_tiny
 
 

@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from svdiff_delta import errors
-from svdiff_delta.errors import DeltaError, FormatError, MissingExtraError
+from svdiff_delta.errors import LONGEST, DeltaError, FormatError, MissingExtraError
 
 ALL = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, Exception)]
 
@@ -32,6 +32,26 @@ def test_every_error_is_a_delta_error_and_is_drawn_in_the_tree(error: type[Excep
 def test_a_missing_extra_names_the_command_that_installs_it() -> None:
     assert str(MissingExtraError("torch", "torch")) == (
         "this needs torch, which is not installed: pip install 'svdiff-delta[torch]'"
+    )
+
+
+def test_a_message_is_one_printable_line_whatever_it_quotes() -> None:
+    error = DeltaError("a\nb\x1b[2J\udc80\u202e: is broken", fix="rename c\rd")
+    assert error.message == r"a\nb\x1b[2J\udc80\u202e: is broken"
+    assert error.fix == r"rename c\rd"
+
+
+def test_a_message_that_quotes_a_megabyte_keeps_its_ends() -> None:
+    message = DeltaError("first " + "x" * 1_000_000 + " last").message
+    assert (message[:6], message[-5:], len(message)) == ("first ", " last", LONGEST + 3)
+
+
+def test_a_missing_extra_survives_the_way_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(MissingExtraError("torch", "torch")))
+    assert (type(error), error.extra, str(error)) == (
+        MissingExtraError,
+        "torch",
+        str(MissingExtraError("torch", "torch")),
     )
 
 

