@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .bake import Baked as Baked
     from .bake import bake as bake
     from .base import Base as Base
     from .base import open_base as open_base
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .truncate import truncate as truncate
 
 _HOME: Final = {
+    "Baked": "bake",
     "Base": "base",
     "Basis": "basis",
     "Delta": "delta",
@@ -56,6 +58,7 @@ _HOME: Final = {
 }
 
 __all__ = [
+    "Baked",
     "Base",
     "Basis",
     "Delta",

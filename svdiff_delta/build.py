@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from math import prod
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from .modelspec import known_modelspec
 from .parameter import Kind, Parameter
 from .prepare import Progress, prepare
 from .selectors import match
+
+T = TypeVar("T")
 
 
 def build_basis(
@@ -58,7 +61,7 @@ def build_basis(
     def work(name: str, wait: bool) -> Parameter:
         return prepare(base, name, *kinds[name], cache if wait else cache.impatient()).parameter
 
-    return share_out(costs, work, progress, workers or (torch.get_num_threads() if cache.device.type == "cpu" else 2))
+    return share_out(costs, work, progress, workers or (None if cache.device.type == "cpu" else 2))
 
 
 def cost(shape: Sequence[int], kind: Kind, axis: int) -> int:
@@ -71,11 +74,15 @@ def cost(shape: Sequence[int], kind: Kind, axis: int) -> int:
 
 
 def share_out(
-    costs: Mapping[str, int], work: Callable[[str, bool], Parameter], progress: Progress | None, workers: int
-) -> dict[str, Parameter]:
+    costs: Mapping[str, int],
+    work: Callable[[str, bool], T],
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> dict[str, T]:
     """Return the results of `work(name, wait)` by sorted name, done in threads, the most costly first.
 
-    Where it raises `BusyError` it is done again in the end, with `wait` true. The first error stops all.
+    Where it raises `BusyError` it is done again in the end, with `wait` true. The first error stops all. There are as
+    many workers as torch has threads, unless their number is given.
     """
     order = sorted(costs, key=lambda name: (-costs[name], name))
     done, total, found = 0, sum(costs.values()), {}

@@ -85,15 +85,13 @@ def prepare(
     return Prepared(parameter, weight, rounded, basis)
 
 
-def fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
-    """Prepare the weight that a delta shifts, and check that it is the one the delta was made for.
+def check_weight_of(weights: Weights, name: str, said: Parameter) -> None:
+    """Check that a weight is the one that a delta says it was made for.
 
     Raises:
         BaseMismatchError: another weight stands there.
-        TensorError: δ differs where the singular values are tied, or is not 0 where they are null.
-        BaseError: as `prepare`.
+        BaseError: it is missing, or cannot be read.
     """
-    said = delta.metadata.parameters[name]
     weight = weights.read(name)
     if tuple(weight.shape) != said.shape:
         raise BaseMismatchError(
@@ -106,6 +104,18 @@ def fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepare
             f"{name}: the delta was made for another base (fingerprint {said.fingerprint}, here {key})",
             fix="name the base that the delta was made for",
         )
+
+
+def fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
+    """Prepare the weight that a delta shifts, and check that it is the one the delta was made for.
+
+    Raises:
+        BaseMismatchError: another weight stands there.
+        TensorError: δ differs where the singular values are tied, or is not 0 where they are null.
+        BaseError: as `prepare`.
+    """
+    said = delta.metadata.parameters[name]
+    check_weight_of(weights, name, said)
     prepared = prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
     if prepared.basis is not None:
         _check_projected(name, delta[name], prepared.basis)

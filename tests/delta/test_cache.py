@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.commands import python
 from support.weights import normal
 
 from svdiff_delta.basis import Basis, compute_basis, fingerprint, matricize, round_weight
@@ -204,3 +205,24 @@ def test_a_cache_that_was_never_used_has_no_entries(cache: BasisCache) -> None:
 def test_a_device_that_is_not_there_is_refused_at_once(tmp_path: Path, device: str) -> None:
     with pytest.raises(InputError, match=f"{device}: there is no such device here"):
         BasisCache(tmp_path, device=device)
+
+
+FULL = """
+import resource, signal, sys, warnings
+from pathlib import Path
+import torch
+from svdiff_delta.cache import BasisCache
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+warnings.simplefilter("default")
+rounded = torch.arange(900).reshape(30, 30).float()
+print(BasisCache(Path(sys.argv[1])).obtain("A" * 22, rounded, 0).sigma.numel())
+"""
+
+
+def test_a_disk_that_is_full_is_reported_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    done = python(FULL, tmp_path)
+    assert done.out == "30\n"
+    assert "UserWarning: going on without the basis cache: " in done.err
+    assert "could not be written (File too large)" in done.err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -15,6 +15,7 @@ from support.commands import python
 import svdiff_delta
 
 NAMES = [
+    "Baked",
     "Base",
     "Basis",
     "Delta",
