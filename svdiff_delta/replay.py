@@ -21,6 +21,9 @@ from .truncate import truncate
 from .weights import Weight
 
 SUFFIX: Final = ".safetensors"
+WITH_BASES: Final = frozenset({"convert", "rebase"})
+"""Operations that need more than delta files."""
+
 DEEPEST: Final = 100
 """Operations, one on the result of the other, that are repeated at most where all files between are missing."""
 
@@ -131,6 +134,11 @@ def perform(record: Record, inputs: Sequence[Delta]) -> Delta:
         InputError: the operation is unknown, or its arguments are not as this program records them.
         DeltaError: as the operation.
     """
+    if record.operation in WITH_BASES:
+        raise InputError(
+            f"{record.operation}: cannot be repeated from files alone, it takes the weights of a base",
+            fix=f"run `svdiff {record.operation}` again and compare with `svdiff diff`",
+        )
     if record.operation not in _OPERATIONS:
         raise InputError(
             f"{record.operation!r}: is not an operation that can be repeated", fix=f"known are {', '.join(_OPERATIONS)}"

@@ -9,7 +9,7 @@ import click
 
 from svdiff_delta.errors import DeltaError
 
-from . import bake, basis, calculate, compare, demo, look, merge, plot, train
+from . import bake, basis, calculate, compare, convert, demo, look, merge, plot, train
 from .references import printable
 
 INTERRUPTED = 130
@@ -60,6 +60,8 @@ for command in (
     plot.plot,
     basis.basis,
     bake.bake,
+    convert.convert,
+    convert.rebase,
     train.train,
     train.generate,
     demo.demo,
