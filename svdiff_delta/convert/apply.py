@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import cast
 
@@ -99,7 +99,7 @@ def convert(
     if write is not None and source == DELTA:
         delta = input if isinstance(input, Delta) else load(input)
         return write(delta, replace(job, base=named_like(base, delta)))
-    projected = _project(Path(cast("str", input)), source, job, partial=partial)
+    projected = _project(fspath(cast("str", input)), source, job, partial=partial)
     if write is not None:
         written = write(projected.delta, replace(job, base=named_like(base, projected.delta)))
         return replace(projected, output=written.output, size=written.size)
@@ -118,7 +118,9 @@ def _source(source: str | PathLike[str] | Delta, given: str | None, to: str) -> 
     if isinstance(source, Delta) and given not in (None, DELTA):
         raise InputError(f"a Delta is not {given}", fix="leave from_ away")
     if found == to:
-        raise InputError(f"the input is {found} already", fix=f"choose another dialect of {known}")
+        raise InputError(
+            f"the input is {found} already", fix=f"choose another of {known}; for another base, use `svdiff rebase`"
+        )
     return found
 
 
@@ -134,7 +136,7 @@ def _recognized(path: Path) -> str:
     raise InputError(f"{path}: does not say what it is", fix=f"give --from, one of {', '.join(DIALECTS)}")
 
 
-def _reader(source: str) -> Callable[[Path, Job], Changes]:
+def _reader(source: str) -> Callable[[str, Job], Changes]:
     read = DIALECTS[source].read
     if read is None:
         raise InputError(f"{source}: can be written and not read", fix="convert from another dialect")
@@ -148,13 +150,13 @@ def _writer(to: str) -> Callable[[Delta, Job], Conversion]:
     return write
 
 
-def _project(path: Path, source: str, job: Job, *, partial: bool) -> Conversion:
+def _project(path: str, source: str, job: Job, *, partial: bool) -> Conversion:
     """Return the delta that is nearest to what an input changes, and the energy that it captures."""
     changes = _reader(source)(path, job)
-    check_left_out(changes.left_out, str(path), partial=partial)
+    check_left_out(changes.left_out, path, partial=partial)
     job = replace(job, base=named_like(job.base, changes.kinds))
     for name, parameter in changes.expected.items():
-        check_same_weight(job.base, name, parameter, str(path))
+        check_same_weight(job.base, name, parameter, path)
     values, parameters, layers = _projections(changes, job)
     if not values:
         raise InputError(f"{path}: nothing that can be shifted changes", fix="convert what differs from the base")

@@ -82,5 +82,5 @@ class Dialect:
 
     about: str
     recognizes: Callable[[Path], bool]
-    read: Callable[[Path, Job], Changes] | None = None
+    read: Callable[[str, Job], Changes] | None = None
     write: Callable[[Delta, Job], Conversion] | None = None

@@ -18,19 +18,20 @@ def recognizes(path: Path) -> bool:
     return is_difference(path) or (path / "model_index.json").is_file() or (path / "config.json").is_file()
 
 
-def read(path: Path, job: Job) -> Changes:
+def read(source: str, job: Job) -> Changes:
     """Return the changes that a file of ΔW, or a tuned checkpoint, makes in the base.
 
     Raises:
         InputError: it is a delta file.
         DeltaError: as `read_difference` and `read_tuned`.
     """
+    path = Path(source)
     if is_difference(path):
         return read_difference(path)
     header = peek(path)
     if header is not None and KEY in header.metadata:
         raise InputError(f"{path}: is a delta, not full weights", fix="leave --from away")
-    return read_tuned(path, job)
+    return read_tuned(source, job)
 
 
 full: Final = Dialect("full weights: a tuned checkpoint, or a file of ΔW", recognizes, read, write_difference)

@@ -38,21 +38,21 @@ class _Found:
     unchanged: int = 0
 
 
-def read_tuned(path: Path, job: Job) -> Changes:
+def read_tuned(source: str, job: Job) -> Changes:
     """Return what a tuned checkpoint changes in the base.
 
     A weight counts as unchanged if it is the base's own, rounded to the checkpoint's number format. Components that
     the checkpoint lacks are left alone.
 
     Args:
-        path: anything that `open_base` opens.
+        source: anything that `open_base` opens.
         job: with the base, and whether embeddings may be shifted.
 
     Raises:
         BaseError: the checkpoint cannot be opened, has nothing in common with the base, or holds NaN or infinity.
         InputError: the two are equal.
     """
-    tuned = paired(open_base(path), job.base)
+    tuned = paired(open_base(source), job.base)
     common = {name: part for name, part in job.base.components.items() if name in tuned.components}
     kinds = base_kinds(replace(job.base, components=common), on_request=job.embeddings)
     found = _compare(tuned, job.base, common, job.progress)
@@ -61,7 +61,7 @@ def read_tuned(path: Path, job: Job) -> Changes:
             found.left_out[name] = "differs, and is of no kind that can be shifted"
     shifted = {name: kinds[name] for name in sorted(found.changed) if name in kinds}
     if not shifted and not found.left_out:
-        raise InputError(f"{path}: has the same weights as the base", fix="name the tuned checkpoint first")
+        raise InputError(f"{source}: has the same weights as the base", fix="name the tuned checkpoint first")
     slots = sorted({name.partition(".")[0] for name in shifted})
     files = [file for slot in slots for file in tuned.components[slot].files]
     return Changes(
