@@ -8,6 +8,7 @@ from math import fsum
 from pathlib import Path
 from typing import Final
 
+from .codec import STORED_DTYPES, is_stored_dtype
 from .delta import Delta
 from .errors import InputError
 
@@ -78,8 +79,10 @@ def recorded_share(layers: Iterable[Energy]) -> float:
     return round(total_energy(layers).captured, DECIMALS)
 
 
-def check_threshold(threshold: float) -> None:
-    """Raise InputError unless a threshold is a share."""
+def check_arguments(threshold: float, dtype: str) -> None:
+    """Raise InputError unless a threshold is a share, and δ may be stored in a number format."""
+    if not is_stored_dtype(dtype):
+        raise InputError(f"there is no number format {dtype!r}", fix=f"use one of {', '.join(STORED_DTYPES)}")
     if not 0.0 <= threshold <= 1.0:
         raise InputError(f"the threshold must be within [0, 1], is {threshold}")
 

@@ -17,9 +17,9 @@ from .components import named_like
 from .conversion import (
     Conversion,
     Energy,
+    check_arguments,
     check_captured,
     check_left_out,
-    check_threshold,
     recorded_share,
 )
 from .delta import Delta, check_range
@@ -67,7 +67,7 @@ def rebase(
         BaseError: a weight of a base cannot be used.
         TensorError: a shift is too large for `dtype`.
     """
-    check_threshold(threshold)
+    check_arguments(threshold, dtype)
     old_base, new_base = named_like(old_base, delta), named_like(new_base, delta)
     work = _Work(delta, old_base, new_base, cache or BasisCache(), dtype)
     for name, parameter in delta.metadata.parameters.items():

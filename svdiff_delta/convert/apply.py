@@ -22,9 +22,9 @@ from svdiff_delta.conversion import (
     Conversion,
     Energy,
     check_apart,
+    check_arguments,
     check_captured,
     check_left_out,
-    check_threshold,
     recorded_share,
 )
 from svdiff_delta.delta import Delta
@@ -39,7 +39,7 @@ from svdiff_delta.projection import check_same_weight, project_change
 
 from .dialect import Changes, Job
 from .dialects import DELTA, DIALECTS
-from .difference import peek
+from .difference import file_header, peek
 
 
 def convert(
@@ -87,7 +87,7 @@ def convert(
         FormatError: the input is broken.
         OutputError: the output exists, or the disk refused.
     """
-    check_threshold(threshold)
+    check_arguments(threshold, dtype)
     target = None if output is None else Path(output)
     job = Job(base, cache or BasisCache(), dtype, target, title, overwrite, threshold, embeddings, progress)
     source = _source(input, from_, to)
@@ -133,6 +133,8 @@ def _recognized(path: Path) -> str:
     for name, dialect in DIALECTS.items():
         if dialect.recognizes(path):
             return name
+    if path.suffix == ".safetensors":
+        file_header(path)  # what is broken says more than that it is not known
     raise InputError(f"{path}: does not say what it is", fix=f"give --from, one of {', '.join(DIALECTS)}")
 
 

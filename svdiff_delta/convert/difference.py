@@ -22,7 +22,7 @@ from svdiff_delta.combine import combine_metadata
 from svdiff_delta.container import Header, header_bytes, read_header
 from svdiff_delta.conversion import Conversion, Energy, check_captured
 from svdiff_delta.delta import Delta
-from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, TensorError
+from svdiff_delta.errors import BaseMismatchError, DeltaError, HeaderError, InputError, TensorError
 from svdiff_delta.lineage import Record, Source
 from svdiff_delta.metadata import Metadata
 from svdiff_delta.parameter import Parameter
@@ -46,13 +46,28 @@ def is_difference(path: Path) -> bool:
 def peek(path: Path) -> Header | None:
     """Return the header of a safetensors file; None if it has none that is valid."""
     try:
+        return file_header(path)
+    except DeltaError:
+        return None
+
+
+def file_header(path: Path) -> Header:
+    """Return the header of a safetensors file.
+
+    Raises:
+        InputError: the file cannot be read.
+        HeaderError: it is broken; the message names the file.
+    """
+    try:
         with path.open("rb") as stream:
             size = stream.seek(0, 2)
             stream.seek(0)
             prefix = stream.read(8)
             return read_header(prefix + stream.read(min(int.from_bytes(prefix, "little"), size)), size)
-    except (OSError, DeltaError):
-        return None
+    except OSError as error:
+        raise InputError(f"{path}: could not be read ({error.strerror})") from None
+    except HeaderError as error:
+        raise HeaderError(f"{path}: {error.message}", fix=error.fix) from None
 
 
 # --- Reading ---

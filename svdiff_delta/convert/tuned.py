@@ -111,9 +111,10 @@ def _compare_one(name: str, tuned: Base, base: Base, there: Entry, found: _Found
     new, old = tuned.read(name), base.read(name)
     if new.is_floating_point():
         _check_real(name, tuned, there.dtype, new)
-    if torch.equal(old.to(new.dtype), new):
+    comparable = there.dtype == here.dtype or {there.dtype, here.dtype} <= REAL
+    if comparable and torch.equal(old.to(new.dtype), new):
         found.unchanged += 1
-    elif there.dtype in REAL and here.dtype in REAL:
+    elif comparable and there.dtype in REAL:
         found.changed.append(name)
     else:
         found.left_out[name] = f"differs, and is {there.dtype} where the base has {here.dtype}"
