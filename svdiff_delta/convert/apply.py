@@ -37,7 +37,7 @@ from svdiff_delta.parameter import Parameter
 from svdiff_delta.prepare import Progress, prepare
 from svdiff_delta.projection import check_same_weight, project_change
 
-from .dialect import Changes, Job
+from .dialect import Changes, Job, Meter
 from .dialects import DELTA, DIALECTS
 from .difference import file_header, peek
 
@@ -178,7 +178,7 @@ def _projections(
     """Return δ, parameter and energy of each weight that changes, one weight at a time."""
     values, parameters, layers = {}, {}, {}
     sizes = {name: prod(job.base.shape(name)) for name in changes.kinds}
-    done, total = 0, sum(sizes.values())
+    meter = Meter(job, sum(sizes.values()))
     for name, (kind, axis) in changes.kinds.items():
         expected = changes.expected.get(name)
         dtype = None if expected is None else expected.dtype
@@ -186,9 +186,7 @@ def _projections(
         shift, energy = project_change(prepared, changes.read(name))
         if energy.whole:
             values[name], parameters[name], layers[name] = shift, prepared.parameter, energy
-        done += sizes[name]
-        if job.progress is not None:
-            job.progress(done, total)
+        meter.add(sizes[name])
     return values, parameters, layers
 
 

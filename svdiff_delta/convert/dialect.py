@@ -46,6 +46,19 @@ class Job:
     progress: Progress | None = None
 
 
+class Meter:
+    """Counts the elements of weights that are done, of `total` in a stage of the work, for a progress display."""
+
+    def __init__(self, job: Job, total: int) -> None:
+        self.progress, self.total, self.done = job.progress, total, 0
+
+    def add(self, count: int) -> None:
+        """Count some more."""
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
 @dataclass(frozen=True)
 class Changes:
     """What an input changes in a base's weights, one ΔW at a time.

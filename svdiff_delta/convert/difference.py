@@ -29,7 +29,7 @@ from svdiff_delta.parameter import Parameter
 from svdiff_delta.prepare import fit
 from svdiff_delta.projection import squared_norm
 
-from .dialect import Changes, Job
+from .dialect import Changes, Job, Meter
 
 KEY: Final = "svdiff.difference"
 """Key of the document in the container's `__metadata__`; a delta file has `svdiff`."""
@@ -161,7 +161,8 @@ def write_difference(delta: Delta, job: Job) -> Conversion:
     parameters = {name: parameter for name, parameter in delta.metadata.parameters.items() if delta[name].any()}
     if not parameters:
         raise InputError("δ is 0 throughout: there is no change to write", fix="convert a delta that shifts something")
-    _check(delta, job)
+    meter = Meter(job, _elements(delta.metadata.parameters) + _elements(parameters))
+    _check(delta, job, meter)
     strings = meta.dump(_metadata(delta, parameters, job), key=KEY, form=FORMAT)
     header = header_bytes([(name, job.dtype, parameter.shape) for name, parameter in parameters.items()], strings)
     layers: dict[str, Energy] = {}
@@ -171,17 +172,21 @@ def write_difference(delta: Delta, job: Job) -> Conversion:
     with target as stream:
         if stream is not None:
             stream.write(header)
-        for name, raw, energy in _changes(delta, parameters, job):
+        for name, raw, energy in _changes(delta, parameters, job, meter):
             if stream is not None:
                 stream.write(raw)
             layers[name] = energy
         check_captured(layers.values(), job.threshold)
-    size = len(header) + sum(prod(parameter.shape) for parameter in parameters.values()) * ITEM_SIZE[job.dtype]
+    size = len(header) + _elements(parameters) * ITEM_SIZE[job.dtype]
     unchanged = len(delta) - len(parameters)
     return Conversion(delta, layers, unchanged=unchanged, output=job.output, size=size)
 
 
-def _check(delta: Delta, job: Job) -> None:
+def _elements(parameters: Mapping[str, Parameter]) -> int:
+    return sum(prod(parameter.shape) for parameter in parameters.values())
+
+
+def _check(delta: Delta, job: Job, meter: Meter) -> None:
     """Check a delta against the base, and see to it that every basis is in the cache."""
     places: dict[tuple[str, str], str] = {}
     for name in delta:
@@ -191,6 +196,7 @@ def _check(delta: Delta, job: Job) -> None:
             raise BaseMismatchError(f"{name}: shifts the same weight as {other}", fix="keep one of the two names")
         places[slot, key] = name
         fit(job.base, name, delta, job.cache)
+        meter.add(prod(delta.metadata.parameters[name].shape))
 
 
 def _metadata(delta: Delta, parameters: Mapping[str, Parameter], job: Job) -> Metadata:
@@ -202,10 +208,9 @@ def _metadata(delta: Delta, parameters: Mapping[str, Parameter], job: Job) -> Me
 
 
 def _changes(
-    delta: Delta, parameters: Mapping[str, Parameter], job: Job
+    delta: Delta, parameters: Mapping[str, Parameter], job: Job, meter: Meter
 ) -> Iterator[tuple[str, memoryview | bytes, Energy]]:
     """Yield the bytes and the energy of ΔW of each parameter."""
-    done, total = 0, sum(prod(parameter.shape) for parameter in parameters.values())
     for name, parameter in parameters.items():
         prepared = fit(job.base, name, delta, job.cache)
         change = prepared.delta_weight(torch.from_numpy(delta[name].astype(np.float64)))
@@ -217,6 +222,4 @@ def _changes(
         stored = encode(change.contiguous().flatten().numpy(), job.dtype)
         kept = squared_norm(torch.from_numpy(stored.decode()))
         yield name, stored.data, Energy(squared_norm(change), kept)
-        done += prod(parameter.shape)
-        if job.progress is not None:
-            job.progress(done, total)
+        meter.add(prod(parameter.shape))

@@ -12,15 +12,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from svdiff_delta.base import Base, aliases, open_base
+from svdiff_delta.base import Base, Component, aliases, open_base
 from svdiff_delta.components import paired
 from svdiff_delta.container import Entry, read_header
 from svdiff_delta.errors import BaseError, InputError
 from svdiff_delta.kinds import base_kinds
 from svdiff_delta.lineage import Source
-from svdiff_delta.prepare import Progress
 
-from .dialect import Changes, Job
+from .dialect import Changes, Job, Meter
 
 REAL: Final = frozenset({"F64", "F32", "F16", "BF16"})
 """Dtypes of weights that can be subtracted."""
@@ -55,7 +54,7 @@ def read_tuned(source: str, job: Job) -> Changes:
     tuned = paired(open_base(source), job.base)
     common = {name: part for name, part in job.base.components.items() if name in tuned.components}
     kinds = base_kinds(replace(job.base, components=common), on_request=job.embeddings)
-    found = _compare(tuned, job.base, common, job.progress)
+    found = _compare(tuned, common, job)
     for name in found.changed:
         if name not in kinds:
             found.left_out[name] = "differs, and is of no kind that can be shifted"
@@ -73,11 +72,11 @@ def read_tuned(source: str, job: Job) -> Changes:
     )
 
 
-def _compare(tuned: Base, base: Base, common: Mapping[str, object], progress: Progress | None) -> _Found:
-    """Compare every weight of the components that two models have in common."""
-    found, seen = _Found(), set()
+def _compare(tuned: Base, common: Mapping[str, Component], job: Job) -> _Found:
+    """Compare every weight of the components that a tuned model has in common with the base."""
+    base, found, seen = job.base, _Found(), set()
     names = [name for name in base.names() if name.partition(".")[0] in common]
-    done, total = 0, sum(prod(base.shape(name)) for name in names)
+    meter = Meter(job, sum(prod(base.shape(name)) for name in names))
     for name in names:
         place = _place(tuned, name)
         if place is None:
@@ -85,9 +84,7 @@ def _compare(tuned: Base, base: Base, common: Mapping[str, object], progress: Pr
         else:
             seen.add(place[0])
             _compare_one(name, tuned, base, place[1], found)
-        done += prod(base.shape(name))
-        if progress is not None:
-            progress(done, total)
+        meter.add(prod(base.shape(name)))
     for name in tuned.names():
         if name not in seen:
             found.left_out[name] = "is not in the base"

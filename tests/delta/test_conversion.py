@@ -39,9 +39,7 @@ def test_the_recorded_share_does_not_depend_on_the_order_of_sums() -> None:
 
 def test_a_threshold_is_reached_by_just_that_much() -> None:
     check_captured(LAYERS.values(), 0.5)
-    with pytest.raises(
-        InputError, match=r"^only 50\.00% of the change is captured, less than the threshold of 51\.00%"
-    ):
+    with pytest.raises(InputError, match=r"^only 50\.00% of the change is captured, less .* 51\.00%"):
         check_captured(LAYERS.values(), 0.51)
 
 
