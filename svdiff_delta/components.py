@@ -14,7 +14,10 @@ UNNAMED: Final = "model"
 
 
 def named_like(base: Base, names: Iterable[str]) -> Base:
-    """Return a single file as the one component that all of these parameters are of; any other base as it is."""
+    """Return a model that nothing names, such as a single file, as the component that all these parameters are of.
+
+    Any other base is returned as it is.
+    """
     slots = {name.partition(".")[0] for name in names}
     if base.pipeline or len(slots) != 1 or [*base.components] != [UNNAMED]:
         return base
