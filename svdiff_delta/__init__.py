@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .basis import Basis as Basis
     from .build import build_basis as build_basis
     from .build import zero_delta as zero_delta
+    from .conversion import Conversion as Conversion
+    from .convert import convert as convert
     from .delta import Delta as Delta
     from .errors import DeltaError as DeltaError
     from .file import load as load
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from .ops import interpolate as interpolate
     from .ops import scale as scale
     from .quantize import quantize as quantize
+    from .rebase import rebase as rebase
     from .runtime import Handle as Handle
     from .runtime import attach as attach
     from .select import select as select
@@ -38,6 +41,7 @@ _HOME: Final = {
     "Baked": "bake",
     "Base": "base",
     "Basis": "basis",
+    "Conversion": "conversion",
     "Delta": "delta",
     "DeltaError": "errors",
     "Handle": "runtime",
@@ -45,11 +49,13 @@ _HOME: Final = {
     "attach": "runtime",
     "bake": "bake",
     "build_basis": "build",
+    "convert": "convert",
     "interpolate": "ops",
     "load": "file",
     "merge": "merge",
     "open_base": "base",
     "quantize": "quantize",
+    "rebase": "rebase",
     "save": "file",
     "scale": "ops",
     "select": "select",
@@ -61,6 +67,7 @@ __all__ = [
     "Baked",
     "Base",
     "Basis",
+    "Conversion",
     "Delta",
     "DeltaError",
     "Handle",
@@ -69,11 +76,13 @@ __all__ = [
     "attach",
     "bake",
     "build_basis",
+    "convert",
     "interpolate",
     "load",
     "merge",
     "open_base",
     "quantize",
+    "rebase",
     "save",
     "scale",
     "select",

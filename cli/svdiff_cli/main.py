@@ -9,7 +9,7 @@ import click
 
 from svdiff_delta.errors import DeltaError
 
-from . import bake, basis, calculate, compare, demo, look, merge, plot, train
+from . import bake, basis, calculate, compare, convert, demo, look, merge, plot, train
 
 INTERRUPTED = 130
 
@@ -59,6 +59,8 @@ for command in (
     plot.plot,
     basis.basis,
     bake.bake,
+    convert.convert,
+    convert.rebase,
     train.train,
     train.generate,
     demo.demo,

@@ -220,6 +220,8 @@ def test_generate_refuses_a_base_that_is_no_pipeline(tmp_path: Path) -> None:
         ("torch", "torch", ["bake", "tiny", "{delta}", "-o", "{out}"]),
         ("torch", "torch", ["basis", "build", "tiny"]),
         ("torch", "torch", ["verify", "{delta}", "--base", "tiny"]),
+        ("torch", "torch", ["convert", "{delta}", "--to", "full", "--base", "tiny", "-o", "{out}"]),
+        ("torch", "torch", ["rebase", "{delta}", "--base", "tiny", "--to", "tiny", "-o", "{out}"]),
         ("diffusers", "train", ["train", "tiny", "pictures", "--prompt", "x", "-o", "{out}"]),
         ("diffusers", "train", ["generate", "tiny", "--prompt", "x", "-o", "{out}"]),
         ("diffusers", "train", ["demo", "-o", "{out}"]),
