@@ -1,4 +1,4 @@
-"""δ from the change of a weight: its projection on the base's singular vectors (spec, section 7.8)."""
+"""δ from the change of a weight: its projection on the base's singular vectors (spec, sections 7.8 and 7.11)."""
 
 from __future__ import annotations
 
@@ -79,6 +79,22 @@ def project_change(prepared: Prepared, change: Tensor) -> tuple[NDArray[np.float
     values = project(parameter, clipped)
     whole = squared_norm(change)
     return values, Energy(whole, min(whole, float(values @ values)))  # the float32 factor may err upwards
+
+
+def project_shift(prepared: Prepared, shift: NDArray[np.float64], whole: float) -> tuple[NDArray[np.float64], Energy]:
+    """Return a δ that another program trained as a file may hold it, and how much of its change that is.
+
+    Where singular values are tied or null ΔW depends on the basis that a program found, so only the mean of a run is
+    kept, and nothing of a null shift (spec, section 7.11).
+
+    Args:
+        prepared: the weight of the base.
+        shift: δ (size,).
+        whole: ‖ΔW‖² of it in that program.
+    """
+    values = project(prepared.parameter, shift)
+    applied = values if prepared.basis is None else np.maximum(values, -prepared.basis.sigma.numpy())
+    return values, Energy(whole, min(whole, float(applied @ applied)))
 
 
 def squared_norm(change: Tensor) -> float:

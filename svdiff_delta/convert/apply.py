@@ -11,6 +11,7 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from svdiff_delta._atomic import check_output
 from svdiff_delta._json import JSON
@@ -35,11 +36,12 @@ from svdiff_delta.metadata import KEY, BaseInfo, Metadata
 from svdiff_delta.modelspec import known_modelspec
 from svdiff_delta.parameter import Parameter
 from svdiff_delta.prepare import Progress, prepare
-from svdiff_delta.projection import check_same_weight, project_change
+from svdiff_delta.projection import check_same_weight, project_change, project_shift
 
 from .dialect import Changes, Job, Meter
 from .dialects import DELTA, DIALECTS
 from .difference import file_header, peek
+from .vectors import check_no_pickle
 
 
 def convert(
@@ -58,7 +60,7 @@ def convert(
     cache: BasisCache | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a delta to another dialect, or changes of full weights in another dialect to a delta.
+    """Convert a delta to another dialect, or changes or shifts in another dialect to a delta.
 
     To a delta, δᵢ = uᵢᵀ ΔW vᵢ on the base's singular vectors, clipped at −σ. A shift can only stretch what the base
     has: of a random change it captures about 1/max(M, N) for a weight of M rows and N columns. From a delta to `full`,
@@ -133,6 +135,7 @@ def _recognized(path: Path) -> str:
     for name, dialect in DIALECTS.items():
         if dialect.recognizes(path):
             return name
+    check_no_pickle(path)
     if path.suffix == ".safetensors":
         file_header(path)  # what is broken says more than that it is not known
     raise InputError(f"{path}: does not say what it is", fix=f"give --from, one of {', '.join(DIALECTS)}")
@@ -181,9 +184,13 @@ def _projections(
     meter = Meter(job, sum(sizes.values()))
     for name, (kind, axis) in changes.kinds.items():
         expected = changes.expected.get(name)
-        dtype = None if expected is None else expected.dtype
+        dtype = changes.dtype if expected is None else expected.dtype
         prepared = prepare(job.base, name, kind, axis, job.cache, dtype=dtype)
-        shift, energy = project_change(prepared, changes.read(name))
+        found = changes.read(name)
+        if isinstance(found, Tensor):
+            shift, energy = project_change(prepared, found)
+        else:
+            shift, energy = project_shift(prepared, *found(prepared))
         if energy.whole:
             values[name], parameters[name], layers[name] = shift, prepared.parameter, energy
         meter.add(sizes[name])
