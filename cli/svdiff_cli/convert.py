@@ -11,6 +11,7 @@ import click
 from svdiff_delta._text import printable
 
 from . import options
+from .manifest import TwoForms
 from .progress import Bar
 from .references import open_reference, say, sole_component
 from .writing import Writing, writes_delta
@@ -32,10 +33,15 @@ allow_partial = click.option(
 layers_too = click.option("--layers", is_flag=True, help="List every parameter.")
 
 
-@click.command()
+@click.command(cls=TwoForms)
 @click.argument("source", metavar="IN")
 @click.option("--to", default="delta", show_default=True, metavar="DIALECT", help="delta or full.")
-@click.option("--from", "from_", metavar="DIALECT", help="delta or full [default: what IN says it is].")
+@click.option(
+    "--from",
+    "from_",
+    metavar="DIALECT",
+    help="delta, full, svdiff-pytorch, svdiff-author, transformer2 or svf [default: what IN says it is].",
+)
 @click.option("--base", required=True, metavar="BASE", help="The base that the change is a change of.")
 @threshold
 @allow_partial
@@ -55,7 +61,7 @@ def convert(
     dtype: str | None,
     writing: Writing,
 ) -> None:
-    """Convert a delta to full weights, or full weights to a delta.
+    """Convert a delta to full weights, or full weights or shifts of other programs to a delta.
 
     IN is a delta file, a file that --to full wrote, or, with --from full, a tuned model: a pipeline's folder, a model's
     folder, or a safetensors file. --to full writes the change of each weight, computed before it is added to BASE.
@@ -63,12 +69,21 @@ def convert(
     change all of them capture. That is little where the change is not a stretching of what BASE has: of a random
     change about 1/max(M, N) for a weight of M rows and N columns.
 
+    Shifts that other programs trained are taken over as they are: those of svdiff-pytorch (a file, or the folder of
+    spectral_shifts.safetensors and spectral_shifts_te.safetensors), of the paper's author, and of Transformer².
+
     Weights that changed and cannot be shifted, such as biases, are listed and fail the command, unless
     --allow-partial leaves them out.
 
     \b
         svdiff convert dog.safetensors --to full --base tiny -o dog-full.safetensors
         svdiff convert dog-model --from full --base tiny --threshold 0.9 -o dog.safetensors
+        svdiff convert spectral_shifts.safetensors --base sd15 -o old-dog.safetensors
+
+    Many files, side by side, where each row of the manifest has input, output, base and options:
+
+    
+        svdiff convert --manifest all.yaml --jobs 4 [--report REPORT] [--force] [--dry-run] [--json] [--quiet]
     """
     model = open_reference(base)
     _check_output(writing, Path(source), *_files(model))

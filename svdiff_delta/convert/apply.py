@@ -92,7 +92,7 @@ def convert(
     check_arguments(threshold, dtype)
     target = None if output is None else Path(output)
     job = Job(base, cache or BasisCache(), dtype, target, title, overwrite, threshold, embeddings, progress)
-    source = _source(input, from_, to)
+    source = find_way(input, from_, to)
     if target is not None:
         check_output(target, overwrite=overwrite)
         weights = [file for component in base.components.values() for file in component.files]
@@ -110,8 +110,14 @@ def convert(
     return replace(projected, output=target)
 
 
-def _source(source: str | PathLike[str] | Delta, given: str | None, to: str) -> str:
-    """Return the dialect of an input; raise InputError if it is not known, or if there is no way from it or to `to`."""
+def find_way(source: str | PathLike[str] | Delta, given: str | None, to: str) -> str:
+    """Return the dialect of an input; raise InputError if it is not known, or if there is no way from it to `to`.
+
+    Args:
+        source: the input.
+        given: its dialect; None finds it from the input.
+        to: the dialect that it is to become.
+    """
     known = ", ".join([DELTA, *DIALECTS])
     for name in (given, to):
         if name is not None and name != DELTA and name not in DIALECTS:
