@@ -12,6 +12,7 @@ from torch import Tensor
 
 from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
+from svdiff_delta.calibration import Calibration
 from svdiff_delta.codec import Dtype, StoredDtype
 from svdiff_delta.conversion import Conversion
 from svdiff_delta.delta import Delta
@@ -38,6 +39,7 @@ class Job:
         threshold: the share of the change below which nothing is written.
         embeddings: whether embeddings may be shifted.
         progress: called with how much is done and how much there is in all.
+        calibration: how the inputs of layers are measured, if δ is to depend on them.
     """
 
     base: Base
@@ -49,6 +51,7 @@ class Job:
     threshold: float = 0.0
     embeddings: bool = False
     progress: Progress | None = None
+    calibration: Calibration | None = None
 
 
 class Meter:
