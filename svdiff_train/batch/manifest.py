@@ -12,6 +12,7 @@ from svdiff_delta._json import strict_json
 from svdiff_delta._yaml import read_yaml
 from svdiff_delta.convert.apply import find_way
 from svdiff_delta.errors import DeltaError, InputError, MetadataError
+from svdiff_train.calibrate import read_prompts
 
 from .row import TYPES, Row
 
@@ -99,6 +100,8 @@ def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool
             )
         _check_base(row, bases)
         find_way(row.place(row.input), row.from_, row.to)
+        if row.calibrate is not None:
+            read_prompts(row.place(row.calibrate))
         check_output(row.place(row.output), overwrite=allowed(row))
 
     _check_each(path, rows, check)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
 
 from svdiff_delta import __version__
 from svdiff_delta._json import canonical_json
@@ -37,6 +37,8 @@ class Row:
         min_energy: the least share of the change that must be captured.
         allow_unmatched: whether what cannot be carried over may be left out.
         embeddings: whether changed embeddings may be shifted too.
+        calibrate: a file of prompts to calibrate on.
+        calibrate_steps: denoising steps of each prompt.
         folder: what relative paths are relative to; "" is the working folder.
     """
 
@@ -50,6 +52,8 @@ class Row:
     min_energy: float = 0.0
     allow_unmatched: bool = False
     embeddings: bool = False
+    calibrate: str | None = None
+    calibrate_steps: int = 20
     folder: str = ""
 
     @classmethod
@@ -78,6 +82,8 @@ class Row:
         row = cls(**values, folder=str(folder or ""))
         if not 0.0 <= row.min_energy <= 1.0:
             raise InputError(f"min_energy: must be within [0, 1], is {row.min_energy}")
+        if row.calibrate_steps < 1:
+            raise InputError(f"calibrate_steps: must be at least 1, is {row.calibrate_steps}")
         return row
 
     @property
@@ -110,14 +116,17 @@ class Row:
     def states(self, base: Base) -> dict[str, str]:
         """Return what tells whether the input or the base is another than at an earlier run.
 
-        The input counts by its SHA-256, the weight files of the base by name, size and time.
+        The input and the prompts count by their SHA-256, the weight files of the base by name, size and time.
 
         Raises:
             InputError: the input cannot be read.
         """
         files = [file for component in base.components.values() for file in component.files]
         about = [[file.name, file.stat().st_size, str(file.stat().st_mtime_ns)] for file in files]
-        return {"input": hash_path(self.place(self.input)), "base": hashlib.sha256(canonical_json(about)).hexdigest()}
+        found = {"input": hash_path(self.place(self.input)), "base": hashlib.sha256(canonical_json(about)).hexdigest()}
+        if self.calibrate is not None:
+            found["calibrate"] = hash_path(self.place(self.calibrate))
+        return found
 
 
 TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
@@ -131,19 +140,20 @@ TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
     "min_energy": (int, float),
     "allow_unmatched": bool,
     "embeddings": bool,
+    "calibrate": str,
+    "calibrate_steps": int,
 }
 """The keys of a row, and what their values are."""
 
 REQUIRED: Final = ("input", "output", "base")
 
-_NAMES: Final[Mapping[type, str]] = {str: "a text", bool: "true or false"}
+_NAMES: Final[Mapping[type, str]] = {str: "a text", bool: "true or false", int: "a whole number"}
 
 
 def _check_type(key: str, value: object) -> None:
     wanted = TYPES[key]
-    numeric = isinstance(wanted, tuple)
-    if not isinstance(value, wanted) or (numeric and isinstance(value, bool)) or value == "":
-        what = "a number" if numeric else _NAMES[cast("type", wanted)]
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool) or value == "":
+        what = "a number" if isinstance(wanted, tuple) else _NAMES[wanted]
         raise InputError(f"{key}: must be {what}, is {value!r}")
 
 

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
+from svdiff_delta.base import Base
 from svdiff_delta.basis import one_thread
+from svdiff_delta.calibration import Calibration
 from svdiff_delta.conversion import Conversion
 from svdiff_delta.convert import convert
 from svdiff_delta.errors import DeltaError
+from svdiff_train.calibrate import calibration_on, read_prompts
+from svdiff_train.pipelines import load_pipeline
 
 from .row import Row, hash_path
 
@@ -91,6 +95,7 @@ def convert_one(
                 threshold=row.min_energy,
                 partial=row.allow_unmatched,
                 embeddings=row.embeddings,
+                calibration=_calibration(row, base),
                 title=row.title,
                 overwrite=overwrite or stale is not None,
             )
@@ -100,6 +105,13 @@ def convert_one(
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one file, it never stops the rest
         why = f"{type(error).__name__}: {error}"
     return Result(**about, status="failed", error=why, output_sha256=stale, seconds=_since(begun))
+
+
+def _calibration(row: Row, base: Base) -> Calibration | None:
+    if row.calibrate is None:
+        return None
+    prompts = read_prompts(row.place(row.calibrate))
+    return calibration_on(lambda: load_pipeline(base), prompts, steps=row.calibrate_steps)
 
 
 _KEPT: Final = ("captured", "parameters", "bytes", "unchanged", "left_out", "seconds")

@@ -14,6 +14,7 @@ from support.older import saved, shifts_for
 
 from svdiff_delta import convert, load
 from svdiff_delta.errors import InputError
+from svdiff_train.batch import run_manifest
 from svdiff_train.calibrate import calibration_on, read_prompts
 from svdiff_train.pipelines import load_pipeline
 from svdiff_train.tiny import base_path, open_tiny
@@ -110,3 +111,16 @@ def test_a_base_that_paints_nothing_is_refused(tuned: Path, prompts: Path) -> No
     )  # fmt: skip
     assert outcome.code == 1
     assert "is one model, not a whole pipeline: name the pipeline's folder" in outcome.err
+
+
+def test_a_row_of_a_manifest_is_calibrated_and_done_anew_with_other_prompts(tuned: Path, prompts: Path) -> None:
+    row = {"input": str(tuned), "output": "out", "base": "tiny", "from": "full", "calibrate": prompts.name}
+    manifest = prompts.with_name("all.jsonl")
+    manifest.write_text(json.dumps({**row, "calibrate_steps": 1}) + "\n")
+    assert [result.status for result in run_manifest(manifest)] == ["converted"]
+    lineage = load(prompts.with_name("out")).metadata.lineage
+    assert lineage is not None
+    assert lineage.record.arguments["calibration"]["steps"] == 1
+    assert [result.status for result in run_manifest(manifest)] == ["passed over"]
+    prompts.write_text(PROMPTS[0])
+    assert [result.status for result in run_manifest(manifest)] == ["converted"]
