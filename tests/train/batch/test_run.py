@@ -144,6 +144,8 @@ from pathlib import Path
 from svdiff_train.batch import run_manifest
 from svdiff_train.batch.report import Report
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may ignore it
+
 def stop(*_):
     os.kill(os.getpid(), signal.{signal})
 
