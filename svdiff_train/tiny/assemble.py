@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from svdiff_train.tiny.adopt import keep_logs
 from svdiff_train.tiny.clip import best_clip
 from svdiff_train.tiny.judge import Judge, Prompt, border_colour, pair_prompts, single_prompts
 from svdiff_train.tiny.loop import channels_last
@@ -123,7 +124,7 @@ def save_halved(model: Any, folder: Path) -> None:
 
 
 def export(work: Path, out: Path) -> Any:
-    """Write the whole base to `out`: the pipeline's layout, and the whole CLIP in `out/clip`."""
+    """Write the whole base to `out`: the pipeline's layout, the whole CLIP in `out/clip`, and the stages' logs."""
     from transformers import CLIPImageProcessorPil
 
     pipe = pipeline(work, trained_unet(work / "runs"))
@@ -138,4 +139,5 @@ def export(work: Path, out: Path) -> Any:
         size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=half, image_std=half
     )
     images.save_pretrained(str(out / "clip"))
+    keep_logs(work / "runs", out)
     return pipe
