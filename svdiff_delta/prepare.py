@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .base import Base
-from .basis import READER_TOLERANCE, Basis, choose_dtype, find_runs, fingerprint, matricize, round_weight, unmatricize
+from .basis import READER_TOLERANCE, Basis, find_runs, matricize, unmatricize
 from .cache import BasisCache
 from .codec import Dtype
 from .delta import Delta, Shift
 from .errors import BaseMismatchError, TensorError
+from .identity import choose_dtype, fingerprint, round_weight
 from .parameter import Kind, Parameter
 
 Progress = Callable[[int, int], None]

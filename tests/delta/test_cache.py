@@ -9,8 +9,9 @@ import pytest
 import torch
 from support.weights import normal
 
-from svdiff_delta.basis import Basis, compute_basis, fingerprint, round_weight
+from svdiff_delta.basis import Basis, compute_basis
 from svdiff_delta.cache import BasisCache, home
+from svdiff_delta.identity import fingerprint, round_weight
 
 
 @pytest.fixture
