@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from ._atomic import check_output, replace_file, replace_folder
-from .base import PICKLE_SUFFIXES, Base, Component, read_json
+from .base import Base
 from .cache import BasisCache
 from .codec import Dtype
 from .combine import combine_parameters
+from .component import Component
 from .container import header_bytes
 from .delta import Delta
 from .errors import BaseMismatchError, InputError, TensorError
 from .identity import TORCH_DTYPE
+from .layout import PICKLE_SUFFIXES, read_json
 from .parameter import Parameter
 from .prepare import Progress, fit
 from .totals import weighted_total

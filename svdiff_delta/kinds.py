@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, cast
+from typing import Final
 
 import torch
 from torch import nn
 
-from .base import Base, Component, aliases, read_json
-from .errors import BaseError, MissingExtraError
+from .base import Base
+from .component import aliases
 from .parameter import Kind
 
 SPECTRAL: Final[Mapping[type[nn.Module], int]] = {
@@ -76,34 +75,8 @@ def base_kinds(base: Base, *, on_request: bool = False) -> dict[str, tuple[Kind,
     """
     found: dict[str, tuple[Kind, int]] = {}
     for name, component in base.components.items():
-        for key, kind, axis in shiftable(_skeleton(name, component), on_request=on_request):
+        for key, kind, axis in shiftable(component.skeleton, on_request=on_request):
             for candidate in aliases(key):
                 if candidate in component.location:
                     found[f"{name}.{candidate}"] = kind, axis
     return dict(sorted(found.items()))
-
-
-def _skeleton(name: str, component: Component) -> nn.Module:
-    """The component's own class on the meta device."""
-    if component.folder is None or not component.class_name:
-        raise BaseError(
-            f"{name}: nothing says which class this model has, and kinds come from the class",
-            fix="name the model's folder with its config.json, not the weight file alone",
-        )
-    try:
-        library: Any = importlib.import_module(component.library)
-    except ImportError:
-        raise MissingExtraError(component.library, "train") from None
-    found: Any = getattr(library, component.class_name, None)
-    # The name comes from a file: nothing but a model's class is ever called.
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise BaseError(
-            f"{name}: {component.library} has no model class {component.class_name}", fix="install a newer one"
-        )
-    cls: Any = found
-    with torch.device("meta"):
-        if component.library == "diffusers":
-            model = cls.from_config(read_json(component.folder / "config.json"))
-        else:
-            model = cls(cls.config_class.from_pretrained(str(component.folder)))
-    return cast("nn.Module", model)

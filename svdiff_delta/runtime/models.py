@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from svdiff_delta.base import SLOTS, Base, aliases, open_base
+from svdiff_delta.base import Base, open_base
+from svdiff_delta.component import SLOTS, aliases
 from svdiff_delta.errors import AttachError, BaseError
 
 
