@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from .base import Base
-from .component import aliases
 from .parameter import Kind
 
 SPECTRAL: Final[Mapping[type[nn.Module], int]] = {
@@ -54,13 +53,17 @@ def kind_of(module: nn.Module, *, on_request: bool = False) -> tuple[Kind, int] 
 def shiftable(model: nn.Module, *, on_request: bool = False) -> Iterator[tuple[str, Kind, int]]:
     """Yield (state-dict key, kind, axis) of every weight of a model that can be shifted.
 
-    Multi-head attention of torch itself reads its projections without calling them, so they are left out.
+    Multi-head attention of torch itself reads its projections without calling them, so they are left out. An output
+    layer that is tied to an embedding counts as one.
     """
     skipped = {
         child for module in model.modules() if isinstance(module, nn.MultiheadAttention) for child in module.children()
     }
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for path, module in model.named_modules():
-        if module not in skipped and (found := kind_of(module, on_request=on_request)):
+        if module in skipped or not (found := kind_of(module, on_request=on_request)):
+            continue
+        if on_request or id(module.weight) not in embeddings:
             yield f"{path}.weight", *found
 
 
@@ -76,7 +79,6 @@ def base_kinds(base: Base, *, on_request: bool = False) -> dict[str, tuple[Kind,
     found: dict[str, tuple[Kind, int]] = {}
     for name, component in base.components.items():
         for key, kind, axis in shiftable(component.skeleton, on_request=on_request):
-            for candidate in aliases(key):
-                if candidate in component.location:
-                    found[f"{name}.{candidate}"] = kind, axis
+            if stored := component.stored(key):
+                found[f"{name}.{stored}"] = kind, axis
     return dict(sorted(found.items()))

@@ -137,7 +137,8 @@ def _shards(index: Path) -> list[str]:
     places = read_json(index).get("weight_map")
     names = set(places.values()) if isinstance(places, dict) else set()
     # A name with a folder in it could lead out of the model's own.
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    safe = (isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in names)
+    if not names or not all(safe):
         raise BaseError(f"{index}: names no weight files", fix="fetch the model again")
     return sorted(names)
 
