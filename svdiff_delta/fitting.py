@@ -93,7 +93,9 @@ def _advice(weights: Weights, delta: Delta) -> str:
     if fitting := find_fitting(weights, delta):
         return f"{fitting} is in the local Hub cache and fits"
     said = delta.metadata.base
-    if said.repository and not (isinstance(weights, Base) and weights.repository == said.repository):
+    if not isinstance(weights, Base):
+        return "name its base with `base=` if the model was cast or fused, else load the model the delta was made for"
+    if said.repository and weights.repository != said.repository:
         made_for = said.repository + (f"@{said.revision}" if said.revision else "")
         return f"name the base that the delta was made for, by its own words {made_for}"
     return "name the base that the delta was made for"
