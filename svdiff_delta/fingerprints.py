@@ -17,6 +17,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -117,26 +118,32 @@ def _document(base: Base, name: str) -> _Document | None:
     opened = component.opened[path][1]
     try:
         now = path.stat()
-        real = Path(os.path.realpath(path))
     except OSError:
         return None
     state: State = (now.st_size, now.st_mtime_ns, now.st_ino)
     if state != (opened.st_size, opened.st_mtime_ns, opened.st_ino):
         return None
-    if real.parent.name == "blobs" and real.parent.parent.name.startswith("models--") and _BLOB.fullmatch(real.name):
-        what, state = f"blob {real.name}", (now.st_size,)
+    what = _what(path, now.st_ino)
+    if what.startswith("blob "):
+        state = (now.st_size,)
     elif time.time_ns() - now.st_mtime_ns < RACY:
         return None
-    else:
-        what = f"path {real}"
-    digest = hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    place = home() / "fingerprints" / f"{digest}.json"
+    place = home() / "fingerprints" / f"{hashlib.sha256(what.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"
     if (place, state) not in _documents:
         if len(_documents) >= MOST:
             flush()
             _documents.clear()
         _documents[place, state] = _Document(place, state, _read(place, state))
     return _documents[place, state]
+
+
+@lru_cache(maxsize=MOST)
+def _what(path: Path, inode: int) -> str:  # noqa: ARG001 - a name may come to mean another file
+    """Return what a file is known by: the name of a Hub cache's blob, else its path without links."""
+    real = Path(os.path.realpath(path))
+    if real.parent.name == "blobs" and real.parent.parent.name.startswith("models--") and _BLOB.fullmatch(real.name):
+        return f"blob {real.name}"
+    return f"path {real}"
 
 
 def _read(path: Path, state: State) -> dict[str, Known]:

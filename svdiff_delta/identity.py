@@ -28,6 +28,9 @@ LARGEST_LOSS: Final = 0.01
 PIECE: Final = 1 << 18
 """Numbers that are looked at together."""
 
+PROBE: Final = 1 << 14
+"""Numbers that are looked at first."""
+
 SUM_ERROR: Final = 0.05
 """More than what float32 sums of `PIECE` squares can err, relative to the sum."""
 
@@ -123,8 +126,8 @@ def _choose(weight: Tensor) -> Dtype:
         error = _round(piece, "F16").float() - single  # exact in float32
         lost += float(torch.dot(error, error))
         square += float(torch.dot(single, single))
-    if not math.isfinite(lost):
-        return "F32"  # an element is infinite in F16
+        if not math.isfinite(lost):
+            return "F32"  # an element is infinite in F16
     limit = LARGEST_LOSS**2 * square
     if square < SMALLEST_SUM or abs(lost - limit) <= SUM_ERROR * limit:
         lost, square = _sums(weight)
@@ -149,9 +152,10 @@ def _round(values: Tensor, dtype: Dtype) -> Tensor:
 
 def _is_exact(weight: Tensor, dtype: Dtype) -> bool:
     """Tell whether every element is exact in a dtype; the first piece with one that is not ends the search."""
-    return weight.dtype == TORCH_DTYPE[dtype] or all(
-        torch.equal(_round(piece, dtype).to(piece.dtype), piece) for piece in _pieces(weight)
-    )
+    if weight.dtype == TORCH_DTYPE[dtype]:
+        return True
+    some = weight.detach().flatten()[:PROBE]  # of most weights that are not, hardly any element is
+    return all(torch.equal(_round(piece, dtype).to(piece.dtype), piece) for piece in (some, *_pieces(weight)))
 
 
 def _digest(weight: Tensor, dtype: Dtype, axis: int) -> tuple[str, bool]:
@@ -171,7 +175,10 @@ def _narrowest(weight: Tensor, dtype: Dtype) -> Dtype:
     """Return the narrowest format that holds every value of a weight rounded to `dtype`."""
     shorter: tuple[Dtype, ...] = ("F16", "BF16")
     for candidate in shorter:
-        if candidate == dtype or all(_is_exact(_round(piece, dtype), candidate) for piece in _pieces(weight)):
+        if candidate == dtype:
+            return candidate
+        some = weight.detach().flatten()[:PROBE]
+        if all(_is_exact(_round(piece, dtype), candidate) for piece in (some, *_pieces(weight))):
             return candidate
     return "F32"
 

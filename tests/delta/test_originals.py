@@ -107,7 +107,6 @@ def test_a_model_from_the_hub_finds_its_files_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delta: Delta
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     fill_cache(tmp_path, "owner/tiny", folder_files(base_path()))
     model = unet(torch_dtype=torch.bfloat16)
     model.register_to_config(_name_or_path="owner/tiny")
