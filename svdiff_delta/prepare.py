@@ -142,6 +142,17 @@ def difference(weights: Weights, name: str, said: Parameter) -> str | None:
     return None
 
 
+def check_weight_of(weights: Weights, name: str, said: Parameter) -> None:
+    """Check that a weight is the one that a delta says it was made for.
+
+    Raises:
+        BaseMismatchError: another weight stands there.
+        BaseError: it is missing, or cannot be used.
+    """
+    if why := difference(weights, name, said):
+        raise BaseMismatchError(f"{name}: {why}", fix="name the base that the delta was made for")
+
+
 def fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
     """Prepare the weight that a delta shifts, and check that it is the one the delta was made for.
 
@@ -151,8 +162,7 @@ def fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepare
         BaseError: as `prepare`.
     """
     said = delta.metadata.parameters[name]
-    if why := difference(weights, name, said):
-        raise BaseMismatchError(f"{name}: {why}", fix="name the base that the delta was made for")
+    check_weight_of(weights, name, said)
     prepared = prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
     if prepared.parameter.fingerprint != said.fingerprint:  # the file was changed under a remembered fingerprint
         raise BaseMismatchError(f"{name}: the base's file has changed", fix="name the base the delta was made for")
