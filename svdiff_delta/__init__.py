@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Final
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .bake import Baked as Baked
     from .bake import bake as bake
     from .base import Base as Base
     from .base import open_base as open_base
     from .basis import Basis as Basis
     from .build import build_basis as build_basis
     from .build import zero_delta as zero_delta
+    from .conversion import Conversion as Conversion
+    from .convert import convert as convert
     from .delta import Delta as Delta
     from .errors import DeltaError as DeltaError
     from .file import load as load
@@ -28,14 +31,17 @@ if TYPE_CHECKING:
     from .ops import interpolate as interpolate
     from .ops import scale as scale
     from .quantize import quantize as quantize
+    from .rebase import rebase as rebase
     from .runtime import Handle as Handle
     from .runtime import attach as attach
     from .select import select as select
     from .truncate import truncate as truncate
 
 _HOME: Final = {
+    "Baked": "bake",
     "Base": "base",
     "Basis": "basis",
+    "Conversion": "conversion",
     "Delta": "delta",
     "DeltaError": "errors",
     "Handle": "runtime",
@@ -43,11 +49,13 @@ _HOME: Final = {
     "attach": "runtime",
     "bake": "bake",
     "build_basis": "build",
+    "convert": "convert",
     "interpolate": "ops",
     "load": "file",
     "merge": "merge",
     "open_base": "base",
     "quantize": "quantize",
+    "rebase": "rebase",
     "save": "file",
     "scale": "ops",
     "select": "select",
@@ -56,8 +64,10 @@ _HOME: Final = {
 }
 
 __all__ = [
+    "Baked",
     "Base",
     "Basis",
+    "Conversion",
     "Delta",
     "DeltaError",
     "Handle",
@@ -66,11 +76,13 @@ __all__ = [
     "attach",
     "bake",
     "build_basis",
+    "convert",
     "interpolate",
     "load",
     "merge",
     "open_base",
     "quantize",
+    "rebase",
     "save",
     "scale",
     "select",

@@ -2,47 +2,64 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from os import PathLike
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._atomic import check_output, replace_file, replace_folder
+from ._atomic import replace_file, replace_folder
 from .base import Base
 from .cache import BasisCache
 from .codec import Dtype
-from .combine import combine_parameters
-from .component import Component
-from .container import header_bytes
+from .container import ITEM_SIZE, header_bytes
 from .delta import Delta
-from .errors import BaseMismatchError, InputError, TensorError
+from .errors import OutputError, TensorError
 from .identity import TORCH_DTYPE
-from .layout import PICKLE_SUFFIXES, read_json
-from .parameter import Parameter
+from .layout import read_json
+from .plan import FLOATING, Item, Plan, Unchanged, layout_of, plan_bake
 from .prepare import Progress, fit
 from .totals import weighted_total
-from .weights import Weight
 
-FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
-WEIGHT_SUFFIXES: Final = PICKLE_SUFFIXES | {".safetensors", ".onnx", ".msgpack", ".h5", ".pb"}
+CONFIG_DTYPE: Final[Mapping[Dtype, str]] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""What transformers calls dtypes in its configurations."""
+
+
+class Loss(NamedTuple):
+    """Squared Frobenius norms of a ΔW, and of what rounding the baked weight lost of it."""
+
+    change: float
+    lost: float
+
+    @property
+    def share(self) -> float:
+        """‖lost‖ / ‖ΔW‖."""
+        return sqrt(self.lost / self.change) if self.change else 0.0
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What to add to which weights, checked; nothing is written before it stands."""
+class Baked:
+    """What was baked.
 
-    base: Base
-    deltas: Sequence[Delta]
-    factors: Sequence[float]
-    parameters: dict[str, Parameter]
-    keys: dict[tuple[str, str], str]  # parameter name by component and the base's own key
-    cache: BasisCache
-    dtype: Dtype | None
+    Attributes:
+        path: the folder or file.
+        losses: what rounding to F16 or BF16 lost of each ΔW, by parameter; nothing stands here for wider dtypes.
+    """
+
+    path: Path
+    losses: Mapping[str, Loss]
+
+    @property
+    def loss(self) -> Loss:
+        """The losses of all parameters together."""
+        return Loss(sum(loss.change for loss in self.losses.values()), sum(loss.lost for loss in self.losses.values()))
 
 
 def bake(
@@ -52,12 +69,15 @@ def bake(
     *,
     dtype: Dtype | None = None,
     overwrite: bool = False,
+    unchanged: Unchanged = "copy",
     cache: BasisCache | None = None,
     progress: Progress | None = None,
-) -> Path:
+    building: Progress | None = None,
+) -> Baked:
     """Write a full checkpoint with W + U diag(max(Σ wᵢδᵢ, −σ)) Vᵀ for every shifted weight (Eq. 2 and 4).
 
     ΔW is computed in float32 or better, added to the base's unrounded weight, and rounded once to the output's dtype.
+    Everything is checked before the first byte is written; what a crash leaves is not called `output`.
 
     Args:
         base: an opened base; a folder bakes to a folder, a single file to a file.
@@ -65,131 +85,124 @@ def bake(
         output: the folder or file to write, atomically.
         dtype: the dtype of all floating-point weights of the output; the base's own if not given.
         overwrite: whether an existing output may be replaced.
+        unchanged: "copy", "hardlink" or "symlink" for files that are as in the base.
         cache: where bases are kept; the default cache if not given.
         progress: called with the numbers of bytes written and in all.
-
-    Returns:
-        The output's path.
+        building: called while bases that are not in the cache are computed, with the work done and in all.
 
     Raises:
-        OutputError: the output exists, or the disk refused.
+        OutputError: the output exists, the disk has too little space, or refused.
+        InputError: there is no delta, or a factor is not finite.
         BaseMismatchError: a delta was made for another base.
         BaseError: the base lacks a parameter, or a weight in it cannot be used.
         TensorError: a baked weight is too large for the output's dtype.
     """
     output = Path(output)
-    check_output(output, overwrite=overwrite)
-    pairs = [item if isinstance(item, tuple) else (item, 1.0) for item in deltas]
-    plan = _check(base, [pair[0] for pair in pairs], [float(pair[1]) for pair in pairs], cache or BasisCache(), dtype)
-    meter = _Meter(progress, sum(path.stat().st_size for part in base.components.values() for path in part.files))
-    if base.path.is_file():
-        (component,) = base.components
-        with replace_file(output, overwrite=overwrite) as stream:
-            _write_weights(plan, component, base.path, stream, meter)
-        return output
-    with replace_folder(output, overwrite=overwrite) as folder:
-        if base.pipeline:
-            _copy_settings(base.path, folder)
-        for name, component_ in base.components.items():
-            _write_component(plan, name, component_, folder / name if base.pipeline else folder, meter)
-    return output
+    plan = plan_bake(base, deltas, output, dtype=dtype, overwrite=overwrite, unchanged=unchanged, cache=cache)
+    plan.check_weights(building)
+    return write_bake(plan, overwrite=overwrite, progress=progress)
 
 
-def _check(
-    base: Base, deltas: Sequence[Delta], factors: Sequence[float], cache: BasisCache, dtype: Dtype | None
-) -> _Plan:
-    """Check all deltas against the base, and see to it that every basis is in the cache."""
-    if not deltas:
-        raise InputError("there is nothing to bake", fix="give at least one delta")
-    factors = [Weight(factor).default for factor in factors]
-    parameters = combine_parameters(deltas)
-    keys: dict[tuple[str, str], str] = {}
-    for name in parameters:
-        place = name.partition(".")[0], base.locate(name)[1]
-        if place in keys:
-            raise BaseMismatchError(f"{name}: shifts the same weight as {keys[place]}", fix="keep one of the two names")
-        keys[place] = name
-        for delta in deltas:
-            if name in delta:
-                fit(base, name, delta, cache)
-    return _Plan(base, deltas, factors, parameters, keys, cache, dtype)
+def write_bake(plan: Plan, *, overwrite: bool = False, progress: Progress | None = None) -> Baked:
+    """Do what was planned. Arguments and errors are those of `bake`."""
+    writer = _Writer(plan, progress)
+    if plan.base.path.is_file():
+        with replace_file(plan.output, overwrite=overwrite) as stream:
+            writer.weights(plan.items[0], stream)
+    else:
+        with replace_folder(plan.output, overwrite=overwrite) as folder:
+            for item in plan.items:
+                target = folder / item.target
+                target.parent.mkdir(exist_ok=True)
+                writer.file(item, target)
+    return Baked(plan.output, dict(sorted(writer.losses.items())))
 
 
-class _Meter:
-    """Counts bytes for a progress display."""
+class _Writer:
+    """Writes the files of a plan, counts bytes, and notes what rounding loses."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total, self.done = progress, total, 0
+    def __init__(self, plan: Plan, progress: Progress | None) -> None:
+        self.plan, self.progress = plan, progress
+        self.done, self.total = 0, sum(item.bytes for item in plan.items)
+        self.losses: dict[str, Loss] = {}
 
-    def add(self, count: int) -> None:
-        self.done += count
+    def count(self, size: int) -> None:
+        self.done += size
         if self.progress is not None:
             self.progress(min(self.done, self.total), self.total)
 
-
-def _copy_settings(source: Path, target: Path) -> None:
-    """Copy what a pipeline has beside its models: the index, tokenizers, schedulers, and the licence."""
-    shutil.copyfile(source / "model_index.json", target / "model_index.json")
-    for path in sorted(source.glob("LICENSE*")):
-        shutil.copyfile(path, target / path.name)
-    for name in read_json(source / "model_index.json"):
-        folder = source / name
-        if folder.is_dir():
-            _copy_all_but_weights(folder, target / name)
-
-
-def _copy_all_but_weights(source: Path, target: Path) -> None:
-    target.mkdir(exist_ok=True)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix not in WEIGHT_SUFFIXES and not path.name.startswith("."):
-            shutil.copyfile(path, target / path.name)
-
-
-def _write_component(plan: _Plan, name: str, component: Component, target: Path, meter: _Meter) -> None:
-    if component.folder is not None:
-        _copy_all_but_weights(component.folder, target)
-    shifted = any(slot == name for slot, _ in plan.keys)
-    for path in component.files:
-        if shifted or plan.dtype is not None:
-            with (target / path.name).open("wb") as stream:
-                _write_weights(plan, name, path, stream, meter)
+    def file(self, item: Item, target: Path) -> None:
+        if item.slot is not None:
+            with target.open("wb") as stream:
+                self.weights(item, stream)
+            return
+        if item.settings and self.plan.dtype is not None:
+            settings = _with_dtype(item, self.plan.items, self.plan.dtype)
+            target.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
         else:
-            shutil.copyfile(path, target / path.name)
-            meter.add(path.stat().st_size)
+            _bring(item.source, target, self.plan.unchanged)
+        self.count(item.bytes)
+
+    def weights(self, item: Item, stream: IO[bytes]) -> None:
+        """Write a weight file tensor by tensor, in the order of the base's file."""
+        slot = item.slot or ""
+        layout, metadata = layout_of(self.plan.base.components[slot], item.source, self.plan.dtype)
+        stream.write(header_bytes(layout, metadata))
+        for key, dtype, _ in layout:
+            raw = self.baked(slot, key, dtype).contiguous().flatten().view(torch.uint8).numpy().data
+            stream.write(raw)
+            self.count(len(raw))
+
+    def baked(self, slot: str, key: str, dtype: str) -> Tensor:
+        """Return a weight as it stands in the output; W itself where δ is 0."""
+        plan, name = self.plan, self.plan.keys.get((slot, key))
+        target = torch.float64 if dtype == "F64" else TORCH_DTYPE.get(dtype)  # type: ignore[call-overload]
+        shift = None
+        if name is not None:
+            shift = weighted_total(name, plan.parameters[name], plan.deltas, plan.factors)
+        if name is None or shift is None or not shift.any():
+            weight = plan.base.read(f"{slot}.{key}")
+            return weight.to(target) if dtype in FLOATING else weight
+        owner = next(delta for delta in plan.deltas if name in delta)
+        prepared = fit(plan.base, name, owner, plan.cache)
+        change = prepared.delta_weight(torch.from_numpy(shift))
+        weight = prepared.weight
+        found = (weight.to(torch.promote_types(weight.dtype, change.dtype)) + change).to(target)
+        if not torch.isfinite(found).all():
+            raise TensorError(f"{name}: the baked weight is too large for {dtype}", fix="use --dtype BF16 or F32")
+        if ITEM_SIZE[dtype] == 2:
+            self.losses[name] = _loss(weight.to(target), found, change)
+        return found
 
 
-def _write_weights(plan: _Plan, slot: str, path: Path, stream: IO[bytes], meter: _Meter) -> None:
-    """Write one weight file tensor by tensor, in the order of the base's file."""
-    header = plan.base.components[slot].headers[path]
-    dtypes = {
-        key: plan.dtype if plan.dtype and entry.dtype in FLOATING else entry.dtype
-        for key, entry in header.entries.items()
-    }
-    stream.write(header_bytes([(k, dtypes[k], entry.shape) for k, entry in header.entries.items()], header.metadata))
-    for key, raw in _baked(plan, slot, dtypes):
-        stream.write(raw)
-        entry = header.entries[key]
-        meter.add(entry.stop - entry.start)
+def _loss(before: Tensor, after: Tensor, change: Tensor) -> Loss:
+    """Return what of a change is not found in the difference of the two rounded weights."""
+    lost = after.to(change.dtype).sub_(before).sub_(change)
+    return Loss(float(change.square().sum(dtype=torch.float64)), float(lost.square_().sum(dtype=torch.float64)))
 
 
-def _baked(plan: _Plan, slot: str, dtypes: dict[str, str]) -> Iterator[tuple[str, memoryview]]:
-    for key, dtype in dtypes.items():
-        weight = plan.base.read(f"{slot}.{key}")
-        if dtype in FLOATING:
-            target = torch.float64 if dtype == "F64" else TORCH_DTYPE[dtype]  # type: ignore[index]
-            name = plan.keys.get((slot, key))
-            weight = weight.to(target) if name is None else _shifted(plan, name, weight).to(target)
-            if name is not None and not torch.isfinite(weight).all():
-                raise TensorError(f"{name}: the baked weight is too large for {dtype}", fix="use --dtype BF16 or F32")
-        yield key, weight.contiguous().flatten().view(torch.uint8).numpy().data
+def _with_dtype(item: Item, items: Sequence[Item], dtype: Dtype) -> dict[str, Any]:
+    """Return a configuration that says the output's dtype, or an index of shards with their new size."""
+    settings = read_json(item.source)
+    for key in ("dtype", "torch_dtype"):
+        if key in settings:
+            settings[key] = CONFIG_DTYPE[dtype]
+    if isinstance(settings.get("metadata"), dict) and "total_size" in settings["metadata"]:
+        beside = [other for other in items if other.slot and other.target.parent == item.target.parent]
+        settings["metadata"]["total_size"] = sum(other.body for other in beside)
+    return settings
 
 
-def _shifted(plan: _Plan, name: str, weight: Tensor) -> Tensor:
-    """Return W + ΔW in float32, or float64 for elementwise parameters and float64 bases; W itself where δ is 0."""
-    shift = weighted_total(name, plan.parameters[name], plan.deltas, plan.factors)
-    if not shift.any():
-        return weight
-    owner = next(delta for delta in plan.deltas if name in delta)
-    prepared = fit(plan.base, name, owner, plan.cache)
-    change = prepared.delta_weight(torch.from_numpy(shift))
-    return weight.to(torch.promote_types(weight.dtype, change.dtype)) + change
+def _bring(source: Path, target: Path, how: Unchanged) -> None:
+    source = source.resolve()  # files in the Hub's cache are links themselves
+    if how == "copy":
+        shutil.copyfile(source, target)
+    elif how == "symlink":
+        target.symlink_to(source)
+    else:
+        try:
+            os.link(source, target)
+        except OSError as error:
+            raise OutputError(
+                f"{target.name}: no hard link could be made ({error.strerror})", fix="use --unchanged symlink or copy"
+            ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -78,11 +79,11 @@ class Basis:
         start, stop = self.split
         change = torch.maximum(shift.double(), -self.sigma)
         work = matrix if self.left else matrix.T
-        gain = torch.zeros_like(change)
-        gain[:start] = change[:start] / self.sigma[:start]
-        result = self.factor.T @ (gain[:, None].float() * (self.factor @ work))
-        if stop > start:
-            result += self.factor[start:stop].T @ (change[start:stop, None].float() * self.tail)
+        gain = change[:start] / self.sigma[:start]
+        rows = torch.cat(
+            [gain[:, None].float() * (self.factor[:start] @ work), change[start:stop, None].float() * self.tail]
+        )
+        result = self.factor[:stop].T @ rows
         return result if self.left else result.T
 
 
@@ -149,22 +150,32 @@ def _short_side(work: Tensor) -> _Side:
     """
     values, vectors = torch.linalg.eigh(_gram(work))
     short, sigma = vectors.flip(1).contiguous(), values.flip(0).clamp_min(0).sqrt()
-    near = int((sigma >= NORMS_START * sigma[0]).sum())
-    rows = _project(short[:, near:], work)
-    sigma[near:] = rows.norm(dim=1)
+    near = _count_above(sigma, NORMS_START)
+    sigma[near:] = _lengths(short[:, near:], work)
     order = sigma[near:].argsort(descending=True, stable=True)
-    short[:, near:], sigma[near:], rows = short[:, near:][:, order], sigma[near:][order], rows[order]
-    start = int((sigma >= TAIL_START * sigma[0]).sum())
-    low = rows[start - near :]
+    short[:, near:], sigma[near:] = short[:, near:][:, order], sigma[near:][order]
+    start = _count_above(sigma, TAIL_START)
+    low = _project(short[:, start:], work)
     if start < sigma.numel():
         inner, sigma[start:], low = torch.linalg.svd(low, full_matrices=False)
         short[:, start:] = short[:, start:] @ inner
     return _Side(short, sigma.cummin(0).values, low)  # at the borders the order may be off by the last bits
 
 
+def _count_above(sigma: Tensor, share: float) -> int:
+    """Return how many values are at least `share` of the first."""
+    return int((sigma >= share * sigma[0]).sum())
+
+
 def _gram(work: Tensor) -> Tensor:
     """Return work @ work.T in float64, from pieces that fit in memory."""
     return sum((piece @ piece.T for piece in _pieces(work)), torch.zeros(()))
+
+
+def _lengths(vectors: Tensor, work: Tensor) -> Tensor:
+    """Return the lengths of the rows of vectors.T @ work in float64, from pieces that fit in memory."""
+    squares = ((vectors.T @ piece).square().sum(1) for piece in _pieces(work))
+    return sum(squares, torch.zeros(())).sqrt()
 
 
 def _project(vectors: Tensor, work: Tensor) -> Tensor:
@@ -190,13 +201,28 @@ def compute_basis(rounded: Tensor, axis: int, *, two_sided: bool = False) -> Bas
     matrix = matricize(rounded, axis)
     left = matrix.shape[0] <= matrix.shape[1]
     work = matrix if left else matrix.T
-    side = _short_side(work)
-    sigma = side.sigma.cpu()
-    null = find_runs(sigma).null
-    stop = sigma.numel() - null
-    start = 0 if two_sided else stop - tail_length(sigma, null)
-    tail = side.rows(work, start, stop).float().cpu().contiguous()
-    return Basis(sigma, side.short.T.float().cpu().contiguous(), tail, null, left)
+    with one_thread():
+        side = _short_side(work)
+        sigma = side.sigma.cpu()
+        null = find_runs(sigma).null
+        stop = sigma.numel() - null
+        start = 0 if two_sided else stop - tail_length(sigma, null)
+        tail = side.rows(work, start, stop).float().cpu().contiguous()
+        return Basis(sigma, side.short.T.float().cpu().contiguous(), tail, null, left)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch's CPU work in this block run on one thread.
+
+    Then its sums have one order, whatever the number of cores, and blocks in several threads do not hinder each other.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def tail_length(sigma: Tensor, null: int) -> int:

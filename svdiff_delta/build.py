@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from math import prod
+from typing import TypeVar
 
 import numpy as np
+import torch
 
 from .base import Base
-from .cache import BasisCache
+from .cache import BasisCache, BusyError
+from .choice import choose_kinds
 from .delta import Delta
-from .kinds import base_kinds
 from .metadata import Metadata
 from .modelspec import known_modelspec
 from .parameter import Kind, Parameter
 from .prepare import Progress, prepare
-from .selectors import match
+
+T = TypeVar("T")
 
 
 def build_basis(
-    base: Base, *selectors: str, cache: BasisCache | None = None, progress: Progress | None = None
+    base: Base,
+    *selectors: str,
+    cache: BasisCache | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
 ) -> dict[str, Parameter]:
-    """Compute and keep the bases of a base's weights, largest first.
+    """Compute and keep the bases of a base's weights, several at once, largest first.
+
+    What the cache holds is not computed again. Processes that run this at the same time with one cache folder, such as
+    those of `torchrun`, share the weights out: each passes over what another one computes.
 
     Args:
         base: an opened base.
         selectors: which parameters, as `select` takes them; all that can be shifted if none is given.
         cache: where to keep them; the default cache if not given.
-        progress: called after each weight with the numbers of weights' elements done and in all.
+        progress: called after each weight with the work done and in all, in multiplications.
+        workers: how many to compute at once; by default as many as torch has threads, and 2 on a GPU, of which one
+            reads while the other computes.
 
     Returns:
         What a delta file says about each parameter, by sorted name.
@@ -38,25 +51,60 @@ def build_basis(
         BaseError: a weight cannot be used.
     """
     cache = cache or BasisCache()
-    kinds = base_kinds(base)
-    if selectors:  # an embedding counts where its own name is given
-        kinds |= {name: kind for name, kind in base_kinds(base, on_request=True).items() if name in selectors}
-    sizes = {name: prod(base.shape(name)) for name in chosen_names(base, kinds, selectors)}
-    done, total, found = 0, sum(sizes.values()), {}
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        found[name] = prepare(base, name, *kinds[name], cache).parameter
-        done += sizes[name]
-        if progress is not None:
-            progress(done, total)
+    kinds = choose_kinds(base, selectors)
+    costs = {name: cost(base.shape(name), *kind) for name, kind in kinds.items()}
+
+    def work(name: str, wait: bool) -> Parameter:
+        return prepare(base, name, *kinds[name], cache if wait else cache.impatient()).parameter
+
+    return share_out(costs, work, progress, workers or (None if cache.device.type == "cpu" else 2))
+
+
+def cost(shape: Sequence[int], kind: Kind, axis: int) -> int:
+    """Return about how many multiplications a basis takes: K²L for products, and ten K³ for eigenvectors."""
+    rows, count = shape[axis] if shape else 1, prod(shape)
+    if kind == "elementwise":
+        return count
+    short = min(rows, count // max(1, rows))
+    return short * count + 10 * short**3
+
+
+def share_out(
+    costs: Mapping[str, int],
+    work: Callable[[str, bool], T],
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> dict[str, T]:
+    """Return the results of `work(name, wait)` by sorted name, done in threads, the most costly first.
+
+    Where it raises `BusyError` it is done again in the end, with `wait` true. The first error stops all. There are as
+    many workers as torch has threads, unless their number is given.
+    """
+    order = sorted(costs, key=lambda name: (-costs[name], name))
+    done, total, found = 0, sum(costs.values()), {}
+    threads, pool = (
+        torch.get_num_threads(),
+        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)),
+    )
+    try:
+        for wait in (False, True):
+            futures = {pool.submit(work, name, wait): name for name in order}
+            busy = []
+            for future in as_completed(futures):
+                name = futures[future]
+                try:
+                    found[name] = future.result()
+                except BusyError:
+                    busy.append(name)
+                    continue
+                done += costs[name]
+                if progress is not None:
+                    progress(done, total)
+            order = busy
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # for threads that torch has not met yet
     return dict(sorted(found.items()))
-
-
-def chosen_names(base: Base, kinds: Mapping[str, tuple[Kind, int]], selectors: Sequence[str]) -> list[str]:
-    """Return the names among `kinds` that any selector names; all if there is no selector."""
-    if not selectors:
-        return sorted(kinds)
-    shapes, info = {name: base.shape(name) for name in kinds}, base.info
-    return match(shapes, selectors, sample_size=info.sample_size, layout=info.attentions)
 
 
 def zero_delta(base: Base, *selectors: str, cache: BasisCache | None = None, progress: Progress | None = None) -> Delta:

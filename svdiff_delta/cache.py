@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from base64 import urlsafe_b64decode
 from collections.abc import Iterator
@@ -17,12 +18,13 @@ import torch
 
 from ._atomic import replace_file
 from .basis import Basis, compute_basis
+from .devices import find_device
 from .entry import PROTOCOL, SUFFIX, encode_entry, read_entry
 from .errors import DeltaError, OutputError
 
 HOME_VARIABLE: Final = "SVDIFF_HOME"
 PATIENCE: Final = 600.0
-"""Seconds to wait for another process that computes the same basis; then it is computed here as well."""
+DAY: Final = 86_400.0  # seconds
 
 
 def home() -> Path:
@@ -39,17 +41,40 @@ class Kept:
     used: float
 
 
+class BusyError(Exception):
+    """Another process or thread computes this basis now, and the cache was told not to wait."""
+
+
 class BasisCache:
     """Bases on disk. Every entry is written atomically and checked when read; processes may share the folder.
 
     Args:
         root: the folder; `home() / "basis"` if not given.
         two_sided: keep both factors whole: entries are four times as large, and take half the products to use.
+        device: where bases are computed.
+        patience: seconds to wait for another process that computes the same basis. If it takes longer, it is computed
+            here as well; with 0 `obtain` raises `BusyError` instead.
+
+    Raises:
+        InputError: there is no such device.
     """
 
-    def __init__(self, root: Path | None = None, *, two_sided: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        two_sided: bool = False,
+        device: str | torch.device = "cpu",
+        patience: float = PATIENCE,
+    ) -> None:
         self.root: Final = (root or home() / "basis") / f"v{PROTOCOL}"
         self.two_sided: Final = two_sided
+        self.device: Final = find_device(device)
+        self.patience: Final = patience
+
+    def impatient(self) -> BasisCache:
+        """Return the same cache, which never waits: with it several processes share out what is to be computed."""
+        return BasisCache(self.root.parent, two_sided=self.two_sided, device=self.device, patience=0)
 
     def path(self, key: str) -> Path:
         """Return where the entry for a fingerprint lies."""
@@ -82,30 +107,25 @@ class BasisCache:
             for part in encode_entry(basis):
                 stream.write(part)
 
-    def obtain(self, key: str, rounded: torch.Tensor, axis: int, *, wait: float = PATIENCE) -> Basis:
+    def obtain(self, key: str, rounded: torch.Tensor, axis: int) -> Basis:
         """Return the entry for a fingerprint, computed and kept if it is not there yet.
 
         Args:
             key: the fingerprint.
-            rounded: the rounded weight, on the device that is to compute.
+            rounded: the rounded weight.
             axis: its axis of output channels.
-            wait: seconds to wait for another process that computes it now.
+
+        Raises:
+            BusyError: `patience` is 0, and another process computes it now.
         """
         basis = self._usable(key)
         if basis is not None:
             return basis
-        with self._lock(key, wait):
+        with self._lock(key) as mine:
             basis = self._usable(key)  # another process may have been faster
+            if basis is None and not mine and not self.patience:
+                raise BusyError
             return self._compute(key, rounded, axis) if basis is None else basis
-
-    def claim(self, key: str, rounded: torch.Tensor, axis: int) -> Basis | None:
-        """Return the entry as `obtain`, or None at once if another process computes it now."""
-        basis = self._usable(key)
-        if basis is not None:
-            return basis
-        with self._lock(key, 0) as mine:
-            basis = self._usable(key)
-            return self._compute(key, rounded, axis) if basis is None and mine else basis
 
     def _usable(self, key: str) -> Basis | None:
         basis = self.get(key)
@@ -113,7 +133,7 @@ class BasisCache:
         return basis if whole or not self.two_sided else None
 
     def _compute(self, key: str, rounded: torch.Tensor, axis: int) -> Basis:
-        basis = compute_basis(rounded, axis, two_sided=self.two_sided)
+        basis = compute_basis(rounded.to(self.device), axis, two_sided=self.two_sided)
         try:
             self.put(key, basis)
         except OutputError as error:
@@ -121,14 +141,14 @@ class BasisCache:
         return basis
 
     @contextmanager
-    def _lock(self, key: str, wait: float) -> Iterator[bool]:
+    def _lock(self, key: str) -> Iterator[bool]:
         """Hold the right to compute an entry; yield whether it was got in time.
 
         The system releases it when a process ends, however it ends. Who does not get it may compute as well: entries
         are written atomically, so all it costs is time.
         """
         path = self.path(key).with_suffix(".lock")
-        lock = filelock.FileLock(path, timeout=wait)
+        lock = filelock.FileLock(path, timeout=self.patience)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -159,7 +179,7 @@ class BasisCache:
         found = []
         for kept in self.entries():
             try:
-                read_entry(kept.path)
+                read_entry(kept.path, once=False)
             except FileNotFoundError:
                 continue
             except (OSError, DeltaError) as error:
@@ -167,8 +187,13 @@ class BasisCache:
         return found
 
     def prune(self, most: int, *, dry_run: bool = False) -> list[Kept]:
-        """Remove the entries that were not used for longest until the rest has at most `most` bytes; return them."""
+        """Remove the entries that were not used for longest until the rest has at most `most` bytes; return them.
+
+        What processes that were killed left half written goes as well.
+        """
         kept = self.entries()
+        if not dry_run:
+            self._sweep()
         left, removed = sum(entry.bytes for entry in kept), []
         for entry in kept:
             if left <= most:
@@ -178,6 +203,13 @@ class BasisCache:
             left -= entry.bytes
             removed.append(entry)
         return removed
+
+    def _sweep(self) -> None:
+        """Remove temporary files and locks that nothing has touched for a day."""
+        for path in self.root.glob("*/*"):
+            with suppress(OSError):
+                if path.suffix != SUFFIX and path.stat().st_mtime < time.time() - DAY:
+                    path.unlink()
 
 
 def remove(path: Path) -> None:

@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from ._text import printable
+
 LONGEST: Final = 1_500
 """Characters of a message; a longer one, which quotes a broken file, loses its middle."""
 
@@ -47,12 +49,9 @@ class DeltaError(Exception):
 
 
 def _one_line(text: str) -> str:
-    """Return `text` with its control characters and half surrogates escaped: names in a broken file may hold any."""
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text)
 
 
 class FormatError(DeltaError):

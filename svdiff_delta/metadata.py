@@ -95,8 +95,13 @@ class Metadata:
         return replace(self, modelspec=spec if value is None else {**spec, key: value})
 
 
-def dump(metadata: Metadata) -> dict[str, str]:
+def dump(metadata: Metadata, *, key: str = KEY, form: str = FORMAT) -> dict[str, str]:
     """Return the strings of the container's `__metadata__`.
+
+    Args:
+        metadata: what to say.
+        key: the key of the document; another one where the file is not a delta (section 7.9).
+        form: what the document's `format` says, likewise.
 
     Raises:
         MetadataError: a parameter is badly named or its component is missing, or JSON has no place for something.
@@ -104,7 +109,7 @@ def dump(metadata: Metadata) -> dict[str, str]:
     _check_components(metadata.base, metadata.parameters)
     document: dict[str, JSON] = {
         **metadata.extra,
-        "format": FORMAT,
+        "format": form,
         "version": VERSION,
         "base": _dump_base(metadata.base),
         "parameters": dump_columns(metadata.parameters),
@@ -114,25 +119,23 @@ def dump(metadata: Metadata) -> dict[str, str]:
     if metadata.training is not None:
         document["training"] = dict(metadata.training)
     spec = {f"modelspec.{key}": value for key, value in metadata.modelspec.items()}
-    return {**metadata.foreign, **spec, KEY: canonical_json(document).decode()}
+    return {**metadata.foreign, **spec, key: canonical_json(document).decode()}
 
 
-def parse(strings: Mapping[str, str], names: Sequence[str]) -> Metadata:
-    """Check and read the container's `__metadata__` for tensors of these names.
+def parse(strings: Mapping[str, str], names: Sequence[str], *, key: str = KEY, form: str = FORMAT) -> Metadata:
+    """Check and read the container's `__metadata__` for tensors of these names; key and form as in `dump`.
 
     Raises:
         MetadataError: the document is missing or breaks a rule of section 5; the message names the field.
         VersionError: another major version, or a feature that must be understood and is not.
     """
-    if KEY not in strings:
+    if key not in strings:
         raise MetadataError(
             "this is a safetensors file without `svdiff` metadata, not a delta file",
             fix="name a delta file",
         )
-    document = as_object(
-        strict_json(strings[KEY].encode("utf-8", "surrogatepass"), "`svdiff`", MetadataError), "svdiff"
-    )
-    _check_version(document)
+    document = as_object(strict_json(strings[key].encode("utf-8", "surrogatepass"), f"`{key}`", MetadataError), key)
+    _check_version(document, form)
     base = _parse_base(as_object(take(document, "base"), "base"))
     parameters = parse_columns(as_object(take(document, "parameters"), "parameters"), sorted(names))
     _check_components(base, parameters)
@@ -143,13 +146,13 @@ def parse(strings: Mapping[str, str], names: Sequence[str]) -> Metadata:
         training=as_object(document.pop("training"), "training") if "training" in document else None,
         modelspec={k.removeprefix("modelspec."): v for k, v in strings.items() if k.startswith("modelspec.")},
         extra=document,
-        foreign={k: v for k, v in strings.items() if k != KEY and not k.startswith("modelspec.")},
+        foreign={k: v for k, v in strings.items() if k != key and not k.startswith("modelspec.")},
     )
 
 
-def _check_version(document: dict[str, JSON]) -> None:
-    if (name := take(document, "format")) != FORMAT:
-        raise MetadataError(f"format: must be {FORMAT!r}, is {name!r}")
+def _check_version(document: dict[str, JSON], form: str) -> None:
+    if (name := take(document, "format")) != form:
+        raise MetadataError(f"format: must be {form!r}, is {name!r}")
     version = take(document, "version")
     if type(version) is not int or version < 1:
         raise MetadataError(f"version: must be a whole number from 1, is {version!r}")

@@ -21,6 +21,9 @@ from .truncate import truncate
 from .weights import Weight
 
 SUFFIX: Final = ".safetensors"
+WITH_BASES: Final = frozenset({"convert", "rebase"})
+"""Operations that need more than delta files."""
+
 DEEPEST: Final = 100
 """Operations, one on the result of the other, that are repeated at most where all files between are missing."""
 
@@ -92,6 +95,7 @@ class _Work:
 
     def run(self, record: Record, title: str | None) -> Delta:
         """Return the result of an operation, under the title that it had."""
+        _check_repeatable(record.operation)  # before its inputs, which need not be deltas
         inputs = [self._input(sha256, record.operation) for sha256 in record.inputs]
         return perform(record, inputs).with_title(title)
 
@@ -131,10 +135,7 @@ def perform(record: Record, inputs: Sequence[Delta]) -> Delta:
         InputError: the operation is unknown, or its arguments are not as this program records them.
         DeltaError: as the operation.
     """
-    if record.operation not in _OPERATIONS:
-        raise InputError(
-            f"{record.operation!r}: is not an operation that can be repeated", fix=f"known are {', '.join(_OPERATIONS)}"
-        )
+    _check_repeatable(record.operation)
     arguments = dict(record.arguments)
     try:
         if "weights" in arguments:
@@ -144,6 +145,18 @@ def perform(record: Record, inputs: Sequence[Delta]) -> Delta:
         raise
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{record.operation}: its recorded arguments cannot be used ({error})") from None
+
+
+def _check_repeatable(operation: str) -> None:
+    if operation in WITH_BASES:
+        raise InputError(
+            f"{operation}: cannot be repeated from files alone, it takes the weights of a base",
+            fix=f"run `svdiff {operation}` again and compare with `svdiff diff`",
+        )
+    if operation not in _OPERATIONS:
+        raise InputError(
+            f"{operation!r}: is not an operation that can be repeated", fix=f"known are {', '.join(_OPERATIONS)}"
+        )
 
 
 def _weight(value: JSON) -> Weight:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -122,10 +122,16 @@ def summarize(delta: Delta) -> Summary:
 
 def by_block(delta: Delta) -> dict[str, Summary]:
     """Return a summary of each block, in the order of the forward pass as far as names tell."""
-    members: dict[str, list[NDArray[np.float64]]] = {}
-    for name in delta:
-        members.setdefault(block_of(name), []).append(wide(delta, name))
-    return {block: _summary(members[block]) for block in sorted(members, key=_order)}
+    blocks = in_blocks(delta)
+    return {block: _summary([wide(delta, name) for name in names]) for block, names in blocks.items()}
+
+
+def in_blocks(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the parameters of each block, in the order of the forward pass as far as names tell."""
+    members: dict[str, list[str]] = {}
+    for name in names:
+        members.setdefault(block_of(name), []).append(name)
+    return {block: members[block] for block in sorted(members, key=_order)}
 
 
 def norms(delta: Delta) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from svdiff_delta.base import Base
+from svdiff_delta.devices import find_device
 from svdiff_delta.errors import BaseError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -24,9 +25,11 @@ def load_pipeline(base: Base, *, device: str | torch.device = "cpu", dtype: str 
         dtype: "F32", "F16" or "BF16".
 
     Raises:
+        InputError: there is no such device.
         BaseError: the base is not a whole pipeline, or diffusers cannot load it.
         MissingExtraError: diffusers is not installed.
     """
+    device = find_device(device)
     if not base.pipeline:
         raise BaseError(f"{base.path}: is one model, not a whole pipeline", fix="name the pipeline's folder")
     try:

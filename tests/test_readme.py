@@ -77,7 +77,7 @@ def test_a_wrong_command_line_would_be_noticed() -> None:
     with pytest.raises(click.UsageError):
         parse(main, ["scale", "dog.safetensors", "--by", "0.5", "-o", "half.safetensors"])
     with pytest.raises(AssertionError, match="no command"):
-        parse(main, ["convert", "dog.safetensors"])
+        parse(main, ["conjure", "dog.safetensors"])
 
 
 def test_the_table_lists_every_command_and_no_other() -> None:

@@ -3,40 +3,150 @@
 from __future__ import annotations
 
 import json
+import re
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from svdiff_delta.errors import CacheError
+
 from . import options
 from .progress import Bar
-from .references import open_reference
+from .references import needs, open_reference
+
+if TYPE_CHECKING:
+    from svdiff_delta.cache import BasisCache, Kept
+
+DAY = 86_400.0
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, such as 500MB, 20G or 4GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(value).upper())
+        if match is None or match[2] not in UNITS:
+            self.fail(f"{value!r} is not a size; write it as 500MB, 20GB or 4GiB", param, ctx)
+        return int(float(match[1]) * UNITS[match[2]])
 
 
 @click.group()
 def basis() -> None:
-    """The singular vectors of a base, kept on disk."""
+    """The singular vectors of a base, kept on disk.
+
+    They lie in the folder `basis` of SVDIFF_HOME, by default the platform's cache folder.
+    """
 
 
 @basis.command()
 @click.argument("base", metavar="BASE")
 @click.argument("selectors", metavar="[SELECTOR]...", nargs=-1)
+@options.device
+@click.option("--workers", type=click.IntRange(1), help="Weights at once [default: as many as there are cores].")
+@click.option("--two-sided", is_flag=True, help="Keep both factors: four times the disk, half the products.")
 @options.as_json
 @options.quiet
-def build(base: str, selectors: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+def build(
+    base: str,
+    selectors: tuple[str, ...],
+    device: str,
+    workers: int | None,
+    two_sided: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Compute the bases of BASE's weights, all or those that a SELECTOR names, and keep them.
 
-    They are kept in the folder `basis` of SVDIFF_HOME, by default the platform's cache folder. What is there already
-    is not computed again, so an interrupted build can be repeated.
+    What is there already is not computed again, so an interrupted build can be repeated. Several processes with one
+    SVDIFF_HOME, such as those of torchrun, share the work.
+
+    \b
+        svdiff basis build tiny unet-ca
+        torchrun --nproc_per_node 4 -m svdiff_cli basis build sd15
     """
     opened = open_reference(base)
     from svdiff_delta.build import build_basis
+
+    cache = _cache(two_sided=two_sided, device=device)
+    with Bar("computing bases", quiet=quiet or as_json) as bar:
+        parameters = build_basis(opened, *selectors, cache=cache, progress=bar, workers=workers)
+    keys = {parameter.fingerprint for parameter in parameters.values() if parameter.kind == "spectral"}
+    kept = [path.stat().st_size for path in map(cache.path, keys) if path.exists()]
+    if as_json:
+        click.echo(json.dumps({"folder": str(cache.root), "bases": len(keys), "bytes": sum(kept)}))
+    elif not quiet:
+        click.echo(f"{len(keys)} bases, {sum(kept):,} bytes in {cache.root}")
+
+
+@basis.command("ls")
+@options.as_json
+def list_(as_json: bool) -> None:
+    """List what is kept, the one that was not used for longest first."""
+    cache = _cache()
+    entries = cache.entries()
+    if as_json:
+        rows = [{"file": str(entry.path), "bytes": entry.bytes, "used": entry.used} for entry in entries]
+        click.echo(json.dumps({"folder": str(cache.root), "entries": rows}))
+        return
+    for entry in entries:
+        days = (time.time() - entry.used) / DAY
+        click.echo(f"{entry.path.stem}  {entry.bytes:>13,} bytes  used {days:.1f} days ago")
+    click.echo(_sum_of(entries, cache))
+
+
+@basis.command()
+@options.as_json
+def verify(as_json: bool) -> None:
+    """Read every entry, and name those that are damaged: they are computed again when they are needed."""
+    cache = _cache()
+    damaged = {str(path): reason for path, reason in cache.damaged()}
+    entries = cache.entries()
+    if as_json:
+        click.echo(json.dumps({"folder": str(cache.root), "entries": len(entries), "damaged": damaged}))
+    else:
+        for path, reason in damaged.items():
+            click.echo(f"{path}: {reason}")
+        click.echo(f"{len(entries)} entries, {len(damaged)} damaged")
+    if damaged:
+        raise CacheError(
+            f"{cache.root}: {len(damaged)} of {len(entries)} entries are damaged",
+            fix="delete them, or leave it to the next command that needs them",
+        )
+
+
+@basis.command()
+@click.option("--max-size", type=Size(), required=True, help="What may stay, such as 20GB.")
+@options.dry_run
+@options.as_json
+@options.quiet
+def prune(max_size: int, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    """Remove the entries that were not used for longest until the rest takes at most --max-size.
+
+    \b
+        svdiff basis prune --max-size 20GB
+    """
+    cache = _cache()
+    removed = cache.prune(max_size, dry_run=dry_run)
+    size = sum(entry.bytes for entry in removed)
+    if as_json:
+        rows = [str(entry.path) for entry in removed]
+        click.echo(json.dumps({"folder": str(cache.root), "removed": rows, "bytes": size, "dry_run": dry_run}))
+    elif not quiet:
+        verb = "would remove" if dry_run else "removed"
+        click.echo(f"{verb} {len(removed)} entries, {size:,} bytes, from {cache.root}")
+
+
+def _cache(*, two_sided: bool = False, device: str = "cpu") -> BasisCache:
+    needs("torch", "torch")
     from svdiff_delta.cache import BasisCache
 
-    cache = BasisCache()
-    with Bar("computing bases", quiet=quiet or as_json) as bar:
-        parameters = build_basis(opened, *selectors, cache=cache, progress=bar)
-    spectral = [parameter for parameter in parameters.values() if parameter.kind == "spectral"]
-    size = sum(cache.path(key).stat().st_size for key in {parameter.fingerprint for parameter in spectral})
-    if as_json:
-        click.echo(json.dumps({"folder": str(cache.root), "bases": len(spectral), "bytes": size}))
-    elif not quiet:
-        click.echo(f"{len(spectral)} bases, {size:,} bytes in {cache.root}")
+    return BasisCache(two_sided=two_sided, device=device)
+
+
+def _sum_of(entries: list[Kept], cache: BasisCache) -> str:
+    return f"{len(entries)} entries, {sum(entry.bytes for entry in entries):,} bytes in {cache.root}"

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
+from svdiff_delta._text import printable
+
 from . import options
-from .references import open_deltas, open_reference, printable, sole_component
+from .references import open_deltas, open_reference, sole_component
 
 
 @click.command(cls=options.LightCommand)

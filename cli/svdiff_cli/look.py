@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from svdiff_delta._text import printable
+
 from . import options
 from .progress import Bar
-from .references import open_reference, printable, sole_component
+from .references import open_reference, sole_component
 
 if TYPE_CHECKING:
     from svdiff_delta import Delta

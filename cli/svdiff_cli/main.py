@@ -9,8 +9,7 @@ import click
 
 from svdiff_delta.errors import DeltaError
 
-from . import bake, basis, calculate, compare, demo, look, merge, plot, train
-from .references import printable
+from . import bake, basis, calculate, compare, convert, demo, look, merge, plot, train
 
 INTERRUPTED = 130
 
@@ -23,7 +22,7 @@ class ErrorHandling(click.Group):
         try:
             return super().invoke(ctx)
         except DeltaError as error:
-            click.echo(printable(f"error: {error}"), err=True)
+            click.echo(f"error: {error}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -60,6 +59,8 @@ for command in (
     plot.plot,
     basis.basis,
     bake.bake,
+    convert.convert,
+    convert.rebase,
     train.train,
     train.generate,
     demo.demo,

@@ -95,11 +95,6 @@ def needs(package: str, extra: str) -> None:
         raise MissingExtraError(package, extra)
 
 
-def printable(text: str) -> str:
-    """Escape what a hostile file could do to a terminal through the strings in it."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def say(message: str, *, quiet: bool = False) -> None:
     """Print a remark to standard error."""
     if not quiet:

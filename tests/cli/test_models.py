@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def refused(result: Result, *words: str) -> None:
 def test_bake_writes_a_pipeline_that_diffusers_loads(delta: Path, tmp_path: Path) -> None:
     result = run("bake", "tiny", delta, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"wrote {tmp_path / 'out'}\n"
+    assert result.stdout.startswith(f"wrote {tmp_path / 'out'}\nrounding lost ")
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
     assert type(pipeline.unet).__name__ == "UNet2DConditionModel"
 
@@ -219,6 +220,8 @@ def test_generate_refuses_a_base_that_is_no_pipeline(tmp_path: Path) -> None:
         ("torch", "torch", ["bake", "tiny", "{delta}", "-o", "{out}"]),
         ("torch", "torch", ["basis", "build", "tiny"]),
         ("torch", "torch", ["verify", "{delta}", "--base", "tiny"]),
+        ("torch", "torch", ["convert", "{delta}", "--to", "full", "--base", "tiny", "-o", "{out}"]),
+        ("torch", "torch", ["rebase", "{delta}", "--base", "tiny", "--to", "tiny", "-o", "{out}"]),
         ("diffusers", "train", ["train", "tiny", "pictures", "--prompt", "x", "-o", "{out}"]),
         ("diffusers", "train", ["generate", "tiny", "--prompt", "x", "-o", "{out}"]),
         ("diffusers", "train", ["demo", "-o", "{out}"]),
@@ -232,3 +235,39 @@ def test_a_command_without_its_extra_says_which_to_install(
     done = subprocess.run([sys.executable, "-c", script, *filled], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert done.stderr == f"error: this needs {package}, which is not installed: pip install 'svdiff-delta[{extra}]'\n"
+
+
+def test_bake_says_what_it_would_do_and_writes_nothing(delta: Path, tmp_path: Path) -> None:
+    result = run("bake", "tiny", delta, "-o", tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0, result.output
+    first, second, *rest = result.stdout.splitlines()
+    assert first.startswith(f"would write {tmp_path / 'out'}: ")
+    assert second == "  with new weights: unet/diffusion_pytorch_model.safetensors"
+    assert [line[:16].strip() for line in rest] == [
+        "shifted weights",
+        "disk needed",
+        "memory, about",
+        "bases to compute",
+    ]
+    facts = json.loads(run("bake", "tiny", delta, "-o", tmp_path / "out", "--dry-run", "--json").stdout)
+    assert facts["written"] is False
+    assert facts["rewritten"] == ["unet/diffusion_pytorch_model.safetensors"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_bake_refuses_another_base(delta: Path, tmp_path: Path) -> None:
+    weights = load_file(base_path() / "unet" / "diffusion_pytorch_model.safetensors")
+    shutil.copytree(base_path(), tmp_path / "base")
+    changed = {key: weight * 1.5 for key, weight in weights.items()}
+    save_file(changed, tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors")
+    refused(run("bake", tmp_path / "base", delta, "-o", tmp_path / "out", "--dry-run"), "another base")
+
+
+def test_bake_says_how_much_rounding_lost(delta: Path, tmp_path: Path) -> None:
+    result = run("bake", "tiny", f"{delta}:0.01", "-o", tmp_path / "out", "--dtype", "BF16")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^rounding lost \d+\.\d% of the change; most in unet\.mid_block\.", result.stdout, re.M)
+    assert result.stderr.startswith("warning: ")
+    assert "lost more than a third of their change in rounding: use --dtype F32" in result.stderr
+    facts = json.loads(run("bake", "tiny", delta, "-o", tmp_path / "wide", "--dtype", "F32", "--json").stdout)
+    assert (facts["lost"], facts["losses"]) == (0.0, {})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,13 +14,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.commands import Outcome, python
 from support.models import MINILM, base_delta
 from support.weights import relative
 from transformers import AutoModel
 
 from svdiff_delta import Delta, add, bake, load, open_base, save, scale, select, zero_delta
 from svdiff_delta.base import Base
+from svdiff_delta.cache import BasisCache
+from svdiff_delta.codec import Dtype
 from svdiff_delta.errors import BaseMismatchError, OutputError, TensorError
+from svdiff_delta.plan import Unchanged, plan_bake
 from svdiff_train.tiny import base_path, open_tiny
 
 
@@ -232,4 +238,163 @@ def test_a_delta_loaded_from_its_file_bakes_like_the_one_in_memory(minilm: Base,
     save(delta, tmp_path / "delta.safetensors")
     bake(minilm, [load(tmp_path / "delta.safetensors")], tmp_path / "a")
     bake(minilm, [delta], tmp_path / "b")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def lost(base: Base, delta: Delta, baked: Path, name: str) -> float:
+    """‖(rounded W_δ − rounded W) − ΔW‖ / ‖ΔW‖ in float64."""
+    weight, after = base.read(name), load_file(baked)[name.removeprefix("model.")]
+    change = truth(weight, delta[name], delta.metadata.parameters[name].kind) - weight.double()
+    difference = after.double() - weight.to(after.dtype).double()
+    return float((difference - change).norm() / change.norm())
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_what_rounding_lost_of_each_change_is_reported(
+    minilm: Base, delta: Delta, tmp_path: Path, dtype: Dtype
+) -> None:
+    baked = bake(minilm, [scale(delta, 0.1)], tmp_path / "out", dtype=dtype)
+    assert baked.losses.keys() == set(delta)
+    for name, loss in baked.losses.items():
+        expected = lost(minilm, scale(delta, 0.1), tmp_path / "out" / "model.safetensors", name)
+        assert loss.share == pytest.approx(expected, rel=1e-3)
+    shares = [loss.share for loss in baked.losses.values()]
+    assert min(shares) < baked.loss.share < max(shares)
+
+
+def test_float32_loses_nothing_that_would_be_reported(minilm: Base, delta: Delta, tmp_path: Path) -> None:
+    baked = bake(minilm, [delta], tmp_path / "out")
+    assert (baked.path, baked.losses) == (tmp_path / "out", {})
+
+
+def test_a_given_dtype_stands_in_the_configuration(minilm: Base, delta: Delta, tmp_path: Path) -> None:
+    bake(minilm, [delta], tmp_path / "out", dtype="BF16")
+    assert AutoModel.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+
+
+def sharded(folder: Path) -> Path:
+    """MiniLM in two shards with an index that says their size."""
+    AutoModel.from_pretrained(MINILM).save_pretrained(folder, max_shard_size="50MB")
+    return folder
+
+
+def test_the_index_of_a_sharded_base_says_the_size_of_the_output(tmp_path: Path) -> None:
+    base = open_base(sharded(tmp_path / "base"))
+    bake(base, [base_delta(base, "model.pooler.*")], tmp_path / "out", dtype="F16")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    shards = [load_file(tmp_path / "out" / name) for name in sorted(set(index["weight_map"].values()))]
+    assert len(shards) == 2
+    assert index["metadata"]["total_size"] == sum(w.nbytes for shard in shards for w in shard.values())
+    assert AutoModel.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.float16
+
+
+@pytest.mark.parametrize("how", ["hardlink", "symlink"])
+def test_files_that_are_not_changed_can_be_linked(tmp_path: Path, how: Unchanged) -> None:
+    base = open_tiny()
+    linkable = tmp_path / "base"
+    shutil.copytree(base_path(), linkable)
+    base = open_base(linkable)
+    bake(base, [base_delta(base, "mid")], tmp_path / "out", unchanged=how)
+    unet, vae = (tmp_path / "out" / part / "diffusion_pytorch_model.safetensors" for part in ("unet", "vae"))
+    original = linkable / "vae" / "diffusion_pytorch_model.safetensors"
+    assert vae.samefile(original)
+    assert vae.is_symlink() == (how == "symlink")
+    assert not unet.samefile(linkable / "unet" / "diffusion_pytorch_model.safetensors")
+    assert files(tmp_path / "out").keys() == files(linkable).keys() - {"README.md"}
+
+
+def test_a_plan_says_what_a_bake_needs_and_writes_nothing(minilm: Base, delta: Delta, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plan = plan_bake(minilm, [delta], out, dtype="F16")
+    assert not list(tmp_path.iterdir())
+    bake(minilm, [delta], out, dtype="F16")
+    sizes = {str(item.target): item.bytes for item in plan.items}
+    written = {name: len(raw) for name, raw in files(out).items()}
+    assert sizes.keys() == written.keys()
+    assert sizes["model.safetensors"] == written["model.safetensors"]
+    assert plan.bytes == pytest.approx(sum(written.values()), abs=100)  # the configuration's dtype has another length
+    assert plan.missing == []
+
+
+def test_a_plan_names_the_bases_that_are_missing(minilm: Base, delta: Delta, tmp_path: Path) -> None:
+    plan = plan_bake(minilm, [delta], tmp_path / "out", cache=BasisCache(tmp_path / "empty"))
+    kinds = {name: parameter.kind for name, parameter in delta.metadata.parameters.items()}
+    assert plan.missing == [name for name, kind in kinds.items() if kind == "spectral"]
+
+
+def test_a_disk_without_space_is_noticed_before_anything_is_written(
+    minilm: Base, delta: Delta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OutputError, match=r"out: needs \d[\d,]+ bytes, its disk has 1,000 left: free some space"):
+        bake(minilm, [delta], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+FULL = """
+import resource, signal, sys, warnings
+from pathlib import Path
+from svdiff_delta import bake, load, open_base
+from svdiff_delta.cache import BasisCache
+base, delta, out, cache = open_base(sys.argv[1]), load(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[5]), resource.RLIM_INFINITY))
+warnings.simplefilter("default")
+print(bake(base, [delta], out, cache=BasisCache(cache)).path)
+"""
+
+
+def bake_on_a_full_disk(delta: Delta, folder: Path, largest: int) -> Outcome:
+    """Bake in a process that may write no file of more than `largest` bytes: to the code that is a full disk."""
+    save(delta, folder / "delta.safetensors")
+    places = [MINILM, folder / "delta.safetensors", folder / "out", folder / "cache", str(largest)]
+    return python(FULL, *places)
+
+
+def test_a_disk_that_is_full_in_the_output_leaves_nothing_of_it(delta: Delta, tmp_path: Path) -> None:
+    done = bake_on_a_full_disk(select(delta, "model.encoder.layer.0.attention.self.query.weight"), tmp_path, 5_000_000)
+    assert "OutputError" in done.err
+    assert f"{tmp_path / 'out'}: could not be written (File too large)" in done.err
+    assert {path.name for path in tmp_path.iterdir()} == {"delta.safetensors", "cache"}
+
+
+def test_a_disk_that_is_full_in_the_cache_is_reported_and_the_bake_goes_on(delta: Delta, tmp_path: Path) -> None:
+    part = select(delta, "model.encoder.layer.0.attention.self.query.weight")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "v1").write_text("no folder can be made here")
+    done = bake_on_a_full_disk(part, tmp_path, 1_000_000_000)
+    assert done.out == f"{tmp_path / 'out'}\n"
+    assert "UserWarning: going on without the basis cache" in done.err
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+KILLED = """
+import os, signal, sys
+from svdiff_delta import bake, load, open_base
+def kill(done, total):
+    if done > float(sys.argv[4]) * total:
+        os.kill(os.getpid(), signal.SIGKILL)
+bake(open_base(sys.argv[1]), [load(sys.argv[2])], sys.argv[3], overwrite=True, progress=kill)
+"""
+
+
+@pytest.mark.parametrize("moment", ["0.01", "0.5", "0.99"])
+def test_a_bake_that_was_killed_leaves_the_old_output_and_can_be_done_again(
+    minilm: Base, delta: Delta, tmp_path: Path, moment: str
+) -> None:
+    save(delta, tmp_path / "delta.safetensors")
+    bake(minilm, [scale(delta, 0.0)], tmp_path / "out")
+    before = files(tmp_path / "out")
+    done = python(KILLED, MINILM, tmp_path / "delta.safetensors", tmp_path / "out", moment)
+    assert done.code == -signal.SIGKILL
+    assert files(tmp_path / "out") == before
+    bake(minilm, [delta], tmp_path / "out", overwrite=True)
+    bake(minilm, [delta], tmp_path / "fresh")
+    assert files(tmp_path / "out") == files(tmp_path / "fresh")
+
+
+def test_the_same_bake_gives_the_same_bytes(minilm: Base, delta: Delta, tmp_path: Path) -> None:
+    bake(minilm, [delta], tmp_path / "a", dtype="F16")
+    bake(minilm, [delta], tmp_path / "b", dtype="F16")
     assert files(tmp_path / "a") == files(tmp_path / "b")

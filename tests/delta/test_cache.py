@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import time
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from support.commands import python
 from support.weights import normal
 
-from svdiff_delta.basis import Basis, compute_basis
+from svdiff_delta.basis import Basis, compute_basis, matricize
 from svdiff_delta.cache import BasisCache, home
+from svdiff_delta.errors import InputError, OutputError
 from svdiff_delta.identity import fingerprint, round_weight
 
 
@@ -101,3 +105,125 @@ def test_without_svdiff_home_the_platform_says_where(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("SVDIFF_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert home() == tmp_path / "svdiff-delta"
+
+
+def test_a_two_sided_entry_has_both_factors_and_gives_the_same_change(tmp_path: Path) -> None:
+    rounded = round_weight(normal(12, 30), "F16")
+    key, shift = fingerprint(rounded, 0), torch.linspace(-0.5, 0.5, 12, dtype=torch.float64)
+    one = BasisCache(tmp_path / "one").obtain(key, rounded, 0)
+    both = BasisCache(tmp_path / "both", two_sided=True).obtain(key, rounded, 0)
+    assert one.tail.shape == (0, 30)
+    assert both.tail.shape == (12, 30)
+    U, sigma, Vt = torch.linalg.svd(rounded.double(), full_matrices=False)
+    truth = U * shift @ Vt
+    for basis in (one, both):
+        torch.testing.assert_close(basis.sigma, sigma, rtol=1e-13, atol=0)
+        found = basis.delta_weight(matricize(rounded, 0), shift).double()
+        assert (found - truth).norm() <= 2e-6 * truth.norm()
+
+
+def test_a_two_sided_cache_completes_one_sided_entries_and_leaves_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = round_weight(normal(12, 30), "F16")
+    key = fingerprint(rounded, 0)
+    BasisCache(tmp_path).obtain(key, rounded, 0)
+    assert BasisCache(tmp_path, two_sided=True).obtain(key, rounded, 0).tail.shape == (12, 30)
+    monkeypatch.setattr("svdiff_delta.cache.compute_basis", lambda *_, **__: pytest.fail("computed again"))
+    assert BasisCache(tmp_path, two_sided=True).obtain(key, rounded, 0).tail.shape == (12, 30)
+    assert BasisCache(tmp_path).obtain(key, rounded, 0).tail.shape == (12, 30)
+
+
+@pytest.fixture
+def three(cache: BasisCache) -> list[Path]:
+    """Three entries of one size, the first not used for longest."""
+    paths = []
+    for index, letter in enumerate("ABC"):
+        cache.put(letter * 22, compute_basis(normal(6, 9).float(), 0))
+        paths.append(cache.path(letter * 22))
+        os.utime(paths[-1], (0, 1_000_000 + index))
+    return paths
+
+
+def test_entries_are_listed_with_the_longest_unused_first(cache: BasisCache, three: list[Path]) -> None:
+    assert [entry.path for entry in cache.entries()] == three
+    assert [entry.used for entry in cache.entries()] == [1_000_000, 1_000_001, 1_000_002]
+
+
+def test_using_an_entry_makes_it_the_last_to_go(cache: BasisCache, three: list[Path]) -> None:
+    cache.get("A" * 22)
+    assert [entry.path for entry in cache.entries()] == [three[1], three[2], three[0]]
+
+
+def test_pruning_removes_the_longest_unused_until_the_rest_fits(cache: BasisCache, three: list[Path]) -> None:
+    size = three[0].stat().st_size
+    assert cache.prune(3 * size) == []
+    assert [entry.path for entry in cache.prune(3 * size - 1, dry_run=True)] == three[:1]
+    assert [entry.path for entry in cache.prune(size)] == three[:2]
+    assert [path.exists() for path in three] == [False, False, True]
+
+
+def test_pruning_removes_what_killed_processes_left_and_nothing_that_is_being_written(
+    cache: BasisCache, three: list[Path]
+) -> None:
+    old, new = three[0].with_name(".x.safetensors.old"), three[0].with_name(".x.safetensors.new")
+    lock = three[0].with_suffix(".lock")
+    for path in (old, new, lock):
+        path.touch()
+    os.utime(old, (0, time.time() - 100_000))
+    os.utime(lock, (0, time.time() - 100_000))
+    cache.prune(10**9)
+    assert [path.exists() for path in (old, lock, new, *three)] == [False, False, True, True, True, True]
+
+
+def test_an_entry_that_may_not_be_removed_is_named(cache: BasisCache, three: list[Path]) -> None:
+    three[0].unlink()
+    three[0].mkdir()
+    os.utime(three[0], (0, 0))
+    with pytest.raises(OutputError, match=f"{three[0].name}: could not be removed"):
+        cache.prune(0)
+
+
+def test_damaged_entries_are_named_with_the_reason(cache: BasisCache, three: list[Path]) -> None:
+    raw = bytearray(three[1].read_bytes())
+    raw[-1] ^= 1
+    three[1].write_bytes(raw)
+    three[2].write_bytes(b"")
+    assert sorted(cache.damaged()) == sorted([(three[1], "its checksum does not fit"), (three[2], "it is empty")])
+
+
+def test_an_entry_whose_tensors_do_not_fit_each_other_is_damaged(cache: BasisCache) -> None:
+    whole = compute_basis(normal(6, 9).float(), 0)
+    cache.put("A" * 22, Basis(whole.sigma[:5], whole.factor, whole.tail, 0, left=True))
+    assert [reason for _, reason in cache.damaged()] == ["its tensors do not fit each other"]
+
+
+def test_a_cache_that_was_never_used_has_no_entries(cache: BasisCache) -> None:
+    assert (cache.entries(), cache.damaged(), cache.prune(0)) == ([], [], [])
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nowhere", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused_at_once(tmp_path: Path, device: str) -> None:
+    with pytest.raises(InputError, match=f"{device}: there is no such device here"):
+        BasisCache(tmp_path, device=device)
+
+
+FULL = """
+import resource, signal, sys, warnings
+from pathlib import Path
+import torch
+from svdiff_delta.cache import BasisCache
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+warnings.simplefilter("default")
+rounded = torch.arange(900).reshape(30, 30).float()
+print(BasisCache(Path(sys.argv[1])).obtain("A" * 22, rounded, 0).sigma.numel())
+"""
+
+
+def test_a_disk_that_is_full_is_reported_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    done = python(FULL, tmp_path)
+    assert done.out == "30\n"
+    assert "UserWarning: going on without the basis cache: " in done.err
+    assert "could not be written (File too large)" in done.err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

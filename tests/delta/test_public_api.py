@@ -15,8 +15,10 @@ from support.commands import python
 import svdiff_delta
 
 NAMES = [
+    "Baked",
     "Base",
     "Basis",
+    "Conversion",
     "Delta",
     "DeltaError",
     "Handle",
@@ -25,11 +27,13 @@ NAMES = [
     "attach",
     "bake",
     "build_basis",
+    "convert",
     "interpolate",
     "load",
     "merge",
     "open_base",
     "quantize",
+    "rebase",
     "save",
     "scale",
     "select",
@@ -80,7 +84,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         svdiff_delta.merge_all  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["bake", "merge", "quantize", "select", "truncate"])
+@pytest.mark.parametrize("name", ["bake", "convert", "merge", "quantize", "rebase", "select", "truncate"])
 def test_a_function_is_not_hidden_by_the_module_of_its_name(name: str) -> None:
     module = import_module(f"svdiff_delta.{name}")
     assert getattr(svdiff_delta, name) is getattr(module, name)

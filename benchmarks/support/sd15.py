@@ -1,0 +1,54 @@
+"""A UNet of Stable Diffusion 1.5's own configuration with random weights, as a folder on disk, written in a stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svdiff_delta.basis import matricize
+from svdiff_delta.container import header_bytes
+from svdiff_delta.kinds import shiftable
+
+
+def skeleton() -> Any:
+    """The UNet without weights."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+
+
+def write(folder: Path, seed: int = 0) -> int:
+    """Write configuration and float32 weights; return the number of weights' elements."""
+    model = skeleton()
+    model.save_config(folder)
+    shapes = {key: tuple(value.shape) for key, value in sorted(model.state_dict().items())}
+    with (folder / "diffusion_pytorch_model.safetensors").open("wb") as stream:
+        stream.write(header_bytes([(key, "F32", shape) for key, shape in shapes.items()], {"format": "pt"}))
+        for index, shape in enumerate(shapes.values()):
+            generator = torch.Generator().manual_seed(seed + index)
+            weight = torch.randn(shape, generator=generator) / (prod(shape[1:]) or 1) ** 0.5
+            stream.write(weight.numpy().tobytes())
+    return sum(map(prod, shapes.values()))
+
+
+def matrices(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and values, (rows, columns) float32, of each weight with singular values."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "diffusion_pytorch_model.safetensors", "pt") as weights:
+        for key, kind, axis in shiftable(skeleton()):
+            if kind == "spectral":
+                yield key, matricize(weights.get_tensor(key), axis)
+
+
+def save_figures(path: Path | None, figures: dict[str, Any]) -> None:
+    """Write figures as JSON, if a file was named."""
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=2) + "\n")

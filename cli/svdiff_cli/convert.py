@@ -1,0 +1,202 @@
+"""Commands that carry changes over: to and from other dialects, and to another base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from svdiff_delta._text import printable
+
+from . import options
+from .progress import Bar
+from .references import open_reference, say, sole_component
+from .writing import Writing, writes_delta
+
+if TYPE_CHECKING:
+    from svdiff_delta import Base, Conversion
+    from svdiff_delta.codec import StoredDtype
+    from svdiff_delta.conversion import Energy
+
+POOR = 0.5
+"""A share of the change below which a remark says that the result is a poor copy."""
+
+threshold = click.option(
+    "--threshold", type=float, default=0.0, show_default=True, help="Fail if less than this share is captured."
+)
+allow_partial = click.option(
+    "--allow-partial", is_flag=True, help="Leave out weights that cannot be carried over, and list them."
+)
+layers_too = click.option("--layers", is_flag=True, help="List every parameter.")
+
+
+@click.command()
+@click.argument("source", metavar="IN")
+@click.option("--to", default="delta", show_default=True, metavar="DIALECT", help="delta or full.")
+@click.option("--from", "from_", metavar="DIALECT", help="delta or full [default: what IN says it is].")
+@click.option("--base", required=True, metavar="BASE", help="The base that the change is a change of.")
+@threshold
+@allow_partial
+@click.option("--embeddings", is_flag=True, help="Shift embeddings too, where they changed.")
+@layers_too
+@options.stored_dtype
+@writes_delta
+def convert(
+    source: str,
+    to: str,
+    from_: str | None,
+    base: str,
+    threshold: float,
+    allow_partial: bool,
+    embeddings: bool,
+    layers: bool,
+    dtype: str | None,
+    writing: Writing,
+) -> None:
+    """Convert a delta to full weights, or full weights to a delta.
+
+    IN is a delta file, a file that --to full wrote, or, with --from full, a tuned model: a pipeline's folder, a model's
+    folder, or a safetensors file. --to full writes the change of each weight, computed before it is added to BASE.
+    --from full takes for each singular value of BASE the shift that is nearest to the change, and says how much of the
+    change all of them capture. That is little where the change is not a stretching of what BASE has: of a random
+    change about 1/max(M, N) for a weight of M rows and N columns.
+
+    Weights that changed and cannot be shifted, such as biases, are listed and fail the command, unless
+    --allow-partial leaves them out.
+
+    \b
+        svdiff convert dog.safetensors --to full --base tiny -o dog-full.safetensors
+        svdiff convert dog-model --from full --base tiny --threshold 0.9 -o dog.safetensors
+    """
+    model = open_reference(base)
+    _check_output(writing, Path(source), *_files(model))
+    from svdiff_delta.convert import convert as run
+
+    with Bar("converting", quiet=writing.silent) as bar:
+        found = run(
+            source,
+            to=to,
+            base=model,
+            from_=from_,
+            output=None if to == "delta" or writing.dry_run else writing.output,
+            dtype=cast("StoredDtype", dtype.upper() if dtype else "F32"),
+            threshold=threshold,
+            partial=allow_partial,
+            embeddings=embeddings,
+            title=writing.title,
+            overwrite=writing.force,
+            progress=bar,
+        )
+    _finish(found, source, writing, layers=layers)
+
+
+@click.command()
+@click.argument("delta", metavar="DELTA")
+@click.option("--base", "old", required=True, metavar="OLD", help="The base that DELTA was made for.")
+@click.option("--to", "new", required=True, metavar="NEW", help="The base that the result is for.")
+@threshold
+@allow_partial
+@layers_too
+@options.stored_dtype
+@writes_delta
+def rebase(
+    delta: str,
+    old: str,
+    new: str,
+    threshold: float,
+    allow_partial: bool,
+    layers: bool,
+    dtype: str | None,
+    writing: Writing,
+) -> None:
+    """Carry a delta over to another base, such as a newer revision of its own.
+
+    For each singular value of NEW it takes the shift that is nearest to what DELTA changes in OLD, and says how much
+    of the change all of them capture. Where both have the same weight the shift stays as it is, bit for bit.
+
+    \b
+        svdiff rebase dog.safetensors --base sd15 --to sd15-inpainting --allow-partial -o dog-inpainting.safetensors
+    """
+    from svdiff_delta.file import load
+
+    opened = load(delta)
+    component = sole_component([opened])
+    bases = [open_reference(old, component), open_reference(new, component)]
+    _check_output(writing, *(file for base in bases for file in _files(base)))
+    from svdiff_delta.rebase import rebase as run
+
+    with Bar("rebasing", quiet=writing.silent) as bar:
+        found = run(
+            opened,
+            *bases,
+            dtype=cast("StoredDtype", dtype.upper() if dtype else "F32"),
+            threshold=threshold,
+            partial=allow_partial,
+            progress=bar,
+        )
+    _finish(found, delta, writing, layers=layers)
+
+
+def _files(base: Base) -> list[Path]:
+    return [base.path, *(file for component in base.components.values() for file in component.files)]
+
+
+def _check_output(writing: Writing, *others: Path) -> None:
+    """Refuse an output that exists, or is what it would be made of, before anything is calculated."""
+    from svdiff_delta._atomic import check_output
+    from svdiff_delta.conversion import check_apart
+
+    check_output(writing.output, overwrite=writing.force)
+    check_apart(writing.output, others)
+
+
+def _finish(found: Conversion, source: str, writing: Writing, *, layers: bool) -> None:
+    """Say what was captured and what left out, and write what the library did not write."""
+    if not writing.silent:
+        _print_captured(found, layers=layers)
+    if found.captured < POOR:
+        say(
+            f"note: {source}: only {found.captured:.1%} of the change is captured; the rest is no stretching of what "
+            "the base has",
+            quiet=writing.silent,
+        )
+    facts = {
+        "captured": found.captured,
+        "layers": {name: _facts(energy) for name, energy in found.layers.items()},
+        "left_out": dict(found.left_out),
+        "unchanged": found.unchanged,
+    }
+    if found.size is None:
+        writing.finish(found.delta, **facts)
+    elif writing.as_json:
+        about = {"output": str(writing.output), "parameters": len(found.layers), "bytes": found.size}
+        click.echo(json.dumps({**about, **facts, "written": found.output is not None}))
+    elif not writing.quiet:
+        verb = "would write" if found.output is None else "wrote"
+        click.echo(f"{verb} {writing.output}: {len(found.layers)} parameters, {found.size:,} bytes")
+
+
+def _facts(energy: Energy) -> dict[str, float]:
+    return {"norm": energy.whole**0.5, "captured": energy.captured}
+
+
+def _print_captured(found: Conversion, *, layers: bool) -> None:
+    """Print a table of blocks, a line for all of them, on request one for each parameter, and what was left out."""
+    from svdiff_delta.conversion import total_energy
+    from svdiff_delta.stats import in_blocks
+
+    blocks = {block: [found.layers[name] for name in names] for block, names in in_blocks(found.layers).items()}
+    rows = {block: (len(members), total_energy(members)) for block, members in blocks.items()}
+    rows["in all"] = len(found.layers), found.energy
+    width = max(map(len, rows))
+    click.echo(f"{'block':<{width}}{'parameters':>12}{'‖ΔW‖':>12}{'captured':>12}")
+    for block, (count, energy) in rows.items():
+        click.echo(f"{printable(block):<{width}}{count:>12,}{energy.whole**0.5:>12.4g}{energy.captured:>12.2%}")
+    if layers:
+        click.echo()
+        for name, energy in found.layers.items():
+            click.echo(f"{energy.captured:>8.2%} of {energy.whole**0.5:<10.4g}  {printable(name)}")
+    for name, reason in found.left_out.items():
+        click.echo(f"left out: {printable(name)}: {printable(reason)}")

@@ -1,0 +1,122 @@
+"""What a conversion leaves behind: its result, and how much of the change of each weight it captured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import fsum
+from pathlib import Path
+from typing import Final
+
+from .codec import STORED_DTYPES, is_stored_dtype
+from .delta import Delta
+from .errors import InputError
+
+DECIMALS: Final = 6
+"""Of the captured energy in a lineage: not those that depend on the order of sums."""
+
+SHOWN: Final = 3
+"""Weights that an error names before it counts the others."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """How much of the change of a weight is carried over (spec, section 7.8).
+
+    Attributes:
+        whole: ‖ΔW‖², the squared Frobenius norm of what came in.
+        kept: the same of what came out.
+    """
+
+    whole: float
+    kept: float
+
+    @property
+    def captured(self) -> float:
+        """The share that is kept; 1 where nothing changes."""
+        return self.kept / self.whole if self.whole else 1.0
+
+
+def total_energy(layers: Iterable[Energy]) -> Energy:
+    """Return the energy of several weights together."""
+    found = list(layers)
+    return Energy(fsum(layer.whole for layer in found), fsum(layer.kept for layer in found))
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The result of a conversion.
+
+    Attributes:
+        delta: the delta that came out, or that another dialect was made of.
+        layers: the energy of each parameter that was converted, by sorted name.
+        left_out: what could not be carried over, with the reason; empty unless that was allowed.
+        unchanged: weights in which nothing changes, and shifts that were carried over bit for bit.
+        output: what was written; None if nothing was.
+        size: the bytes of the file in another dialect, whether it was written or not; None for a delta.
+    """
+
+    delta: Delta
+    layers: Mapping[str, Energy]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    unchanged: int = 0
+    output: Path | None = None
+    size: int | None = None
+
+    @property
+    def energy(self) -> Energy:
+        """The energy of all layers together."""
+        return total_energy(self.layers.values())
+
+    @property
+    def captured(self) -> float:
+        """The share of the whole change that is carried over."""
+        return self.energy.captured
+
+
+def recorded_share(layers: Iterable[Energy]) -> float:
+    """Return the share that all layers together captured, as a lineage has it."""
+    return round(total_energy(layers).captured, DECIMALS)
+
+
+def check_arguments(threshold: float, dtype: str) -> None:
+    """Raise InputError unless a threshold is a share, and δ may be stored in a number format."""
+    if not is_stored_dtype(dtype):
+        raise InputError(f"there is no number format {dtype!r}", fix=f"use one of {', '.join(STORED_DTYPES)}")
+    if not 0.0 <= threshold <= 1.0:
+        raise InputError(f"the threshold must be within [0, 1], is {threshold}")
+
+
+def check_captured(layers: Iterable[Energy], threshold: float) -> None:
+    """Raise InputError if all layers together captured less than the threshold."""
+    captured = total_energy(layers).captured
+    if captured < threshold:
+        raise InputError(
+            f"only {captured:.2%} of the change is captured, less than the threshold of {threshold:.2%}",
+            fix="lower --threshold, or share the full change instead of a delta",
+        )
+
+
+def check_left_out(left_out: Mapping[str, str], what: str, *, partial: bool) -> None:
+    """Raise InputError if weights cannot be carried over and nobody allowed to leave them out.
+
+    Args:
+        left_out: reasons by parameter.
+        what: what the parameters are of.
+        partial: whether they may be left out.
+    """
+    if not left_out or partial:
+        return
+    shown = ", ".join(f"{name} ({reason})" for name, reason in sorted(left_out.items())[:SHOWN])
+    more = f", and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
+    raise InputError(
+        f"{what}: {len(left_out)} weights cannot be carried over: {shown}{more}",
+        fix="leave them out with --allow-partial, which lists them",
+    )
+
+
+def check_apart(output: Path, others: Iterable[Path]) -> None:
+    """Raise InputError if an output is one of the files (or folders) that it is made of."""
+    for other in others:
+        if output.exists() and other.exists() and output.samefile(other):
+            raise InputError(f"{output}: is what it would be made of", fix="choose another output")

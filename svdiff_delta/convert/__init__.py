@@ -1,0 +1,8 @@
+"""Conversion between deltas and other dialects, one small file each (spec, sections 7.8 and 7.9)."""
+
+from __future__ import annotations
+
+from .apply import convert as convert
+from .dialects import DIALECTS as DIALECTS
+
+__all__ = ["DIALECTS", "convert"]

@@ -1,0 +1,229 @@
+"""Converting between deltas and other dialects, through δ of a base (spec, section 7.8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import prod
+from os import PathLike, fspath
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from svdiff_delta._atomic import check_output
+from svdiff_delta._json import JSON
+from svdiff_delta.base import Base
+from svdiff_delta.cache import BasisCache
+from svdiff_delta.codec import StoredDtype
+from svdiff_delta.components import named_like
+from svdiff_delta.conversion import (
+    Conversion,
+    Energy,
+    check_apart,
+    check_arguments,
+    check_captured,
+    check_left_out,
+    recorded_share,
+)
+from svdiff_delta.delta import Delta
+from svdiff_delta.errors import InputError
+from svdiff_delta.file import load, save
+from svdiff_delta.lineage import Lineage, Record, bounded
+from svdiff_delta.metadata import KEY, BaseInfo, Metadata
+from svdiff_delta.modelspec import known_modelspec
+from svdiff_delta.parameter import Parameter
+from svdiff_delta.prepare import Progress, prepare
+from svdiff_delta.projection import check_same_weight, project_change
+
+from .dialect import Changes, Job, Meter
+from .dialects import DELTA, DIALECTS
+from .difference import file_header, peek
+
+
+def convert(
+    input: str | PathLike[str] | Delta,  # noqa: A002 - what it is
+    *,
+    to: str = DELTA,
+    base: Base,
+    from_: str | None = None,
+    output: str | PathLike[str] | None = None,
+    dtype: StoredDtype = "F32",
+    threshold: float = 0.0,
+    partial: bool = False,
+    embeddings: bool = False,
+    title: str | None = None,
+    overwrite: bool = False,
+    cache: BasisCache | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Convert a delta to another dialect, or changes of full weights in another dialect to a delta.
+
+    To a delta, δᵢ = uᵢᵀ ΔW vᵢ on the base's singular vectors, clipped at −σ. A shift can only stretch what the base
+    has: of a random change it captures about 1/max(M, N) for a weight of M rows and N columns. From a delta to `full`,
+    ΔW is what `bake` would add to the base. Everything is checked before anything is written.
+
+    Args:
+        input: a delta, or the path of a delta file, of a file in another dialect, or of a tuned checkpoint.
+        to: "delta", or a name of `DIALECTS`.
+        base: the base that both belong to.
+        from_: "delta", or a name of `DIALECTS`; found from the input if not given.
+        output: where to write, atomically; without it all is calculated and nothing is written.
+        dtype: number format of what is written.
+        threshold: the least share of the whole change, in [0, 1], that must be captured.
+        partial: whether what cannot be carried over may be left out; it is listed in the result.
+        embeddings: whether changed embeddings may be shifted too.
+        title: a title for the result; that of the input if not given.
+        overwrite: whether an existing output may be replaced.
+        cache: where bases are kept; the default cache if not given.
+        progress: called with how much is done and how much there is in all, of each stage.
+
+    Raises:
+        InputError: an unknown dialect, a threshold out of range or not reached, weights that cannot be carried over,
+            nothing that changes, or an output that is the input.
+        BaseMismatchError: the input was made for another base.
+        BaseError: the base or the tuned checkpoint cannot be used.
+        FormatError: the input is broken.
+        OutputError: the output exists, or the disk refused.
+    """
+    check_arguments(threshold, dtype)
+    target = None if output is None else Path(output)
+    job = Job(base, cache or BasisCache(), dtype, target, title, overwrite, threshold, embeddings, progress)
+    source = _source(input, from_, to)
+    if target is not None:
+        check_output(target, overwrite=overwrite)
+        weights = [file for component in base.components.values() for file in component.files]
+        check_apart(target, [base.path, *weights, *([] if isinstance(input, Delta) else [Path(input)])])
+    write = None if to == DELTA else _writer(to)
+    if write is not None and source == DELTA:
+        delta = input if isinstance(input, Delta) else load(input)
+        return write(delta, replace(job, base=named_like(base, delta)))
+    projected = _project(fspath(cast("str", input)), source, job, partial=partial)
+    if write is not None:
+        written = write(projected.delta, replace(job, base=named_like(base, projected.delta)))
+        return replace(projected, output=written.output, size=written.size)
+    if target is not None:
+        save(projected.delta, target, overwrite=overwrite)
+    return replace(projected, output=target)
+
+
+def _source(source: str | PathLike[str] | Delta, given: str | None, to: str) -> str:
+    """Return the dialect of an input; raise InputError if it is not known, or if there is no way from it or to `to`."""
+    known = ", ".join([DELTA, *DIALECTS])
+    for name in (given, to):
+        if name is not None and name != DELTA and name not in DIALECTS:
+            raise InputError(f"{name!r}: there is no such dialect", fix=f"known are {known}")
+    found = DELTA if isinstance(source, Delta) else given or _recognized(Path(source))
+    if isinstance(source, Delta) and given not in (None, DELTA):
+        raise InputError(f"a Delta is not {given}", fix="leave from_ away")
+    if found == to:
+        raise InputError(
+            f"the input is {found} already", fix=f"choose another of {known}; for another base, use `svdiff rebase`"
+        )
+    return found
+
+
+def _recognized(path: Path) -> str:
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file or folder")
+    header = peek(path)
+    if header is not None and KEY in header.metadata:
+        return DELTA
+    for name, dialect in DIALECTS.items():
+        if dialect.recognizes(path):
+            return name
+    if path.suffix == ".safetensors":
+        file_header(path)  # what is broken says more than that it is not known
+    raise InputError(f"{path}: does not say what it is", fix=f"give --from, one of {', '.join(DIALECTS)}")
+
+
+def _reader(source: str) -> Callable[[str, Job], Changes]:
+    read = DIALECTS[source].read
+    if read is None:
+        raise InputError(f"{source}: can be written and not read", fix="convert from another dialect")
+    return read
+
+
+def _writer(to: str) -> Callable[[Delta, Job], Conversion]:
+    write = DIALECTS[to].write
+    if write is None:
+        raise InputError(f"{to}: can be read and not written", fix="convert to another dialect")
+    return write
+
+
+def _project(path: str, source: str, job: Job, *, partial: bool) -> Conversion:
+    """Return the delta that is nearest to what an input changes, and the energy that it captures."""
+    changes = _reader(source)(path, job)
+    check_left_out(changes.left_out, path, partial=partial)
+    job = replace(job, base=named_like(job.base, changes.kinds))
+    for name, parameter in changes.expected.items():
+        check_same_weight(job.base, name, parameter, path)
+    values, parameters, layers = _projections(changes, job)
+    if not values:
+        raise InputError(f"{path}: nothing that can be shifted changes", fix="convert what differs from the base")
+    check_captured(layers.values(), job.threshold)
+    arguments = {"from": source, "captured": recorded_share(layers.values())}
+    if changes.left_out:
+        arguments["left_out"] = len(changes.left_out)
+    metadata = _metadata(changes, parameters, arguments, job)
+    delta = Delta(values, metadata, dtypes=dict.fromkeys(values, job.dtype))
+    unchanged = changes.unchanged + len(changes.kinds) - len(values)
+    return Conversion(delta, layers, changes.left_out, unchanged)
+
+
+def _projections(
+    changes: Changes, job: Job
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, Parameter], dict[str, Energy]]:
+    """Return δ, parameter and energy of each weight that changes, one weight at a time."""
+    values, parameters, layers = {}, {}, {}
+    sizes = {name: prod(job.base.shape(name)) for name in changes.kinds}
+    meter = Meter(job, sum(sizes.values()))
+    for name, (kind, axis) in changes.kinds.items():
+        expected = changes.expected.get(name)
+        dtype = None if expected is None else expected.dtype
+        prepared = prepare(job.base, name, kind, axis, job.cache, dtype=dtype)
+        shift, energy = project_change(prepared, changes.read(name))
+        if energy.whole:
+            values[name], parameters[name], layers[name] = shift, prepared.parameter, energy
+        meter.add(sizes[name])
+    return values, parameters, layers
+
+
+def _metadata(changes: Changes, parameters: Mapping[str, Parameter], arguments: dict[str, JSON], job: Job) -> Metadata:
+    """What is known of the base, what the input says of itself, and the conversion as the last operation."""
+    said = changes.metadata
+    sources = changes.sources()
+    files = {**(said.lineage.files if said and said.lineage else {}), **dict(sources)}
+    if job.dtype != "F32":
+        arguments["dtype"] = job.dtype
+    if job.embeddings:
+        arguments["embeddings"] = True
+    record = Record("convert", arguments, tuple(sha256 for sha256, _ in sources))
+    base = _base_info(job.base, parameters, said)
+    title = job.title if job.title is not None or said is None else said.title
+    return Metadata(
+        base=base,
+        parameters=parameters,
+        lineage=bounded(Lineage(record, files)),
+        training=said.training if said else None,
+        modelspec=known_modelspec(base.components) | ({} if title is None else {"title": title}),
+        extra=said.extra if said else {},
+        foreign=said.foreign if said else {},
+    )
+
+
+def _base_info(base: Base, parameters: Mapping[str, Parameter], said: Metadata | None) -> BaseInfo:
+    """What the opened base says of itself, filled up with what the input says of it: their weights are the same."""
+    info, told = base.info, said.base if said else BaseInfo()
+    used = {name.partition(".")[0] for name in parameters}
+    classes = {name: info.components[name] or told.components.get(name, "") for name in sorted(used)}
+    if info.repository is None:
+        info = replace(info, repository=told.repository, revision=told.revision)
+    return replace(
+        info,
+        components=classes,
+        sample_size=info.sample_size or told.sample_size,
+        attentions=info.attentions or told.attentions,
+        extra=told.extra,
+    )

@@ -1,0 +1,99 @@
+"""What a dialect is: another form in which changes of a base's weights are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from svdiff_delta.base import Base
+from svdiff_delta.cache import BasisCache
+from svdiff_delta.codec import StoredDtype
+from svdiff_delta.conversion import Conversion
+from svdiff_delta.delta import Delta
+from svdiff_delta.lineage import Source
+from svdiff_delta.metadata import Metadata
+from svdiff_delta.parameter import Kind, Parameter
+from svdiff_delta.prepare import Progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a dialect is told.
+
+    Attributes:
+        base: the base; where it is a single file, under the name of the component that it is.
+        cache: where bases are kept.
+        dtype: number format of what is written.
+        output: where to write; None only calculates.
+        title: the title of what is written; None keeps that of the input.
+        overwrite: whether an existing output may be replaced.
+        threshold: the share of the change below which nothing is written.
+        embeddings: whether embeddings may be shifted.
+        progress: called with how much is done and how much there is in all.
+    """
+
+    base: Base
+    cache: BasisCache
+    dtype: StoredDtype = "F32"
+    output: Path | None = None
+    title: str | None = None
+    overwrite: bool = False
+    threshold: float = 0.0
+    embeddings: bool = False
+    progress: Progress | None = None
+
+
+class Meter:
+    """Counts the elements of weights that are done, of `total` in a stage of the work, for a progress display."""
+
+    def __init__(self, job: Job, total: int) -> None:
+        self.progress, self.total, self.done = job.progress, total, 0
+
+    def add(self, count: int) -> None:
+        """Count some more."""
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What an input changes in a base's weights, one ΔW at a time.
+
+    Attributes:
+        kinds: kind and axis of each parameter that changes, by sorted name.
+        read: returns ΔW of one of them in the weight's own shape, of any floating-point dtype, on the CPU.
+        sources: returns SHA-256 and lineage entry of each input file, in order; called once, at the end.
+        expected: what the input says about the base's weights, which must fit; empty if it says nothing.
+        left_out: what changes and cannot be shifted, with the reason.
+        unchanged: weights that are the base's own.
+        metadata: what the input says of itself as delta files do, if it does.
+    """
+
+    kinds: Mapping[str, tuple[Kind, int]]
+    read: Callable[[str], Tensor]
+    sources: Callable[[], list[tuple[str, Source]]]
+    expected: Mapping[str, Parameter] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    unchanged: int = 0
+    metadata: Metadata | None = None
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Another form of changes, and the way from it and to it.
+
+    Attributes:
+        about: what it is, in a few words.
+        recognizes: tells from the outside of a file or folder whether it is in this dialect.
+        read: returns the changes that an input makes; None if it cannot be read.
+        write: writes a delta in this dialect; None if it cannot be written.
+    """
+
+    about: str
+    recognizes: Callable[[Path], bool]
+    read: Callable[[str, Job], Changes] | None = None
+    write: Callable[[Delta, Job], Conversion] | None = None

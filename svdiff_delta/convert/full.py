@@ -1,0 +1,37 @@
+"""Full weights: a tuned checkpoint beside its base, or a file of ΔW (spec, sections 7.8 and 7.9)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from svdiff_delta.errors import InputError
+from svdiff_delta.metadata import KEY
+
+from .dialect import Changes, Dialect, Job
+from .difference import is_difference, peek, read_difference, write_difference
+from .tuned import read_tuned
+
+
+def recognizes(path: Path) -> bool:
+    """Tell whether this is a file of ΔW or a model's folder; a bare weight file could be anything."""
+    return is_difference(path) or (path / "model_index.json").is_file() or (path / "config.json").is_file()
+
+
+def read(source: str, job: Job) -> Changes:
+    """Return the changes that a file of ΔW, or a tuned checkpoint, makes in the base.
+
+    Raises:
+        InputError: it is a delta file.
+        DeltaError: as `read_difference` and `read_tuned`.
+    """
+    path = Path(source)
+    if is_difference(path):
+        return read_difference(path)
+    header = peek(path)
+    if header is not None and KEY in header.metadata:
+        raise InputError(f"{path}: is a delta, not full weights", fix="leave --from away")
+    return read_tuned(source, job)
+
+
+full: Final = Dialect("full weights: a tuned checkpoint, or a file of ΔW", recognizes, read, write_difference)

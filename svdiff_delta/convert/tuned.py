@@ -1,0 +1,141 @@
+"""Tuned checkpoints: what a full fine-tuning changed in the weights of a base (spec, section 7.8)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from svdiff_delta.base import Base, open_base
+from svdiff_delta.component import Component, aliases
+from svdiff_delta.components import paired
+from svdiff_delta.container import Entry, read_header
+from svdiff_delta.errors import BaseError, InputError
+from svdiff_delta.kinds import base_kinds
+from svdiff_delta.lineage import Source
+
+from .dialect import Changes, Job, Meter
+
+REAL: Final = frozenset({"F64", "F32", "F16", "BF16"})
+"""Dtypes of weights that can be subtracted."""
+
+BLOCK: Final = 1 << 20
+"""Bytes of a file that are hashed at a time."""
+
+
+@dataclass
+class _Found:
+    """What comparing two models shows."""
+
+    changed: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    unchanged: int = 0
+
+
+def read_tuned(source: str, job: Job) -> Changes:
+    """Return what a tuned checkpoint changes in the base.
+
+    A weight counts as unchanged if it is the base's own, rounded to the checkpoint's number format. Components that
+    the checkpoint lacks are left alone.
+
+    Args:
+        source: anything that `open_base` opens.
+        job: with the base, and whether embeddings may be shifted.
+
+    Raises:
+        BaseError: the checkpoint cannot be opened, has nothing in common with the base, or holds NaN or infinity.
+        InputError: the two are equal.
+    """
+    tuned = paired(open_base(source), job.base)
+    common = {name: part for name, part in job.base.components.items() if name in tuned.components}
+    kinds = base_kinds(replace(job.base, components=common), on_request=job.embeddings)
+    found = _compare(tuned, common, job)
+    for name in found.changed:
+        if name not in kinds:
+            found.left_out[name] = "differs, and is of no kind that can be shifted"
+    shifted = {name: kinds[name] for name in sorted(found.changed) if name in kinds}
+    if not shifted and not found.left_out:
+        raise InputError(f"{source}: has the same weights as the base", fix="name the tuned checkpoint first")
+    slots = sorted({name.partition(".")[0] for name in shifted})
+    files = [file for slot in slots for file in tuned.components[slot].files]
+    return Changes(
+        kinds=shifted,
+        read=lambda name: tuned.read(name).double() - job.base.read(name).double(),
+        sources=lambda: [_hash(file) for file in files],
+        left_out=dict(sorted(found.left_out.items())),
+        unchanged=found.unchanged,
+    )
+
+
+def _compare(tuned: Base, common: Mapping[str, Component], job: Job) -> _Found:
+    """Compare every weight of the components that a tuned model has in common with the base."""
+    base, found, seen = job.base, _Found(), set()
+    names = [name for name in base.names() if name.partition(".")[0] in common]
+    meter = Meter(job, sum(prod(base.shape(name)) for name in names))
+    for name in names:
+        place = _place(tuned, name)
+        if place is None:
+            found.left_out[name] = "is not in the checkpoint"
+        else:
+            seen.add(place[0])
+            _compare_one(name, tuned, base, place[1], found)
+        meter.add(prod(base.shape(name)))
+    for name in tuned.names():
+        if name not in seen:
+            found.left_out[name] = "is not in the base"
+    return found
+
+
+def _place(model: Base, name: str) -> tuple[str, Entry] | None:
+    """Return the name under which a model has a parameter, and its header entry."""
+    slot, _, key = name.partition(".")
+    for candidate in aliases(key):
+        if candidate in model.components[slot].location:
+            return f"{slot}.{candidate}", model.components[slot].location[candidate][1]
+    return None
+
+
+def _compare_one(name: str, tuned: Base, base: Base, there: Entry, found: _Found) -> None:
+    here = base.locate(name)[3]
+    if there.shape != here.shape:
+        found.left_out[name] = f"has shape {list(there.shape)}, the base has {list(here.shape)}"
+        return
+    new, old = tuned.read(name), base.read(name)
+    if new.is_floating_point():
+        _check_real(name, tuned, there.dtype, new)
+    comparable = there.dtype == here.dtype or {there.dtype, here.dtype} <= REAL
+    if comparable and torch.equal(old.to(new.dtype), new):
+        found.unchanged += 1
+    elif comparable and there.dtype in REAL:
+        found.changed.append(name)
+    else:
+        found.left_out[name] = f"differs, and is {there.dtype} where the base has {here.dtype}"
+
+
+def _check_real(name: str, tuned: Base, dtype: str, weight: Tensor) -> None:
+    if dtype not in REAL:
+        raise BaseError(f"{name}: {tuned.path} has it as {dtype}", fix="use the unquantized checkpoint")
+    if not torch.isfinite(weight).all():
+        raise BaseError(f"{name}: {tuned.path} holds NaN or infinity", fix="fetch the checkpoint again")
+
+
+def _hash(path: Path) -> tuple[str, Source]:
+    """Return the SHA-256 of a weight file, and its entry for a lineage; the file is read once."""
+    whole, data = hashlib.sha256(), hashlib.sha256()
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(0)
+        prefix = stream.read(8)
+        header = prefix + stream.read(int.from_bytes(prefix, "little"))
+        read_header(header, size)
+        whole.update(header)
+        while block := stream.read(BLOCK):
+            whole.update(block)
+            data.update(block)
+    return whole.hexdigest(), Source(data.hexdigest())

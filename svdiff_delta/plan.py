@@ -1,0 +1,256 @@
+"""What a bake will do: checked against the base, the deltas and the disk before the first byte is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Final, Literal
+
+from ._atomic import check_output
+from .base import Base
+from .build import cost, share_out
+from .cache import BasisCache
+from .codec import Dtype
+from .combine import combine_parameters
+from .component import Component
+from .container import ITEM_SIZE, header_bytes
+from .delta import Delta
+from .errors import BaseMismatchError, InputError, OutputError
+from .fitting import check_base
+from .layout import PICKLE_SUFFIXES, read_json
+from .parameter import Parameter
+from .prepare import Progress, fit
+from .weights import Weight
+
+FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
+WEIGHT_SUFFIXES: Final = PICKLE_SUFFIXES | {".safetensors", ".onnx", ".msgpack", ".h5", ".pb"}
+
+Unchanged = Literal["copy", "hardlink", "symlink"]
+"""How files that the bake does not change come to the output."""
+
+LIBRARIES: Final = 400_000_000  # bytes that Python and torch take before they do anything
+PER_NUMBER: Final = 24  # bytes: a weight as stored, rounded, projected, its change, their sum, and that as stored
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file of the output.
+
+    Attributes:
+        source: the base's file.
+        target: its path within the output; "." where the output is a file.
+        slot: the component whose weights it holds and gets rewritten; None if it is taken as it is.
+        settings: whether it is a component's configuration or index, in which a new dtype must be written.
+        bytes: its size in the output.
+        body: that of its tensors alone, where it is rewritten.
+    """
+
+    source: Path
+    target: Path
+    slot: str | None
+    settings: bool
+    bytes: int
+    body: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A bake that can begin.
+
+    Attributes:
+        base: the base.
+        output: the folder or file to write.
+        deltas: what is baked in.
+        factors: the factor on each of them.
+        parameters: what is shifted, by sorted name, with the runs of all deltas.
+        keys: parameter name by component and the base's own key.
+        items: the files of the output.
+        dtype: the dtype of all floating-point weights; None keeps the base's.
+        unchanged: how files that are not changed come to the output.
+        cache: where bases are kept.
+    """
+
+    base: Base
+    output: Path
+    deltas: Sequence[Delta]
+    factors: Sequence[float]
+    parameters: dict[str, Parameter]
+    keys: dict[tuple[str, str], str]
+    items: Sequence[Item]
+    dtype: Dtype | None
+    unchanged: Unchanged
+    cache: BasisCache
+
+    @property
+    def bytes(self) -> int:
+        """What the output takes on the disk, without what is linked."""
+        return sum(item.bytes for item in self.items if item.slot or item.settings or self.unchanged == "copy")
+
+    @property
+    def memory(self) -> int:
+        """About how many bytes of memory are needed at most."""
+        sizes = [PER_NUMBER * prod(p.shape) + 8 * p.size**2 for p in self.parameters.values() if p.kind == "spectral"]
+        return LIBRARIES + max(sizes, default=0)
+
+    @property
+    def missing(self) -> list[str]:
+        """The parameters whose bases are not in the cache, and would be computed first."""
+        return [
+            name
+            for name, parameter in self.parameters.items()
+            if parameter.kind == "spectral" and not self.cache.path(parameter.fingerprint).exists()
+        ]
+
+    @property
+    def free(self) -> int:
+        """The free bytes on the output's disk."""
+        return shutil.disk_usage(self.output.absolute().parent).free
+
+    def check_space(self) -> None:
+        """Raise OutputError if the disk has not enough free space for the output."""
+        if (free := self.free) < self.bytes:
+            raise OutputError(
+                f"{self.output}: needs {self.bytes:,} bytes, its disk has {free:,} left",
+                fix="free some space, choose another output, or link what is not changed with --unchanged symlink",
+            )
+
+    def check_identity(self) -> None:
+        """Check every delta against the base's weights, without their bases.
+
+        Raises:
+            BaseMismatchError: a delta was made for another base.
+            BaseError: a weight in the base cannot be used.
+        """
+        for delta in self.deltas:
+            check_base(self.base, delta)
+
+    def check_weights(self, progress: Progress | None = None) -> None:
+        """Check every delta against the base's weights, and see to it that every basis is in the cache.
+
+        Raises:
+            BaseMismatchError: a delta was made for another base.
+            BaseError: a weight in the base cannot be used.
+            TensorError: a δ is not projected on the runs of its basis.
+        """
+        checks = {f"{name} {index}": (name, index) for name in self.parameters for index in self._owners(name)}
+        costs = {
+            key: cost(self.parameters[name].shape, self.parameters[name].kind, self.parameters[name].axis)
+            for key, (name, _) in checks.items()
+        }
+
+        def work(key: str, wait: bool) -> None:
+            name, index = checks[key]
+            try:
+                fit(self.base, name, self.deltas[index], self.cache if wait else self.cache.impatient())
+            except BaseMismatchError:
+                check_base(self.base, self.deltas[index])  # says which others differ too, and what would fit
+                raise
+
+        share_out(costs, work, progress)
+
+    def _owners(self, name: str) -> list[int]:
+        return [index for index, delta in enumerate(self.deltas) if name in delta]
+
+
+def plan_bake(
+    base: Base,
+    deltas: Sequence[Delta | tuple[Delta, float]],
+    output: Path,
+    *,
+    dtype: Dtype | None = None,
+    overwrite: bool = False,
+    unchanged: Unchanged = "copy",
+    cache: BasisCache | None = None,
+) -> Plan:
+    """Return what `bake` would do with these arguments; no weight is read.
+
+    Raises:
+        OutputError: the output exists, its folder does not, or the disk has too little space.
+        InputError: there is no delta, or a factor is not finite.
+        BaseMismatchError: the deltas disagree about a weight, or two names shift the same one.
+        BaseError: the base lacks a parameter.
+    """
+    check_output(output, overwrite=overwrite)
+    pairs = [item if isinstance(item, tuple) else (item, 1.0) for item in deltas]
+    if not pairs:
+        raise InputError("there is nothing to bake", fix="give at least one delta")
+    factors = [Weight(float(factor)).default for _, factor in pairs]
+    parameters = combine_parameters([delta for delta, _ in pairs])
+    keys: dict[tuple[str, str], str] = {}
+    for name in parameters:
+        place = name.partition(".")[0], base.locate(name)[1]
+        if place in keys:
+            raise BaseMismatchError(f"{name}: shifts the same weight as {keys[place]}", fix="keep one of the two names")
+        keys |= {(place[0], key): name for key in base.twins(name)}  # tied weights stay tied
+    rewritten = {*base.components} if dtype else {slot for slot, _ in keys}
+    items = list(_items(base, rewritten, dtype))
+    plan = Plan(
+        base,
+        output,
+        [delta for delta, _ in pairs],
+        factors,
+        parameters,
+        keys,
+        items,
+        dtype,
+        unchanged,
+        cache or BasisCache(),
+    )
+    plan.check_space()
+    return plan
+
+
+def _items(base: Base, rewritten: set[str], dtype: Dtype | None) -> Iterator[Item]:
+    """Yield the files of the output: settings and tokenizers first, then weights."""
+    if base.path.is_file():
+        ((name, component),) = base.components.items()
+        yield _weights_item(name, component, base.path, Path(), dtype)
+        return
+    if base.pipeline:
+        for path in [base.path / "model_index.json", *sorted(base.path.glob("LICENSE*"))]:
+            yield _settings_item(path, Path(path.name), edited=False)
+        for name in read_json(base.path / "model_index.json"):
+            if name not in base.components:
+                yield from _settings_of(base.path / name, Path(name), edited=False)
+    for name, component in base.components.items():
+        folder = Path(name) if base.pipeline else Path()
+        if component.folder is not None:
+            yield from _settings_of(component.folder, folder, edited=dtype is not None)
+        for path in component.files:
+            if name in rewritten:
+                yield _weights_item(name, component, path, folder / path.name, dtype)
+            else:
+                yield Item(path, folder / path.name, None, False, path.stat().st_size)
+
+
+def _settings_of(folder: Path, target: Path, *, edited: bool) -> Iterator[Item]:
+    """Yield what a component's folder has beside its weights; nothing if there is no such folder."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_file() and path.suffix not in WEIGHT_SUFFIXES and not path.name.startswith("."):
+            yield _settings_item(path, target / path.name, edited=edited)
+
+
+def _settings_item(path: Path, target: Path, *, edited: bool) -> Item:
+    settings = edited and (path.name == "config.json" or path.name.endswith(".index.json"))
+    return Item(path, target, None, settings, path.stat().st_size)
+
+
+def _weights_item(slot: str, component: Component, path: Path, target: Path, dtype: Dtype | None) -> Item:
+    layout, metadata = layout_of(component, path, dtype)
+    body = sum(prod(shape) * ITEM_SIZE[kind] for _, kind, shape in layout)
+    return Item(path, target, slot, False, len(header_bytes(layout, metadata)) + body, body)
+
+
+def layout_of(
+    component: Component, path: Path, dtype: Dtype | None
+) -> tuple[list[tuple[str, str, tuple[int, ...]]], dict[str, str]]:
+    """Return (key, dtype, shape) of a weight file's tensors in the output, in the file's order, and its metadata."""
+    header = component.headers[path]
+    layout = [
+        (key, dtype if dtype and entry.dtype in FLOATING else entry.dtype, entry.shape)
+        for key, entry in header.entries.items()
+    ]
+    return layout, header.metadata

@@ -1,0 +1,161 @@
+"""Rebase: the δ of another base whose change of the weights is nearest to a delta's (spec, section 7.8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import numpy as np
+import torch
+
+from ._json import JSON
+from .base import Base
+from .cache import BasisCache
+from .codec import Stored, StoredDtype, encode
+from .combine import combine_metadata
+from .components import named_like
+from .conversion import (
+    Conversion,
+    Energy,
+    check_arguments,
+    check_captured,
+    check_left_out,
+    recorded_share,
+)
+from .delta import Delta, check_range
+from .errors import BaseError, InputError
+from .lineage import Record
+from .metadata import Metadata
+from .modelspec import known_modelspec
+from .parameter import Parameter
+from .prepare import Progress, fit, prepare
+from .projection import check_same_weight, is_same_weight, project_change, squared_norm
+
+
+def rebase(
+    delta: Delta,
+    old_base: Base,
+    new_base: Base,
+    *,
+    dtype: StoredDtype = "F32",
+    threshold: float = 0.0,
+    partial: bool = False,
+    cache: BasisCache | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Carry a delta over to another base: δ′ᵢ = u′ᵢᵀ (U Δσ Vᵀ) v′ᵢ on the new base's singular vectors.
+
+    Δσ = max(δ, −σ) of the old base, and δ′ is clipped at −σ′. Where both bases have the same weight, by fingerprint,
+    δ is carried over bit for bit; so is that of norm weights, on whose elements δ stands.
+
+    Args:
+        delta: a delta of the old base.
+        old_base: the base that it was made for.
+        new_base: the base that the result is for.
+        dtype: number format of shifts that are calculated anew; those that are carried over keep theirs.
+        threshold: the least share of the whole change, in [0, 1], that must be captured.
+        partial: whether parameters that the new base lacks, or has in another shape, may be left out.
+        cache: where bases are kept; the default cache if not given.
+        progress: called with how many elements of weights are done and how many there are.
+
+    Returns:
+        The delta, with the energy of each parameter.
+
+    Raises:
+        InputError: a threshold out of range or not reached, parameters that cannot be carried over, or none that can.
+        BaseMismatchError: the delta was not made for the old base.
+        BaseError: a weight of a base cannot be used.
+        TensorError: a shift is too large for `dtype`.
+    """
+    check_arguments(threshold, dtype)
+    old_base, new_base = named_like(old_base, delta), named_like(new_base, delta)
+    work = _Work(delta, old_base, new_base, cache or BasisCache(), dtype)
+    for name, parameter in delta.metadata.parameters.items():
+        check_same_weight(old_base, name, parameter, "the delta")
+    left_out = {name: reason for name in delta if (reason := work.obstacle(name))}
+    check_left_out(left_out, "the delta", partial=partial)
+    names = [name for name in delta if name not in left_out]
+    if not names:
+        raise InputError("the new base has none of the delta's parameters", fix="name a base of the same kind")
+    sizes = {name: prod(delta.metadata.parameters[name].shape) for name in names}
+    done, total = 0, sum(sizes.values())
+    for name in names:
+        work.carry(name)
+        done += sizes[name]
+        if progress is not None:
+            progress(done, total)
+    check_captured(work.layers.values(), threshold)
+    return Conversion(work.result(len(left_out)), work.layers, left_out, unchanged=work.unchanged)
+
+
+@dataclass
+class _Work:
+    """A rebase in progress, one parameter at a time."""
+
+    delta: Delta
+    old: Base
+    new: Base
+    cache: BasisCache
+    dtype: StoredDtype
+    stored: dict[str, Stored] = field(default_factory=dict)
+    parameters: dict[str, Parameter] = field(default_factory=dict)
+    layers: dict[str, Energy] = field(default_factory=dict)
+    unchanged: int = 0
+
+    def obstacle(self, name: str) -> str:
+        """Return why a parameter cannot be carried over; empty if it can."""
+        shape = self.delta.metadata.parameters[name].shape
+        try:
+            found = self.new.shape(name)
+        except BaseError:
+            return "is not in the new base"
+        return "" if found == shape else f"has shape {list(shape)}, in the new base {list(found)}"
+
+    def carry(self, name: str) -> None:
+        """Carry one parameter over."""
+        said, old = self.delta.metadata.parameters[name], fit(self.old, name, self.delta, self.cache)
+        change = old.delta_weight(torch.from_numpy(self.delta[name].astype(np.float64)))
+        if is_same_weight(self.new, name, said):
+            energy = squared_norm(change)
+            self._keep(name, said, Energy(energy, energy))
+            return
+        prepared = prepare(self.new, name, said.kind, said.axis, self.cache)
+        shift, found = project_change(prepared, change)
+        if said.kind == "elementwise":
+            self._keep(name, prepared.parameter, found)
+            return
+        check_range(name, shift, self.dtype)
+        self.stored[name], self.parameters[name] = encode(shift, self.dtype), prepared.parameter
+        self.layers[name] = found
+
+    def _keep(self, name: str, parameter: Parameter, energy: Energy) -> None:
+        """Carry the values over as they are stored."""
+        self.stored[name], self.parameters[name] = self.delta.stored[name], parameter
+        self.layers[name] = energy
+        self.unchanged += 1
+
+    def result(self, left_out: int) -> Delta:
+        """Return the delta for the new base, with the rebase in its lineage."""
+        arguments: dict[str, JSON] = {"captured": recorded_share(self.layers.values())}
+        told = self.delta.metadata.base
+        if told.repository is not None:
+            arguments["old_base"] = {"repository": told.repository}
+            if told.revision is not None:
+                arguments["old_base"]["revision"] = told.revision
+        if left_out:
+            arguments["left_out"] = left_out
+        if self.dtype != "F32":
+            arguments["dtype"] = self.dtype
+        combined = combine_metadata([self.delta], self.parameters, Record("rebase", arguments))
+        info, used = self.new.info, {name.partition(".")[0] for name in self.parameters}
+        classes = {name: info.components[name] or told.components[name] for name in sorted(used)}
+        base = replace(info, components=classes, extra=told.extra)
+        return Delta.from_stored(self.stored, _with_architecture(replace(combined, base=base)))
+
+
+def _with_architecture(metadata: Metadata) -> Metadata:
+    """Let model browsers show the new base's class, where they were shown one."""
+    known = known_modelspec(metadata.base.components)
+    if "architecture" not in metadata.modelspec or "architecture" not in known:
+        return metadata
+    return metadata.with_modelspec("architecture", known["architecture"])
