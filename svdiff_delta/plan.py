@@ -144,7 +144,11 @@ class Plan:
 
         def work(key: str, wait: bool) -> None:
             name, index = checks[key]
-            fit(self.base, name, self.deltas[index], self.cache if wait else self.cache.impatient())
+            try:
+                fit(self.base, name, self.deltas[index], self.cache if wait else self.cache.impatient())
+            except BaseMismatchError:
+                check_base(self.base, self.deltas[index])  # says which others differ too, and what would fit
+                raise
 
         share_out(costs, work, progress)
 
@@ -181,7 +185,7 @@ def plan_bake(
         place = name.partition(".")[0], base.locate(name)[1]
         if place in keys:
             raise BaseMismatchError(f"{name}: shifts the same weight as {keys[place]}", fix="keep one of the two names")
-        keys |= {(place[0], twin): name for twin in base.twins(name)}
+        keys |= {(place[0], key): name for key in base.twins(name)}  # tied weights stay tied
     rewritten = {*base.components} if dtype else {slot for slot, _ in keys}
     items = list(_items(base, rewritten, dtype))
     plan = Plan(

@@ -36,11 +36,22 @@ HOOKED: Final = "_old_forward"
 
 @dataclass(frozen=True)
 class _Site:
-    """One shifted layer: the module, what stands for its δ, and what puts its weight back if it was dropped."""
+    """One shifted weight: its layer, what stands for δ there, what undoes it, and the same for layers that are tied."""
 
     module: nn.Module
     shift: Shift
-    restore: Callable[[], None]
+    undo: Callable[[], None]
+    twins: tuple[_Site, ...] = ()
+
+    def load(self, shift: Tensor) -> None:
+        """Take over a projected δ (size,) in float64."""
+        for site in (self, *self.twins):
+            site.shift.load(shift)
+
+    def restore(self) -> None:
+        """Let the layers be what they were."""
+        for site in (*self.twins, self):
+            site.undo()
 
 
 def attach(
@@ -83,7 +94,7 @@ def attach(
     plan: dict[str, tuple[nn.Module, Prepared]] = {}
     for name in delta:
         module = layer(models, name)
-        if twin := next((other for other, (taken, _) in plan.items() if taken is module), None):
+        if twin := next((other for other, (taken, _) in plan.items() if taken.weight is module.weight), None):
             raise AttachError(f"{name}: shifts the same weight as {twin}", fix="keep one of the two names")
         _check_layer(name, module, delta.metadata.parameters[name])
         prepared = _fit(weights, name, delta, cache)
@@ -91,13 +102,19 @@ def attach(
             check_live(name, module, prepared.weight)
         plan[name] = module, prepared
     shared = _shared_weights(models)
+    tied = {name: _twins(name, models, module) for name, (module, _) in plan.items()}
+    for name, others in tied.items():
+        for other in others:
+            _check_layer(name, other, delta.metadata.parameters[name])
     sites = {}
     for name, (module, prepared) in plan.items():
         shift = _make_shift(module, prepared, exact=exact, trainable=trainable)
         drop = base is not None and isinstance(shift, SpectralShift) and not shift.keeps_weight
         held = id(module.weight) in shared or cast("Tensor", module.weight).device.type == "meta"
         droppable = drop and not held
-        sites[name] = _install(name, module, shift, base if droppable else None)
+        site = _install(name, module, shift, base if droppable else None)
+        twins = tuple(_install(name, twin, _make_twin(twin, prepared, shift, exact=exact), None) for twin in tied[name])
+        sites[name] = replace(site, twins=twins)
     return Handle(sites, delta, scale)
 
 
@@ -153,7 +170,7 @@ class Handle:
         # The first delta's parameters stay: they say which numbers are free.
         for name, site in self._sites.items():
             parameter = self._delta.metadata.parameters[name]
-            site.shift.load(torch.from_numpy(weighted_total(name, parameter, [self._current], [self._scale])))
+            site.load(torch.from_numpy(weighted_total(name, parameter, [self._current], [self._scale])))
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield parameter name and the free numbers of its δ, for an optimizer; nothing unless `trainable`."""
@@ -245,6 +262,24 @@ def _shared_weights(models: Mapping[str, nn.Module]) -> set[int]:
             for parameter in module._parameters.values():
                 (shared if id(parameter) in seen else seen).add(id(parameter))
     return shared
+
+
+def _twins(name: str, models: Mapping[str, nn.Module], module: nn.Module) -> list[nn.Module]:
+    """Return the other layers that a layer's weight is tied to, such as the output layer of an embedding."""
+    model = models[name.partition(".")[0]]
+    return [other for other in model.modules() if other is not module and _weight(other) is _weight(module)]
+
+
+def _weight(module: nn.Module) -> object:
+    return module._parameters.get("weight", module)
+
+
+def _make_twin(module: nn.Module, prepared: Prepared, shift: Shift, *, exact: bool) -> Shift:
+    """Return what stands for the same δ in a tied layer; what is trained there is one parameter."""
+    twin = _make_shift(module, prepared, exact=exact, trainable=shift.trainable)
+    if shift.trainable:
+        twin.value = shift.value
+    return twin
 
 
 def _make_shift(module: nn.Module, prepared: Prepared, *, exact: bool, trainable: bool) -> Shift:
