@@ -79,10 +79,10 @@ class Basis:
         start, stop = self.split
         change = torch.maximum(shift.double(), -self.sigma)
         work = matrix if self.left else matrix.T
-        gain = change[:start] / self.sigma[:start]
-        rows = torch.cat(
-            [gain[:, None].float() * (self.factor[:start] @ work), change[start:stop, None].float() * self.tail]
-        )
+        rows = torch.empty(stop, work.shape[1])
+        torch.mm(self.factor[:start], work, out=rows[:start])
+        rows[:start] *= (change[:start] / self.sigma[:start]).float()[:, None]
+        torch.mul(self.tail, change[start:stop].float()[:, None], out=rows[start:])
         result = self.factor[:stop].T @ rows
         return result if self.left else result.T
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from math import prod
 from typing import Final
 
 from .base import Base, open_base
+from .build import cost, share_out
+from .cache import BasisCache
 from .delta import Delta
 from .errors import BaseError, BaseMismatchError, DeltaError
 from .layout import variants
-from .prepare import Progress, Weights, difference
+from .prepare import Progress, Weights, difference, fit
 from .repository import cached_revisions, parse_reference
 
 SHOWN: Final = 3
@@ -49,6 +52,31 @@ def check_base(weights: Weights, delta: Delta, *, progress: Progress | None = No
         what = "do not fit" if different else "are not there"
         message += f"; {len(found)} of {len(delta)} parameters {what}: {', '.join(list(found)[:SHOWN])}{more}"
     raise kind(message, fix=_advice(weights, delta))
+
+
+def fit_all(weights: Weights, deltas: Sequence[Delta], cache: BasisCache, progress: Progress | None = None) -> None:
+    """Check every delta against a base, and see to it that every basis is in the cache: several at once.
+
+    Args:
+        weights: an opened base, or a live model's weights.
+        deltas: the deltas.
+        cache: where bases are kept.
+        progress: called with the work done and in all, once the identity of all weights is known.
+
+    Raises:
+        BaseMismatchError, BaseError: as `check_base`.
+        TensorError: a δ is not projected on the runs of its basis.
+    """
+    for delta in deltas:
+        check_base(weights, delta)
+    places = {f"{name} {index}": (name, delta) for index, delta in enumerate(deltas) for name in delta}
+
+    def work(key: str, wait: bool) -> None:
+        name, delta = places[key]
+        fit(weights, name, delta, cache if wait else cache.impatient())
+
+    said = {key: delta.metadata.parameters[name] for key, (name, delta) in places.items()}
+    share_out({key: cost(item.shape, item.kind, item.axis) for key, item in said.items()}, work, progress)
 
 
 def find_fitting(weights: Weights, delta: Delta) -> str | None:

@@ -103,7 +103,8 @@ def check_weight(weight: Tensor, name: str) -> None:
 
 def round_weight(weight: Tensor, dtype: Dtype) -> Tensor:
     """Round to the basis dtype and return the values as contiguous float32; −0 becomes +0."""
-    return _round(weight, dtype).to(torch.float32).contiguous() + 0.0
+    wide = _round(weight, dtype).to(torch.float32).contiguous()
+    return wide + 0.0 if wide.data_ptr() == weight.data_ptr() else wide.add_(0.0)
 
 
 def fingerprint(rounded: Tensor, axis: int) -> str:

@@ -11,7 +11,6 @@ from typing import Final, Literal
 
 from ._atomic import check_output
 from .base import Base
-from .build import cost, share_out
 from .cache import BasisCache
 from .codec import Dtype
 from .combine import combine_parameters
@@ -19,10 +18,10 @@ from .component import Component
 from .container import ITEM_SIZE, header_bytes
 from .delta import Delta
 from .errors import BaseMismatchError, InputError, OutputError
-from .fitting import check_base
+from .fitting import check_base, fit_all
 from .layout import PICKLE_SUFFIXES, read_json
 from .parameter import Parameter
-from .prepare import Progress, fit
+from .prepare import Progress
 from .weights import Weight
 
 FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
@@ -135,25 +134,7 @@ class Plan:
             BaseError: a weight in the base cannot be used.
             TensorError: a δ is not projected on the runs of its basis.
         """
-        self.check_identity()
-        checks = {f"{name} {index}": (name, index) for name in self.parameters for index in self._owners(name)}
-        costs = {
-            key: cost(self.parameters[name].shape, self.parameters[name].kind, self.parameters[name].axis)
-            for key, (name, _) in checks.items()
-        }
-
-        def work(key: str, wait: bool) -> None:
-            name, index = checks[key]
-            try:
-                fit(self.base, name, self.deltas[index], self.cache if wait else self.cache.impatient())
-            except BaseMismatchError:
-                check_base(self.base, self.deltas[index])  # says which others differ too, and what would fit
-                raise
-
-        share_out(costs, work, progress)
-
-    def _owners(self, name: str) -> list[int]:
-        return [index for index, delta in enumerate(self.deltas) if name in delta]
+        fit_all(self.base, self.deltas, self.cache, progress)
 
 
 def plan_bake(

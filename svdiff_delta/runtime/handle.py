@@ -16,7 +16,7 @@ from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError, BaseMismatchError, InputError
-from svdiff_delta.fitting import check_base
+from svdiff_delta.fitting import check_base, fit_all
 from svdiff_delta.kinds import kind_of
 from svdiff_delta.parameter import Kind, Parameter
 from svdiff_delta.prepare import Prepared, Weights, fit
@@ -91,6 +91,8 @@ def attach(
     base = base or find_base(target, models, (name.partition(".")[0] for name in delta))
     weights: Weights = base or LiveWeights(models)
     cache = cache or BasisCache()
+    if base is not None:
+        fit_all(base, [delta], cache)  # several bases at once
     plan: dict[str, tuple[nn.Module, Prepared]] = {}
     for name in delta:
         module = layer(models, name)
