@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,10 +118,17 @@ def sheet(pictures: NDArray[np.uint8], across: int = 10, zoom: int = 2) -> Any:
 
 
 def save_halved(model: Any, folder: Path) -> None:
-    """Write a model's weights in float16, leaving the model as it is."""
+    """Write a model's weights in float16, leaving the model as it is.
+
+    transformers' configurations say float32, so that a pipeline is loaded in one dtype.
+    """
     import copy
 
     copy.deepcopy(model).half().save_pretrained(str(folder))
+    path = folder / "config.json"
+    config = json.loads(path.read_bytes())
+    if "dtype" in config:
+        path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def export(work: Path, out: Path) -> Any:

@@ -18,6 +18,8 @@ from svdiff_train.tiny.card import SAMPLES, write_card
 from svdiff_train.tiny.clip import ClipImageTask, ClipTask, best_clip
 from svdiff_train.tiny.fetch import fetch
 from svdiff_train.tiny.loop import Recipe, Run
+from svdiff_train.tiny.portraits import paint_portraits
+from svdiff_train.tiny.scenes import load_sprites
 from svdiff_train.tiny.tokenizer import build_tokenizer
 from svdiff_train.tiny.unet import UNetTask, prepare
 from svdiff_train.tiny.vae import DecoderTask, VaeTask
@@ -65,6 +67,10 @@ def _unet(args: argparse.Namespace) -> None:
     run.go()
 
 
+def _portraits(args: argparse.Namespace) -> None:
+    paint_portraits(load_sprites(args.work / "npm"), args.out)
+
+
 def _adopt(args: argparse.Namespace) -> None:
     adopt(args.base or base_path(), args.work)
 
@@ -95,23 +101,28 @@ STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 """What makes a base from nothing, in order."""
 
+OTHERS = {"adopt": _adopt, "portraits": _portraits}
+"""What goes on from a finished base, and what paints the demo's pictures."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one stage, or all of them in order."""
     parser = argparse.ArgumentParser(prog="python -m svdiff_train.tiny.build", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of downloads, banks and runs")
-    parser.add_argument("--out", type=Path, help="folder for the finished base (stage export)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the finished base (export, card) or the demo's pictures (portraits)"
+    )
     parser.add_argument("--figures", type=Path, help="JSON of benchmarks/tiny_base.py (stage card)")
     parser.add_argument("--base", type=Path, help="a finished base (stage adopt) [default: the embedded one]")
     parser.add_argument("--steps", type=int, help="steps in all (stage unet) [default: the recipe's]")
     parser.add_argument("--decay", type=int, help="of them with a falling rate (stage unet) [default: the recipe's]")
-    parser.add_argument("--stage", choices=[*STAGES, "adopt"], help="only this one")
+    parser.add_argument("--stage", choices=[*STAGES, *OTHERS], help="only this one")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     for name in [args.stage] if args.stage else STAGES:
-        (STAGES | {"adopt": _adopt})[name](args)
+        (STAGES | OTHERS)[name](args)
 
 
 if __name__ == "__main__":
