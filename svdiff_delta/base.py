@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
 
-import safetensors
 from torch import Tensor
 
 from .addresses import find_layout
@@ -19,6 +17,7 @@ from .metadata import BaseInfo
 from .origin import find_model
 from .repository import SCHEME, parse_reference
 from .schemes import refuse
+from .tensors import map_tensor
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,6 @@ class Base:
     pipeline: bool = False
     repository: str | None = None
     revision: str | None = None
-    _open: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def info(self) -> BaseInfo:
@@ -116,16 +114,13 @@ class Base:
         """Return a parameter's values as they stand in the file, on the CPU.
 
         Raises:
-            BaseError: there is no such parameter, or its dtype cannot be read.
+            BaseError: there is no such parameter, or its file cannot be read any more.
         """
-        _, key, path, _ = self.locate(name)
-        if path not in self._open:
-            self._open[path] = safetensors.safe_open(path, "pt")
+        component, _, path, entry = self.locate(name)
         try:
-            tensor = self._open[path].get_tensor(key)
-        except (safetensors.SafetensorError, KeyError, TypeError) as error:
-            raise BaseError(f"{name}: could not be read from {path} ({error})") from None
-        return tensor  # type: ignore[no-any-return]
+            return map_tensor(path, component.headers[path].data, entry)
+        except (OSError, ValueError) as error:
+            raise BaseError(f"{name}: could not be read from {path} ({error})", fix="fetch the base again") from None
 
 
 def open_base(

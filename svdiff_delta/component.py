@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import safetensors
 import torch
 from torch import nn
 
@@ -18,6 +17,7 @@ from .container import Entry, Header, read_header
 from .errors import BaseError, DeltaError
 from .layout import PICKLE_SUFFIXES, check_variant, file_names, read_json, weight_files
 from .skeleton import build_skeleton, tied_groups
+from .tensors import map_tensor
 
 SLOTS: Final[Mapping[str, str]] = {
     "UNet2DConditionModel": "unet",
@@ -146,10 +146,8 @@ class Component:
         return size if isinstance(size, int) else None
 
     def _same(self, keys: tuple[str, ...]) -> bool:
-        values = []
-        for key in keys:
-            with safetensors.safe_open(self.location[key][0], "pt") as file:
-                values.append(file.get_tensor(key))
+        places = (self.location[key] for key in keys)
+        values = [map_tensor(path, self.headers[path].data, entry) for path, entry in places]
         return all(torch.equal(values[0], other) for other in values[1:])
 
 
