@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .base import Base
-from .basis import Basis, fingerprint, matricize, round_weight
+from .basis import Basis, matricize
 from .conversion import Energy
 from .delta import project
 from .errors import BaseMismatchError
 from .parameter import Parameter
-from .prepare import Prepared
+from .prepare import Prepared, difference
 
 PIECE: Final = 1 << 22
 """Numbers of a weight that are float64 at a time: 32 MiB."""
@@ -120,9 +120,7 @@ def is_same_weight(base: Base, name: str, parameter: Parameter) -> bool:
     Raises:
         BaseError: the base has no such parameter, or it cannot be read.
     """
-    if base.shape(name) != parameter.shape:
-        return False
-    return fingerprint(round_weight(base.read(name), parameter.dtype), parameter.axis) == parameter.fingerprint
+    return difference(base, name, parameter) is None
 
 
 def check_same_weight(base: Base, name: str, parameter: Parameter, what: str) -> None:

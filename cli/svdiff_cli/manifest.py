@@ -52,9 +52,10 @@ def convert_many(
 ) -> None:
     """Convert many files, as a manifest says.
 
-    A row has input, output and base, and, where they are needed, to, from, dtype, title, min_energy, allow_unmatched,
-    embeddings, calibrate and calibrate_steps, which mean what the options of svdiff convert do. Paths are relative to
-    the manifest. In YAML the keys beside `files` count for every row that does not give them itself.
+    A row has input, output and base, and, where they are needed, variant (of the base's files, such as fp16), to, from,
+    dtype, title, min_energy, allow_unmatched, embeddings, calibrate and calibrate_steps, which mean what the options of
+    svdiff convert do. Paths are relative to the manifest. In YAML the keys beside `files` count for every row that does
+    not give them itself.
 
     All rows are checked before the first one starts. A file that fails does not stop the rest. A second run passes over
     what is done, and goes on after a kill.

@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from svdiff_delta.base import Base, Component, aliases
+from svdiff_delta.base import Base
+from svdiff_delta.component import Component
 from svdiff_delta.errors import BaseMismatchError, InputError
 from svdiff_delta.kinds import base_kinds
 from svdiff_delta.parameter import Kind
@@ -101,7 +102,7 @@ def _component(vectors: Vectors, form: Format, base: Base) -> str:
     """Return the component of the base that most shifts of a file fit, by name and length."""
     weights = weight_keys(vectors.entries, form)
     fitting = {
-        slot: sum(_fits(vectors, key, _own(part, weight), form, part) for key, weight in weights.items())
+        slot: sum(_fits(vectors, key, part.stored(weight), form, part) for key, weight in weights.items())
         for slot, part in base.components.items()
     }
     most = max(fitting.values(), default=0)
@@ -119,11 +120,6 @@ def _component(vectors: Vectors, form: Format, base: Base) -> str:
             f"{vectors.path}: fits the components {' and '.join(best)} alike", fix="name one of their folders as base"
         )
     return best[0]
-
-
-def _own(part: Component, weight: str) -> str | None:
-    """Return the key under which a component has a weight."""
-    return next((candidate for candidate in aliases(weight) if candidate in part.location), None)
 
 
 def _fits(vectors: Vectors, key: str, own: str | None, form: Format, part: Component) -> bool:
@@ -149,7 +145,7 @@ def _place(
     if weight is None:
         found.left_out[key] = f"is no shift of {form.about}"
         return
-    own = _own(part.components[slot], weight)
+    own = part.components[slot].stored(weight)
     name = f"{slot}.{own}"
     if own is None:
         found.left_out[f"{slot}.{weight}"] = "is not in the base"

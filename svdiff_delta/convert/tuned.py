@@ -10,7 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from svdiff_delta.base import Base, Component, aliases, open_base
+from svdiff_delta.base import Base, open_base
+from svdiff_delta.component import Component, aliases
 from svdiff_delta.components import paired
 from svdiff_delta.container import Entry
 from svdiff_delta.errors import BaseError, InputError

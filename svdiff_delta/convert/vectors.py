@@ -11,9 +11,9 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
-from svdiff_delta.base import PICKLE_SUFFIXES
 from svdiff_delta.container import Entry
 from svdiff_delta.errors import InputError, TensorError
+from svdiff_delta.layout import PICKLE_SUFFIXES
 
 from .difference import file_header
 

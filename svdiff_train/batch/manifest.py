@@ -85,7 +85,7 @@ def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool
     Raises:
         InputError: rows cannot work; the message names the first of them.
     """
-    bases: dict[str, DeltaError | None] = {}
+    bases: dict[tuple[str, str | None], DeltaError | None] = {}
     inputs = {_same(row.place(row.input)): number for number, row in enumerate(rows, 1)}
     outputs: dict[str, int] = {}
 
@@ -107,15 +107,16 @@ def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool
     _check_each(path, rows, check)
 
 
-def _check_base(row: Row, bases: dict[str, DeltaError | None]) -> None:
+def _check_base(row: Row, bases: dict[tuple[str, str | None], DeltaError | None]) -> None:
     """Open each base once."""
-    if row.base not in bases:
+    name = row.base, row.variant
+    if name not in bases:
         try:
             row.open_base()
-            bases[row.base] = None
+            bases[name] = None
         except DeltaError as error:
-            bases[row.base] = error
-    if (found := bases[row.base]) is not None:
+            bases[name] = error
+    if (found := bases[name]) is not None:
         raise found
 
 

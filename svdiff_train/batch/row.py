@@ -29,7 +29,8 @@ class Row:
     Attributes:
         input: what to convert, as `svdiff convert` takes it.
         output: the file to write.
-        base: the base that both belong to: a path, or the word `tiny`.
+        base: the base that both belong to: a path, the word `tiny`, or a repository on the Hub.
+        variant: which of the base's files to read, such as fp16.
         to: the dialect of the output.
         from_: the dialect of the input; found from it if not given.
         dtype: number format of the output.
@@ -45,6 +46,7 @@ class Row:
     input: str
     output: str
     base: str
+    variant: str | None = None
     to: str = "delta"
     from_: str | None = None
     dtype: StoredDtype = "F32"
@@ -111,7 +113,7 @@ class Row:
         place = self.place(self.base)
         if self.base == NAME and not place.exists():
             return open_tiny()
-        return open_base(place if place.exists() else self.base)
+        return open_base(place if place.exists() else self.base, variant=self.variant)
 
     def states(self, base: Base) -> dict[str, str]:
         """Return what tells whether the input or the base is another than at an earlier run.
@@ -133,6 +135,7 @@ TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
     "input": str,
     "output": str,
     "base": str,
+    "variant": str,
     "to": str,
     "from": str,
     "dtype": str,

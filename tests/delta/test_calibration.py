@@ -21,7 +21,7 @@ from svdiff_delta.prepare import Prepared, prepare
 from svdiff_delta.projection import project_change
 from svdiff_delta.runtime import measure
 from svdiff_delta.runtime.measure import measurable
-from svdiff_delta.runtime.models import LiveWeights
+from svdiff_delta.runtime.originals import LiveWeights
 
 NAME = "model.layer.weight"
 Array = NDArray[np.float64]

@@ -24,7 +24,7 @@ from support.sd15 import LAYOUT
 from support.weights import normal
 
 from svdiff_delta import add, errors, interpolate, scale, select
-from svdiff_delta.basis import find_runs, fingerprint, round_weight, tail_length
+from svdiff_delta.basis import find_runs, tail_length
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.calibration import Moments, calibrate_change
 from svdiff_delta.codec import LARGEST
@@ -33,6 +33,7 @@ from svdiff_delta.container import ITEM_SIZE
 from svdiff_delta.delta import Delta, project
 from svdiff_delta.errors import MetadataError
 from svdiff_delta.file import dumps, loads
+from svdiff_delta.identity import fingerprint, round_weight
 from svdiff_delta.metadata import BaseInfo, Metadata, dump, parse
 from svdiff_delta.parameter import Parameter
 from svdiff_delta.prepare import prepare
