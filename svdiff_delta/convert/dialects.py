@@ -7,9 +7,18 @@ from typing import Final
 
 from .dialect import Dialect
 from .full import full
+from .svdiff_author import svdiff_author
+from .svdiff_pytorch import svdiff_pytorch
+from .transformer2 import svf, transformer2
 
 DELTA: Final = "delta"
 """What every dialect is converted from and to: a delta file."""
 
-DIALECTS: Final[Mapping[str, Dialect]] = {"full": full}
+DIALECTS: Final[Mapping[str, Dialect]] = {
+    "full": full,
+    "svdiff-pytorch": svdiff_pytorch,
+    "svdiff-author": svdiff_author,
+    "transformer2": transformer2,
+    "svf": svf,
+}
 """Dialects by the name that commands take."""
