@@ -82,6 +82,7 @@ WRONG = {
         "row 2: tuned: is the input of row 2, and rows run side by side",
     ),
     "no such base": ({**ROW, "output": "b", "base": "nowhere"}, "row 2: nowhere: there is no such file or folder"),
+    "no such variant": ({**ROW, "output": "b", "variant": "fp16"}, "row 2: .*fp16"),
     "no such input": ({**ROW, "output": "b", "input": "nowhere"}, "row 2: .*nowhere: there is no such file or folder"),
     "no such dialect": ({**ROW, "output": "b", "to": "gguf"}, "row 2: 'gguf': there is no such dialect"),
     "no such folder": ({**ROW, "output": "no/b"}, "row 2: .*no/b: the folder .* does not exist"),
