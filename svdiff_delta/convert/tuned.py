@@ -66,7 +66,7 @@ def read_tuned(source: str, job: Job) -> Changes:
     return Changes(
         kinds=shifted,
         read=lambda name: tuned.read(name).double() - job.base.read(name).double(),
-        sources=lambda: [_hash(file) for file in files],
+        sources=lambda: [hash_file(file) for file in files],
         left_out=dict(sorted(found.left_out.items())),
         unchanged=found.unchanged,
     )
@@ -124,7 +124,7 @@ def _check_real(name: str, tuned: Base, dtype: str, weight: Tensor) -> None:
         raise BaseError(f"{name}: {tuned.path} holds NaN or infinity", fix="fetch the checkpoint again")
 
 
-def _hash(path: Path) -> tuple[str, Source]:
+def hash_file(path: Path) -> tuple[str, Source]:
     """Return the SHA-256 of a weight file, and its entry for a lineage; the file is read once."""
     whole, data = hashlib.sha256(), hashlib.sha256()
     with path.open("rb") as stream:
