@@ -181,7 +181,7 @@ class DiffusersTarget(Target):
     def _path(self, component: str, key: str) -> str:
         return self._names.long(component, key).removesuffix(".weight")
 
-    def strings(self, ranks: dict[str, int]) -> dict[str, str]:
+    def strings(self, ranks: dict[str, int], alpha: int) -> dict[str, str]:  # noqa: ARG002 - others need it
         """Return each component's configuration: without it diffusers would guess scales from ranks."""
         fields: dict[str, JSON] = {}
         for component in sorted({name.partition(".")[0] for name in ranks}):

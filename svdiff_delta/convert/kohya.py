@@ -91,6 +91,7 @@ class KohyaTarget(Target):
     """Where weights stand in a kohya file."""
 
     name = "kohya"
+    common_alpha = True
 
     def prepare(self, names: Names) -> None:
         """Take the base's names.
@@ -133,10 +134,10 @@ class KohyaTarget(Target):
             return {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
         return {"text_encoder": "lora_te"}
 
-    def strings(self, ranks: dict[str, int]) -> dict[str, str]:
+    def strings(self, ranks: dict[str, int], alpha: int) -> dict[str, str]:
         """Return what kohya's tools look for in the metadata."""
         most = max(ranks.values(), default=0)
-        return {"ss_network_module": "networks.lora", "ss_network_dim": str(most), "ss_network_alpha": str(most)}
+        return {"ss_network_module": "networks.lora", "ss_network_dim": str(most), "ss_network_alpha": str(alpha)}
 
 
 def plain_layer(parameter: Parameter) -> str:

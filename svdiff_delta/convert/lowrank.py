@@ -41,7 +41,7 @@ class Keys:
     Attributes:
         up: (rows, r, 1, …).
         down: (r, columns), or (r, in, k, …).
-        alpha: the rank, so that the scale is 1; empty where the dialect keeps it elsewhere.
+        alpha: a number whose ratio to the rank is the scale; empty where the dialect keeps it elsewhere.
         whole: ΔW itself, for norms; then there is nothing else.
         transposed: whether `up` and `down` are stored transposed.
         file: the name of the file; empty for the only one.
@@ -59,6 +59,9 @@ class Target(ABC):
     """A dialect that adapters are written in."""
 
     name: str
+    common_alpha: bool = False
+    """Whether all weights get one alpha, and those of another rank factors that make up for it. Else each one's alpha
+    is its rank, and its scale 1. diffusers loses alphas that differ within one kohya file (0.42: those of attention)."""
 
     @abstractmethod
     def prepare(self, names: Names) -> None:
@@ -69,8 +72,13 @@ class Target(ABC):
         """Return where a parameter's update stands, or why it has no place."""
 
     @abstractmethod
-    def strings(self, ranks: dict[str, int]) -> dict[str, str]:
-        """Return the metadata that the dialect's programs look for, given the rank of each parameter of a file."""
+    def strings(self, ranks: dict[str, int], alpha: int) -> dict[str, str]:
+        """Return the metadata that the dialect's programs look for.
+
+        Args:
+            ranks: the rank of each parameter of a file.
+            alpha: the common alpha.
+        """
 
     def write(self, job: Job, files: Mapping[str, Spool], strings: Mapping[str, dict[str, str]]) -> int:
         """Write the files if there is an output; return their size in all.
@@ -195,11 +203,18 @@ class _Work:
             spool.add(keys.up, factors.down.T, (shape[1], rank))
             spool.add(keys.down, factors.up.T, (rank, shape[0]))
             return
+        alpha = self._common_alpha() if self.target.common_alpha and keys.alpha else rank
+        gain = (rank / alpha) ** 0.5  # 1 where alpha is the rank
         rows, inner = factors.up.shape[0], shape[1:] if len(shape) > 2 else (factors.down.shape[1],)
-        spool.add(keys.up, factors.up, (rows, rank, *[1] * (len(shape) - 2)))
-        spool.add(keys.down, factors.down, (rank, *inner))
+        spool.add(keys.up, factors.up * gain, (rows, rank, *[1] * (len(shape) - 2)))
+        spool.add(keys.down, factors.down * gain, (rank, *inner))
         if keys.alpha:
-            spool.add(keys.alpha, np.array([rank], dtype=np.float64), (), dtype="F32")
+            spool.add(keys.alpha, np.array([alpha], dtype=np.float64), (), dtype="F32")
+
+    def _common_alpha(self) -> int:
+        """Return the rank that most weights have, as far as that is known before all are converted."""
+        largest = max(self._parameter(name).size for name in self.places)
+        return min(self.ranking.rank or self.ranking.max_rank or largest, largest)
 
     def _strings(self, file: str, spool: Spool) -> dict[str, str]:
         """Return the metadata of a file: what the delta says of itself, and the conversion."""
@@ -225,7 +240,7 @@ class _Work:
         metadata = metadata.with_modelspec(HASH, spool.digest())
         ranks = {name: self.ranks[name] for name in names if name in self.ranks}
         strings = meta.dump(metadata, key=KEY, form=FORMAT)
-        return {**strings, "format": "pt", **self.target.strings(ranks)}
+        return {**strings, "format": "pt", **self.target.strings(ranks, self._common_alpha())}
 
     def _modelspec(self) -> dict[str, str]:
         """Return the fields that are known of the file."""

@@ -33,6 +33,7 @@ class LycorisTarget(KohyaTarget):
     """Where weights stand in a LyCORIS file: `lycoris_` for the denoiser or a sole model, kohya's for text encoders."""
 
     name = "lycoris"
+    common_alpha = False
 
     def prepare(self, names: Names) -> None:
         """Take the base's names."""
@@ -57,7 +58,7 @@ class LycorisTarget(KohyaTarget):
             return f"lycoris_{key.removesuffix('.weight').replace('.', '_')}"
         return super().module(name) if component in self._prefixes() else None
 
-    def strings(self, ranks: dict[str, int]) -> dict[str, str]:  # noqa: ARG002 - others need them
+    def strings(self, ranks: dict[str, int], alpha: int) -> dict[str, str]:  # noqa: ARG002 - others need them
         """Return nothing: LyCORIS has no metadata of its own."""
         return {}
 

@@ -99,7 +99,7 @@ class Names:
     def long(self, component: str, key: str) -> str:
         """Return a key as other programs spell it: CLIP's with the `text_model.` level that transformers 5 dropped."""
         clip = self.base.components[component].class_name.startswith("CLIPTextModel")
-        return f"text_model.{key}" if clip and key.startswith(CLIP) else key
+        return f"text_model.{key}" if clip and f"{key}.".startswith(CLIP) else key
 
     def short(self, path: str) -> str:
         """Return a path without CLIP's `text_model.` level: PEFT matches it whether the live model has that or not."""

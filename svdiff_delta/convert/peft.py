@@ -189,7 +189,7 @@ class PeftTarget(Target):
             return Keys(f"{path}.lora_embedding_B", f"{path}.lora_embedding_A", transposed=True, file=component)
         return Keys(f"{path}.lora_B.weight", f"{path}.lora_A.weight", file=component)
 
-    def strings(self, ranks: dict[str, int]) -> dict[str, str]:
+    def strings(self, ranks: dict[str, int], alpha: int) -> dict[str, str]:  # noqa: ARG002 - others need it
         """Take the ranks for the configuration; PEFT has no metadata in its weights."""
         component = next(iter(ranks)).partition(".")[0]
         self._configs[component] = self._config(component, ranks)
