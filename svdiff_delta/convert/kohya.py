@@ -143,7 +143,7 @@ class KohyaTarget(Target):
 def plain_layer(parameter: Parameter) -> str:
     """Return why a weight has no place beside linear layers and convolutions; empty if it has one."""
     if parameter.kind == "elementwise":
-        return "is a norm, for which this dialect has no place"
+        return "is a norm, for which only lycoris has a place"
     if parameter.axis != 0:
         return "is stored transposed, for which this dialect has no place"
     return ""

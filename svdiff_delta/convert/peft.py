@@ -180,7 +180,7 @@ class PeftTarget(Target):
     def place(self, name: str, parameter: Parameter) -> Keys | str:
         """Return where a parameter's update stands, or why it has no place."""
         if parameter.kind == "elementwise":
-            return "is a norm, for which this dialect has no place"
+            return "is a norm, for which only lycoris has a place"
         if len(parameter.shape) > 2 and parameter.axis != 0:
             return "is a transposed convolution, for which this dialect has no place"
         component, _, key = name.partition(".")

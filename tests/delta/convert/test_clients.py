@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -52,14 +51,14 @@ def changes(base: Base, whole: Delta) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def pictures(base: Base, delta: Delta) -> Iterator[list[Image.Image]]:
+def pictures(base: Base, delta: Delta) -> list[Image.Image]:
     """What the attached delta paints."""
     pipeline = load_pipeline(base)
     plain = paint(pipeline)
     with attach(pipeline, delta, base=base):
         painted = paint(pipeline)
     assert apart(plain, painted) > 20
-    yield painted
+    return painted
 
 
 def unwarned(pipeline: Any, path: Path, caplog: pytest.LogCaptureFixture) -> Any:
