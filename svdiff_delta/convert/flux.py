@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from svdiff_delta.errors import InputError, MissingExtraError
@@ -45,8 +46,8 @@ def recognizes(path: Path) -> bool:
 def read(source: str, job: Job) -> Changes:
     """Return the changes of a LoRA for Flux.
 
-    diffusers' converter drops what it has no place for. It is given one module at a time, in float64, so that what it
-    does not answer is known.
+    diffusers' converter drops what it has no place for. It is given one module at a time, in float64 and at a scale of
+    1, so that what it does not answer is known.
 
     Raises:
         InputError, FormatError: the file cannot be read, or its tensors do not fit each other.
@@ -65,9 +66,8 @@ def read(source: str, job: Job) -> Changes:
     converted: dict[str, Tensor] = {}
     without = []
     for path, refs in modules.items():
-        _check(path, refs)
         adapter.widths[path] = max(map(width, refs.values()))
-        found = _converted({key: ref.read() for key, ref in refs.items()})
+        found = _converted(_scaled(path, refs))
         if not found:
             adapter.left_out |= dict.fromkeys(refs, NO_RULE)
         elif not any(key.endswith(".alpha") for key in refs):
@@ -81,13 +81,27 @@ def read(source: str, job: Job) -> Changes:
     return adapter.changes(job)
 
 
-def _check(path: str, refs: Mapping[str, Ref]) -> None:
-    """Raise InputError unless both factors are there and of one rank, which the converter would not see."""
-    down = [ref for key, ref in refs.items() if re.search(r"(lora_)?down\.weight$|lora_A\.weight$", key)]
-    up = [ref for key, ref in refs.items() if re.search(r"(lora_)?up\.weight$|lora_B\.weight$", key)]
-    if len(down) != 1 or len(up) != 1 or len(up[0].shape) < 2 or up[0].shape[1] != down[0].shape[0]:
-        shapes = ", ".join(f"{key} {list(ref.shape)}" for key, ref in refs.items())
-        raise InputError(f"{path}: its two factors are not there, or their ranks differ ({shapes})")
+def _scaled(path: str, refs: Mapping[str, Ref]) -> dict[str, Tensor]:
+    """Return a module's tensors with the scale in the second factor, and with alpha, if there is one, at the rank.
+
+    diffusers 0.42 never ends where alpha is negative or 0.
+
+    Raises:
+        InputError: a factor is missing, or their ranks differ, which the converter would not see.
+        TensorError: as `Ref.read`.
+    """
+    down = [key for key in refs if re.search(r"(lora_)?down\.weight$|lora_A\.weight$", key)]
+    up = [key for key in refs if re.search(r"(lora_)?up\.weight$|lora_B\.weight$", key)]
+    shapes = [refs[key].shape for key in (*down[:1], *up[:1])]
+    if len(down) != 1 or len(up) != 1 or len(shapes[1]) < 2 or shapes[1][1] != shapes[0][0]:
+        shown = ", ".join(f"{key} {list(ref.shape)}" for key, ref in refs.items())
+        raise InputError(f"{path}: its two factors are not there, or their ranks differ ({shown})")
+    rank = max(1, shapes[0][0])
+    found = {key: refs[key].read() for key in (*down, *up)}
+    for key in refs.keys() - found.keys():
+        found[up[0]] *= refs[key].number() / rank
+        found[key] = torch.tensor(float(rank), dtype=torch.float64)
+    return found
 
 
 def _converted(state: dict[str, Tensor]) -> dict[str, Tensor]:

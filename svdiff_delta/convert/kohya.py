@@ -127,6 +127,8 @@ class KohyaTarget(Target):
             original = self._sgm.name(path) if self._sgm else path
             return None if original is None else f"lora_unet_{original.replace('.', '_')}"
         prefix = self._prefixes().get(component)
+        if path == "text_projection":
+            return None  # kohya does not train it, and diffusers takes it at one rank only
         return None if prefix is None else f"{prefix}_{self._names.long(component, path).replace('.', '_')}"
 
     def _prefixes(self) -> dict[str, str]:
