@@ -278,7 +278,7 @@ def test_flux_is_written_for_diffusers_and_not_in_kohya_s_names(tmp_path: Path) 
     convert(delta, to="diffusers", base=base, rank=100, output=tmp_path / "x.safetensors")
     model: Any = diffusers.FluxTransformer2DModel.from_pretrained(base.path)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    model.load_lora_adapter(str(tmp_path / "x.safetensors"), prefix="transformer")
+    model.load_lora_adapter(str(tmp_path / "x.safetensors"), prefix="transformer", use_safetensors=True)
     assert taken(model) == len(delta)
     model.fuse_lora()
     model.unload_lora()
@@ -293,7 +293,7 @@ def test_a_layer_that_others_end_in_is_not_taken_for_them(tmp_path: Path) -> Non
     convert(delta, to="diffusers", base=base, rank=2, output=tmp_path / "x.safetensors")
     convert(delta, to="peft", base=base, rank=2, output=tmp_path / "peft")
     model: Any = diffusers.FluxTransformer2DModel.from_pretrained(base.path)
-    model.load_lora_adapter(str(tmp_path / "x.safetensors"), prefix="transformer")
+    model.load_lora_adapter(str(tmp_path / "x.safetensors"), prefix="transformer", use_safetensors=True)
     assert taken(model) == 1
     from peft import PeftModel
 
@@ -321,7 +321,7 @@ def test_stable_diffusion_3_is_read_and_written_for_diffusers(tmp_path: Path) ->
     base = open_base(tmp_path / "sd3")
     delta = select(base_delta(base, size=0.1), "2d")
     convert(delta, to="diffusers", base=base, rank=3, output=tmp_path / "x.safetensors")
-    model.load_lora_adapter(str(tmp_path / "x.safetensors"), prefix="transformer")
+    model.load_lora_adapter(str(tmp_path / "x.safetensors"), prefix="transformer", use_safetensors=True)
     assert taken(model) == len(delta)
     model.save_lora_adapter(tmp_path / "again", adapter_name="default_0")
     (written,) = (tmp_path / "again").glob("*.safetensors")
