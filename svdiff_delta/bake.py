@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor
 
 from ._atomic import replace_file, replace_folder
-from .base import Base, read_json
-from .basis import TORCH_DTYPE
+from .base import Base
 from .cache import BasisCache
 from .codec import Dtype
 from .container import ITEM_SIZE, header_bytes
 from .delta import Delta
 from .errors import OutputError, TensorError
+from .identity import TORCH_DTYPE
+from .layout import read_json
 from .plan import FLOATING, Item, Plan, Unchanged, layout_of, plan_bake
 from .prepare import Progress, fit
 from .totals import weighted_total
@@ -143,14 +145,17 @@ class _Writer:
         self.count(item.bytes)
 
     def weights(self, item: Item, stream: IO[bytes]) -> None:
-        """Write a weight file tensor by tensor, in the order of the base's file."""
+        """Write a weight file in the order of the base's file; one tensor is written while the next is made."""
         slot = item.slot or ""
         layout, metadata = layout_of(self.plan.base.components[slot], item.source, self.plan.dtype)
         stream.write(header_bytes(layout, metadata))
-        for key, dtype, _ in layout:
-            raw = self.baked(slot, key, dtype).contiguous().flatten().view(torch.uint8).numpy().data
-            stream.write(raw)
-            self.count(len(raw))
+        with ThreadPoolExecutor(1) as writing:
+            written = writing.submit(int)
+            for key, dtype, _ in layout:
+                raw = self.baked(slot, key, dtype).contiguous().flatten().view(torch.uint8).numpy().data
+                self.count(written.result())
+                written = writing.submit(stream.write, raw)
+            self.count(written.result())
 
     def baked(self, slot: str, key: str, dtype: str) -> Tensor:
         """Return a weight as it stands in the output; W itself where δ is 0."""
@@ -166,10 +171,12 @@ class _Writer:
         prepared = fit(plan.base, name, owner, plan.cache)
         change = prepared.delta_weight(torch.from_numpy(shift))
         weight = prepared.weight
-        found = (weight.to(torch.promote_types(weight.dtype, change.dtype)) + change).to(target)
-        if not torch.isfinite(found).all():
+        half, wide = ITEM_SIZE[dtype] == 2, torch.promote_types(weight.dtype, change.dtype)
+        found = change.to(wide) + weight if half else change.to(wide).add_(weight)
+        found = found.to(target)
+        if not all(map(isfinite, torch.stack(torch.aminmax(found)).tolist())):
             raise TensorError(f"{name}: the baked weight is too large for {dtype}", fix="use --dtype BF16 or F32")
-        if ITEM_SIZE[dtype] == 2:
+        if half:
             self.losses[name] = _loss(weight.to(target), found, change)
         return found
 

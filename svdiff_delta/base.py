@@ -2,79 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property
-from os import PathLike
+from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Final
 
-import safetensors
 from torch import Tensor
 
 from .addresses import find_layout
-from .container import Entry, Header, read_header
-from .errors import BaseError, DeltaError
+from .component import Component, open_file, open_model, open_pipeline
+from .container import Entry
+from .errors import BaseError
 from .metadata import BaseInfo
-
-WEIGHT_NAMES: Final = ("diffusion_pytorch_model", "model")
-"""Stems of weight files in diffusers' and transformers' layout."""
-
-PICKLE_SUFFIXES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
-
-SLOTS: Final[Mapping[str, str]] = {
-    "UNet2DConditionModel": "unet",
-    "UNet2DModel": "unet",
-    "AutoencoderKL": "vae",
-    "CLIPTextModel": "text_encoder",
-    "CLIPTextModelWithProjection": "text_encoder_2",
-    "T5EncoderModel": "text_encoder_3",
-    "SD3Transformer2DModel": "transformer",
-    "FluxTransformer2DModel": "transformer",
-    "DiTTransformer2DModel": "transformer",
-    "PixArtTransformer2DModel": "transformer",
-}
-"""The slot that a model's class has in pipelines; a model of any other class is called `model`."""
-
-
-@dataclass(frozen=True)
-class Component:
-    """One component of a base.
-
-    Attributes:
-        class_name: the model's class, "" where nothing says it.
-        library: "diffusers", "transformers" or "" where nothing says it.
-        folder: where its config and weights lie; None for a single file.
-        files: its weight files, in order.
-    """
-
-    class_name: str
-    library: str
-    folder: Path | None
-    files: tuple[Path, ...]
-
-    @cached_property
-    def headers(self) -> dict[Path, Header]:
-        """The checked header of each weight file."""
-        return {path: _read_file_header(path) for path in self.files}
-
-    @cached_property
-    def location(self) -> dict[str, tuple[Path, Entry]]:
-        """File and header entry by state-dict key."""
-        found: dict[str, tuple[Path, Entry]] = {}
-        for path, header in self.headers.items():
-            for key, entry in header.entries.items():
-                if key in found:
-                    raise BaseError(f"{key}: stands in {found[key][0].name} and again in {path.name}")
-                found[key] = path, entry
-        return found
+from .origin import find_model
+from .repository import SCHEME, parse_reference
+from .schemes import refuse
+from .tensors import map_tensor
 
 
 @dataclass(frozen=True)
 class Base:
     """An opened base. Weights are read one by one, when asked for.
+
+    A tensor that stands under several keys, such as an output layer that is tied to the embeddings, has one parameter
+    name: the one under which the file holds it (the source, if it holds both). The others lead to it.
 
     Attributes:
         path: the folder or file.
@@ -89,7 +40,6 @@ class Base:
     pipeline: bool = False
     repository: str | None = None
     revision: str | None = None
-    _open: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def info(self) -> BaseInfo:
@@ -102,7 +52,7 @@ class Base:
         for name in ("unet", "transformer"):
             component = self.components.get(name)
             if component is not None and component.folder is not None:
-                size = read_json(component.folder / "config.json").get("sample_size")
+                size = component.config.get("sample_size")
                 size = size[-1] if isinstance(size, list) and size else size
                 return size if isinstance(size, int) and size > 0 else None
         return None
@@ -117,7 +67,7 @@ class Base:
         """Return component, key, file and header entry of a parameter.
 
         Raises:
-            BaseError: the base has no such component or parameter.
+            BaseError: the base has no such component or parameter, or holds it quantized under other keys.
         """
         slot, _, key = name.partition(".")
         component = self.components.get(slot)
@@ -126,168 +76,99 @@ class Base:
                 f"{name}: the base {self.path} has no component {slot!r}, it has {', '.join(self.components)}",
                 fix="name the base that the delta was made for",
             )
-        for candidate in aliases(key):
-            if candidate in component.location:
-                return component, candidate, *component.location[candidate]
-        raise BaseError(
-            f"{name}: the base {self.path} has no such parameter", fix="name the base that the delta was made for"
-        )
+        stored = component.stored(key)
+        if stored is None:
+            refuse(name, key, component.dtypes, component.config)
+            raise BaseError(
+                f"{name}: the base {self.path} has no such parameter", fix="name the base that the delta was made for"
+            )
+        return component, stored, *component.location[stored]
+
+    def stored_name(self, name: str) -> str:
+        """Return the one name that a parameter has in deltas for this base.
+
+        Raises:
+            BaseError: as `locate`.
+        """
+        return f"{name.partition('.')[0]}.{self.locate(name)[1]}"
+
+    def twins(self, name: str) -> tuple[str, ...]:
+        """Return all keys under which the files hold this parameter's tensor: whoever bakes it writes them all.
+
+        Raises:
+            BaseError: as `locate`.
+        """
+        component, key, _, _ = self.locate(name)
+        return component.twins(key)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a parameter's shape without reading its values."""
         return self.locate(name)[3].shape
 
+    def check_format(self, name: str) -> None:
+        """Raise BaseError if a parameter's number format, which it names, has no singular values to shift."""
+        component, key, _, _ = self.locate(name)
+        refuse(name, key, component.dtypes, component.config)
+
     def read(self, name: str) -> Tensor:
         """Return a parameter's values as they stand in the file, on the CPU.
 
         Raises:
-            BaseError: there is no such parameter, or its dtype cannot be read.
+            BaseError: there is no such parameter, or its file cannot be read any more.
         """
-        _, key, path, _ = self.locate(name)
-        if path not in self._open:
-            self._open[path] = safetensors.safe_open(path, "pt")
+        component, _, path, entry = self.locate(name)
         try:
-            tensor = self._open[path].get_tensor(key)
-        except (safetensors.SafetensorError, KeyError, TypeError) as error:
-            raise BaseError(f"{name}: could not be read from {path} ({error})") from None
-        return tensor  # type: ignore[no-any-return]
-
-
-def aliases(key: str) -> list[str]:
-    """Return the keys under which a state dict may hold `key`: transformers 5 dropped CLIP's `text_model.` level."""
-    short = key.removeprefix("text_model.")
-    return [key, short if short != key else f"text_model.{key}"]
+            return map_tensor(path, component.headers[path].data, entry)
+        except (OSError, ValueError) as error:
+            raise BaseError(f"{name}: could not be read from {path} ({error})", fix="fetch the base again") from None
 
 
 def open_base(
     path: str | PathLike[str],
     *,
     component: str | None = None,
+    variant: str | None = None,
     repository: str | None = None,
     revision: str | None = None,
+    fetch: bool = True,
 ) -> Base:
     """Open a base lazily; only its configuration and headers are read.
 
     Args:
-        path: a diffusers pipeline's folder, a component's or transformers model's folder, or a safetensors file in
-            the layout of one of them.
+        path: a diffusers pipeline's folder, a component's or transformers model's folder, a safetensors file in the
+            layout of one of them, or `owner/repo[@revision][/path]` on the Hub. What exists as a path is one; `hf://`
+            in front forces the Hub. Of a repository only safetensors files, configurations and tokenizer texts are
+            fetched.
         component: what to call the one component of a folder or file that is not a pipeline.
+        variant: which files to read, such as "fp16", where a model has several; components that lack it are read
+            without.
         repository: the name to record in delta files, such as `owner/repo`; never a local path.
         revision: the commit to record.
+        fetch: whether the Hub may be asked; else only its local cache is.
 
     Raises:
-        BaseError: nothing is there, only pickles are, or the layout is another one; the message says how to convert.
+        BaseError: nothing is there, only pickles or other variants are, the layout is another one, or the Hub refused;
+            the message says how to mend it.
     """
+    text = fspath(path)
+    if text.startswith(SCHEME) or not _exists(Path(path)):
+        reference = parse_reference(text)
+        if reference is None:
+            raise BaseError(
+                f"{path}: there is no such file or folder",
+                fix="name a local folder, owner/repo on the Hub, or the word tiny",
+            )
+        origin = find_model(reference, variant, fetch=fetch)
+        path, repository, revision = origin.path, repository or origin.repository, revision or origin.revision
     path = Path(path)
     if path.is_file():
-        found = {component or "model": _single_file(path)}
-    elif (path / "model_index.json").is_file():
-        found = _pipeline(path)
-        return Base(path, found, True, repository, revision)
-    elif (path / "config.json").is_file():
-        single = _component(path)
-        found = {component or _slot(path, single.class_name): single}
-    elif path.is_dir():
-        raise BaseError(f"{path}: holds neither model_index.json nor config.json", fix="name a model's own folder")
-    else:
-        raise BaseError(f"{path}: there is no such file or folder", fix="name a local folder, or the word tiny")
-    return Base(path, found, False, repository, revision)
-
-
-def _pipeline(path: Path) -> dict[str, Component]:
-    index = read_json(path / "model_index.json")
-    found = {}
-    for name, value in sorted(index.items()):
-        if not isinstance(value, list) or len(value) != 2 or not all(isinstance(part, str) for part in value):
-            continue  # settings, and components that are switched off
-        if (path / name / "config.json").is_file():
-            # Safety checkers and image encoders are models too, so no list of known names is needed.
-            found[name] = _component(path / name)
-    if not found:
-        raise BaseError(f"{path}: its model_index.json names no model that is there")
-    return found
-
-
-def _component(folder: Path) -> Component:
-    config = read_json(folder / "config.json")
-    if class_name := config.get("_class_name"):
-        return Component(str(class_name), "diffusers", folder, _weight_files(folder))
-    architectures = config.get("architectures") or [""]
-    return Component(str(architectures[0]), "transformers", folder, _weight_files(folder))
-
-
-def _weight_files(folder: Path) -> tuple[Path, ...]:
-    for stem in WEIGHT_NAMES:
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-            if missing := [shard for shard in shards if not (folder / shard).is_file()]:
-                raise BaseError(f"{folder}: {missing[0]} is named in {index.name} and is not there")
-            return tuple(folder / shard for shard in shards)
-        if (folder / f"{stem}.safetensors").is_file():
-            return (folder / f"{stem}.safetensors",)
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
-    if pickles:
-        raise BaseError(f"{folder}: holds only a pickle ({pickles[0]}), which is never opened", fix=_CONVERT_PICKLE)
-    raise BaseError(f"{folder}: holds no safetensors weights", fix="fetch the model again, with its weights")
-
-
-_CONVERT_PICKLE: Final = (
-    "convert it once where you trust it, with `DiffusionPipeline.from_pretrained(FOLDER).save_pretrained(NEW)` "
-    "or `AutoModel.from_pretrained(FOLDER).save_pretrained(NEW)`"
-)
-_CONVERT_ORIGINAL: Final = (
-    "convert it once with `StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)` and name FOLDER"
-)
-
-
-def _single_file(path: Path) -> Component:
-    if path.suffix in PICKLE_SUFFIXES:
-        raise BaseError(f"{path}: is a pickle, which is never opened", fix=_CONVERT_ORIGINAL)
-    component = Component("", "", None, (path,))
-    if any(key.startswith(("model.diffusion_model.", "first_stage_model.")) for key in component.location):
-        raise BaseError(f"{path}: is a single-file checkpoint in the original layout", fix=_CONVERT_ORIGINAL)
-    return component
-
-
-def _slot(path: Path, class_name: str) -> str:
-    """A component's folder keeps the name that the pipeline around it gives it, else the slot of its class."""
-    folder = path.resolve()
-    with suppress(DeltaError):
-        if folder.name in read_json(folder.parent / "model_index.json"):
-            return folder.name
-    return SLOTS.get(class_name, "model")
-
-
-def _read_file_header(path: Path) -> Header:
-    try:
-        with path.open("rb") as stream:
-            size = stream.seek(0, 2)
-            stream.seek(0)
-            prefix = stream.read(8)
-            length = int.from_bytes(prefix, "little")
-            return read_header(prefix + stream.read(min(length, size)), size)
-    except OSError as error:
-        raise BaseError(f"{path}: could not be read ({error.strerror})") from None
-    except DeltaError as error:
-        raise BaseError(f"{path}: {error.message}", fix=error.fix) from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a base.
-
-    Raises:
-        BaseError: there is no such file, or it is not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise BaseError(f"{path}: could not be read ({error.strerror})") from None
-    except ValueError as error:
-        raise BaseError(f"{path}: is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise BaseError(f"{path}: is not a JSON object")
-    return value
+        return Base(path, {component or "model": open_file(path)}, False, repository, revision)
+    if (path / "model_index.json").is_file():
+        return Base(path, open_pipeline(path, variant), True, repository, revision)
+    if (path / "config.json").is_file():
+        name, single = open_model(path, variant)
+        return Base(path, {component or name: single}, False, repository, revision)
+    raise BaseError(f"{path}: holds neither model_index.json nor config.json", fix="name a model's own folder")
 
 
 def missing_names(base: Base, names: Iterable[str]) -> list[str]:
@@ -299,3 +180,10 @@ def missing_names(base: Base, names: Iterable[str]) -> list[str]:
         except BaseError:
             lacking.append(name)
     return lacking
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long for a file's name, or in a folder that may not be searched
+        return False

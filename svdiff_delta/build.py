@@ -13,13 +13,12 @@ import torch
 
 from .base import Base
 from .cache import BasisCache, BusyError
+from .choice import choose_kinds
 from .delta import Delta
-from .kinds import base_kinds
 from .metadata import Metadata
 from .modelspec import known_modelspec
 from .parameter import Kind, Parameter
 from .prepare import Progress, prepare
-from .selectors import match
 
 T = TypeVar("T")
 
@@ -52,11 +51,8 @@ def build_basis(
         BaseError: a weight cannot be used.
     """
     cache = cache or BasisCache()
-    kinds = base_kinds(base)
-    if selectors:  # an embedding counts where its own name is given
-        kinds |= {name: kind for name, kind in base_kinds(base, on_request=True).items() if name in selectors}
-    names = chosen_names(base, kinds, selectors)
-    costs = {name: cost(base.shape(name), *kinds[name]) for name in names}
+    kinds = choose_kinds(base, selectors)
+    costs = {name: cost(base.shape(name), *kind) for name, kind in kinds.items()}
 
     def work(name: str, wait: bool) -> Parameter:
         return prepare(base, name, *kinds[name], cache if wait else cache.impatient()).parameter
@@ -86,10 +82,8 @@ def share_out(
     """
     order = sorted(costs, key=lambda name: (-costs[name], name))
     done, total, found = 0, sum(costs.values()), {}
-    threads, pool = (
-        torch.get_num_threads(),
-        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)),
-    )
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers or threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
         for wait in (False, True):
             futures = {pool.submit(work, name, wait): name for name in order}
@@ -109,14 +103,6 @@ def share_out(
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # for threads that torch has not met yet
     return dict(sorted(found.items()))
-
-
-def chosen_names(base: Base, kinds: Mapping[str, tuple[Kind, int]], selectors: Sequence[str]) -> list[str]:
-    """Return the names among `kinds` that any selector names; all if there is no selector."""
-    if not selectors:
-        return sorted(kinds)
-    shapes, info = {name: base.shape(name) for name in kinds}, base.info
-    return match(shapes, selectors, sample_size=info.sample_size, layout=info.attentions)
 
 
 def zero_delta(base: Base, *selectors: str, cache: BasisCache | None = None, progress: Progress | None = None) -> Delta:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from .base import Base, Component, aliases
+from .base import Base
+from .component import Component, aliases
 from .errors import BaseError
 
 UNNAMED: Final = "model"

@@ -37,6 +37,34 @@ class Energy:
         return self.kept / self.whole if self.whole else 1.0
 
 
+@dataclass(frozen=True)
+class OutputEnergy:
+    """How much of what a change adds to the output of its layer is carried over (spec, section 7.12).
+
+    A share is `1 − Σ‖ΔWx − U diag(Δσ) Vᵀx‖² / Σ‖ΔWx‖²` over the inputs x; it may be negative.
+
+    Attributes:
+        whole: Σ‖ΔWx‖².
+        plain: what of it δ would carry over that is the projection of ΔW.
+        kept: what of it δ carries over that was calibrated.
+    """
+
+    whole: float
+    plain: float
+    kept: float
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """The shares of the plain and of the calibrated δ; 1 where nothing is added."""
+        return (self.plain / self.whole, self.kept / self.whole) if self.whole else (1.0, 1.0)
+
+
+def total_output(layers: Iterable[OutputEnergy]) -> OutputEnergy:
+    """Return the output energy of several layers together."""
+    found = list(layers)
+    return OutputEnergy(*(fsum(getattr(layer, name) for layer in found) for name in ("whole", "plain", "kept")))
+
+
 def total_energy(layers: Iterable[Energy]) -> Energy:
     """Return the energy of several weights together."""
     found = list(layers)
@@ -56,6 +84,7 @@ class Conversion:
         size: the bytes of the file in another dialect, whether it was written or not; None for a delta.
         ranks: the rank of each parameter in a low-rank copy.
         remarks: what was assumed, and what to know about the result.
+        outputs: the output energy of each parameter that was calibrated.
     """
 
     delta: Delta
@@ -66,6 +95,7 @@ class Conversion:
     size: int | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    outputs: Mapping[str, OutputEnergy] = field(default_factory=dict)
 
     @property
     def energy(self) -> Energy:

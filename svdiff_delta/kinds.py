@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, cast
+from typing import Final
 
 import torch
 from torch import nn
 
-from .base import Base, Component, aliases, read_json
-from .errors import BaseError, MissingExtraError
+from .base import Base
 from .parameter import Kind
 
 SPECTRAL: Final[Mapping[type[nn.Module], int]] = {
@@ -55,13 +53,17 @@ def kind_of(module: nn.Module, *, on_request: bool = False) -> tuple[Kind, int] 
 def shiftable(model: nn.Module, *, on_request: bool = False) -> Iterator[tuple[str, Kind, int]]:
     """Yield (state-dict key, kind, axis) of every weight of a model that can be shifted.
 
-    Multi-head attention of torch itself reads its projections without calling them, so they are left out.
+    Multi-head attention of torch itself reads its projections without calling them, so they are left out. An output
+    layer that is tied to an embedding counts as one.
     """
     skipped = {
         child for module in model.modules() if isinstance(module, nn.MultiheadAttention) for child in module.children()
     }
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for path, module in model.named_modules():
-        if module not in skipped and (found := kind_of(module, on_request=on_request)):
+        if module in skipped or not (found := kind_of(module, on_request=on_request)):
+            continue
+        if on_request or id(module.weight) not in embeddings:
             yield f"{path}.weight", *found
 
 
@@ -76,34 +78,7 @@ def base_kinds(base: Base, *, on_request: bool = False) -> dict[str, tuple[Kind,
     """
     found: dict[str, tuple[Kind, int]] = {}
     for name, component in base.components.items():
-        for key, kind, axis in shiftable(_skeleton(name, component), on_request=on_request):
-            for candidate in aliases(key):
-                if candidate in component.location:
-                    found[f"{name}.{candidate}"] = kind, axis
+        for key, kind, axis in shiftable(component.skeleton, on_request=on_request):
+            if stored := component.stored(key):
+                found[f"{name}.{stored}"] = kind, axis
     return dict(sorted(found.items()))
-
-
-def _skeleton(name: str, component: Component) -> nn.Module:
-    """The component's own class on the meta device."""
-    if component.folder is None or not component.class_name:
-        raise BaseError(
-            f"{name}: nothing says which class this model has, and kinds come from the class",
-            fix="name the model's folder with its config.json, not the weight file alone",
-        )
-    try:
-        library: Any = importlib.import_module(component.library)
-    except ImportError:
-        raise MissingExtraError(component.library, "train") from None
-    found: Any = getattr(library, component.class_name, None)
-    # The name comes from a file: nothing but a model's class is ever called.
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise BaseError(
-            f"{name}: {component.library} has no model class {component.class_name}", fix="install a newer one"
-        )
-    cls: Any = found
-    with torch.device("meta"):
-        if component.library == "diffusers":
-            model = cls.from_config(read_json(component.folder / "config.json"))
-        else:
-            model = cls(cls.config_class.from_pretrained(str(component.folder)))
-    return cast("nn.Module", model)

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ._atomic import check_output
-from .base import PICKLE_SUFFIXES, Base, Component, read_json
-from .build import cost, share_out
+from .base import Base
 from .cache import BasisCache
 from .codec import Dtype
 from .combine import combine_parameters
+from .component import Component
 from .container import ITEM_SIZE, header_bytes
 from .delta import Delta
 from .errors import BaseMismatchError, InputError, OutputError
+from .fitting import check_base, fit_all
+from .layout import PICKLE_SUFFIXES, read_json
 from .parameter import Parameter
-from .prepare import Progress, check_weight_of, fit
+from .prepare import Progress
 from .weights import Weight
 
 FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
@@ -122,8 +124,7 @@ class Plan:
             BaseError: a weight in the base cannot be used.
         """
         for delta in self.deltas:
-            for name in delta:
-                check_weight_of(self.base, name, delta.metadata.parameters[name])
+            check_base(self.base, delta)
 
     def check_weights(self, progress: Progress | None = None) -> None:
         """Check every delta against the base's weights, and see to it that every basis is in the cache.
@@ -133,20 +134,7 @@ class Plan:
             BaseError: a weight in the base cannot be used.
             TensorError: a δ is not projected on the runs of its basis.
         """
-        checks = {f"{name} {index}": (name, index) for name in self.parameters for index in self._owners(name)}
-        costs = {
-            key: cost(self.parameters[name].shape, self.parameters[name].kind, self.parameters[name].axis)
-            for key, (name, _) in checks.items()
-        }
-
-        def work(key: str, wait: bool) -> None:
-            name, index = checks[key]
-            fit(self.base, name, self.deltas[index], self.cache if wait else self.cache.impatient())
-
-        share_out(costs, work, progress)
-
-    def _owners(self, name: str) -> list[int]:
-        return [index for index, delta in enumerate(self.deltas) if name in delta]
+        fit_all(self.base, self.deltas, self.cache, progress)
 
 
 def plan_bake(
@@ -178,7 +166,7 @@ def plan_bake(
         place = name.partition(".")[0], base.locate(name)[1]
         if place in keys:
             raise BaseMismatchError(f"{name}: shifts the same weight as {keys[place]}", fix="keep one of the two names")
-        keys[place] = name
+        keys |= {(place[0], key): name for key in base.twins(name)}  # tied weights stay tied
     rewritten = {*base.components} if dtype else {slot for slot, _ in keys}
     items = list(_items(base, rewritten, dtype))
     plan = Plan(
@@ -212,7 +200,8 @@ def _items(base: Base, rewritten: set[str], dtype: Dtype | None) -> Iterator[Ite
     for name, component in base.components.items():
         folder = Path(name) if base.pipeline else Path()
         if component.folder is not None:
-            yield from _settings_of(component.folder, folder, edited=dtype is not None)
+            # diffusers loads all parts of a pipeline in one dtype, unless a text encoder's configuration names another.
+            yield from _settings_of(component.folder, folder, edited=dtype is not None and not base.pipeline)
         for path in component.files:
             if name in rewritten:
                 yield _weights_item(name, component, path, folder / path.name, dtype)

@@ -1,9 +1,10 @@
-"""A base's weights made ready for δ: read, rounded, identified, with their basis; and checked against a delta."""
+"""A base's weights made ready for δ: identified, with their basis; and checked against a delta."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .base import Base
-from .basis import READER_TOLERANCE, Basis, choose_dtype, find_runs, fingerprint, matricize, round_weight, unmatricize
+from .basis import READER_TOLERANCE, Basis, Runs, find_runs, matricize, unmatricize
 from .cache import BasisCache
 from .codec import Dtype
 from .delta import Delta, Shift
 from .errors import BaseMismatchError, TensorError
+from .fingerprints import Known, recall, remember
+from .identity import identify, round_weight
 from .parameter import Kind, Parameter
 
 Progress = Callable[[int, int], None]
@@ -29,21 +32,29 @@ class Weights(Protocol):
         """Return the values as they are, on the CPU."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
-    """One weight of a base, rounded and identified.
+    """One weight of a base, identified. It holds no values: they are read anew whenever they are asked for.
 
     Attributes:
         parameter: what a delta file says about it.
-        weight: its values, unrounded.
-        rounded: its values in the basis dtype, as float32.
         basis: its basis; None for elementwise parameters.
+        source: reads its values.
     """
 
     parameter: Parameter
-    weight: Tensor
-    rounded: Tensor
     basis: Basis | None
+    source: Callable[[], Tensor]
+
+    @property
+    def weight(self) -> Tensor:
+        """Its values, unrounded, read now."""
+        return self.source()
+
+    @property
+    def rounded(self) -> Tensor:
+        """Its values in the basis dtype, as float32, read and rounded now."""
+        return round_weight(self.source(), self.parameter.dtype)
 
     def delta_weight(self, shift: Tensor) -> Tensor:
         """Return ΔW in the weight's own shape for δ (size,) in float64, scaled and summed before (spec, section 6.6).
@@ -60,7 +71,7 @@ class Prepared:
 def prepare(
     weights: Weights, name: str, kind: Kind, axis: int, cache: BasisCache, *, dtype: Dtype | None = None
 ) -> Prepared:
-    """Read, round and identify one weight, and obtain its basis.
+    """Identify one weight, and obtain its basis. What is remembered and kept is neither read nor hashed again.
 
     Args:
         weights: where to read it.
@@ -73,16 +84,62 @@ def prepare(
     Raises:
         BaseError: the weight is missing, not floating-point, or not finite.
     """
+    remembered = _recall(weights, name, axis, dtype)
+    known, basis = remembered or identity(weights, name, axis, dtype), None
+    if kind == "spectral":
+        basis = cache.get(known.fingerprint)
+        if basis is None or (cache.two_sided and not _is_whole(basis)):
+            if remembered:  # nothing is computed under a fingerprint that is not the values' own
+                known = identity(weights, name, axis, dtype, fresh=True)
+            basis = cache.obtain(known.fingerprint, round_weight(weights.read(name), known.dtype), axis)
+    runs = find_runs(basis.sigma) if basis else Runs((), 0)
+    parameter = Parameter(known.shape, kind, axis, known.dtype, known.fingerprint, runs.tied, runs.null)
+    return Prepared(parameter, basis, partial(weights.read, name))
+
+
+def identity(weights: Weights, name: str, axis: int, dtype: Dtype | None = None, *, fresh: bool = False) -> Known:
+    """Return basis dtype, fingerprint and shape of one weight, as remembered or else from its values.
+
+    Args:
+        weights: where to read it.
+        name: the parameter.
+        axis: the axis of output channels.
+        dtype: the basis dtype that a file gives; None chooses it from the values, as a writer does.
+        fresh: whether to read it in any case.
+
+    Raises:
+        BaseError: the weight is missing, not floating-point, or not finite.
+    """
+    known = None if fresh else _recall(weights, name, axis, dtype)
+    if known is not None:
+        return known
+    if isinstance(weights, Base):
+        weights.check_format(name)
     weight = weights.read(name)
-    dtype = dtype or choose_dtype(weight, name)
-    rounded = round_weight(weight, dtype)
-    key = fingerprint(rounded, axis)
-    if kind == "elementwise":
-        return Prepared(Parameter(tuple(weight.shape), kind, axis, dtype, key), weight, rounded, None)
-    basis = cache.obtain(key, rounded, axis)
-    runs = find_runs(basis.sigma)
-    parameter = Parameter(tuple(weight.shape), kind, axis, dtype, key, runs.tied, runs.null)
-    return Prepared(parameter, weight, rounded, basis)
+    known = Known(*identify(weight, name, axis, dtype), tuple(weight.shape))
+    if isinstance(weights, Base):
+        remember(weights, name, axis, dtype, known)
+    return known
+
+
+def _recall(weights: Weights, name: str, axis: int, dtype: Dtype | None) -> Known | None:
+    """Return what is remembered of a file's weight; nothing is of a live model's."""
+    return recall(weights, name, axis, dtype) if isinstance(weights, Base) else None
+
+
+def difference(weights: Weights, name: str, said: Parameter) -> str | None:
+    """Return what tells a weight from the one that a delta was made for; None if it is that one.
+
+    Raises:
+        BaseError: the weight is missing, not floating-point, or not finite.
+    """
+    shape = weights.shape(name) if isinstance(weights, Base) else tuple(weights.read(name).shape)
+    if shape != said.shape:
+        return f"the delta was made for a weight of shape {list(said.shape)}, the base has {list(shape)}"
+    here = identity(weights, name, said.axis, said.dtype).fingerprint
+    if here != said.fingerprint:
+        return f"the delta was made for another base (fingerprint {said.fingerprint}, here {here})"
+    return None
 
 
 def check_weight_of(weights: Weights, name: str, said: Parameter) -> None:
@@ -90,20 +147,10 @@ def check_weight_of(weights: Weights, name: str, said: Parameter) -> None:
 
     Raises:
         BaseMismatchError: another weight stands there.
-        BaseError: it is missing, or cannot be read.
+        BaseError: it is missing, or cannot be used.
     """
-    weight = weights.read(name)
-    if tuple(weight.shape) != said.shape:
-        raise BaseMismatchError(
-            f"{name}: the delta was made for a weight of shape {list(said.shape)}, the base has {list(weight.shape)}",
-            fix="name the base that the delta was made for",
-        )
-    key = fingerprint(round_weight(weight, said.dtype), said.axis)
-    if key != said.fingerprint:
-        raise BaseMismatchError(
-            f"{name}: the delta was made for another base (fingerprint {said.fingerprint}, here {key})",
-            fix="name the base that the delta was made for",
-        )
+    if why := difference(weights, name, said):
+        raise BaseMismatchError(f"{name}: {why}", fix="name the base that the delta was made for")
 
 
 def fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
@@ -117,6 +164,8 @@ def fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepare
     said = delta.metadata.parameters[name]
     check_weight_of(weights, name, said)
     prepared = prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
+    if prepared.parameter.fingerprint != said.fingerprint:  # the file was changed under a remembered fingerprint
+        raise BaseMismatchError(f"{name}: the base's file has changed", fix="name the base the delta was made for")
     if prepared.basis is not None:
         _check_projected(name, delta[name], prepared.basis)
     return prepared
@@ -143,3 +192,8 @@ def _check_projected(name: str, shift: Shift, basis: Basis) -> None:
             raise TensorError(f"{name}: δ differs within {first}-{last}, where the base's singular values are tied")
     if runs.null and shift[shift.size - runs.null :].any():
         raise TensorError(f"{name}: δ must be 0 on the {runs.null} singular values that are null in the base")
+
+
+def _is_whole(basis: Basis) -> bool:
+    """Tell whether both factors are kept whole."""
+    return basis.tail.shape[0] + basis.null == basis.sigma.numel()

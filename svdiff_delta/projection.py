@@ -1,9 +1,9 @@
-"""δ from the change of a weight: its projection on the base's singular vectors (spec, section 7.8)."""
+"""δ from the change of a weight: its projection on the base's singular vectors (spec, sections 7.8 and 7.11)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 import torch
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .base import Base
-from .basis import Basis, fingerprint, matricize, round_weight
+from .basis import Basis, matricize
 from .conversion import Energy
 from .delta import project
 from .errors import BaseMismatchError
 from .parameter import Parameter
-from .prepare import Prepared
+from .prepare import Prepared, difference
 
 PIECE: Final = 1 << 22
 """Numbers of a weight that are float64 at a time: 32 MiB."""
@@ -67,18 +67,45 @@ def project_change(prepared: Prepared, change: Tensor) -> tuple[NDArray[np.float
         prepared: the weight of the base.
         change: ΔW in the weight's own shape, of any floating-point dtype.
     """
-    parameter = prepared.parameter
     if prepared.basis is None:
         values = change.double().flatten().numpy()
         energy = float(values @ values)
         return values, Energy(energy, energy)
-    basis, axis = prepared.basis, parameter.axis
-    found = coordinates(basis, matricize(prepared.rounded, axis), matricize(change, axis)).numpy()
-    # The mean of a run comes first: clipped values have another one.
-    clipped = np.maximum(project(parameter, found), -basis.sigma.numpy())
-    values = project(parameter, clipped)
+    values = clipped(prepared, project(prepared.parameter, coordinates_of(prepared, change)))
     whole = squared_norm(change)
     return values, Energy(whole, min(whole, float(values @ values)))  # the float32 factor may err upwards
+
+
+def coordinates_of(prepared: Prepared, change: Tensor) -> NDArray[np.float64]:
+    """Return uᵢᵀ ΔW vᵢ (K,) for the change of a spectral parameter, in the weight's own shape."""
+    axis = prepared.parameter.axis
+    basis = cast("Basis", prepared.basis)
+    return coordinates(basis, matricize(prepared.rounded, axis), matricize(change, axis)).numpy()
+
+
+def clipped(prepared: Prepared, shift: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return δ of a spectral parameter, equal in tied runs, as max(δ, −σ), equal in tied runs again.
+
+    The mean of a run comes before this: clipped values have another one.
+    """
+    sigma = cast("Basis", prepared.basis).sigma.numpy()
+    return project(prepared.parameter, np.maximum(shift, -sigma))
+
+
+def project_shift(prepared: Prepared, shift: NDArray[np.float64], whole: float) -> tuple[NDArray[np.float64], Energy]:
+    """Return a δ that another program trained as a file may hold it, and how much of its change that is.
+
+    Where singular values are tied or null ΔW depends on the basis that a program found, so only the mean of a run is
+    kept, and nothing of a null shift (spec, section 7.11).
+
+    Args:
+        prepared: the weight of the base.
+        shift: δ (size,).
+        whole: ‖ΔW‖² of it in that program.
+    """
+    values = project(prepared.parameter, shift)
+    applied = values if prepared.basis is None else np.maximum(values, -prepared.basis.sigma.numpy())
+    return values, Energy(whole, min(whole, float(applied @ applied)))
 
 
 def squared_norm(change: Tensor) -> float:
@@ -93,9 +120,7 @@ def is_same_weight(base: Base, name: str, parameter: Parameter) -> bool:
     Raises:
         BaseError: the base has no such parameter, or it cannot be read.
     """
-    if base.shape(name) != parameter.shape:
-        return False
-    return fingerprint(round_weight(base.read(name), parameter.dtype), parameter.axis) == parameter.fingerprint
+    return difference(base, name, parameter) is None
 
 
 def check_same_weight(base: Base, name: str, parameter: Parameter, what: str) -> None:

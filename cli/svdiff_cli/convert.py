@@ -11,16 +11,19 @@ import click
 from svdiff_delta._text import printable
 
 from . import options
+from .manifest import TwoForms
 from .progress import Bar
-from .references import open_reference, say, sole_component
+from .references import needs, open_reference, say, sole_component
 from .writing import Writing, writes_delta
 
 if TYPE_CHECKING:
     from svdiff_delta import Base, Conversion
+    from svdiff_delta.calibration import Calibration
     from svdiff_delta.codec import StoredDtype
+    from svdiff_delta.conversion import OutputEnergy
 
 WRITTEN = "full, peft, diffusers, kohya or lycoris"
-READ = "full, peft, diffusers, kohya, lycoris or flux"
+READ = "full, peft, diffusers, kohya, lycoris, flux, svdiff-pytorch, svdiff-author, transformer2 or svf"
 """Dialects as the help names them; a test compares them with the registry, which is too heavy to import for a help."""
 
 POOR = 0.5
@@ -32,7 +35,7 @@ allow_unmatched = click.option(
 layers_too = click.option("--layers", is_flag=True, help="List every parameter.")
 
 
-@click.command()
+@click.command(cls=TwoForms)
 @click.argument("source", metavar="IN")
 @click.option("--to", default="delta", show_default=True, metavar="DIALECT", help=f"delta, {WRITTEN}.")
 @click.option("--from", "from_", metavar="DIALECT", help=f"delta, {READ} [default: what IN says it is].")
@@ -45,6 +48,17 @@ layers_too = click.option("--layers", is_flag=True, help="List every parameter."
 )
 @allow_unmatched
 @click.option("--embeddings", is_flag=True, help="Shift embeddings too, where they changed.")
+@click.option(
+    "--calibrate",
+    metavar="PROMPTS.txt",
+    type=click.Path(path_type=Path),
+    help="Choose shifts that do to the layers' inputs what the change does, measured while BASE paints these prompts, "
+    "one per line.",
+)
+@click.option(
+    "--calibrate-steps", type=click.IntRange(1), default=20, show_default=True, help="Denoising steps of each prompt."
+)
+@click.option("--device", default="cpu", show_default=True, help="Where --calibrate runs BASE, such as cuda.")
 @layers_too
 @options.stored_dtype
 @writes_delta
@@ -59,11 +73,14 @@ def convert(
     min_energy: float | None,
     allow_unmatched: bool,
     embeddings: bool,
+    calibrate: Path | None,
+    calibrate_steps: int,
+    device: str,
     layers: bool,
     dtype: str | None,
     writing: Writing,
 ) -> None:
-    """Convert a delta to LoRA or full weights, or these to a delta.
+    """Convert a delta to LoRA or full weights, or these or shifts of other programs to a delta.
 
     IN is a delta file, an adapter (a file, or PEFT's folder), a file that --to full wrote, or, with --from full, a
     tuned model: a pipeline's folder, a model's folder, or a safetensors file.
@@ -77,6 +94,9 @@ def convert(
     change about 1/max(M, N) for a weight of M rows and N columns. From an adapter less than half is refused, unless
     --min-energy says otherwise.
 
+    Shifts that other programs trained are taken over as they are: those of svdiff-pytorch (a file, or the folder of
+    spectral_shifts.safetensors and spectral_shifts_te.safetensors), of the paper's author, and of Transformer².
+
     What cannot be carried over, such as biases, norms in most dialects and keys that no rule explains, is listed and
     fails the command, unless --allow-unmatched leaves it out.
 
@@ -84,6 +104,13 @@ def convert(
         svdiff convert dog.safetensors --to kohya --rank 32 --base tiny -o dog-lora.safetensors
         svdiff convert dog-lora.safetensors --base tiny -o dog.safetensors
         svdiff convert dog-model --from full --base tiny --min-energy 0.9 -o dog.safetensors
+        svdiff convert spectral_shifts.safetensors --base sd15 -o old-dog.safetensors
+        svdiff convert dog-model --from full --base tiny --calibrate prompts.txt -o dog.safetensors
+
+    Many files, side by side, where each row of the manifest has input, output, base and options:
+
+    
+        svdiff convert --manifest all.yaml --jobs 4 [--report REPORT] [--force] [--dry-run] [--json] [--quiet]
     """
     model = open_reference(base)
     _check_output(writing, Path(source), *_files(model))
@@ -103,6 +130,7 @@ def convert(
             min_energy=min_energy,
             allow_unmatched=allow_unmatched,
             embeddings=embeddings,
+            calibration=None if calibrate is None else _calibration(model, calibrate, calibrate_steps, device),
             title=writing.title,
             overwrite=writing.force,
             progress=bar,
@@ -159,6 +187,17 @@ def rebase(
     _finish(found, delta, writing, layers=layers)
 
 
+def _calibration(base: Base, prompts: Path, steps: int, device: str) -> Calibration:
+    """Return what runs BASE on a file of prompts; it is loaded when the input is found to be one to calibrate."""
+    needs("diffusers", "train")
+    from svdiff_delta.devices import find_device
+    from svdiff_train.calibrate import calibration_on, read_prompts
+    from svdiff_train.pipelines import load_pipeline
+
+    place = find_device(device)
+    return calibration_on(lambda: load_pipeline(base, device=place), read_prompts(prompts), steps=steps)
+
+
 def _files(base: Base) -> list[Path]:
     return [base.path, *(file for component in base.components.values() for file in component.files)]
 
@@ -191,6 +230,11 @@ def _finish(found: Conversion, source: str, writing: Writing, *, layers: bool) -
         "unchanged": found.unchanged,
         "remarks": list(found.remarks),
     }
+    if found.outputs:
+        from svdiff_delta.conversion import total_output
+
+        facts["outputs"] = {name: _output_facts(output) for name, output in found.outputs.items()}
+        facts["output"] = _output_facts(total_output(found.outputs.values()))
     if found.size is None:
         writing.finish(found.delta, **facts)
     elif writing.as_json:
@@ -207,9 +251,14 @@ def _facts(found: Conversion, name: str) -> dict[str, float]:
     return facts | ({"rank": found.ranks[name]} if name in found.ranks else {})
 
 
+def _output_facts(output: OutputEnergy) -> dict[str, float]:
+    plain, calibrated = output.shares
+    return {"plain": plain, "calibrated": calibrated}
+
+
 def _print_captured(found: Conversion, *, layers: bool) -> None:
     """Print a table of blocks, a line for all of them, on request one for each parameter, and what was left out."""
-    from svdiff_delta.conversion import total_energy
+    from svdiff_delta.conversion import total_energy, total_output
     from svdiff_delta.stats import in_blocks
 
     blocks = {block: [found.layers[name] for name in names] for block, names in in_blocks(found.layers).items()}
@@ -219,6 +268,12 @@ def _print_captured(found: Conversion, *, layers: bool) -> None:
     click.echo(f"{'block':<{width}}{'parameters':>12}{'‖ΔW‖':>12}{'captured':>12}")
     for block, (count, energy) in rows.items():
         click.echo(f"{printable(block):<{width}}{count:>12,}{energy.whole**0.5:>12.4g}{energy.captured:>12.2%}")
+    if found.outputs:
+        plain, calibrated = total_output(found.outputs.values()).shares
+        click.echo(
+            f"of what the change does to the inputs of {len(found.outputs)} layers {calibrated:.2%} is captured; "
+            f"uncalibrated it would be {plain:.2%}"
+        )
     if layers:
         click.echo()
         for name, energy in found.layers.items():

@@ -150,13 +150,10 @@ def _replay_line(replayed: dict[str, Any]) -> str:
 def _check_fit(delta: Delta, reference: str, *, quiet: bool) -> None:
     base = open_reference(reference, sole_component([delta]))
     from svdiff_delta.cache import BasisCache
-    from svdiff_delta.prepare import fit
+    from svdiff_delta.fitting import fit_all
 
-    cache = BasisCache()
     with Bar("checking against the base", quiet=quiet) as bar:
-        for count, name in enumerate(delta, 1):
-            fit(base, name, delta, cache)
-            bar(count, len(delta))
+        fit_all(base, [delta], BasisCache(), bar)
 
 
 def _facts(delta: Delta, *, layers: bool) -> dict[str, Any]:

@@ -37,8 +37,8 @@ class ErrorHandling(click.Group):
 def main() -> None:
     """Spectral shifts (SVDiff) as files: look at them, calculate with them, bake, train and see them.
 
-    A DELTA is a delta file. A BASE is a diffusers pipeline's folder, a model's folder, a safetensors file, or the word
-    `tiny`, the embedded base.
+    A DELTA is a delta file. A BASE is a diffusers pipeline's folder, a model's folder, a safetensors file,
+    owner/repo[@revision] on the Hub, or the word `tiny`, the embedded base; BASE:fp16 opens a variant's files.
     """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from svdiff_delta import Base, Delta
 
 TINY = "tiny"
+
+_VARIANT = re.compile(r"(?P<base>[^:]{2,}|hf://[^:]+):(?P<variant>[A-Za-z_][\w-]*)")
 
 
 def split_weight(reference: str) -> tuple[str, float]:
@@ -50,8 +53,14 @@ def open_deltas(references: Sequence[str]) -> tuple[list[Delta], list[float]]:
     return [load(path) for path, _ in pairs], [weight for _, weight in pairs]
 
 
-def open_reference(reference: str, component: str | None = None) -> Base:
-    """Open a BASE: the word `tiny`, or a path."""
+def open_reference(reference: str, component: str | None = None, variant: str | None = None) -> Base:
+    """Open a BASE: the word `tiny`, a path, or `owner/repo[@revision][/path]` on the Hub, which `hf://` forces.
+
+    Args:
+        reference: what was written.
+        component: what to call a base that is a single model.
+        variant: which of its files to read, such as fp16. It may also stand behind the reference: `BASE:fp16`.
+    """
     needs("torch", "torch")
     if reference == TINY and not Path(reference).exists():
         from svdiff_train.tiny import open_tiny
@@ -59,7 +68,15 @@ def open_reference(reference: str, component: str | None = None) -> Base:
         return open_tiny()
     from svdiff_delta.base import open_base
 
-    return open_base(reference, component=component)
+    if variant is None:
+        reference, variant = split_variant(reference)
+    return open_base(reference, component=component, variant=variant)
+
+
+def split_variant(reference: str) -> tuple[str, str | None]:
+    """Return reference and variant of `BASE[:VARIANT]`; a path that exists as it is has none."""
+    match = _VARIANT.fullmatch(reference)
+    return (match["base"], match["variant"]) if match and not _is_path(reference) else (reference, None)
 
 
 def sole_component(deltas: Sequence[Delta]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
@@ -11,21 +12,34 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from svdiff_delta._atomic import check_output
 from svdiff_delta._json import JSON
 from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
+from svdiff_delta.calibration import (
+    Calibration,
+    Factors,
+    Moments,
+    Probe,
+    bytes_of,
+    calibrate_change,
+    factors_of,
+)
 from svdiff_delta.codec import StoredDtype
 from svdiff_delta.components import named_like
 from svdiff_delta.conversion import (
+    DECIMALS,
     Conversion,
     Energy,
+    OutputEnergy,
     check_apart,
     check_arguments,
     check_captured,
     check_left_out,
     recorded_share,
+    total_output,
 )
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import InputError
@@ -34,13 +48,14 @@ from svdiff_delta.lineage import Lineage, Record, bounded
 from svdiff_delta.metadata import KEY, BaseInfo, Metadata
 from svdiff_delta.modelspec import known_modelspec, portable_modelspec
 from svdiff_delta.parameter import Parameter
-from svdiff_delta.prepare import Progress, prepare
-from svdiff_delta.projection import check_same_weight, project_change
+from svdiff_delta.prepare import Prepared, Progress, prepare
+from svdiff_delta.projection import check_same_weight, project_change, project_shift
 
 from .dialect import Changes, Job, Meter
 from .dialects import DELTA, DIALECTS
 from .difference import file_header, peek
 from .ranking import make_ranking
+from .vectors import check_no_pickle
 
 
 def convert(
@@ -59,10 +74,11 @@ def convert(
     embeddings: bool = False,
     title: str | None = None,
     overwrite: bool = False,
+    calibration: Calibration | None = None,
     cache: BasisCache | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a delta to another dialect, or full weights or an adapter in another dialect to a delta.
+    """Convert a delta to another dialect, or full weights, an adapter or shifts in another dialect to a delta.
 
     To a delta, δᵢ = uᵢᵀ ΔW vᵢ on the base's singular vectors, clipped at −σ. A shift can only stretch what the base
     has: of a random change it captures about 1/max(M, N) for a weight of M rows and N columns. From a delta to `full`,
@@ -85,6 +101,8 @@ def convert(
         embeddings: whether changed embeddings may be shifted too.
         title: a title for the result; that of the input if not given.
         overwrite: whether an existing output may be replaced.
+        calibration: measures what the layers' inputs are, so that δ comes nearest to what the change does to them, not
+            to the change itself.
         cache: where bases are kept; the default cache if not given.
         progress: called with how much is done and how much there is in all, of each stage.
 
@@ -98,7 +116,7 @@ def convert(
     """
     check_arguments(min_energy or 0.0, dtype)
     target = None if output is None else Path(output)
-    source = _source(input, from_, to)
+    source = find_way(input, from_, to)
     job = Job(
         base=base,
         cache=cache or BasisCache(),
@@ -111,12 +129,15 @@ def convert(
         ranking=make_ranking(rank, energy, max_rank),
         embeddings=embeddings,
         progress=progress,
+        calibration=calibration,
     )
     if target is not None:
         check_output(target, overwrite=overwrite)
         weights = [file for component in base.components.values() for file in component.files]
         check_apart(target, [base.path, *weights, *([] if isinstance(input, Delta) else [Path(input)])])
     write = None if to == DELTA else _writer(to)
+    if calibration is not None and source == DELTA:
+        raise InputError("a delta is shifts already: there is nothing to calibrate", fix="leave the calibration away")
     if write is not None and source == DELTA:
         delta = input if isinstance(input, Delta) else load(input)
         return write(delta, replace(job, base=named_like(base, delta)))
@@ -143,8 +164,14 @@ def _least_energy(source: str, given: float | None) -> float:
     return 0.0 if source == DELTA else DIALECTS[source].min_energy
 
 
-def _source(source: str | PathLike[str] | Delta, given: str | None, to: str) -> str:
-    """Return the dialect of an input; raise InputError if it is not known, or if there is no way from it or to `to`."""
+def find_way(source: str | PathLike[str] | Delta, given: str | None, to: str) -> str:
+    """Return the dialect of an input; raise InputError if it is not known, or if there is no way from it to `to`.
+
+    Args:
+        source: the input.
+        given: its dialect; None finds it from the input.
+        to: the dialect that it is to become.
+    """
     known = ", ".join([DELTA, *DIALECTS])
     for name in (given, to):
         if name is not None and name != DELTA and name not in DIALECTS:
@@ -168,6 +195,7 @@ def _recognized(path: Path) -> str:
     for name, dialect in DIALECTS.items():
         if dialect.recognizes(path):
             return name
+    check_no_pickle(path)
     if path.suffix == ".safetensors":
         file_header(path)  # what is broken says more than that it is not known
     raise InputError(f"{path}: does not say what it is", fix=f"give --from, one of {', '.join(DIALECTS)}")
@@ -194,35 +222,73 @@ def _project(path: str, source: str, job: Job) -> Conversion:
     job = replace(job, base=named_like(job.base, changes.kinds))
     for name, parameter in changes.expected.items():
         check_same_weight(job.base, name, parameter, path)
-    values, parameters, layers = _projections(changes, job)
+    values, parameters, layers, outputs = _projections(changes, job)
     if not values:
         raise InputError(f"{path}: nothing that can be shifted changes", fix="convert what differs from the base")
     check_captured(layers.values(), job.min_energy)
     arguments = {"from": source, "captured": recorded_share(layers.values())}
     if changes.left_out:
         arguments["left_out"] = len(changes.left_out)
+    if job.calibration is not None:
+        captured = round(total_output(outputs.values()).shares[1], DECIMALS)
+        arguments["calibration"] = {**job.calibration.facts, "captured": captured, "layers": len(outputs)}
     metadata = _metadata(changes, parameters, arguments, job)
     delta = Delta(values, metadata, dtypes=dict.fromkeys(values, job.dtype))
     unchanged = changes.unchanged + len(changes.kinds) - len(values)
-    return Conversion(delta, layers, changes.left_out, unchanged, remarks=changes.remarks)
+    return Conversion(delta, layers, changes.left_out, unchanged, outputs=outputs, remarks=changes.remarks)
 
 
 def _projections(
     changes: Changes, job: Job
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, Parameter], dict[str, Energy]]:
-    """Return δ, parameter and energy of each weight that changes, one weight at a time."""
-    values, parameters, layers = {}, {}, {}
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, Parameter], dict[str, Energy], dict[str, OutputEnergy]]:
+    """Return δ, parameter, energy and output energy of each weight that changes, one weight at a time."""
+    values, parameters, layers, outputs = {}, {}, {}, {}
+    moments = job.calibration.collect(_probes(changes, job)) if job.calibration else {}
     sizes = {name: prod(job.base.shape(name)) for name in changes.kinds}
     meter = Meter(job, sum(sizes.values()))
-    for name, (kind, axis) in changes.kinds.items():
-        expected = changes.expected.get(name)
-        dtype = None if expected is None else expected.dtype
-        prepared = prepare(job.base, name, kind, axis, job.cache, dtype=dtype)
-        shift, energy = project_change(prepared, changes.read(name))
+    for name in changes.kinds:
+        prepared, found = _prepared(name, changes, job), changes.read(name)
+        if not isinstance(found, Tensor):
+            shift, energy = project_shift(prepared, *found(prepared))
+        elif name in moments:
+            shift, energy, outputs[name] = _calibrated(name, prepared, found, moments[name])
+        else:
+            shift, energy = project_change(prepared, found)
         if energy.whole:
             values[name], parameters[name], layers[name] = shift, prepared.parameter, energy
         meter.add(sizes[name])
-    return values, parameters, layers
+    return values, parameters, layers, outputs
+
+
+def _prepared(name: str, changes: Changes, job: Job) -> Prepared:
+    expected = changes.expected.get(name)
+    dtype = changes.dtype if expected is None else expected.dtype
+    return prepare(job.base, name, *changes.kinds[name], job.cache, dtype=dtype)
+
+
+def _probes(changes: Changes, job: Job) -> dict[str, Probe]:
+    """Return what is to be measured of each layer with a matrix that changes."""
+
+    def make(name: str) -> Factors:
+        found = changes.read(name)
+        if not isinstance(found, Tensor):
+            raise InputError("the input holds shifts: there is nothing to calibrate", fix="leave the calibration away")
+        return factors_of(_prepared(name, changes, job), found)
+
+    return {
+        name: Probe(bytes_of(job.base.shape(name), axis), functools.partial(make, name))
+        for name, (kind, axis) in changes.kinds.items()
+        if kind == "spectral"
+    }
+
+
+def _calibrated(
+    name: str, prepared: Prepared, change: Tensor, moments: Moments
+) -> tuple[NDArray[np.float64], Energy, OutputEnergy]:
+    try:
+        return calibrate_change(prepared, change, moments)
+    except InputError as error:
+        raise InputError(f"{name}: {error.message}", fix=error.fix) from None
 
 
 def _metadata(changes: Changes, parameters: Mapping[str, Parameter], arguments: dict[str, JSON], job: Job) -> Metadata:

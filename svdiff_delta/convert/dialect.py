@@ -6,19 +6,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
-from svdiff_delta.codec import StoredDtype
+from svdiff_delta.calibration import Calibration
+from svdiff_delta.codec import Dtype, StoredDtype
 from svdiff_delta.conversion import Conversion
 from svdiff_delta.delta import Delta
 from svdiff_delta.lineage import Source
 from svdiff_delta.metadata import Metadata
 from svdiff_delta.parameter import Kind, Parameter
-from svdiff_delta.prepare import Progress
+from svdiff_delta.prepare import Prepared, Progress
 
 from .ranking import Ranking
+
+Given = Callable[[Prepared], tuple[NDArray[np.float64], float]]
+"""What an input has that holds δ itself: of a weight of the base it makes δ (size,), and ‖ΔW‖² by its own formula."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Job:
         ranking: how many singular values a low-rank copy keeps.
         embeddings: whether embeddings may be shifted.
         progress: called with how much is done and how much there is in all.
+        calibration: how the inputs of layers are measured, if δ is to depend on them.
     """
 
     base: Base
@@ -50,6 +57,7 @@ class Job:
     ranking: Ranking | None = None
     embeddings: bool = False
     progress: Progress | None = None
+    calibration: Calibration | None = None
 
 
 class Meter:
@@ -71,7 +79,8 @@ class Changes:
 
     Attributes:
         kinds: kind and axis of each parameter that changes, by sorted name.
-        read: returns ΔW of one of them in the weight's own shape, of any floating-point dtype, on the CPU.
+        read: returns ΔW of one of them in the weight's own shape, of any floating-point dtype, on the CPU; or, where
+            the input holds δ, what makes that of the base's weight.
         sources: returns SHA-256 and lineage entry of each input file, in order; called once, at the end.
         expected: what the input says about the base's weights, which must fit; empty if it says nothing.
         left_out: what changes and cannot be shifted, with the reason.
@@ -79,10 +88,11 @@ class Changes:
         metadata: what the input says of itself as delta files do, if it does.
         remarks: what was assumed in reading it.
         hint: what to add to the list of what is left out, such as what the input looks like.
+        dtype: the basis dtype of all parameters, where the input demands one; else a writer's choice (section 6.1).
     """
 
     kinds: Mapping[str, tuple[Kind, int]]
-    read: Callable[[str], Tensor]
+    read: Callable[[str], Tensor | Given]
     sources: Callable[[], list[tuple[str, Source]]]
     expected: Mapping[str, Parameter] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -90,6 +100,7 @@ class Changes:
     metadata: Metadata | None = None
     remarks: tuple[str, ...] = ()
     hint: str = ""
+    dtype: Dtype | None = None
 
 
 @dataclass(frozen=True)

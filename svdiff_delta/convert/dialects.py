@@ -12,6 +12,9 @@ from .full import full
 from .kohya import kohya
 from .lycoris import lycoris
 from .peft import peft
+from .svdiff_author import svdiff_author
+from .svdiff_pytorch import svdiff_pytorch
+from .transformer2 import svf, transformer2
 
 DELTA: Final = "delta"
 """What every dialect is converted from and to: a delta file."""
@@ -23,5 +26,9 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
     "lycoris": lycoris,
     "kohya": kohya,
     "diffusers": diffusers,
+    "svdiff-pytorch": svdiff_pytorch,
+    "svdiff-author": svdiff_author,
+    "transformer2": transformer2,
+    "svf": svf,
 }
 """Dialects by the name that commands take; the first one that recognizes an input has it."""

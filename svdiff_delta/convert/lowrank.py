@@ -61,7 +61,7 @@ class Target(ABC):
     name: str
     common_alpha: bool = False
     """Whether all weights get one alpha, and those of another rank factors that make up for it. Else each one's alpha
-    is its rank, and its scale 1. diffusers loses alphas that differ within one kohya file (0.42: those of attention)."""
+    is its rank, its scale 1. diffusers 0.42 loses those of attention where alphas differ within one kohya file."""
 
     @abstractmethod
     def prepare(self, names: Names) -> None:

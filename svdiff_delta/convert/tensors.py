@@ -17,7 +17,7 @@ from svdiff_delta.errors import TensorError
 from svdiff_delta.lineage import Lineage, Source
 
 from .difference import file_header
-from .tuned import hash_file
+from .hashing import hash_file
 
 Shape = tuple[int, ...]
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from svdiff_delta.base import Base, Component, aliases, open_base
+from svdiff_delta.base import Base, open_base
+from svdiff_delta.component import Component, aliases
 from svdiff_delta.components import paired
-from svdiff_delta.container import Entry, read_header
+from svdiff_delta.container import Entry
 from svdiff_delta.errors import BaseError, InputError
 from svdiff_delta.kinds import base_kinds
-from svdiff_delta.lineage import Source
 
 from .dialect import Changes, Job, Meter
+from .hashing import hash_file
 
 REAL: Final = frozenset({"F64", "F32", "F16", "BF16"})
 """Dtypes of weights that can be subtracted."""
-
-BLOCK: Final = 1 << 20
-"""Bytes of a file that are hashed at a time."""
 
 
 @dataclass
@@ -122,19 +118,3 @@ def _check_real(name: str, tuned: Base, dtype: str, weight: Tensor) -> None:
         raise BaseError(f"{name}: {tuned.path} has it as {dtype}", fix="use the unquantized checkpoint")
     if not torch.isfinite(weight).all():
         raise BaseError(f"{name}: {tuned.path} holds NaN or infinity", fix="fetch the checkpoint again")
-
-
-def hash_file(path: Path) -> tuple[str, Source]:
-    """Return the SHA-256 of a weight file, and its entry for a lineage; the file is read once."""
-    whole, data = hashlib.sha256(), hashlib.sha256()
-    with path.open("rb") as stream:
-        size = stream.seek(0, 2)
-        stream.seek(0)
-        prefix = stream.read(8)
-        header = prefix + stream.read(int.from_bytes(prefix, "little"))
-        read_header(header, size)
-        whole.update(header)
-        while block := stream.read(BLOCK):
-            whole.update(block)
-            data.update(block)
-    return whole.hexdigest(), Source(data.hexdigest())

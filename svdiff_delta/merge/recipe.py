@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
+from svdiff_delta._yaml import read_yaml
 from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import DeltaError, InputError
@@ -51,28 +50,11 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         InputError: it cannot be read, is not YAML, or has unknown keys or wrong values; the message names them.
     """
-    try:
-        fields = yaml.load(path.read_text("utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror})") from None
-    except RecursionError:
-        raise InputError(f"{path}: is nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, a NUL in the path, a date such as 2000-99-99
-        raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+    fields = read_yaml(path)
     try:
         return _recipe(fields, path.parent)
     except DeltaError as error:
         raise type(error)(f"{path}: {error.message}", fix=error.fix) from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain values only, and no key twice: the last one would count in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def _recipe(fields: Any, folder: Path) -> Recipe:

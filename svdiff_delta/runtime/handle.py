@@ -16,26 +16,42 @@ from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError, BaseMismatchError, InputError
+from svdiff_delta.fitting import check_base, fit_all
 from svdiff_delta.kinds import kind_of
 from svdiff_delta.parameter import Kind, Parameter
 from svdiff_delta.prepare import Prepared, Weights, fit
 from svdiff_delta.totals import weighted_total
 
 from .layers import HALF, NormShift, Shift, SpectralShift, WholeShift
-from .models import LiveWeights, components, find_base, layer
+from .models import components, layer
+from .originals import LiveWeights, check_live, find_base
 from .products import is_grouped
 
 SLOT: Final = "svdiff_shift"
 """The name under which a shifted layer holds its `Shift`."""
 
+HOOKED: Final = "_old_forward"
+"""Where accelerate's hooks keep a module's own forward."""
+
 
 @dataclass(frozen=True)
 class _Site:
-    """One shifted layer: the module, what stands for its δ, and what puts its weight back if it was dropped."""
+    """One shifted weight: its layer, what stands for δ there, what undoes it, and the same for layers that are tied."""
 
     module: nn.Module
     shift: Shift
-    restore: Callable[[], None]
+    undo: Callable[[], None]
+    twins: tuple[_Site, ...] = ()
+
+    def load(self, shift: Tensor) -> None:
+        """Take over a projected δ (size,) in float64."""
+        for site in (self, *self.twins):
+            site.shift.load(shift)
+
+    def restore(self) -> None:
+        """Let the layers be what they were."""
+        for site in (*self.twins, self):
+            site.undo()
 
 
 def attach(
@@ -57,8 +73,8 @@ def attach(
         target: a diffusers pipeline, one of its models, or a transformers model.
         delta: what to put on it.
         scale: factor on δ.
-        base: where the original weights are; the folder the model was loaded from if not given, and the live weights
-            themselves if there is none.
+        base: where the original weights are; the files the model was loaded from if not given, and the live weights
+            themselves if those are not here. Weights that were cast or offloaded need their files.
         exact: whether to use the additive form `Wx + U(Δσ ⊙ Vᵀx)`, which equals the baked weight on any base.
         trainable: whether δ takes gradients (see `Handle.parameters`); the model's own weights are left as they are.
         cache: where bases are kept; the default cache if not given.
@@ -72,25 +88,35 @@ def attach(
         BaseError: a weight cannot be read or used.
     """
     models = components(target, (name.partition(".")[0] for name in delta))
-    base = base or find_base(target)
+    base = base or find_base(target, models, (name.partition(".")[0] for name in delta))
     weights: Weights = base or LiveWeights(models)
     cache = cache or BasisCache()
+    if base is not None:
+        fit_all(base, [delta], cache)  # several bases at once
     plan: dict[str, tuple[nn.Module, Prepared]] = {}
     for name in delta:
         module = layer(models, name)
-        if twin := next((other for other, (taken, _) in plan.items() if taken is module), None):
+        if twin := next((other for other, (taken, _) in plan.items() if taken.weight is module.weight), None):
             raise AttachError(f"{name}: shifts the same weight as {twin}", fix="keep one of the two names")
         _check_layer(name, module, delta.metadata.parameters[name])
-        prepared = fit(weights, name, delta, cache)
-        _check_live(name, module, prepared.weight)
+        prepared = _fit(weights, name, delta, cache)
+        if base is not None:
+            check_live(name, module, prepared.weight)
         plan[name] = module, prepared
     shared = _shared_weights(models)
+    tied = {name: _twins(name, models, module) for name, (module, _) in plan.items()}
+    for name, others in tied.items():
+        for other in others:
+            _check_layer(name, other, delta.metadata.parameters[name])
     sites = {}
     for name, (module, prepared) in plan.items():
         shift = _make_shift(module, prepared, exact=exact, trainable=trainable)
         drop = base is not None and isinstance(shift, SpectralShift) and not shift.keeps_weight
-        droppable = drop and id(module.weight) not in shared
-        sites[name] = _install(name, module, shift, base if droppable else None)
+        held = id(module.weight) in shared or cast("Tensor", module.weight).device.type == "meta"
+        droppable = drop and not held
+        site = _install(name, module, shift, base if droppable else None)
+        twins = tuple(_install(name, twin, _make_twin(twin, prepared, shift, exact=exact), None) for twin in tied[name])
+        sites[name] = replace(site, twins=twins)
     return Handle(sites, delta, scale)
 
 
@@ -146,7 +172,7 @@ class Handle:
         # The first delta's parameters stay: they say which numbers are free.
         for name, site in self._sites.items():
             parameter = self._delta.metadata.parameters[name]
-            site.shift.load(torch.from_numpy(weighted_total(name, parameter, [self._current], [self._scale])))
+            site.load(torch.from_numpy(weighted_total(name, parameter, [self._current], [self._scale])))
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield parameter name and the free numbers of its δ, for an optimizer; nothing unless `trainable`."""
@@ -198,6 +224,12 @@ def _check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
     if hasattr(module, SLOT):
         raise AttachError(f"{name}: has a delta on it already", fix="detach that first, or `add` the two deltas")
     found = kind_of(module, on_request=True)
+    dtype = cast("Tensor", module.weight).dtype
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        raise AttachError(
+            f"{name}: the live weight is quantized ({str(dtype).removeprefix('torch.')})",
+            fix="load the model in F16, BF16 or F32, or use `bake` on its unquantized base",
+        )
     if found is None or getattr(module, "max_norm", None) is not None:
         raise AttachError(f"{name}: layers of class {type(module).__name__} cannot be shifted live", fix="use `bake`")
     if found != (parameter.kind, parameter.axis):
@@ -207,13 +239,12 @@ def _check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
         )
 
 
-def _check_live(name: str, module: nn.Module, original: Tensor) -> None:
-    live = cast("Tensor", module.weight)
-    if live.shape != original.shape or not torch.equal(live.detach().cpu(), original.to(live.dtype)):
-        raise AttachError(
-            f"{name}: the live weight is not the one in the base's file",
-            fix="unload what else was fused into it, or name its base with `base=`",
-        )
+def _fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
+    try:
+        return fit(weights, name, delta, cache)
+    except BaseMismatchError as error:
+        check_base(weights, delta)  # says which others differ too
+        raise error from None
 
 
 def _check_same(name: str, here: Parameter, there: Parameter) -> None:
@@ -235,6 +266,24 @@ def _shared_weights(models: Mapping[str, nn.Module]) -> set[int]:
     return shared
 
 
+def _twins(name: str, models: Mapping[str, nn.Module], module: nn.Module) -> list[nn.Module]:
+    """Return the other layers that a layer's weight is tied to, such as the output layer of an embedding."""
+    model = models[name.partition(".")[0]]
+    return [other for other in model.modules() if other is not module and _weight(other) is _weight(module)]
+
+
+def _weight(module: nn.Module) -> object:
+    return module._parameters.get("weight", module)
+
+
+def _make_twin(module: nn.Module, prepared: Prepared, shift: Shift, *, exact: bool) -> Shift:
+    """Return what stands for the same δ in a tied layer; what is trained there is one parameter."""
+    twin = _make_shift(module, prepared, exact=exact, trainable=shift.trainable)
+    if shift.trainable:
+        twin.value = shift.value
+    return twin
+
+
 def _make_shift(module: nn.Module, prepared: Prepared, *, exact: bool, trainable: bool) -> Shift:
     if prepared.basis is None:
         return NormShift(module, prepared, trainable=trainable)
@@ -247,9 +296,19 @@ def _make_shift(module: nn.Module, prepared: Prepared, *, exact: bool, trainable
 def _install(name: str, module: nn.Module, shift: Shift, base: Base | None) -> _Site:
     """Let `shift` compute the layer's output; with a base to read it from again, drop the weight."""
     module.add_module(SLOT, shift)
-    module.forward = MethodType(_shifted_forward, module)
+    # accelerate brings an offloaded weight in and then calls the forward that it has put aside.
+    attribute = HOOKED if hasattr(module, HOOKED) else "forward"
+    before = module.__dict__.get(attribute)
+    setattr(module, attribute, MethodType(_shifted_forward, module))
+
+    def uninstall() -> None:
+        delattr(module, SLOT)
+        delattr(module, attribute)
+        if before is not None:
+            setattr(module, attribute, before)
+
     if base is None:
-        return _Site(module, shift, lambda: _uninstall(module))
+        return _Site(module, shift, uninstall)
     weight = cast("nn.Parameter", module.weight)
     # NaN in one element seen as many: whoever reads the weight past the shift notices at once.
     weight.data = torch.full((), torch.nan, dtype=weight.dtype, device=weight.device).expand(weight.shape)
@@ -258,14 +317,9 @@ def _install(name: str, module: nn.Module, shift: Shift, base: Base | None) -> _
     def restore() -> None:
         weight.data = base.read(name).to(weight.device, weight.dtype)
         guard.remove()
-        _uninstall(module)
+        uninstall()
 
     return _Site(module, shift, restore)
-
-
-def _uninstall(module: nn.Module) -> None:
-    delattr(module, SLOT)
-    delattr(module, "forward")
 
 
 def _shifted_forward(self: nn.Module, x: Tensor, *args: Any) -> Tensor:

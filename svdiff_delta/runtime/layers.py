@@ -15,6 +15,7 @@ from svdiff_delta.parameter import Parameter, free_index
 from svdiff_delta.prepare import Prepared
 
 from . import products
+from .originals import device_of
 
 HALF: Final = (torch.float16, torch.bfloat16)
 
@@ -100,14 +101,15 @@ class SpectralShift(Shift):
         self.keeps_weight: Final = exact
         rows, columns, offset, slope, pick = _additive(prepared, basis) if exact else _factored(prepared, basis)
         inner, outer = products.product_weights(module, prepared.parameter, rows, columns)
-        self.register_buffer("inner", inner.to(weight.device, weight.dtype), persistent=False)
-        self.register_buffer("outer", outer.to(weight.device, weight.dtype), persistent=False)
+        device = device_of(module)
+        self.register_buffer("inner", inner.to(device, weight.dtype), persistent=False)
+        self.register_buffer("outer", outer.to(device, weight.dtype), persistent=False)
         self.register_buffer("sigma", basis.sigma.float(), persistent=False)
         self.register_buffer("offset", offset, persistent=False)
         self.register_buffer("slope", slope, persistent=False)
         self.register_buffer("pick", pick, persistent=False)
         self.register_buffer("gain", offset.clone(), persistent=False)
-        self.to(weight.device)
+        self.to(device)
 
     def gains(self) -> Tensor:
         """Return s (R,) float32; where σ + δ < 0 it does not depend on δ, as under the paper's ReLU."""
@@ -173,7 +175,7 @@ class WholeShift(Shift):
         self.register_buffer("columns", columns, persistent=False)
         self.register_buffer("sigma", cast("Basis", prepared.basis).sigma.float(), persistent=False)
         self.parameter: Final = prepared.parameter
-        self.to(cast("Tensor", module.weight).device)
+        self.to(device_of(module))
 
     def call(self, module: nn.Module, x: Tensor, *args: Any) -> Tensor:
         """Return the shifted layer's output."""
@@ -190,7 +192,7 @@ class NormShift(Shift):
 
     def __init__(self, module: nn.Module, prepared: Prepared, *, trainable: bool) -> None:
         super().__init__(prepared.parameter, trainable=trainable)
-        self.to(cast("Tensor", module.weight).device)
+        self.to(device_of(module))
 
     def call(self, module: nn.Module, x: Tensor, *args: Any) -> Tensor:
         """Return the shifted norm's output."""

@@ -1,15 +1,14 @@
-"""Finding things on live models: their components, their layers, and the files their weights came from."""
+"""Finding things on live models: their components, and their layers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, nn
 
-from svdiff_delta.base import SLOTS, Base, aliases, open_base
-from svdiff_delta.errors import AttachError, BaseError
+from svdiff_delta.component import SLOTS, aliases
+from svdiff_delta.errors import AttachError
 
 
 def components(target: object, wanted: Iterable[str]) -> dict[str, nn.Module]:
@@ -56,33 +55,3 @@ def layer(models: Mapping[str, nn.Module], name: str) -> nn.Module:
         if attribute == "weight" and isinstance(getattr(module, "weight", None), Tensor):
             return module
     raise AttachError(f"{name}: the model has no such layer", fix="attach to the model that the delta was made for")
-
-
-def find_base(target: object) -> Base | None:
-    """Return the base a live model was loaded from, if its folder is still there."""
-    config = getattr(target, "config", None)
-    for owner in (config, target):
-        path = _get(owner, "_name_or_path") or _get(owner, "name_or_path")
-        if isinstance(path, str) and path and Path(path).exists():
-            try:
-                return open_base(path)
-            except BaseError:
-                return None
-    return None
-
-
-def _get(owner: object, key: str) -> Any:
-    if isinstance(owner, Mapping):
-        return owner.get(key)
-    return getattr(owner, "__dict__", {}).get(key)
-
-
-class LiveWeights:
-    """The weights of live models that came from no file; they are read as they stand."""
-
-    def __init__(self, models: Mapping[str, nn.Module]) -> None:
-        self._models = models
-
-    def read(self, name: str) -> Tensor:
-        """Return a parameter's values on the CPU."""
-        return cast("Tensor", layer(self._models, name).weight).detach().cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from svdiff_train.tiny.adopt import keep_logs
 from svdiff_train.tiny.clip import best_clip
 from svdiff_train.tiny.judge import Judge, Prompt, border_colour, pair_prompts, single_prompts
 from svdiff_train.tiny.loop import channels_last
@@ -116,14 +118,21 @@ def sheet(pictures: NDArray[np.uint8], across: int = 10, zoom: int = 2) -> Any:
 
 
 def save_halved(model: Any, folder: Path) -> None:
-    """Write a model's weights in float16, leaving the model as it is."""
+    """Write a model's weights in float16, leaving the model as it is.
+
+    transformers' configurations say float32, so that a pipeline is loaded in one dtype.
+    """
     import copy
 
     copy.deepcopy(model).half().save_pretrained(str(folder))
+    path = folder / "config.json"
+    config = json.loads(path.read_bytes())
+    if "dtype" in config:
+        path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def export(work: Path, out: Path) -> Any:
-    """Write the whole base to `out`: the pipeline's layout, and the whole CLIP in `out/clip`."""
+    """Write the whole base to `out`: the pipeline's layout, the whole CLIP in `out/clip`, and the stages' logs."""
     from transformers import CLIPImageProcessorPil
 
     pipe = pipeline(work, trained_unet(work / "runs"))
@@ -138,4 +147,5 @@ def export(work: Path, out: Path) -> Any:
         size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=half, image_std=half
     )
     images.save_pretrained(str(out / "clip"))
+    keep_logs(work / "runs", out)
     return pipe

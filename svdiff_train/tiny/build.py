@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from svdiff_train.tiny import base_path
+from svdiff_train.tiny.adopt import adopt
 from svdiff_train.tiny.assemble import Watch, draw, export, pipeline, sheet, trained_unet
 from svdiff_train.tiny.bank import both_banks, calm_bank
 from svdiff_train.tiny.card import SAMPLES, write_card
 from svdiff_train.tiny.clip import ClipImageTask, ClipTask, best_clip
 from svdiff_train.tiny.fetch import fetch
 from svdiff_train.tiny.loop import Recipe, Run
+from svdiff_train.tiny.portraits import paint_portraits
+from svdiff_train.tiny.scenes import load_sprites
 from svdiff_train.tiny.tokenizer import build_tokenizer
 from svdiff_train.tiny.unet import UNetTask, prepare
 from svdiff_train.tiny.vae import DecoderTask, VaeTask
@@ -55,10 +60,19 @@ def _latents(args: argparse.Namespace) -> None:
 
 def _unet(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    run = Run(UNetTask(args.work, judge=Watch(args.work)), UNET_RECIPE, args.work / "runs")
+    changes = {key: getattr(args, key) for key in ("steps", "decay") if getattr(args, key) is not None}
+    run = Run(UNetTask(args.work, judge=Watch(args.work)), replace(UNET_RECIPE, **changes), args.work / "runs")
     if args.threads > 1:
         run.share(partial(UNetTask, args.work))
     run.go()
+
+
+def _portraits(args: argparse.Namespace) -> None:
+    paint_portraits(load_sprites(args.work / "npm"), args.out)
+
+
+def _adopt(args: argparse.Namespace) -> None:
+    adopt(args.base or base_path(), args.work)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -85,21 +99,30 @@ STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     "export": _export,
     "card": _card,
 }
+"""What makes a base from nothing, in order."""
+
+OTHERS = {"adopt": _adopt, "portraits": _portraits}
+"""What goes on from a finished base, and what paints the demo's pictures."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one stage, or all of them in order."""
     parser = argparse.ArgumentParser(prog="python -m svdiff_train.tiny.build", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of downloads, banks and runs")
-    parser.add_argument("--out", type=Path, help="folder for the finished base (stage export)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the finished base (export, card) or the demo's pictures (portraits)"
+    )
     parser.add_argument("--figures", type=Path, help="JSON of benchmarks/tiny_base.py (stage card)")
-    parser.add_argument("--stage", choices=[*STAGES], help="only this one")
+    parser.add_argument("--base", type=Path, help="a finished base (stage adopt) [default: the embedded one]")
+    parser.add_argument("--steps", type=int, help="steps in all (stage unet) [default: the recipe's]")
+    parser.add_argument("--decay", type=int, help="of them with a falling rate (stage unet) [default: the recipe's]")
+    parser.add_argument("--stage", choices=[*STAGES, *OTHERS], help="only this one")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     for name in [args.stage] if args.stage else STAGES:
-        STAGES[name](args)
+        (STAGES | OTHERS)[name](args)
 
 
 if __name__ == "__main__":

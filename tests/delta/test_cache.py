@@ -12,9 +12,10 @@ import torch
 from support.commands import python
 from support.weights import normal
 
-from svdiff_delta.basis import Basis, compute_basis, fingerprint, matricize, round_weight
+from svdiff_delta.basis import Basis, compute_basis, matricize
 from svdiff_delta.cache import BasisCache, home
 from svdiff_delta.errors import InputError, OutputError
+from svdiff_delta.identity import fingerprint, round_weight
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,19 @@ from support.sd15 import LAYOUT
 from support.weights import normal
 
 from svdiff_delta import add, errors, interpolate, scale, select
-from svdiff_delta.basis import find_runs, fingerprint, round_weight, tail_length
+from svdiff_delta.basis import find_runs, tail_length
+from svdiff_delta.cache import BasisCache
+from svdiff_delta.calibration import Moments, calibrate_change
 from svdiff_delta.codec import LARGEST
 from svdiff_delta.combine import combine_parameters
 from svdiff_delta.container import ITEM_SIZE
 from svdiff_delta.delta import Delta, project
 from svdiff_delta.errors import MetadataError
 from svdiff_delta.file import dumps, loads
+from svdiff_delta.identity import fingerprint, round_weight
 from svdiff_delta.metadata import BaseInfo, Metadata, dump, parse
 from svdiff_delta.parameter import Parameter
+from svdiff_delta.prepare import prepare
 from svdiff_delta.selectors import match
 from svdiff_delta.subsets import PAPER as SUBSETS
 
@@ -283,6 +288,20 @@ def test_projection_is_the_snippet(snippets: dict[str, Any]) -> None:
         projected = project(parameter, np.array(shift)).astype(np.float32)
         assert np.array_equal(projected, np.float32(snippets["project"](shift, tied, null)))
         assert np.array_equal(projected, project(parameter, projected.astype(np.float64)))
+
+
+def test_calibration_is_the_snippet(snippets: dict[str, Any]) -> None:
+    weight = torch.diag(torch.tensor([3.0, 2.0, 2.0, 1.0, 0.0]))
+    prepared = prepare(SimpleNamespace(read=lambda name: weight), "a.weight", "spectral", 0, BasisCache())
+    assert (prepared.parameter.tied, prepared.parameter.null) == (((1, 2),), 1)
+    draw = np.random.default_rng(2)
+    for _ in range(50):
+        change = torch.from_numpy(draw.standard_normal((5, 5)))
+        cross, square = draw.standard_normal(5) * 3, draw.choice([0.0, 0.5, 2.0], 5)
+        found, _, _ = calibrate_change(prepared, change, Moments(cross, square, 1.0, 4.0))
+        sigma, dot = weight.diagonal().tolist(), change.diagonal().tolist()
+        expected = snippets["calibrate"](dot, cross.tolist(), square.tolist(), 4.0, sigma, [(1, 2)], 1)
+        assert found == pytest.approx(expected, abs=1e-6)
 
 
 # --- The worked example ---

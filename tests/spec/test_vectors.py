@@ -20,10 +20,11 @@ from torch import Tensor
 
 import svdiff_delta
 from svdiff_delta import errors
-from svdiff_delta.basis import choose_dtype, compute_basis, find_runs, fingerprint, matricize, round_weight, unmatricize
+from svdiff_delta.basis import compute_basis, find_runs, matricize, unmatricize
 from svdiff_delta.container import read_header
 from svdiff_delta.delta import Delta
 from svdiff_delta.file import dumps, loads
+from svdiff_delta.identity import choose_dtype, fingerprint, round_weight
 from svdiff_delta.lineage import dump_lineage
 from svdiff_delta.metadata import dump
 from svdiff_delta.weights import Weight

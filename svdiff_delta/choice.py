@@ -1,0 +1,105 @@
+"""Which weights of a base selectors name, and why one that is named cannot be shifted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .base import Base
+from .component import Component
+from .errors import BaseError
+from .kinds import base_kinds, shiftable
+from .parameter import Kind
+from .schemes import SHIFTABLE, quantized
+from .selectors import match
+
+
+def choose_kinds(base: Base, selectors: Sequence[str] = ()) -> dict[str, tuple[Kind, int]]:
+    """Return kind and axis of the weights of a base that selectors name, by parameter name.
+
+    Args:
+        base: an opened base.
+        selectors: as `select` takes them; all that can be shifted if none is given. Embeddings count where their own
+            name, or one that is tied to it, is given.
+
+    Raises:
+        SelectionError: a selector is unknown or matches nothing.
+        BaseError: one of the weights is quantized, or one that is given by name is of no kind that can be shifted.
+    """
+    kinds = base_kinds(base)
+    if not selectors and not kinds:
+        raise BaseError(f"{base.path}: has no weight that can be shifted")
+    hidden = _packed(base)
+    given = [_stored(base, selector) for selector in selectors]
+    requested = base_kinds(base, on_request=True) if any(_is_parameter(base, name) for name in given) else {}
+    for name in given:
+        if name in requested:
+            kinds[name] = requested[name]
+        elif name not in hidden and _is_parameter(base, name):
+            raise _of_no_kind(base, name)
+    shapes = {name: base.shape(name) for name in kinds} | hidden
+    info = base.info
+    names = match(shapes, given, sample_size=info.sample_size, layout=info.attentions) if given else sorted(shapes)
+    for name in names:
+        if name in hidden:
+            base.locate(name)  # says how it is packed
+        base.check_format(name)
+    return {name: kinds[name] for name in names}
+
+
+def _packed(base: Base) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of weights that the base holds only quantized under other keys, by parameter name."""
+    found = {}
+    for slot, component in base.components.items():
+        shapes = {key: tuple(parameter.shape) for key, parameter in component.skeleton.named_parameters()}
+        for key, _, _ in shiftable(component.skeleton):
+            if component.stored(key) is None and quantized(key, component.dtypes, component.config):
+                found[f"{slot}.{key}"] = shapes[key]
+    return found
+
+
+def _is_parameter(base: Base, name: str) -> bool:
+    """Tell whether this is the name of a weight, in the files or in the component's class."""
+    slot, _, key = name.partition(".")
+    component = base.components.get(slot)
+    return component is not None and (component.stored(key) is not None or _find(component, key) is not None)
+
+
+def _stored(base: Base, selector: str) -> str:
+    slot, _, key = selector.partition(".")
+    component = base.components.get(slot)
+    stored = component.stored(key) if component is not None and key else None
+    return f"{slot}.{stored}" if stored else selector
+
+
+def _find(component: Component, key: str) -> tuple[nn.Module, torch.Tensor] | None:
+    """Return a parameter of the component's class, and the module that owns it."""
+    path, _, attribute = key.rpartition(".")
+    try:
+        module = component.skeleton.get_submodule(path)
+    except AttributeError:
+        return None
+    value = getattr(module, attribute, None)
+    return (module, value) if isinstance(value, torch.Tensor) else None
+
+
+def _of_no_kind(base: Base, name: str) -> BaseError:
+    """Return the error that says why a parameter that was named cannot be shifted."""
+    slot, _, key = name.partition(".")
+    component = base.components[slot]
+    found = _find(component, key)
+    if component.dtypes.get(key, "F32") not in SHIFTABLE:
+        why = f"its dtype {component.dtypes[key]} has no singular values"
+    elif found is None:
+        why = f"{component.class_name} has no weight of this name, so nothing says its kind"
+        if "expert" in key:
+            why = f"{component.class_name} reads it as part of a tensor of all experts, which has no singular values"
+    elif key.endswith("bias"):
+        why = "biases are never shifted"
+    elif found[1].ndim > 2:
+        why = f"it holds many matrices in one tensor of shape {list(found[1].shape)}, batched experts or the like"
+    else:
+        why = f"{type(found[0]).__name__} is not of a class whose weights have a kind"
+    return BaseError(f"{name}: cannot be shifted, {why}", fix="leave it out")

@@ -1,0 +1,147 @@
+"""The files of a model's folder as diffusers and transformers lay them out: weights, shards, variants, pickles."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from .errors import BaseError
+
+WEIGHT_NAMES: Final = ("diffusion_pytorch_model", "model")
+"""Stems of weight files in diffusers' and transformers' layout."""
+
+PICKLE_SUFFIXES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
+
+CONVERT_PICKLE: Final = (
+    "convert it once where you trust it, with `DiffusionPipeline.from_pretrained(FOLDER).save_pretrained(NEW)` "
+    "or `AutoModel.from_pretrained(FOLDER).save_pretrained(NEW)`"
+)
+
+_STEM: Final = "|".join(WEIGHT_NAMES)
+_SHARD: Final = r"-\d{5}-of-\d{5}"
+_VARIANT: Final = re.compile(
+    # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, and the same as older versions wrote it
+    rf"(?:{_STEM})(?:\.(?P<name>[\w-]+?)(?:{_SHARD})?|{_SHARD}\.(?P<old>[\w-]+))\.safetensors"
+    rf"|(?:{_STEM})\.safetensors\.index\.(?P<index>[\w-]+)\.json"
+    rf"|(?:{_STEM})\.safetensors\.(?P<old_index>[\w-]+)\.index\.json"
+)
+
+
+def weight_files(folder: Path, variant: str | None) -> tuple[Path, ...]:
+    """Return the weight files of a model's folder, in order.
+
+    Args:
+        folder: where they lie.
+        variant: which variant; None for the files without one. A model that lacks the variant is read without.
+
+    Raises:
+        BaseError: a shard is missing, or there are only pickles, only variants, or no weights at all.
+    """
+    names = weight_names(folder, file_names(folder), variant)
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise BaseError(
+            f"{folder}: {missing[0]} is named in its index and is not there",
+            fix="fetch the model again, with all of its weights",
+        )
+    return tuple(folder / name for name in names)
+
+
+def weight_names(folder: Path, names: Collection[str], variant: str | None) -> list[str]:
+    """Return which of `names` are the weights; the index of a sharded model is read from `folder`.
+
+    Raises:
+        BaseError: as `weight_files`.
+    """
+    for wanted in (variant, None) if variant else (None,):
+        for stem in WEIGHT_NAMES:
+            if index := next((index for index in _index_names(stem, wanted) if index in names), None):
+                return _shards(folder / index)
+            if (single := _single_name(stem, wanted)) in names:
+                return [single]
+    there = sorted(names)
+    if found := variants(there):
+        raise BaseError(
+            f"{folder}: its weights are there only as {_listed(found)}",
+            fix=f"choose one with `variant={found[0]!r}`, or fetch the files without a variant",
+        )
+    if pickles := [name for name in there if Path(name).suffix in PICKLE_SUFFIXES]:
+        raise BaseError(f"{folder}: holds only a pickle ({pickles[0]}), which is never opened", fix=CONVERT_PICKLE)
+    if packed := [name for name in there if name.endswith(".gguf")]:
+        raise BaseError(
+            f"{folder}: holds only quantized weights ({packed[0]}, GGUF), which have no singular values to shift",
+            fix="use the unquantized base",
+        )
+    raise BaseError(f"{folder}: holds no safetensors weights", fix="fetch the model again, with its weights")
+
+
+def variants(names: Iterable[str]) -> list[str]:
+    """Return the variants, such as fp16, that weight files of these names have."""
+    matches = (_VARIANT.fullmatch(name) for name in names)
+    return sorted({next(filter(None, match.groups())) for match in matches if match})
+
+
+def check_variant(path: object, listings: Iterable[Iterable[str]], variant: str | None) -> None:
+    """Raise BaseError if none of the models under `path`, whose file names are given, has weights of a variant."""
+    if variant is None:
+        return
+    there = {found for names in listings for found in variants(names)}
+    if not there:
+        raise BaseError(f"{path}: has no variant {variant!r}, nor any other", fix="leave `variant` out")
+    if variant not in there:
+        raise BaseError(f"{path}: has no variant {variant!r}, only {_listed(there)}", fix="choose one that is there")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a base.
+
+    Raises:
+        BaseError: there is no such file, or it is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise BaseError(f"{path}: could not be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise BaseError(f"{path}: is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise BaseError(f"{path}: is not a JSON object")
+    return value
+
+
+def file_names(folder: Path) -> set[str]:
+    """Return the names of what lies in a folder.
+
+    Raises:
+        BaseError: it cannot be read.
+    """
+    try:
+        return {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise BaseError(f"{folder}: could not be read ({error.strerror})") from None
+
+
+def _single_name(stem: str, variant: str | None) -> str:
+    return f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
+
+
+def _index_names(stem: str, variant: str | None) -> list[str]:
+    if variant is None:
+        return [f"{stem}.safetensors.index.json"]
+    return [f"{stem}.safetensors.index.{variant}.json", f"{stem}.safetensors.{variant}.index.json"]
+
+
+def _shards(index: Path) -> list[str]:
+    places = read_json(index).get("weight_map")
+    names = set(places.values()) if isinstance(places, dict) else set()
+    # A name with a folder in it could lead out of the model's own.
+    safe = (isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in names)
+    if not names or not all(safe):
+        raise BaseError(f"{index}: names no weight files", fix="fetch the model again")
+    return sorted(names)
+
+
+def _listed(found: Collection[str]) -> str:
+    return ("the variant " if len(found) == 1 else "the variants ") + ", ".join(sorted(found))

@@ -1,0 +1,157 @@
+"""Where live weights came from: the files of models that were cast or offloaded, and what still stands in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from svdiff_delta.base import Base, open_base
+from svdiff_delta.component import Component
+from svdiff_delta.errors import AttachError, BaseError
+from svdiff_delta.layout import variants
+from svdiff_delta.repository import SCHEME, find_cached, parse_reference
+
+from .models import layer
+
+GIVE: Final = "say where its files are, as in `attach(model, delta, base=open_base(...))`"
+"""What mends a base that was not found."""
+
+
+def find_base(target: object, models: Mapping[str, nn.Module], slots: Iterable[str]) -> Base | None:
+    """Return the files that live models were loaded from, as far as they are still here; the Hub is not asked.
+
+    Every model says itself where it came from, since a pipeline may be put together from several places.
+
+    Args:
+        target: the pipeline or model.
+        models: its models by component name.
+        slots: the components that are needed.
+
+    Returns:
+        A base with these components; None if one of them is not found.
+    """
+    found: dict[str, Component] = {}
+    whole: Base | None = None
+    for slot in sorted(set(slots)):
+        places = [place for owner in (models[slot], target) for place in _places(owner)]
+        opened = (_open(place, slot, variant) for place in places for variant in (None, *_variants(place)))
+        base = next((base for base in opened if base is not None and slot in base.components), None)
+        if base is None:
+            return None
+        found[slot], whole = base.components[slot], whole or base
+    return replace(whole, components=found) if whole is not None else None
+
+
+def _places(owner: object) -> list[str]:
+    """Return the folders or repositories that a model or pipeline says it came from."""
+    config = getattr(owner, "config", None)
+    found = []
+    for teller in (config, owner):
+        said = _get(teller, "_name_or_path") or _get(teller, "name_or_path")
+        place = fspath(said) if isinstance(said, str | PathLike) else ""
+        if place and place not in found:
+            commit = _get(teller, "_commit_hash")
+            reference = None if Path(place).exists() else parse_reference(f"{SCHEME}{place}")
+            if reference is not None and reference.revision is None and isinstance(commit, str):
+                found.append(f"{SCHEME}{replace(reference, revision=commit)}")
+            found.append(place if reference is None else f"{SCHEME}{reference}")
+    return found
+
+
+def _variants(place: str) -> list[str]:
+    """Return the variants of weights below a folder, which are opened where there is nothing else."""
+    reference = parse_reference(place) if place.startswith(SCHEME) else None
+    snapshot = find_cached(reference) if reference is not None else None
+    folder = snapshot.folder if snapshot is not None else Path(place)
+    return variants(path.name for path in folder.glob("*.*")) or variants(path.name for path in folder.glob("*/*.*"))
+
+
+def _open(place: str, slot: str, variant: str | None) -> Base | None:
+    with suppress(BaseError):
+        base = open_base(place, component=None, variant=variant, fetch=False)
+        if base.pipeline or slot in base.components or len(base.components) != 1:
+            return base
+        # A model on its own goes by the name that the delta has for it.
+        return replace(base, components=dict.fromkeys([slot], *base.components.values()))
+    return None
+
+
+def _get(owner: object, key: str) -> Any:
+    if isinstance(owner, Mapping):
+        return owner.get(key)
+    return getattr(owner, "__dict__", {}).get(key)
+
+
+def live_values(module: nn.Module) -> Tensor | None:
+    """Return the values of a layer's weight on the CPU; None where they are kept elsewhere and nobody says where.
+
+    accelerate leaves an offloaded weight on the meta device, and the values in a map that its hook holds.
+    """
+    weight = cast("Tensor", module.weight).detach()
+    if weight.device.type != "meta":
+        return weight.cpu()
+    for hook in _hooks(module):
+        kept = getattr(hook, "weights_map", None)
+        if kept is not None and "weight" in kept:
+            return cast("Tensor", kept["weight"]).detach().cpu()
+    return None
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return where a layer computes: where its weight is, or where accelerate brings it."""
+    device = cast("Tensor", module.weight).device
+    for hook in _hooks(module) if device.type == "meta" else ():
+        if (execution := getattr(hook, "execution_device", None)) is not None:
+            return torch.device(execution)
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _hooks(module: nn.Module) -> list[object]:
+    hook = getattr(module, "_hf_hook", None)
+    return list(getattr(hook, "hooks", [hook])) if hook is not None else []
+
+
+class LiveWeights:
+    """The weights of live models that came from no file; they are read as they stand."""
+
+    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+        self._models = models
+
+    def read(self, name: str) -> Tensor:
+        """Return a parameter's values on the CPU.
+
+        Raises:
+            AttachError: there is no such layer, or its values are offloaded or quantized.
+        """
+        module = layer(self._models, name)
+        values = live_values(module)
+        if values is None or not values.is_floating_point():
+            state = "offloaded" if values is None else f"quantized ({str(values.dtype).removeprefix('torch.')})"
+            raise AttachError(f"{name}: the live weight is {state}, and the file it came from was not found", fix=GIVE)
+        return values
+
+
+def check_live(name: str, module: nn.Module, original: Tensor) -> None:
+    """Check that the live weight is the file's after the casts it may have seen; its own values are not identified.
+
+    Raises:
+        AttachError: it is another one.
+    """
+    live = live_values(module)
+    if live is None:  # offloaded where nobody can look
+        return
+    casts = (live.dtype, torch.float16, torch.bfloat16)  # an F32 file may have been loaded as F16 and then cast
+    if live.shape != original.shape or not any(
+        torch.equal(live, original.to(between).to(live.dtype)) for between in casts
+    ):
+        raise AttachError(
+            f"{name}: the live weight is not the one in the base's file",
+            fix="unload what else was fused into it, or name its base with `base=`",
+        )

@@ -1,0 +1,50 @@
+"""Number formats of quantized bases, told from what stands beside a weight: none of them can be shifted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .errors import BaseError
+
+SHIFTABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})
+"""Dtypes of weights that have singular values of their own (spec, section 6.1)."""
+
+
+def quantized(key: str, dtypes: Mapping[str, str], config: Mapping[str, Any]) -> str | None:
+    """Return in words how a weight is quantized, None if it is not.
+
+    Args:
+        key: the weight's state-dict key, as the model's class has it.
+        dtypes: dtype of every tensor in the file, by key.
+        config: the model's configuration; its `quantization_config` says which method was used.
+    """
+    stem = key.removesuffix(".weight")
+    said = config.get("quantization_config")
+    method = str(said.get("quant_method", "")) if isinstance(said, Mapping) else ""
+    state = f"{key}.quant_state.bitsandbytes__"
+    if packed := next((other for other in dtypes if other.startswith(state)), None):
+        return f"bitsandbytes 4-bit {packed.removeprefix(state)}"
+    if f"{key}.absmax" in dtypes:
+        return "bitsandbytes 4-bit"
+    if f"{stem}.SCB" in dtypes or f"{key}.SCB" in dtypes:
+        return "bitsandbytes 8-bit"
+    if f"{stem}.qweight" in dtypes:
+        return f"{method.upper() or 'GPTQ or AWQ'}, packed in {stem}.qweight as {dtypes[f'{stem}.qweight']}"
+    if f"{stem}.weight_packed" in dtypes:
+        return f"{method or 'packed'}, in {stem}.weight_packed as {dtypes[f'{stem}.weight_packed']}"
+    if f"{key}_blocks" in dtypes:
+        return f"MXFP4, in {key}_blocks as {dtypes[f'{key}_blocks']}"
+    if dtypes.get(key, "").startswith("F8"):
+        return "float8"
+    return method or None if dtypes.get(key, "F32") not in SHIFTABLE else None
+
+
+def refuse(name: str, key: str, dtypes: Mapping[str, str], config: Mapping[str, Any]) -> None:
+    """Raise BaseError if a weight's number format has no singular values to shift; it names dtype and scheme."""
+    dtype, scheme = dtypes.get(key), quantized(key, dtypes, config)
+    if scheme is None and (dtype is None or dtype in SHIFTABLE):
+        return
+    parts = ", ".join(part for part in (dtype and f"dtype {dtype}", scheme) if part)
+    what = "is quantized" if scheme else "is not floating-point"
+    raise BaseError(f"{name}: {what} ({parts}) and has no singular values to shift", fix="use the unquantized base")

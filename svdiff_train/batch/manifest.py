@@ -1,0 +1,141 @@
+"""Manifests: files that say which conversions to do, checked as a whole before the first one starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from svdiff_delta._atomic import check_output
+from svdiff_delta._json import strict_json
+from svdiff_delta._yaml import read_yaml
+from svdiff_delta.convert.apply import find_way
+from svdiff_delta.errors import DeltaError, InputError, MetadataError
+from svdiff_train.calibrate import read_prompts
+
+from .row import TYPES, Row
+
+SHOWN: Final = 3
+"""Rows that an error names before it counts the others."""
+
+
+def read_manifest(path: Path) -> list[Row]:
+    """Return the rows of a manifest; their paths are relative to its folder.
+
+    JSONL has one row per line. YAML is a mapping with the list of them in `files`; its other keys count for every row
+    that does not give them itself.
+
+    Raises:
+        InputError: it cannot be read, has another suffix, has no row, or rows are wrong; the message names them.
+    """
+    if path.suffix in (".yaml", ".yml"):
+        found = _from_yaml(path)
+    elif path.suffix == ".jsonl":
+        found = _from_lines(path)
+    else:
+        raise InputError(f"{path}: a manifest is a .yaml or .jsonl file", fix="give it the suffix of what it holds")
+    if not found:
+        raise InputError(f"{path}: has no row", fix="give at least one with input, output and base")
+    rows: list[Row] = []
+    _check_each(path, found, lambda _, given: rows.append(Row.parse(given, path.parent)))
+    return rows
+
+
+def _from_yaml(path: Path) -> list[Mapping[str, Any]]:
+    fields = read_yaml(path)
+    if not isinstance(fields, dict) or not isinstance(fields.get("files"), list):
+        raise InputError(f"{path}: must be a mapping with a list of rows in `files`")
+    shared = {key: value for key, value in fields.items() if key != "files"}
+    if unknown := sorted(str(key) for key in shared if key not in TYPES or key in ("input", "output")):
+        known = ", ".join(["files", *(key for key in TYPES if key not in ("input", "output"))])
+        raise InputError(f"{path}: has the unknown key {unknown[0]!r}", fix=f"known are {known}")
+    return [{**shared, **_mapping(path, number, given)} for number, given in enumerate(fields["files"], 1)]
+
+
+def _from_lines(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: could not be read ({error.strerror})") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                found.append(_mapping(path, number, strict_json(line, f"{path}: line {number}", MetadataError)))
+            except MetadataError as error:
+                raise InputError(error.message, fix="write one JSON object per line") from None
+    return found
+
+
+def _mapping(path: Path, number: int, given: object) -> Mapping[str, Any]:
+    if not isinstance(given, dict):
+        raise InputError(f"{path}: row {number}: must be a mapping", fix=f"its keys are {', '.join(TYPES)}")
+    return given
+
+
+def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool]) -> None:
+    """Check what can be known before the first row starts: bases, inputs, dialects and outputs.
+
+    Args:
+        path: the manifest, for messages.
+        rows: its rows.
+        allowed: whether a row may overwrite its output.
+
+    Raises:
+        InputError: rows cannot work; the message names the first of them.
+    """
+    bases: dict[tuple[str, str | None], DeltaError | None] = {}
+    inputs = {_same(row.place(row.input)): number for number, row in enumerate(rows, 1)}
+    outputs: dict[str, int] = {}
+
+    def check(number: int, row: Row) -> None:
+        place = _same(row.place(row.output))
+        if (first := outputs.setdefault(place, number)) != number:
+            raise InputError(f"{row.output}: is the output of row {first} as well", fix="give each row its own output")
+        if place in inputs:
+            raise InputError(
+                f"{row.output}: is the input of row {inputs[place]}, and rows run side by side",
+                fix="put what depends on it into another manifest",
+            )
+        _check_base(row, bases)
+        find_way(row.place(row.input), row.from_, row.to)
+        if row.calibrate is not None:
+            read_prompts(row.place(row.calibrate))
+        check_output(row.place(row.output), overwrite=allowed(row))
+
+    _check_each(path, rows, check)
+
+
+def _check_base(row: Row, bases: dict[tuple[str, str | None], DeltaError | None]) -> None:
+    """Open each base once."""
+    name = row.base, row.variant
+    if name not in bases:
+        try:
+            row.open_base()
+            bases[name] = None
+        except DeltaError as error:
+            bases[name] = error
+    if (found := bases[name]) is not None:
+        raise found
+
+
+def _same(path: Path) -> str:
+    """Return what is equal for two paths that lead to the same place."""
+    return os.path.normcase(path.resolve())
+
+
+def _check_each(path: Path, rows: Sequence[Any], check: Callable[[int, Any], None]) -> None:
+    """Check every row; raise InputError that names the first ones that are wrong."""
+    wrong = list(_wrong(rows, check))
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more rows" if len(wrong) > SHOWN else ""
+        raise InputError(f"{path}: nothing was started: {'; '.join(wrong[:SHOWN])}{more}")
+
+
+def _wrong(rows: Sequence[Any], check: Callable[[int, Any], None]) -> Iterator[str]:
+    for number, row in enumerate(rows, 1):
+        try:
+            check(number, row)
+        except DeltaError as error:
+            yield f"row {number}: {error}"

@@ -1,0 +1,147 @@
+"""The report of a manifest: one line of JSON per row, written as the rows are done, and read to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, Self
+
+import filelock
+
+from svdiff_delta._atomic import check_output, replace_file
+from svdiff_delta.errors import InputError, OutputError
+
+from .row import Row
+from .work import Result
+
+STARTED: Final = "started"
+"""The status of a row that was never done."""
+
+
+class Report:
+    """A report that this process alone writes, as a context manager.
+
+    Lines are appended and forced to the disk one by one, so that a killed run loses nothing but a torn last line. In
+    the end, and when interrupted, it is written anew, atomically, with one line per row.
+
+    Args:
+        path: the file; it need not exist.
+
+    Raises:
+        InputError: it is no report, or another run writes it now.
+        OutputError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path: Final = path
+        self.lines: Final[dict[str, dict[str, Any]]] = {}
+        """The last line on each row, by key."""
+        self._stream: IO[bytes] | None = None
+        self._lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+
+    def __enter__(self) -> Self:
+        check_output(self.path, overwrite=True)
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            raise InputError(f"{self.path}: another run writes this report", fix="wait for it, or stop it") from None
+        try:
+            size = self.read()
+            self._stream = self.path.open("ab")
+            self._stream.truncate(size)
+        except OSError as error:
+            self._lock.release()
+            raise OutputError(f"{self.path}: could not be opened ({error.strerror})") from None
+        except InputError:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        with suppress(OSError):
+            if not self.path.stat().st_size:
+                self.path.unlink()  # nothing was started
+            Path(self._lock.lock_file).unlink()
+        self._lock.release()
+
+    def read(self) -> int:
+        """Read the lines that are there; return where the last whole one ends.
+
+        Raises:
+            InputError: the file is no report.
+        """
+        try:
+            raw = self.path.read_bytes()
+        except FileNotFoundError:
+            return 0
+        end = raw.rfind(b"\n") + 1
+        for number, line in enumerate(raw[:end].splitlines(), 1):
+            try:
+                fields = json.loads(line)
+                self.lines[fields["key"]] = fields
+            except (ValueError, TypeError, KeyError):
+                raise InputError(
+                    f"{self.path}: line {number} is not of a report", fix="name another file with --report"
+                ) from None
+        if raw and not end and not raw.startswith(b"{"):
+            raise InputError(f"{self.path}: is not a report", fix="name another file with --report")
+        return end
+
+    def start(self, row: Row) -> None:
+        """Note that a row begins: from now on what lies in the place of its output may be its own.
+
+        What the line on an earlier run says stays, so that nothing is done again if this one is killed.
+        """
+        before = self.lines.get(row.key, {"status": STARTED})
+        self._append({**before, "key": row.key, "row": row.described(), "begun": True})
+
+    def add(self, result: Result) -> None:
+        """Note what became of a row. Of one that was passed over the earlier line stays."""
+        if result.status == "passed over":
+            self._append({**result.record(), "status": "converted"})
+        else:
+            self._append(result.record())
+
+    def _append(self, fields: dict[str, Any]) -> None:
+        if self._stream is None:
+            raise OutputError(f"{self.path}: is not open")
+        self.lines[fields["key"]] = fields
+        try:
+            self._stream.write(_line(fields))
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            raise OutputError(f"{self.path}: could not be written ({error.strerror})") from None
+
+    def finish(self, rows: Iterable[Row]) -> None:
+        """Write the report anew: lines of other manifests first, then one line per row, in the order of the rows."""
+        keys = dict.fromkeys(row.key for row in rows)
+        others = [fields for key, fields in self.lines.items() if key not in keys]
+        own = [self.lines[key] for key in keys if key in self.lines]
+        with replace_file(self.path, overwrite=True) as stream:
+            stream.writelines(_line(fields) for fields in [*others, *own])
+
+    def knows(self, row: Row) -> bool:
+        """Tell whether a row was begun or done before, so that its output may be its own."""
+        line = self.lines.get(row.key, {})
+        return "output_sha256" in line or self.began(row)
+
+    def began(self, row: Row) -> bool:
+        """Tell whether an earlier run was killed in the middle of a row."""
+        return bool(self.lines.get(row.key, {}).get("begun"))
+
+    def before(self, row: Row) -> Mapping[str, Any] | None:
+        """Return the line on a row from an earlier run, if there is one."""
+        return self.lines.get(row.key)
+
+
+def _line(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, ensure_ascii=False, sort_keys=True).encode() + b"\n"

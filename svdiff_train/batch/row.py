@@ -1,0 +1,187 @@
+"""One conversion of a manifest: input, output, base and the options of the single command."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Self
+
+from svdiff_delta import __version__
+from svdiff_delta._json import canonical_json
+from svdiff_delta.base import Base, open_base
+from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
+from svdiff_delta.errors import InputError
+from svdiff_train.tiny import NAME, open_tiny
+
+BLOCK: Final = 1 << 20
+"""Bytes of a file that are hashed at a time."""
+
+HASHED: Final = (".safetensors", ".json")
+"""What counts in a folder that is an input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One file to convert. It can be pickled, so that any scheduler can send it to another process or machine.
+
+    Attributes:
+        input: what to convert, as `svdiff convert` takes it.
+        output: the file to write.
+        base: the base that both belong to: a path, the word `tiny`, or a repository on the Hub.
+        variant: which of the base's files to read, such as fp16.
+        to: the dialect of the output.
+        from_: the dialect of the input; found from it if not given.
+        dtype: number format of the output.
+        title: a title for the output.
+        rank, energy, max_rank: how much of each weight's change a low-rank copy keeps.
+        min_energy: the least share of the change that must be captured; that of the dialect if not given.
+        allow_unmatched: whether what cannot be carried over may be left out.
+        embeddings: whether changed embeddings may be shifted too.
+        calibrate: a file of prompts to calibrate on.
+        calibrate_steps: denoising steps of each prompt.
+        folder: what relative paths are relative to; "" is the working folder.
+    """
+
+    input: str
+    output: str
+    base: str
+    variant: str | None = None
+    to: str = "delta"
+    from_: str | None = None
+    dtype: StoredDtype = "F32"
+    title: str | None = None
+    rank: int | None = None
+    energy: float | None = None
+    max_rank: int | None = None
+    min_energy: float | None = None
+    allow_unmatched: bool = False
+    embeddings: bool = False
+    calibrate: str | None = None
+    calibrate_steps: int = 20
+    folder: str = ""
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any], folder: Path | None = None) -> Self:
+        """Return the row that a mapping describes; the key of `from_` is `from`.
+
+        Args:
+            given: keys and values.
+            folder: what its paths are relative to; the working folder if not given.
+
+        Raises:
+            InputError: a key is unknown or missing, or a value is of a wrong type or out of range.
+        """
+        if unknown := sorted(str(key) for key in given if key not in TYPES):
+            raise InputError(f"has the unknown key {unknown[0]!r}", fix=f"known are {', '.join(TYPES)}")
+        for key in REQUIRED:
+            if key not in given:
+                raise InputError(f"has no {key}", fix=f"a row needs {', '.join(REQUIRED)}")
+        for key, value in given.items():
+            _check_type(key, value)
+        values = {("from_" if key == "from" else key): value for key, value in given.items()}
+        if "dtype" in values:
+            values["dtype"] = values["dtype"].upper()
+            if not is_stored_dtype(values["dtype"]):
+                raise InputError(f"dtype: {given['dtype']!r} is unknown", fix=f"known are {', '.join(STORED_DTYPES)}")
+        row = cls(**values, folder=str(folder or ""))
+        if row.min_energy is not None and not 0.0 <= row.min_energy <= 1.0:
+            raise InputError(f"min_energy: must be within [0, 1], is {row.min_energy}")
+        if row.calibrate_steps < 1:
+            raise InputError(f"calibrate_steps: must be at least 1, is {row.calibrate_steps}")
+        return row
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the row and of the library's version: whether an earlier result is one of this very row."""
+        return hashlib.sha256(canonical_json({"row": self.described(), "version": __version__})).hexdigest()
+
+    def described(self) -> dict[str, Any]:
+        """Return the keys and values of the manifest that differ from the defaults."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        del values["folder"]
+        found = {name: value for name, (value, default) in values.items() if value != default}
+        return {("from" if name == "from_" else name): value for name, value in found.items()}
+
+    def place(self, path: str) -> Path:
+        """Return where a path of this row leads."""
+        return Path(self.folder) / path
+
+    def open_base(self) -> Base:
+        """Open the base.
+
+        Raises:
+            BaseError: as the library's `open_base`.
+        """
+        place = self.place(self.base)
+        if self.base == NAME and not place.exists():
+            return open_tiny()
+        return open_base(place if place.exists() else self.base, variant=self.variant)
+
+    def states(self, base: Base) -> dict[str, str]:
+        """Return what tells whether the input or the base is another than at an earlier run.
+
+        The input and the prompts count by their SHA-256, the weight files of the base by name, size and time.
+
+        Raises:
+            InputError: the input cannot be read.
+        """
+        files = [file for component in base.components.values() for file in component.files]
+        about = [[file.name, file.stat().st_size, str(file.stat().st_mtime_ns)] for file in files]
+        found = {"input": hash_path(self.place(self.input)), "base": hashlib.sha256(canonical_json(about)).hexdigest()}
+        if self.calibrate is not None:
+            found["calibrate"] = hash_path(self.place(self.calibrate))
+        return found
+
+
+TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "input": str,
+    "output": str,
+    "base": str,
+    "variant": str,
+    "to": str,
+    "from": str,
+    "dtype": str,
+    "title": str,
+    "rank": int,
+    "energy": (int, float),
+    "max_rank": int,
+    "min_energy": (int, float),
+    "allow_unmatched": bool,
+    "embeddings": bool,
+    "calibrate": str,
+    "calibrate_steps": int,
+}
+"""The keys of a row, and what their values are."""
+
+REQUIRED: Final = ("input", "output", "base")
+
+_NAMES: Final[Mapping[type, str]] = {str: "a text", bool: "true or false", int: "a whole number"}
+
+
+def _check_type(key: str, value: object) -> None:
+    wanted = TYPES[key]
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool) or value == "":
+        what = "a number" if isinstance(wanted, tuple) else _NAMES[wanted]
+        raise InputError(f"{key}: must be {what}, is {value!r}")
+
+
+def hash_path(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and SHA-256 of the weights and configurations in a folder.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        if not path.is_dir():
+            digest = hashlib.sha256()
+            with path.open("rb") as stream:
+                while block := stream.read(BLOCK):
+                    digest.update(block)
+            return digest.hexdigest()
+        files = sorted(file for file in path.rglob("*") if file.suffix in HASHED and file.is_file())
+        about = [[file.relative_to(path).as_posix(), hash_path(file)] for file in files]
+        return hashlib.sha256(canonical_json(about)).hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: could not be read ({error.strerror})") from None

@@ -1,0 +1,100 @@
+"""Doing all rows of a manifest: side by side, going on where an earlier run stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from svdiff_delta.errors import InputError
+from svdiff_train.pool import share_out
+
+from .manifest import check_rows, read_manifest
+from .report import Report
+from .row import Row
+from .work import Result, convert_one
+
+Watch = Callable[[Result, int, int], None]
+"""Called with a result, how many rows are done, and how many there are."""
+
+
+def run_manifest(
+    path: Path,
+    report: Path | None = None,
+    *,
+    jobs: int = 1,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    watch: Watch | None = None,
+) -> list[Result]:
+    """Convert all files of a manifest, and return what became of each row, in order.
+
+    Everything is checked first. Rows that the report tells of, and whose output, input and base are what it says, are
+    passed over. What fails is in the result, and the rest goes on.
+
+    Args:
+        path: the manifest.
+        report: where the report is read and written; the manifest's name with `.report.jsonl` if not given.
+        jobs: how many processes; with 1 all is done in this one.
+        overwrite: do every row anew, and replace whatever lies in the place of its output.
+        dry_run: only check; nothing is returned or written.
+        watch: called after each row.
+
+    Raises:
+        InputError: the manifest or the report cannot be used, or a row cannot work: nothing was started.
+        OutputError: the report cannot be written.
+    """
+    if jobs < 1:
+        raise InputError(f"there must be at least 1 process, not {jobs}", fix="give --jobs 1")
+    rows = read_manifest(path)
+    place = report or path.with_name(f"{path.stem}.report.jsonl")
+    if place in (path, *(row.place(row.output) for row in rows)):
+        raise InputError(f"{place}: the report would be the manifest or an output", fix="give another --report")
+    lines = Report(place)
+    if dry_run:
+        lines.read()
+        check_rows(path, rows, allowed=lambda row: overwrite or lines.knows(row))
+        return []
+    with lines:
+        check_rows(path, rows, allowed=lambda row: overwrite or lines.knows(row))
+        return _run(rows, lines, jobs, watch, overwrite=overwrite)
+
+
+def _run(rows: list[Row], report: Report, jobs: int, watch: Watch | None, *, overwrite: bool) -> list[Result]:
+    found: dict[int, Result] = {}
+    try:
+        for index, result in _results(rows, report, min(jobs, len(rows)), overwrite=overwrite):
+            found[index] = result
+            report.add(result)
+            if watch is not None:
+                watch(result, len(found), len(rows))
+    finally:
+        report.finish(rows)
+    return [found[index] for index in range(len(rows))]
+
+
+def _results(rows: list[Row], report: Report, jobs: int, *, overwrite: bool) -> Iterator[tuple[int, Result]]:
+    """Yield index and result of each row as it is done."""
+    tasks = []
+    for row in rows:
+        before = None if overwrite else report.before(row)
+        tasks.append((row, overwrite or report.began(row), before))
+    if jobs == 1:
+        for index, task in enumerate(tasks):
+            report.start(rows[index])
+            yield index, convert_task(*task)
+        return
+    with closing(share_out(convert_task, tasks, jobs, lambda index: report.start(rows[index]))) as results:
+        for index, result in results:
+            yield index, result or _died(rows[index])
+
+
+def convert_task(row: Row, overwrite: bool, before: Mapping[str, Any] | None) -> Result:
+    """Return `convert_one` of a row, as the processes are asked for it."""
+    return convert_one(row, overwrite=overwrite, before=before)
+
+
+def _died(row: Row) -> Result:
+    why = "its process died, as it does when memory ends: use fewer --jobs"
+    return Result(key=row.key, row=row.described(), status="failed", error=why)

@@ -1,0 +1,143 @@
+"""The unit of work: one row converted. A plain function of what can be pickled, for whatever runs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
+
+from svdiff_delta.base import Base
+from svdiff_delta.basis import one_thread
+from svdiff_delta.calibration import Calibration
+from svdiff_delta.conversion import Conversion
+from svdiff_delta.convert import convert
+from svdiff_delta.errors import DeltaError
+from svdiff_train.calibrate import calibration_on, read_prompts
+from svdiff_train.pipelines import load_pipeline
+
+from .row import Row, hash_path
+
+Status = Literal["converted", "passed over", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What became of a row.
+
+    Attributes:
+        key: the row's key.
+        row: the row as the manifest describes it.
+        status: "converted", "passed over" (it was converted before), or "failed".
+        error: why it failed.
+        captured: the share of the change that was captured.
+        parameters: how many weights were converted.
+        bytes: the size of the output.
+        unchanged: weights in which nothing changes.
+        left_out: what could not be carried over, with the reason.
+        states: what the input and the base were: see `Row.states`.
+        output_sha256: of the output; of one from an earlier run if the row failed now.
+        seconds: how long it took.
+    """
+
+    key: str
+    row: Mapping[str, Any]
+    status: Status
+    error: str | None = None
+    captured: float | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    unchanged: int | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    states: Mapping[str, str] = field(default_factory=dict)
+    output_sha256: str | None = None
+    seconds: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """Return it as a line of a report has it: without what there is nothing to say of."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, {})}
+
+
+def convert_one(
+    row: Row | Mapping[str, Any], *, overwrite: bool = False, before: Mapping[str, Any] | None = None
+) -> Result:
+    """Convert one file as a row says. It never raises what is wrong with a file: that stands in the result.
+
+    Torch computes on one thread, so that the result does not depend on how many such functions run side by side.
+
+    Args:
+        row: the row, or a mapping with the keys of a manifest.
+        overwrite: whether an existing output may be replaced.
+        before: the line of a report on this row. Where its output, input and base are still what it says, the row is
+            passed over; an output that is what it says may be replaced.
+
+    Raises:
+        InputError: the mapping is no row.
+    """
+    row = row if isinstance(row, Row) else Row.parse(row)
+    begun = time.monotonic()
+    about: dict[str, Any] = {"key": row.key, "row": row.described()}
+    stale = _intact(row, before)
+    try:
+        base = row.open_base()
+        about["states"] = row.states(base)
+        if before and stale and before.get("status") == "converted" and before.get("states") == about["states"]:
+            kept = {name: before[name] for name in _KEPT if name in before}
+            return Result(**about, status="passed over", **kept, output_sha256=stale)
+        with one_thread():
+            found = convert(
+                row.place(row.input),
+                to=row.to,
+                base=base,
+                from_=row.from_,
+                output=row.place(row.output),
+                dtype=row.dtype,
+                rank=row.rank,
+                energy=row.energy,
+                max_rank=row.max_rank,
+                min_energy=row.min_energy,
+                allow_unmatched=row.allow_unmatched,
+                embeddings=row.embeddings,
+                calibration=_calibration(row, base),
+                title=row.title,
+                overwrite=overwrite or stale is not None,
+            )
+        return Result(**about, status="converted", **_facts(row, found), seconds=_since(begun))
+    except DeltaError as error:
+        why = str(error)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one file, it never stops the rest
+        why = f"{type(error).__name__}: {error}"
+    return Result(**about, status="failed", error=why, output_sha256=stale, seconds=_since(begun))
+
+
+def _calibration(row: Row, base: Base) -> Calibration | None:
+    if row.calibrate is None:
+        return None
+    prompts = read_prompts(row.place(row.calibrate))
+    return calibration_on(lambda: load_pipeline(base), prompts, steps=row.calibrate_steps)
+
+
+_KEPT: Final = ("captured", "parameters", "bytes", "unchanged", "left_out", "seconds")
+"""What the line on an earlier run says that still holds."""
+
+
+def _intact(row: Row, before: Mapping[str, Any] | None) -> str | None:
+    """Return the SHA-256 of the output if it is the one that a report tells of."""
+    output, said = row.place(row.output), (before or {}).get("output_sha256")
+    return said if said is not None and output.exists() and hash_path(output) == said else None
+
+
+def _facts(row: Row, found: Conversion) -> dict[str, Any]:
+    output = row.place(row.output)
+    return {
+        "captured": found.captured,
+        "parameters": len(found.layers),
+        "bytes": found.size if found.size is not None else output.stat().st_size,
+        "unchanged": found.unchanged,
+        "left_out": dict(found.left_out),
+        "output_sha256": hash_path(output),
+    }
+
+
+def _since(begun: float) -> float:
+    return round(time.monotonic() - begun, 3)
