@@ -192,8 +192,8 @@ class _Work:
             spool.add(keys.whole, shift, prepared.parameter.shape)
             self.layers[name] = Energy(float(shift @ shift), float(shift @ shift))
             return
-        matrix = matricize(prepared.rounded, prepared.parameter.axis)
-        factors = factorize(prepared.basis, matrix, shift, self.ranking)
+        matrix = matricize(prepared.weight, prepared.parameter.axis)
+        factors = factorize(prepared.basis, matrix, prepared.parameter.dtype, shift, self.ranking)
         self._add_factors(keys, factors, prepared.parameter.shape, spool)
         self.layers[name], self.ranks[name] = factors.energy, factors.rank
 

@@ -233,7 +233,9 @@ def test_a_least_energy_that_is_not_reached_fails_and_writes_nothing(base: Base,
     tuned = changed(folder, tmp_path / "tuned", {QUERY: moved})
     captured = convert(tuned, base=base).captured
     assert 0 < captured < 0.3
-    with pytest.raises(InputError, match=rf"^only {captured:.2%} of the change is captured, less .* 30\.00%: .*: lower --min-energy"):
+    with pytest.raises(
+        InputError, match=rf"^only {captured:.2%} of the change is captured, less .* 30\.00%: .*: lower --min-energy"
+    ):
         convert(tuned, base=base, min_energy=0.3, output=tmp_path / "out")
     assert listing(tmp_path) == ["tuned"]
     assert convert(tuned, base=base, min_energy=captured).captured == captured
