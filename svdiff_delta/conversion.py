@@ -82,6 +82,8 @@ class Conversion:
         unchanged: weights in which nothing changes, and shifts that were carried over bit for bit.
         output: what was written; None if nothing was.
         size: the bytes of the file in another dialect, whether it was written or not; None for a delta.
+        ranks: the rank of each parameter in a low-rank copy.
+        remarks: what was assumed, and what to know about the result.
         outputs: the output energy of each parameter that was calibrated.
     """
 
@@ -91,6 +93,8 @@ class Conversion:
     unchanged: int = 0
     output: Path | None = None
     size: int | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
     outputs: Mapping[str, OutputEnergy] = field(default_factory=dict)
 
     @property
@@ -109,39 +113,41 @@ def recorded_share(layers: Iterable[Energy]) -> float:
     return round(total_energy(layers).captured, DECIMALS)
 
 
-def check_arguments(threshold: float, dtype: str) -> None:
-    """Raise InputError unless a threshold is a share, and δ may be stored in a number format."""
+def check_arguments(min_energy: float, dtype: str) -> None:
+    """Raise InputError unless the least energy is a share, and δ may be stored in a number format."""
     if not is_stored_dtype(dtype):
         raise InputError(f"there is no number format {dtype!r}", fix=f"use one of {', '.join(STORED_DTYPES)}")
-    if not 0.0 <= threshold <= 1.0:
-        raise InputError(f"the threshold must be within [0, 1], is {threshold}")
+    if not 0.0 <= min_energy <= 1.0:
+        raise InputError(f"the least captured energy must be within [0, 1], is {min_energy}")
 
 
-def check_captured(layers: Iterable[Energy], threshold: float) -> None:
-    """Raise InputError if all layers together captured less than the threshold."""
+def check_captured(layers: Iterable[Energy], min_energy: float) -> None:
+    """Raise InputError if all layers together captured less than the least share."""
     captured = total_energy(layers).captured
-    if captured < threshold:
+    if captured < min_energy:
         raise InputError(
-            f"only {captured:.2%} of the change is captured, less than the threshold of {threshold:.2%}",
-            fix="lower --threshold, or share the full change instead of a delta",
+            f"only {captured:.2%} of the change is captured, less than the least share of {min_energy:.2%}: a shift "
+            "can only stretch what the base has, and the rest of this change is something else",
+            fix="lower --min-energy to take it nevertheless, or go on sharing the change as it is",
         )
 
 
-def check_left_out(left_out: Mapping[str, str], what: str, *, partial: bool) -> None:
+def check_left_out(left_out: Mapping[str, str], what: str, *, allow_unmatched: bool, hint: str = "") -> None:
     """Raise InputError if weights cannot be carried over and nobody allowed to leave them out.
 
     Args:
         left_out: reasons by parameter.
         what: what the parameters are of.
-        partial: whether they may be left out.
+        allow_unmatched: whether they may be left out.
+        hint: what may be the reason of it all.
     """
-    if not left_out or partial:
+    if not left_out or allow_unmatched:
         return
     shown = ", ".join(f"{name} ({reason})" for name, reason in sorted(left_out.items())[:SHOWN])
     more = f", and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
     raise InputError(
-        f"{what}: {len(left_out)} weights cannot be carried over: {shown}{more}",
-        fix="leave them out with --allow-partial, which lists them",
+        f"{what}: {len(left_out)} weights cannot be carried over{hint}: {shown}{more}",
+        fix="leave them out with --allow-unmatched, which lists them",
     )
 
 

@@ -17,6 +17,15 @@ MAIN: Final = ("unet", "transformer")
 """Components whose class names the architecture, in this order; else the first one's does."""
 
 
+BOUND: Final = ("sai_model_spec", "architecture", "implementation", HASH)
+"""Fields that say how a file is built; they do not go along into another format."""
+
+
+def portable_modelspec(fields: Mapping[str, str]) -> dict[str, str]:
+    """Return the fields that a file in another format keeps: title, author, licence, and the like."""
+    return {key: value for key, value in fields.items() if key not in BOUND}
+
+
 def known_modelspec(components: Mapping[str, str]) -> dict[str, str]:
     """Return the fields that are known of a delta that is made from a base, given the class names by component."""
     names = [*(name for name in MAIN if components.get(name)), *sorted(name for name in components if components[name])]

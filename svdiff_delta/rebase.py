@@ -38,8 +38,8 @@ def rebase(
     new_base: Base,
     *,
     dtype: StoredDtype = "F32",
-    threshold: float = 0.0,
-    partial: bool = False,
+    min_energy: float = 0.0,
+    allow_unmatched: bool = False,
     cache: BasisCache | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -53,8 +53,8 @@ def rebase(
         old_base: the base that it was made for.
         new_base: the base that the result is for.
         dtype: number format of shifts that are calculated anew; those that are carried over keep theirs.
-        threshold: the least share of the whole change, in [0, 1], that must be captured.
-        partial: whether parameters that the new base lacks, or has in another shape, may be left out.
+        min_energy: the least share of the whole change, in [0, 1], that must be captured.
+        allow_unmatched: whether parameters that the new base lacks, or has in another shape, may be left out.
         cache: where bases are kept; the default cache if not given.
         progress: called with how many elements of weights are done and how many there are.
 
@@ -62,18 +62,18 @@ def rebase(
         The delta, with the energy of each parameter.
 
     Raises:
-        InputError: a threshold out of range or not reached, parameters that cannot be carried over, or none that can.
+        InputError: a least energy out of range or not reached, or parameters that cannot be carried over.
         BaseMismatchError: the delta was not made for the old base.
         BaseError: a weight of a base cannot be used.
         TensorError: a shift is too large for `dtype`.
     """
-    check_arguments(threshold, dtype)
+    check_arguments(min_energy, dtype)
     old_base, new_base = named_like(old_base, delta), named_like(new_base, delta)
     work = _Work(delta, old_base, new_base, cache or BasisCache(), dtype)
     for name, parameter in delta.metadata.parameters.items():
         check_same_weight(old_base, name, parameter, "the delta")
     left_out = {name: reason for name in delta if (reason := work.obstacle(name))}
-    check_left_out(left_out, "the delta", partial=partial)
+    check_left_out(left_out, "the delta", allow_unmatched=allow_unmatched)
     names = [name for name in delta if name not in left_out]
     if not names:
         raise InputError("the new base has none of the delta's parameters", fix="name a base of the same kind")
@@ -84,7 +84,7 @@ def rebase(
         done += sizes[name]
         if progress is not None:
             progress(done, total)
-    check_captured(work.layers.values(), threshold)
+    check_captured(work.layers.values(), min_energy)
     return Conversion(work.result(len(left_out)), work.layers, left_out, unchanged=work.unchanged)
 
 

@@ -20,32 +20,33 @@ if TYPE_CHECKING:
     from svdiff_delta import Base, Conversion
     from svdiff_delta.calibration import Calibration
     from svdiff_delta.codec import StoredDtype
-    from svdiff_delta.conversion import Energy, OutputEnergy
+    from svdiff_delta.conversion import OutputEnergy
+
+WRITTEN = "full, peft, diffusers, kohya or lycoris"
+READ = "full, peft, diffusers, kohya, lycoris, flux, svdiff-pytorch, svdiff-author, transformer2 or svf"
+"""Dialects as the help names them; a test compares them with the registry, which is too heavy to import for a help."""
 
 POOR = 0.5
 """A share of the change below which a remark says that the result is a poor copy."""
 
-threshold = click.option(
-    "--threshold", type=float, default=0.0, show_default=True, help="Fail if less than this share is captured."
-)
-allow_partial = click.option(
-    "--allow-partial", is_flag=True, help="Leave out weights that cannot be carried over, and list them."
+allow_unmatched = click.option(
+    "--allow-unmatched", is_flag=True, help="Leave out what cannot be carried over, and list it."
 )
 layers_too = click.option("--layers", is_flag=True, help="List every parameter.")
 
 
 @click.command(cls=TwoForms)
 @click.argument("source", metavar="IN")
-@click.option("--to", default="delta", show_default=True, metavar="DIALECT", help="delta or full.")
-@click.option(
-    "--from",
-    "from_",
-    metavar="DIALECT",
-    help="delta, full, svdiff-pytorch, svdiff-author, transformer2 or svf [default: what IN says it is].",
-)
+@click.option("--to", default="delta", show_default=True, metavar="DIALECT", help=f"delta, {WRITTEN}.")
+@click.option("--from", "from_", metavar="DIALECT", help=f"delta, {READ} [default: what IN says it is].")
 @click.option("--base", required=True, metavar="BASE", help="The base that the change is a change of.")
-@threshold
-@allow_partial
+@click.option("--rank", type=int, help="The rank of a low-rank copy.")
+@click.option("--energy", type=float, help="Or the share of each weight's change that it must retain.")
+@click.option("--max-rank", type=int, help="The most ranks for --energy.")
+@click.option(
+    "--min-energy", type=float, help="Fail if less of the change is captured [default: 0.5 from an adapter, else 0]."
+)
+@allow_unmatched
 @click.option("--embeddings", is_flag=True, help="Shift embeddings too, where they changed.")
 @click.option(
     "--calibrate",
@@ -66,8 +67,11 @@ def convert(
     to: str,
     from_: str | None,
     base: str,
-    threshold: float,
-    allow_partial: bool,
+    rank: int | None,
+    energy: float | None,
+    max_rank: int | None,
+    min_energy: float | None,
+    allow_unmatched: bool,
     embeddings: bool,
     calibrate: Path | None,
     calibrate_steps: int,
@@ -76,23 +80,30 @@ def convert(
     dtype: str | None,
     writing: Writing,
 ) -> None:
-    """Convert a delta to full weights, or full weights or shifts of other programs to a delta.
+    """Convert a delta to LoRA or full weights, or these or shifts of other programs to a delta.
 
-    IN is a delta file, a file that --to full wrote, or, with --from full, a tuned model: a pipeline's folder, a model's
-    folder, or a safetensors file. --to full writes the change of each weight, computed before it is added to BASE.
-    --from full takes for each singular value of BASE the shift that is nearest to the change, and says how much of the
-    change all of them capture. That is little where the change is not a stretching of what BASE has: of a random
-    change about 1/max(M, N) for a weight of M rows and N columns.
+    IN is a delta file, an adapter (a file, or PEFT's folder), a file that --to full wrote, or, with --from full, a
+    tuned model: a pipeline's folder, a model's folder, or a safetensors file.
+
+    --to peft, diffusers, kohya or lycoris keeps of each weight's change the part of the largest --rank, which is the
+    best copy of that rank, and says how much of the change it retains. --to full writes all of it, computed before it
+    is added to BASE.
+
+    To a delta it takes for each singular value of BASE the shift that is nearest to the change, and says how much of
+    the change all of them capture. That is little where the change is not a stretching of what BASE has: of a random
+    change about 1/max(M, N) for a weight of M rows and N columns. From an adapter less than half is refused, unless
+    --min-energy says otherwise.
 
     Shifts that other programs trained are taken over as they are: those of svdiff-pytorch (a file, or the folder of
     spectral_shifts.safetensors and spectral_shifts_te.safetensors), of the paper's author, and of Transformer².
 
-    Weights that changed and cannot be shifted, such as biases, are listed and fail the command, unless
-    --allow-partial leaves them out.
+    What cannot be carried over, such as biases, norms in most dialects and keys that no rule explains, is listed and
+    fails the command, unless --allow-unmatched leaves it out.
 
     \b
-        svdiff convert dog.safetensors --to full --base tiny -o dog-full.safetensors
-        svdiff convert dog-model --from full --base tiny --threshold 0.9 -o dog.safetensors
+        svdiff convert dog.safetensors --to kohya --rank 32 --base tiny -o dog-lora.safetensors
+        svdiff convert dog-lora.safetensors --base tiny -o dog.safetensors
+        svdiff convert dog-model --from full --base tiny --min-energy 0.9 -o dog.safetensors
         svdiff convert spectral_shifts.safetensors --base sd15 -o old-dog.safetensors
         svdiff convert dog-model --from full --base tiny --calibrate prompts.txt -o dog.safetensors
 
@@ -113,8 +124,11 @@ def convert(
             from_=from_,
             output=None if to == "delta" or writing.dry_run else writing.output,
             dtype=cast("StoredDtype", dtype.upper() if dtype else "F32"),
-            threshold=threshold,
-            partial=allow_partial,
+            rank=rank,
+            energy=energy,
+            max_rank=max_rank,
+            min_energy=min_energy,
+            allow_unmatched=allow_unmatched,
             embeddings=embeddings,
             calibration=None if calibrate is None else _calibration(model, calibrate, calibrate_steps, device),
             title=writing.title,
@@ -128,8 +142,10 @@ def convert(
 @click.argument("delta", metavar="DELTA")
 @click.option("--base", "old", required=True, metavar="OLD", help="The base that DELTA was made for.")
 @click.option("--to", "new", required=True, metavar="NEW", help="The base that the result is for.")
-@threshold
-@allow_partial
+@click.option(
+    "--min-energy", type=float, default=0.0, show_default=True, help="Fail if less than this share is captured."
+)
+@allow_unmatched
 @layers_too
 @options.stored_dtype
 @writes_delta
@@ -137,8 +153,8 @@ def rebase(
     delta: str,
     old: str,
     new: str,
-    threshold: float,
-    allow_partial: bool,
+    min_energy: float,
+    allow_unmatched: bool,
     layers: bool,
     dtype: str | None,
     writing: Writing,
@@ -149,7 +165,7 @@ def rebase(
     of the change all of them capture. Where both have the same weight the shift stays as it is, bit for bit.
 
     \b
-        svdiff rebase dog.safetensors --base sd15 --to sd15-inpainting --allow-partial -o dog-inpainting.safetensors
+        svdiff rebase dog.safetensors --base sd15 --to sd15-inpainting --allow-unmatched -o dog-inpainting.safetensors
     """
     from svdiff_delta.file import load
 
@@ -164,8 +180,8 @@ def rebase(
             opened,
             *bases,
             dtype=cast("StoredDtype", dtype.upper() if dtype else "F32"),
-            threshold=threshold,
-            partial=allow_partial,
+            min_energy=min_energy,
+            allow_unmatched=allow_unmatched,
             progress=bar,
         )
     _finish(found, delta, writing, layers=layers)
@@ -199,7 +215,9 @@ def _finish(found: Conversion, source: str, writing: Writing, *, layers: bool) -
     """Say what was captured and what left out, and write what the library did not write."""
     if not writing.silent:
         _print_captured(found, layers=layers)
-    if found.captured < POOR:
+    for remark in found.remarks:
+        say(f"note: {source}: {remark}", quiet=writing.silent)
+    if found.captured < POOR and not found.ranks:
         say(
             f"note: {source}: only {found.captured:.1%} of the change is captured; the rest is no stretching of what "
             "the base has",
@@ -207,9 +225,10 @@ def _finish(found: Conversion, source: str, writing: Writing, *, layers: bool) -
         )
     facts = {
         "captured": found.captured,
-        "layers": {name: _facts(energy) for name, energy in found.layers.items()},
+        "layers": {name: _facts(found, name) for name in found.layers},
         "left_out": dict(found.left_out),
         "unchanged": found.unchanged,
+        "remarks": list(found.remarks),
     }
     if found.outputs:
         from svdiff_delta.conversion import total_output
@@ -226,8 +245,10 @@ def _finish(found: Conversion, source: str, writing: Writing, *, layers: bool) -
         click.echo(f"{verb} {writing.output}: {len(found.layers)} parameters, {found.size:,} bytes")
 
 
-def _facts(energy: Energy) -> dict[str, float]:
-    return {"norm": energy.whole**0.5, "captured": energy.captured}
+def _facts(found: Conversion, name: str) -> dict[str, float]:
+    energy = found.layers[name]
+    facts = {"norm": energy.whole**0.5, "captured": energy.captured}
+    return facts | ({"rank": found.ranks[name]} if name in found.ranks else {})
 
 
 def _output_facts(output: OutputEnergy) -> dict[str, float]:
@@ -256,6 +277,7 @@ def _print_captured(found: Conversion, *, layers: bool) -> None:
     if layers:
         click.echo()
         for name, energy in found.layers.items():
-            click.echo(f"{energy.captured:>8.2%} of {energy.whole**0.5:<10.4g}  {printable(name)}")
+            rank = f"  rank {found.ranks[name]:<5}" if name in found.ranks else ""
+            click.echo(f"{energy.captured:>8.2%} of {energy.whole**0.5:<10.4g}{rank}  {printable(name)}")
     for name, reason in found.left_out.items():
         click.echo(f"left out: {printable(name)}: {printable(reason)}")

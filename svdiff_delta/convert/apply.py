@@ -46,7 +46,7 @@ from svdiff_delta.errors import InputError
 from svdiff_delta.file import load, save
 from svdiff_delta.lineage import Lineage, Record, bounded
 from svdiff_delta.metadata import KEY, BaseInfo, Metadata
-from svdiff_delta.modelspec import known_modelspec
+from svdiff_delta.modelspec import known_modelspec, portable_modelspec
 from svdiff_delta.parameter import Parameter
 from svdiff_delta.prepare import Prepared, Progress, prepare
 from svdiff_delta.projection import check_same_weight, project_change, project_shift
@@ -54,6 +54,7 @@ from svdiff_delta.projection import check_same_weight, project_change, project_s
 from .dialect import Changes, Job, Meter
 from .dialects import DELTA, DIALECTS
 from .difference import file_header, peek
+from .ranking import make_ranking
 from .vectors import check_no_pickle
 
 
@@ -65,8 +66,11 @@ def convert(
     from_: str | None = None,
     output: str | PathLike[str] | None = None,
     dtype: StoredDtype = "F32",
-    threshold: float = 0.0,
-    partial: bool = False,
+    min_energy: float | None = None,
+    allow_unmatched: bool = False,
+    rank: int | None = None,
+    energy: float | None = None,
+    max_rank: int | None = None,
     embeddings: bool = False,
     title: str | None = None,
     overwrite: bool = False,
@@ -74,11 +78,12 @@ def convert(
     cache: BasisCache | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a delta to another dialect, or changes or shifts in another dialect to a delta.
+    """Convert a delta to another dialect, or full weights, an adapter or shifts in another dialect to a delta.
 
     To a delta, δᵢ = uᵢᵀ ΔW vᵢ on the base's singular vectors, clipped at −σ. A shift can only stretch what the base
     has: of a random change it captures about 1/max(M, N) for a weight of M rows and N columns. From a delta to `full`,
-    ΔW is what `bake` would add to the base. Everything is checked before anything is written.
+    ΔW is what `bake` would add to the base; to a low-rank dialect it is the part of that with the largest |Δσ|, the
+    best copy of its rank. Everything is checked before anything is written.
 
     Args:
         input: a delta, or the path of a delta file, of a file in another dialect, or of a tuned checkpoint.
@@ -87,8 +92,12 @@ def convert(
         from_: "delta", or a name of `DIALECTS`; found from the input if not given.
         output: where to write, atomically; without it all is calculated and nothing is written.
         dtype: number format of what is written.
-        threshold: the least share of the whole change, in [0, 1], that must be captured.
-        partial: whether what cannot be carried over may be left out; it is listed in the result.
+        min_energy: the least share of the whole change, in [0, 1], that must be captured; that of the dialect if not
+            given: 0 for full weights and low-rank copies, more for what is made of an adapter.
+        allow_unmatched: whether what cannot be carried over may be left out; it is listed in the result.
+        rank: the rank of a low-rank copy.
+        energy: or the share of each weight's change, in (0, 1], that it must retain.
+        max_rank: the most ranks for that.
         embeddings: whether changed embeddings may be shifted too.
         title: a title for the result; that of the input if not given.
         overwrite: whether an existing output may be replaced.
@@ -98,19 +107,30 @@ def convert(
         progress: called with how much is done and how much there is in all, of each stage.
 
     Raises:
-        InputError: an unknown dialect, a threshold out of range or not reached, weights that cannot be carried over,
-            nothing that changes, or an output that is the input.
-        BaseMismatchError: the input was made for another base.
+        InputError: an unknown dialect, a least energy out of range or not reached, weights that cannot be carried
+            over, nothing that changes, no rank where one is needed, or an output that is the input.
+        BaseMismatchError: the input was made for another base, or nothing in it fits this one.
         BaseError: the base or the tuned checkpoint cannot be used.
         FormatError: the input is broken.
         OutputError: the output exists, or the disk refused.
     """
-    check_arguments(threshold, dtype)
+    check_arguments(min_energy or 0.0, dtype)
     target = None if output is None else Path(output)
-    job = Job(
-        base, cache or BasisCache(), dtype, target, title, overwrite, threshold, embeddings, progress, calibration
-    )
     source = find_way(input, from_, to)
+    job = Job(
+        base=base,
+        cache=cache or BasisCache(),
+        dtype=dtype,
+        output=target,
+        title=title,
+        overwrite=overwrite,
+        min_energy=_least_energy(source, min_energy),
+        allow_unmatched=allow_unmatched,
+        ranking=make_ranking(rank, energy, max_rank),
+        embeddings=embeddings,
+        progress=progress,
+        calibration=calibration,
+    )
     if target is not None:
         check_output(target, overwrite=overwrite)
         weights = [file for component in base.components.values() for file in component.files]
@@ -121,13 +141,27 @@ def convert(
     if write is not None and source == DELTA:
         delta = input if isinstance(input, Delta) else load(input)
         return write(delta, replace(job, base=named_like(base, delta)))
-    projected = _project(fspath(cast("str", input)), source, job, partial=partial)
+    projected = _project(fspath(cast("str", input)), source, job)
     if write is not None:
-        written = write(projected.delta, replace(job, base=named_like(base, projected.delta)))
-        return replace(projected, output=written.output, size=written.size)
+        least = min_energy or 0.0
+        written = write(projected.delta, replace(job, base=named_like(base, projected.delta), min_energy=least))
+        return replace(
+            projected,
+            left_out={**projected.left_out, **written.left_out},
+            output=written.output,
+            size=written.size,
+            ranks=written.ranks,
+            remarks=projected.remarks + written.remarks,
+        )
     if target is not None:
         save(projected.delta, target, overwrite=overwrite)
     return replace(projected, output=target)
+
+
+def _least_energy(source: str, given: float | None) -> float:
+    if given is not None:
+        return given
+    return 0.0 if source == DELTA else DIALECTS[source].min_energy
 
 
 def find_way(source: str | PathLike[str] | Delta, given: str | None, to: str) -> str:
@@ -181,17 +215,17 @@ def _writer(to: str) -> Callable[[Delta, Job], Conversion]:
     return write
 
 
-def _project(path: str, source: str, job: Job, *, partial: bool) -> Conversion:
+def _project(path: str, source: str, job: Job) -> Conversion:
     """Return the delta that is nearest to what an input changes, and the energy that it captures."""
     changes = _reader(source)(path, job)
-    check_left_out(changes.left_out, path, partial=partial)
+    check_left_out(changes.left_out, path, allow_unmatched=job.allow_unmatched, hint=changes.hint)
     job = replace(job, base=named_like(job.base, changes.kinds))
     for name, parameter in changes.expected.items():
         check_same_weight(job.base, name, parameter, path)
     values, parameters, layers, outputs = _projections(changes, job)
     if not values:
         raise InputError(f"{path}: nothing that can be shifted changes", fix="convert what differs from the base")
-    check_captured(layers.values(), job.threshold)
+    check_captured(layers.values(), job.min_energy)
     arguments = {"from": source, "captured": recorded_share(layers.values())}
     if changes.left_out:
         arguments["left_out"] = len(changes.left_out)
@@ -201,7 +235,7 @@ def _project(path: str, source: str, job: Job, *, partial: bool) -> Conversion:
     metadata = _metadata(changes, parameters, arguments, job)
     delta = Delta(values, metadata, dtypes=dict.fromkeys(values, job.dtype))
     unchanged = changes.unchanged + len(changes.kinds) - len(values)
-    return Conversion(delta, layers, changes.left_out, unchanged, outputs=outputs)
+    return Conversion(delta, layers, changes.left_out, unchanged, outputs=outputs, remarks=changes.remarks)
 
 
 def _projections(
@@ -269,12 +303,13 @@ def _metadata(changes: Changes, parameters: Mapping[str, Parameter], arguments: 
     record = Record("convert", arguments, tuple(sha256 for sha256, _ in sources))
     base = _base_info(job.base, parameters, said)
     title = job.title if job.title is not None or said is None else said.title
+    carried = portable_modelspec(said.modelspec) if said else {}
     return Metadata(
         base=base,
         parameters=parameters,
         lineage=bounded(Lineage(record, files)),
         training=said.training if said else None,
-        modelspec=known_modelspec(base.components) | ({} if title is None else {"title": title}),
+        modelspec={**carried, **known_modelspec(base.components), **({} if title is None else {"title": title})},
         extra=said.extra if said else {},
         foreign=said.foreign if said else {},
     )

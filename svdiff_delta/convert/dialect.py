@@ -21,6 +21,8 @@ from svdiff_delta.metadata import Metadata
 from svdiff_delta.parameter import Kind, Parameter
 from svdiff_delta.prepare import Prepared, Progress
 
+from .ranking import Ranking
+
 Given = Callable[[Prepared], tuple[NDArray[np.float64], float]]
 """What an input has that holds δ itself: of a weight of the base it makes δ (size,), and ‖ΔW‖² by its own formula."""
 
@@ -36,7 +38,9 @@ class Job:
         output: where to write; None only calculates.
         title: the title of what is written; None keeps that of the input.
         overwrite: whether an existing output may be replaced.
-        threshold: the share of the change below which nothing is written.
+        min_energy: the share of the change below which nothing is written.
+        allow_unmatched: whether what cannot be carried over may be left out.
+        ranking: how many singular values a low-rank copy keeps.
         embeddings: whether embeddings may be shifted.
         progress: called with how much is done and how much there is in all.
         calibration: how the inputs of layers are measured, if δ is to depend on them.
@@ -48,7 +52,9 @@ class Job:
     output: Path | None = None
     title: str | None = None
     overwrite: bool = False
-    threshold: float = 0.0
+    min_energy: float = 0.0
+    allow_unmatched: bool = False
+    ranking: Ranking | None = None
     embeddings: bool = False
     progress: Progress | None = None
     calibration: Calibration | None = None
@@ -80,6 +86,8 @@ class Changes:
         left_out: what changes and cannot be shifted, with the reason.
         unchanged: weights that are the base's own.
         metadata: what the input says of itself as delta files do, if it does.
+        remarks: what was assumed in reading it.
+        hint: what to add to the list of what is left out, such as what the input looks like.
         dtype: the basis dtype of all parameters, where the input demands one; else a writer's choice (section 6.1).
     """
 
@@ -90,6 +98,8 @@ class Changes:
     left_out: Mapping[str, str] = field(default_factory=dict)
     unchanged: int = 0
     metadata: Metadata | None = None
+    remarks: tuple[str, ...] = ()
+    hint: str = ""
     dtype: Dtype | None = None
 
 
@@ -102,9 +112,11 @@ class Dialect:
         recognizes: tells from the outside of a file or folder whether it is in this dialect.
         read: returns the changes that an input makes; None if it cannot be read.
         write: writes a delta in this dialect; None if it cannot be written.
+        min_energy: the least share of a change that a delta must capture, if nobody says another.
     """
 
     about: str
     recognizes: Callable[[Path], bool]
     read: Callable[[str, Job], Changes] | None = None
     write: Callable[[Delta, Job], Conversion] | None = None
+    min_energy: float = 0.0

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from typing import Final
 
 from .dialect import Dialect
+from .diffusers import diffusers
+from .flux import flux
 from .full import full
+from .kohya import kohya
+from .lycoris import lycoris
+from .peft import peft
 from .svdiff_author import svdiff_author
 from .svdiff_pytorch import svdiff_pytorch
 from .transformer2 import svf, transformer2
@@ -16,9 +21,14 @@ DELTA: Final = "delta"
 
 DIALECTS: Final[Mapping[str, Dialect]] = {
     "full": full,
+    "peft": peft,
+    "flux": flux,
+    "lycoris": lycoris,
+    "kohya": kohya,
+    "diffusers": diffusers,
     "svdiff-pytorch": svdiff_pytorch,
     "svdiff-author": svdiff_author,
     "transformer2": transformer2,
     "svf": svf,
 }
-"""Dialects by the name that commands take."""
+"""Dialects by the name that commands take; the first one that recognizes an input has it."""

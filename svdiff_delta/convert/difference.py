@@ -176,7 +176,7 @@ def write_difference(delta: Delta, job: Job) -> Conversion:
             if stream is not None:
                 stream.write(raw)
             layers[name] = energy
-        check_captured(layers.values(), job.threshold)
+        check_captured(layers.values(), job.min_energy)
     size = len(header) + _elements(parameters) * ITEM_SIZE[job.dtype]
     unchanged = len(delta) - len(parameters)
     return Conversion(delta, layers, unchanged=unchanged, output=job.output, size=size)

@@ -35,7 +35,8 @@ class Row:
         from_: the dialect of the input; found from it if not given.
         dtype: number format of the output.
         title: a title for the output.
-        min_energy: the least share of the change that must be captured.
+        rank, energy, max_rank: how much of each weight's change a low-rank copy keeps.
+        min_energy: the least share of the change that must be captured; that of the dialect if not given.
         allow_unmatched: whether what cannot be carried over may be left out.
         embeddings: whether changed embeddings may be shifted too.
         calibrate: a file of prompts to calibrate on.
@@ -51,7 +52,10 @@ class Row:
     from_: str | None = None
     dtype: StoredDtype = "F32"
     title: str | None = None
-    min_energy: float = 0.0
+    rank: int | None = None
+    energy: float | None = None
+    max_rank: int | None = None
+    min_energy: float | None = None
     allow_unmatched: bool = False
     embeddings: bool = False
     calibrate: str | None = None
@@ -82,7 +86,7 @@ class Row:
             if not is_stored_dtype(values["dtype"]):
                 raise InputError(f"dtype: {given['dtype']!r} is unknown", fix=f"known are {', '.join(STORED_DTYPES)}")
         row = cls(**values, folder=str(folder or ""))
-        if not 0.0 <= row.min_energy <= 1.0:
+        if row.min_energy is not None and not 0.0 <= row.min_energy <= 1.0:
             raise InputError(f"min_energy: must be within [0, 1], is {row.min_energy}")
         if row.calibrate_steps < 1:
             raise InputError(f"calibrate_steps: must be at least 1, is {row.calibrate_steps}")
@@ -140,6 +144,9 @@ TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
     "from": str,
     "dtype": str,
     "title": str,
+    "rank": int,
+    "energy": (int, float),
+    "max_rank": int,
     "min_energy": (int, float),
     "allow_unmatched": bool,
     "embeddings": bool,

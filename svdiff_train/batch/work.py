@@ -92,8 +92,11 @@ def convert_one(
                 from_=row.from_,
                 output=row.place(row.output),
                 dtype=row.dtype,
-                threshold=row.min_energy,
-                partial=row.allow_unmatched,
+                rank=row.rank,
+                energy=row.energy,
+                max_rank=row.max_rank,
+                min_energy=row.min_energy,
+                allow_unmatched=row.allow_unmatched,
                 embeddings=row.embeddings,
                 calibration=_calibration(row, base),
                 title=row.title,
@@ -121,7 +124,7 @@ _KEPT: Final = ("captured", "parameters", "bytes", "unchanged", "left_out", "sec
 def _intact(row: Row, before: Mapping[str, Any] | None) -> str | None:
     """Return the SHA-256 of the output if it is the one that a report tells of."""
     output, said = row.place(row.output), (before or {}).get("output_sha256")
-    return said if said is not None and output.is_file() and hash_path(output) == said else None
+    return said if said is not None and output.exists() and hash_path(output) == said else None
 
 
 def _facts(row: Row, found: Conversion) -> dict[str, Any]:
@@ -129,7 +132,7 @@ def _facts(row: Row, found: Conversion) -> dict[str, Any]:
     return {
         "captured": found.captured,
         "parameters": len(found.layers),
-        "bytes": output.stat().st_size,
+        "bytes": found.size if found.size is not None else output.stat().st_size,
         "unchanged": found.unchanged,
         "left_out": dict(found.left_out),
         "output_sha256": hash_path(output),

@@ -72,7 +72,7 @@ def test_a_tuned_model_becomes_a_delta_with_a_table_of_what_it_captures(folder: 
 
 
 def test_json_says_what_each_layer_captured(folder: Path) -> None:
-    outcome = svdiff("convert", "biased", "--base", "base", "-o", "out.safetensors", "--allow-partial", "--json")
+    outcome = svdiff("convert", "biased", "--base", "base", "-o", "out.safetensors", "--allow-unmatched", "--json")
     facts = json.loads(outcome.out)
     weight = load_file("base/model.safetensors")
     assert facts["layers"][f"model.{QUERY}"]["norm"] == pytest.approx(float(weight[QUERY].norm()) / 4, rel=1e-5)
@@ -94,9 +94,9 @@ def test_json_of_full_weights(delta: Path) -> None:
 def test_what_cannot_be_shifted_fails_the_command_and_is_listed_on_request(folder: Path) -> None:
     before = listing(folder)
     command = ["convert", "biased", "--base", "base", "-o", "out.safetensors"]
-    refused(svdiff(*command), f"model.{BIAS} (differs, and is of no kind", "--allow-partial")
+    refused(svdiff(*command), f"model.{BIAS} (differs, and is of no kind", "--allow-unmatched")
     assert listing(folder) == before
-    outcome = svdiff(*command, "--allow-partial")
+    outcome = svdiff(*command, "--allow-unmatched")
     assert outcome.code == 0, outcome.err
     assert f"left out: model.{BIAS}: differs, and is of no kind that can be shifted" in outcome.out.splitlines()
 
@@ -115,13 +115,13 @@ def test_a_poor_copy_is_said_to_be_one(folder: Path) -> None:
     command = ["convert", "random", "--base", "base", "-o", "out.safetensors"]
     outcome = svdiff(*command)
     assert outcome.err.startswith("note: random: only ")
-    refused(svdiff(*command, "--force", "--threshold", "0.9"), "less than the threshold of 90.00%")
-    refused(svdiff(*command, "--force", "--threshold", "1.5"), "must be within [0, 1]")
+    refused(svdiff(*command, "--force", "--min-energy", "0.9"), "less than the least share of 90.00%")
+    refused(svdiff(*command, "--force", "--min-energy", "1.5"), "must be within [0, 1]")
 
 
 def test_quiet_says_nothing(folder: Path, delta: Path) -> None:
     for command in (
-        ["convert", "biased", "--base", "base", "--allow-partial", "-o", "a", "-q"],
+        ["convert", "biased", "--base", "base", "--allow-unmatched", "-o", "a", "-q"],
         ["convert", delta, "--to", "full", "--base", "base", "-o", "b", "-q"],
         ["rebase", delta, "--base", "base", "--to", "tuned", "-o", "c", "-q"],
     ):
@@ -191,8 +191,8 @@ def test_rebase_carries_a_delta_to_another_base(delta: Path) -> None:
 def test_rebase_names_what_the_new_base_lacks(delta: Path) -> None:
     changed(Path("base"), Path("less"), {QUERY: None})
     command = ["rebase", delta, "--base", "base", "--to", "less", "-o", "out.safetensors"]
-    refused(svdiff(*command), f"model.{QUERY} (is not in the new base)", "--allow-partial")
-    outcome = svdiff(*command, "--allow-partial")
+    refused(svdiff(*command), f"model.{QUERY} (is not in the new base)", "--allow-unmatched")
+    outcome = svdiff(*command, "--allow-unmatched")
     assert f"left out: model.{QUERY}: is not in the new base" in outcome.out.splitlines()
 
 
@@ -225,8 +225,8 @@ def test_a_file_of_an_older_program_becomes_a_delta(folder: Path) -> None:
     key = QUERY.replace(".weight", ".delta")
     save_file({key: torch.full((16,), 0.25), "<dog>": torch.ones(16)}, "spectral_shifts.safetensors")
     command = ["convert", "spectral_shifts.safetensors", "--base", "base", "-o", "out.safetensors"]
-    refused(svdiff(*command), "<dog> (is no shift of svdiff-pytorch)", "--allow-partial")
-    outcome = svdiff(*command, "--allow-partial")
+    refused(svdiff(*command), "<dog> (is no shift of svdiff-pytorch)", "--allow-unmatched")
+    outcome = svdiff(*command, "--allow-unmatched")
     assert outcome.code == 0, outcome.err
     assert "left out: <dog>: is no shift of svdiff-pytorch" in outcome.out.splitlines()
     assert load("out.safetensors")[f"model.{QUERY}"].tolist() == [0.25] * 16

@@ -37,24 +37,24 @@ def test_the_recorded_share_does_not_depend_on_the_order_of_sums() -> None:
     assert recorded_share(layers) == recorded_share(reversed(layers)) == 0.25
 
 
-def test_a_threshold_is_reached_by_just_that_much() -> None:
+def test_a_least_energy_is_reached_by_just_that_much() -> None:
     check_captured(LAYERS.values(), 0.5)
     with pytest.raises(InputError, match=r"^only 50\.00% of the change is captured, less .* 51\.00%"):
         check_captured(LAYERS.values(), 0.51)
 
 
-@pytest.mark.parametrize("threshold", [-1e-9, 1 + 1e-9, float("nan"), float("inf")])
-def test_a_threshold_is_a_share(threshold: float) -> None:
-    with pytest.raises(InputError, match="the threshold must be within"):
-        check_arguments(threshold, "F32")
+@pytest.mark.parametrize("share", [-1e-9, 1 + 1e-9, float("nan"), float("inf")])
+def test_a_least_energy_is_a_share(share: float) -> None:
+    with pytest.raises(InputError, match="the least captured energy must be within"):
+        check_arguments(share, "F32")
 
 
 def test_what_is_left_out_is_named_in_order_and_counted() -> None:
     reasons = {name: f"is {name.upper()}" for name in "dcba"}
-    check_left_out({}, "x", partial=False)
-    check_left_out(reasons, "x", partial=True)
+    check_left_out({}, "x", allow_unmatched=False)
+    check_left_out(reasons, "x", allow_unmatched=True)
     with pytest.raises(InputError) as caught:
-        check_left_out(reasons, "x", partial=False)
+        check_left_out(reasons, "x", allow_unmatched=False)
     named = "a (is A), b (is B), c (is C), and 1 more"
     assert caught.value.message == f"x: 4 weights cannot be carried over: {named}"
 

@@ -207,7 +207,7 @@ def test_parameters_that_the_new_base_lacks_are_named_and_refused(old: Base, del
     with pytest.raises(InputError, match=r"^the delta: 2 weights cannot be carried over: ") as caught:
         rebase(delta, old, new)
     assert all(f"{name} ({reason})" in str(caught.value) for name, reason in reasons.items())
-    found = rebase(delta, old, new, partial=True)
+    found = rebase(delta, old, new, allow_unmatched=True)
     assert found.left_out == reasons
     assert list(found.delta) == [A]
     assert found.delta.metadata.lineage is not None
@@ -217,17 +217,17 @@ def test_parameters_that_the_new_base_lacks_are_named_and_refused(old: Base, del
 def test_a_new_base_with_nothing_in_common_is_refused(old: Base, delta: Delta, tmp_path: Path) -> None:
     new = single(tmp_path / "new.safetensors", other=torch.ones(2, 2))
     with pytest.raises(InputError, match="has none of the delta's parameters"):
-        rebase(delta, old, new, partial=True)
+        rebase(delta, old, new, allow_unmatched=True)
 
 
-def test_a_threshold_that_is_not_reached_is_refused(old: Base, tmp_path: Path) -> None:
+def test_a_least_energy_that_is_not_reached_is_refused(old: Base, tmp_path: Path) -> None:
     given = delta_of(old, a=np.ones(8))
     new = new_base(tmp_path, a=with_spectrum(SIGMA, 8, 14, seed=50).half().float())
     captured = rebase(given, old, new).captured
     assert captured < 0.5
-    with pytest.raises(InputError, match="of the change is captured, less than the threshold of 50"):
-        rebase(given, old, new, threshold=0.5)
-    assert rebase(given, old, new, threshold=captured).captured == captured
+    with pytest.raises(InputError, match="of the change is captured, less than the least share of 50"):
+        rebase(given, old, new, min_energy=0.5)
+    assert rebase(given, old, new, min_energy=captured).captured == captured
 
 
 def test_a_new_weight_that_is_not_finite_is_named(old: Base, delta: Delta, tmp_path: Path) -> None:

@@ -60,4 +60,4 @@ def test_what_else_stands_in_the_file_is_listed(base: Base, tmp_path: Path) -> N
     path = saved(tmp_path / "x.safetensors", {KEY.format("encoder.conv1"): np.ones(12), **more})
     with pytest.raises(InputError, match=r"weight\.original \(is no shift of the paper's author\)"):
         convert(path, base=base)
-    assert list(convert(path, base=base, partial=True).left_out) == [*more]
+    assert list(convert(path, base=base, allow_unmatched=True).left_out) == [*more]

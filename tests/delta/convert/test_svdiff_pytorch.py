@@ -179,7 +179,7 @@ def test_keys_that_nothing_explains_are_listed_and_fail(
     with pytest.raises(InputError, match=rf"x\.safetensors: 1 weights cannot be carried over: {name} \({reason}"):
         convert(path, base=base, output=tmp_path / "out.safetensors")
     assert listing(tmp_path) == ["x.safetensors"]
-    found = convert(path, base=base, partial=True)
+    found = convert(path, base=base, allow_unmatched=True)
     assert list(found.left_out) == [name]
     assert list(found.delta) == ["model.encoder.conv1.weight"]
 
@@ -189,14 +189,14 @@ def test_a_layer_that_svdiff_pytorch_does_not_shift_is_listed(tmp_path: Path) ->
         tmp_path / "base"
     )
     path = saved(tmp_path / "x.safetensors", {"h.0.mlp.c_fc.delta": np.ones(8), "h.0.ln_1.delta": np.ones(1)})
-    found = convert(path, base=open_base(tmp_path / "base"), partial=True)
+    found = convert(path, base=open_base(tmp_path / "base"), allow_unmatched=True)
     assert found.left_out == {"model.h.0.mlp.c_fc.weight": "is of a class that svdiff-pytorch does not shift"}
 
 
 def test_a_file_of_another_architecture_is_refused_as_a_whole(base: Base, tmp_path: Path) -> None:
     path = saved(tmp_path / "x.safetensors", {"down_blocks.0.delta": np.ones(3), "up.delta": np.ones(2)})
     with pytest.raises(BaseMismatchError, match=r"none of its 2 tensors \(down_blocks\.0\.delta, up\.delta\) is a"):
-        convert(path, base=base, partial=True)
+        convert(path, base=base, allow_unmatched=True)
 
 
 def test_two_keys_for_one_weight_are_refused(base: Base, tmp_path: Path) -> None:

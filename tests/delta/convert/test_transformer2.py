@@ -84,7 +84,7 @@ def test_factors_that_cancel_are_refused_by_name(base: Base, tmp_path: Path) -> 
 
 def test_a_norm_and_a_key_without_a_weight_are_listed(base: Base, tmp_path: Path) -> None:
     shifts = {UP: random(3), "layers.0.input_layernorm.weight": random(4), "learnable_params_module_list.0": random(5)}
-    found = convert(saved(tmp_path / "x.safetensors", shifts), from_="transformer2", base=base, partial=True)
+    found = convert(saved(tmp_path / "x.safetensors", shifts), from_="transformer2", base=base, allow_unmatched=True)
     assert found.left_out == {
         "learnable_params_module_list.0": "is no shift of Transformer²",
         "model.layers.0.input_layernorm.weight": "is of a class that Transformer² does not shift",

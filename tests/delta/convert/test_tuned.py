@@ -168,7 +168,9 @@ def test_what_cannot_be_carried_over_is_named_and_refused(
     base: Base, folder: Path, tmp_path: Path, change: dict, key: str, reason: str
 ) -> None:
     tuned = changed(folder, tmp_path / "tuned", {QUERY: moved, **change})
-    match = rf"tuned: 1 weights cannot be carried over: model\.{key} \({reason}\): leave them out with --allow-partial"
+    match = (
+        rf"tuned: 1 weights cannot be carried over: model\.{key} \({reason}\): leave them out with --allow-unmatched"
+    )
     with pytest.raises(InputError, match=match):
         convert(tuned, base=base, output=tmp_path / "out")
     assert listing(tmp_path) == ["tuned"]
@@ -179,7 +181,7 @@ def test_what_cannot_be_carried_over_is_listed_where_it_may_be_left_out(
     base: Base, folder: Path, tmp_path: Path, change: dict, key: str, reason: str
 ) -> None:
     tuned = changed(folder, tmp_path / "tuned", {QUERY: moved, **change})
-    found = convert(tuned, base=base, partial=True)
+    found = convert(tuned, base=base, allow_unmatched=True)
     assert list(found.left_out) == [f"model.{key}"]
     assert list(found.delta) == [f"model.{QUERY}"]
     assert found.delta.metadata.lineage is not None
@@ -190,7 +192,7 @@ def test_weights_that_the_base_lacks_are_left_out_by_name(base: Base, folder: Pa
     tuned = changed(folder, tmp_path / "tuned", {QUERY: moved})
     weights = load_file(tuned / WEIGHTS)
     save_file({**weights, "lm_head.weight": torch.ones(2, 2)}, tuned / WEIGHTS)
-    assert convert(tuned, base=base, partial=True).left_out == {"model.lm_head.weight": "is not in the base"}
+    assert convert(tuned, base=base, allow_unmatched=True).left_out == {"model.lm_head.weight": "is not in the base"}
 
 
 def test_of_many_left_out_some_are_named_and_all_counted(base: Base, folder: Path, tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ def test_of_many_left_out_some_are_named_and_all_counted(base: Base, folder: Pat
 def test_where_nothing_else_changed_there_is_nothing_to_convert(base: Base, folder: Path, tmp_path: Path) -> None:
     tuned = changed(folder, tmp_path / "tuned", {BIAS: moved})
     with pytest.raises(InputError, match="nothing that can be shifted changes"):
-        convert(tuned, base=base, partial=True)
+        convert(tuned, base=base, allow_unmatched=True)
 
 
 def test_an_embedding_is_shifted_on_request(base: Base, folder: Path, tmp_path: Path) -> None:
@@ -227,20 +229,22 @@ def test_a_component_that_the_checkpoint_lacks_is_no_change(tmp_path: Path) -> N
 # --- Threshold ---
 
 
-def test_a_threshold_that_is_not_reached_fails_and_writes_nothing(base: Base, folder: Path, tmp_path: Path) -> None:
+def test_a_least_energy_that_is_not_reached_fails_and_writes_nothing(base: Base, folder: Path, tmp_path: Path) -> None:
     tuned = changed(folder, tmp_path / "tuned", {QUERY: moved})
     captured = convert(tuned, base=base).captured
     assert 0 < captured < 0.3
-    with pytest.raises(InputError, match=rf"^only {captured:.2%} of the change is captured, less .* 30\.00%: lower"):
-        convert(tuned, base=base, threshold=0.3, output=tmp_path / "out")
+    with pytest.raises(
+        InputError, match=rf"^only {captured:.2%} of the change is captured, less .* 30\.00%: .*: lower --min-energy"
+    ):
+        convert(tuned, base=base, min_energy=0.3, output=tmp_path / "out")
     assert listing(tmp_path) == ["tuned"]
-    assert convert(tuned, base=base, threshold=captured).captured == captured
+    assert convert(tuned, base=base, min_energy=captured).captured == captured
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
-def test_a_threshold_that_is_no_share_is_refused(base: Base, folder: Path, threshold: float) -> None:
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_least_energy_that_is_no_share_is_refused(base: Base, folder: Path, share: float) -> None:
     with pytest.raises(InputError, match=r"must be within \[0, 1\]"):
-        convert(folder, base=base, threshold=threshold)
+        convert(folder, base=base, min_energy=share)
 
 
 # --- Broken inputs ---
@@ -250,13 +254,13 @@ def test_a_threshold_that_is_no_share_is_refused(base: Base, folder: Path, thres
 def test_a_checkpoint_that_is_not_finite_is_named(base: Base, folder: Path, tmp_path: Path, value: float) -> None:
     tuned = changed(folder, tmp_path / "tuned", {QUERY: lambda weight: weight.index_fill(0, torch.tensor([2]), value)})
     with pytest.raises(BaseError, match=rf"^model\.{QUERY}: .*tuned holds NaN or infinity: fetch the checkpoint again"):
-        convert(tuned, base=base, partial=True)
+        convert(tuned, base=base, allow_unmatched=True)
 
 
 def test_a_quantized_checkpoint_is_refused_with_its_dtype(base: Base, folder: Path, tmp_path: Path) -> None:
     tuned = changed(folder, tmp_path / "tuned", {QUERY: lambda weight: weight.to(torch.float8_e4m3fn)})
     with pytest.raises(BaseError, match=rf"^model\.{QUERY}: .*tuned has it as F8_E4M3: use the unquantized checkpoint"):
-        convert(tuned, base=base, partial=True)
+        convert(tuned, base=base, allow_unmatched=True)
 
 
 def test_a_model_of_another_kind_is_refused(base: Base, tmp_path: Path) -> None:

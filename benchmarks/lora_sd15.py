@@ -1,0 +1,112 @@
+"""How long SD 1.5's UNet takes to a rank-16 LoRA, and how much memory, with bases in the cache.
+
+    python benchmarks/lora_sd15.py [--json FILE] [--folder FOLDER] [--rank 16]
+
+SD 1.5's UNet with random float32 weights and a δ on all of them but norms; fingerprints remembered. The floor, in the
+same run and on one thread: reading the rows of the bases that this rank needs, and the weights, and the products of the
+two. The folder (by default a temporary one) needs 5 GB; `bake.py` makes and takes the same.
+
+Memory is the most that the process had that converts: all pages that are its own, and all resident pages, which count
+those of mapped files that the system can take back at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from support import sd15
+
+from svdiff_delta import Delta, open_base, save, select, zero_delta
+from svdiff_delta.cache import BasisCache
+
+TIMES, MEMORY = 1.5, 1_000_000_000
+
+CONVERT = """
+import json, sys, threading, time
+from pathlib import Path
+import torch
+from svdiff_delta import convert, open_base
+from svdiff_delta.cache import BasisCache
+import svdiff_delta.convert.kohya
+
+torch.set_num_threads(1)
+peak, running = {"RssAnon": 0, "VmRSS": 0}, True
+
+def watch():
+    while running:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key in peak:
+                peak[key] = max(peak[key], 1024 * int(value.split()[0]))
+        time.sleep(0.02)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+begun = time.perf_counter()
+base, cache = open_base(sys.argv[1]), BasisCache(Path(sys.argv[4]))
+found = convert(sys.argv[2], to="kohya", base=base, rank=int(sys.argv[5]), output=sys.argv[3], cache=cache)
+taken = time.perf_counter() - begun
+running = False
+watcher.join()
+print(json.dumps({"seconds": taken, "bytes": found.size, **peak}))
+"""
+
+
+def floor(folder: Path, cache: BasisCache, delta: Delta, rank: int) -> float:
+    """Seconds to read the rows and the weights, and to multiply them."""
+    parameters, seconds = delta.metadata.parameters, 0.0
+    for key, matrix in sd15.matrices(folder):
+        basis = cache.get(parameters[f"unet.{key}"].fingerprint)
+        assert basis is not None
+        kept = torch.from_numpy(np.argsort(-np.abs(delta[f"unet.{key}"]))[:rank].copy())
+        begun = time.perf_counter()
+        work = (matrix if basis.left else matrix.T).clone()
+        basis.factor[kept] @ work
+        seconds += time.perf_counter() - begun
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path, help="where weights and cache lie or are made")
+    parser.add_argument("--rank", type=int, default=16)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["SVDIFF_HOME"] = temporary  # fingerprints are remembered there
+        folder = arguments.folder or Path(temporary) / "unet"
+        folder.mkdir(exist_ok=True)
+        if not (folder / "diffusion_pytorch_model.safetensors").exists():
+            sd15.write(folder)
+        base, cache = open_base(folder), BasisCache(folder / "cache")
+        zero = select(zero_delta(base, cache=cache), "2d", "4d")
+        random = np.random.default_rng(0)
+        delta = Delta({name: 0.01 * random.standard_normal(value.size) for name, value in zero.items()}, zero.metadata)
+        save(delta, Path(temporary) / "delta.safetensors")
+        places = [folder, Path(temporary) / "delta.safetensors", Path(temporary) / "out.safetensors"]
+        command = [sys.executable, "-c", CONVERT, *map(str, [*places, cache.root.parent, arguments.rank])]
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        least = floor(folder, cache, delta, arguments.rank)
+    ratio = found["seconds"] / least
+    print(f"{len(delta)} weights to rank {arguments.rank}, {found['bytes']:,} bytes: {found['seconds']:.1f} s")
+    print(f"rows, weights and products: {least:.1f} s; one thread")
+    print(f"{'':<48}{'limit':>14}{'measured':>14}")
+    print(f"{'convert, of rows, weights and products':<48}{TIMES:>14.2f}{ratio:>14.2f}")
+    print(f"{'most memory, bytes, its own pages':<48}{MEMORY:>14,}{found['RssAnon']:>14,}")
+    print(f"{'with pages of mapped files':<48}{'':>14}{found['VmRSS']:>14,}")
+    sd15.save_figures(arguments.json, {**found, "floor": least})
+    sys.exit(0 if ratio <= TIMES and found["RssAnon"] <= MEMORY else 1)
+
+
+if __name__ == "__main__":
+    main()

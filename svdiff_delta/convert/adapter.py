@@ -1,0 +1,194 @@
+"""An adapter that was read: updates by the base's own parameter names, and what became of all other keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from torch import Tensor
+
+from svdiff_delta._json import as_object, strict_json
+from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, MetadataError
+from svdiff_delta.kinds import base_kinds
+from svdiff_delta.lineage import Source
+from svdiff_delta.metadata import BaseInfo, Metadata, parse
+from svdiff_delta.modelspec import portable_modelspec
+
+from .architecture import looks_like
+from .dialect import Changes, Job
+from .names import Names
+from .tensors import Ref, TensorFile
+from .update import LowRank, Update
+
+KEY: Final = "svdiff.adapter"
+"""Key of the document in an adapter's `__metadata__`; a delta file has `svdiff` (spec, section 7.10)."""
+
+FORMAT: Final = "svdiff-adapter"
+
+STRUCTURE: Final = ("format", "lora_adapter_metadata", KEY)
+"""Keys of `__metadata__` that say how a file is built; they mean nothing in another format."""
+
+NETWORK: Final = "ss_network_"
+"""Begins kohya's keys that do the same."""
+
+OWN_MEMBERS: Final = ("names", "retained")
+"""Members of the document that delta files do not have."""
+
+NO_RULE: Final = "no rule explains this key"
+NO_MODULE: Final = "the base has no such layer"
+
+
+@dataclass
+class Adapter:
+    """What a reader found.
+
+    Attributes:
+        what: what errors call it, its file or folder.
+        files: the weight files, in order.
+        updates: by the base's parameter names.
+        left_out: keys that are no update, with the reason.
+        remarks: what was assumed.
+        widths: the number of inputs (0 if unknown) of each layer by the file's own name, for guesses at what it is.
+        extra: unknown members for the lineage entries of its files.
+    """
+
+    what: str
+    files: list[TensorFile]
+    updates: dict[str, Update] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    widths: dict[str, int] = field(default_factory=dict)
+    extra: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, update: Update) -> None:
+        """Take an update of a parameter.
+
+        Raises:
+            InputError: there is one already.
+            TensorError: its tensors do not fit each other.
+        """
+        if isinstance(update, LowRank):
+            update.check()
+        if name in self.updates:
+            raise InputError(f"{self.what}: two sets of keys change {name}", fix="keep one of them")
+        self.updates[name] = update
+
+    def changes(self, job: Job) -> Changes:
+        """Return the changes that the adapter makes in the base, each made when it is asked for.
+
+        Raises:
+            BaseMismatchError: nothing in it fits the base, whatever may be left out.
+            BaseError: the base does not say the classes of its layers.
+        """
+        kinds = base_kinds(job.base, on_request=job.embeddings)
+        left_out, fitting = dict(self.left_out), {}
+        for name, update in sorted(self.updates.items()):
+            if reason := update.misfit(job.base.shape(name)):
+                left_out[name] = reason
+            elif name in kinds:
+                fitting[name] = kinds[name]
+            else:
+                left_out[name] = "changes, and is of no kind that can be shifted"
+        hint = self._hint(job)
+        if not fitting:
+            if not left_out and not self.updates:
+                raise InputError(f"{self.what}: holds no update of a weight", fix="name an adapter with weights")
+            example, reason = next(iter(sorted(left_out.items())))
+            raise BaseMismatchError(
+                f"{self.what}: nothing in it fits the base{hint}; {example}: {reason}",
+                fix="name the base that it was made for",
+            )
+        said = self._said()
+        return Changes(
+            kinds=fitting,
+            read=self._reader(job),
+            sources=self._sources,
+            expected={name: known for name, known in said.parameters.items() if name in fitting},
+            left_out=dict(sorted(left_out.items())),
+            metadata=said,
+            remarks=tuple(self.remarks),
+            hint=hint,
+        )
+
+    def _reader(self, job: Job) -> Callable[[str], Tensor]:
+        return lambda name: self.updates[name].change(job.base.read(name))
+
+    def _hint(self, job: Job) -> str:
+        """Return what the adapter and the base look like, where they do not look alike."""
+        mine, base = looks_like(self.widths), looks_like(_base_widths(job))
+        if mine == base or not mine:
+            return ""
+        return f" (it looks like an adapter of {mine}, the base like {base or 'something else'})"
+
+    def _said(self) -> Metadata:
+        """Return what the files say of themselves, as a delta file would."""
+        strings = {key: value for file in reversed(self.files) for key, value in file.header.metadata.items()}
+        foreign = {key: value for key, value in strings.items() if not _structural(key)}
+        modelspec = portable_modelspec(
+            {key.removeprefix("modelspec."): value for key, value in foreign.items() if key.startswith("modelspec.")}
+        )
+        foreign = {key: value for key, value in foreign.items() if not key.startswith("modelspec.")}
+        documents = [parsed for file in self.files if (parsed := document(file))]
+        if not documents:
+            return Metadata(BaseInfo(), {}, modelspec=modelspec, foreign=foreign)
+        first = documents[0]
+        return Metadata(
+            base=first.base,
+            parameters={name: known for said in documents for name, known in said.parameters.items()},
+            lineage=first.lineage,
+            training=first.training,
+            modelspec=modelspec,
+            extra={key: value for key, value in first.extra.items() if key not in OWN_MEMBERS},
+            foreign=foreign,
+        )
+
+    def _sources(self) -> list[tuple[str, Source]]:
+        found = []
+        for file in self.files:
+            said = document(file)
+            sha256, source = file.source(file.header.metadata.get("modelspec.title"), said.lineage if said else None)
+            training = said.training if said else None
+            found.append(
+                (sha256, Source(source.digest, source.title, training, source.record, {**source.extra, **self.extra}))
+            )
+        return found
+
+
+def document(file: TensorFile) -> Metadata | None:
+    """Return the document that `svdiff convert` writes into an adapter; None if another program wrote it.
+
+    Raises:
+        MetadataError: it breaks the rules; the message names the file.
+    """
+    strings = file.header.metadata
+    if KEY not in strings:
+        return None
+    try:
+        fields = as_object(strict_json(strings[KEY].encode("utf-8", "surrogatepass"), f"`{KEY}`", MetadataError), KEY)
+        names = fields.get("names")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise MetadataError("names: must be a list of strings")
+        return parse(strings, names, key=KEY, form=FORMAT)
+    except DeltaError as error:
+        raise type(error)(f"{file.path}: {error.message}", fix=error.fix) from None
+
+
+def _structural(key: str) -> bool:
+    return key in STRUCTURE or key.startswith((NETWORK, "svdiff"))
+
+
+def _base_widths(job: Job) -> dict[str, int]:
+    """Return the number of inputs of each layer of a base (0 if it has none)."""
+    found, names = {}, Names(job.base)
+    for component in job.base.components:
+        for path in names.paths(component):
+            name = names.dotted(component, path)
+            shape = job.base.shape(name) if name else ()
+            found[f"{component}.{path}"] = shape[1] if len(shape) > 1 else 0
+    return found
+
+
+def width(ref: Ref) -> int:
+    """Return the number of inputs of a layer by the tensor that takes them, (r, inputs, …); 0 if that is not known."""
+    return ref.shape[1] if len(ref.shape) > 1 else 0

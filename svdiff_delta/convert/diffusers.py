@@ -1,0 +1,204 @@
+"""diffusers' `pytorch_lora_weights.safetensors`, in all the spellings that it had (spec, section 7.10)."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from svdiff_delta._json import JSON, as_object, canonical_json, strict_json
+from svdiff_delta.errors import MetadataError
+from svdiff_delta.parameter import Parameter
+
+from .adapter import NO_MODULE, NO_RULE, Adapter, width
+from .dialect import Changes, Dialect, Job
+from .difference import peek
+from .energy import LEAST
+from .kohya import plain_layer
+from .lowrank import Keys, Target, adapter_writer
+from .names import Names
+from .peft_config import PeftConfig, low_rank_config, parse_config
+from .tensors import Ref, TensorFile, Tensors, open_tensors
+from .update import Decomposed, LowRank, Update
+
+WEIGHTS: Final = "pytorch_lora_weights.safetensors"
+CONFIG: Final = "lora_adapter_metadata"
+"""Key of `__metadata__` with the configuration of each component, as PEFT has it."""
+
+_KEY: Final = re.compile(
+    r"(?P<path>.+?)"
+    r"(?:[._]lora(?:_linear_layer)?\.(?P<old>down|up)\.weight"
+    r"|\.lora_(?P<new>A|B)(?:\.default)?\.weight"
+    r"|\.lora_(?P<bias>B)(?:\.default)?\.bias"
+    r"|\.(?P<magnitude>lora_magnitude_vector)(?:\.weight)?"
+    r"|\.(?P<alpha>alpha))"
+)
+TEXT: Final[Mapping[str, str]] = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+"""Attention layers of text encoders, as older versions of diffusers called them."""
+
+
+def recognizes(path: Path) -> bool:
+    """Tell whether this is diffusers' file, or the folder with it."""
+    header = peek(_file(path))
+    return header is not None and any(
+        (match := _KEY.fullmatch(key)) and not match["alpha"] and not key.startswith("lora_") for key in header.entries
+    )
+
+
+def _file(path: Path) -> Path:
+    return path / WEIGHTS if (path / WEIGHTS).is_file() else path
+
+
+def read(source: str, job: Job) -> Changes:
+    """Return the changes of diffusers' file.
+
+    Raises:
+        InputError, FormatError: it cannot be read, or its tensors do not fit each other.
+        BaseMismatchError: nothing in it fits the base.
+    """
+    file = open_tensors(_file(Path(source)))
+    adapter = Adapter(source, [file])
+    read_tensors(file, _configs(file), Names(job.base), adapter)
+    return adapter.changes(job)
+
+
+def read_tensors(
+    tensors: Tensors, configs: Mapping[str, PeftConfig], names: Names, adapter: Adapter, *, scaled: bool = False
+) -> None:
+    """Take the updates of tensors under diffusers' keys.
+
+    Args:
+        tensors: the tensors.
+        configs: the configuration of each component, where there is one.
+        names: the base's names.
+        adapter: where to put them.
+        scaled: whether alpha is in the factors already, so that none is missing.
+    """
+    modules: dict[str, dict[str, Ref]] = defaultdict(dict)
+    for key in tensors.keys():  # noqa: SIM118 - it is no mapping
+        match = _KEY.fullmatch(key)
+        if match is None:
+            adapter.left_out[key] = NO_RULE
+        else:
+            modules[match["path"]][_part(match)] = Ref(tensors, key)
+    assumed = []
+    for path, refs in modules.items():
+        place = _place(path, names)
+        adapter.widths[path] = width(refs["down"]) if "down" in refs else 0
+        if place is None:
+            adapter.left_out |= dict.fromkeys((ref.key for ref in refs.values()), NO_MODULE)
+            continue
+        component, name = place
+        config = configs.get(component, PeftConfig(default=None))
+        if "alpha" not in refs and config.alpha is None and not scaled:
+            assumed.append(path)
+        update = _update(name.partition(".")[2].removesuffix(".weight"), refs, config)
+        if update is None:
+            adapter.left_out |= dict.fromkeys((ref.key for ref in refs.values()), "lacks its other half")
+        else:
+            adapter.add(name, update)
+        if "bias" in refs and refs["bias"].read().any():
+            adapter.left_out[refs["bias"].key] = "is a bias"
+    if assumed:
+        adapter.remarks.append(
+            f"no alpha in {len(assumed)} modules ({assumed[0]}, …): taken to be the rank, a scale of 1"
+        )
+
+
+def _part(match: re.Match[str]) -> str:
+    if match["old"]:
+        return match["old"]
+    if match["new"]:
+        return {"A": "down", "B": "up"}[match["new"]]
+    return "bias" if match["bias"] else "magnitude" if match["magnitude"] else "alpha"
+
+
+def _update(path: str, refs: Mapping[str, Ref], config: PeftConfig) -> Update | None:
+    if "up" not in refs or "down" not in refs:
+        return None
+    rank = refs["down"].shape[0]
+    scale = refs["alpha"].number() / max(1, rank) if "alpha" in refs else config.scale(path, rank)
+    update = LowRank(refs["up"], refs["down"], scale)
+    return Decomposed(update, refs["magnitude"]) if "magnitude" in refs else update
+
+
+def _place(path: str, names: Names) -> tuple[str, str] | None:
+    """Return component and parameter of a path; without a component's name it is of the main one."""
+    component, _, inner = path.partition(".")
+    if component not in names.base.components:
+        component, inner = names.main, path
+    for candidate in _spellings(inner):
+        if name := names.dotted(component, candidate):
+            return component, name
+    return None
+
+
+def _spellings(path: str) -> Iterator[str]:
+    """Yield today's names of a layer, by an old one or its own."""
+    yield path
+    path = path.replace(".processor.", ".")
+    yield path
+    if path.endswith(".to_out"):
+        yield f"{path}.0"
+    parent, _, last = path.rpartition(".")
+    if last in TEXT:
+        yield f"{parent}.{TEXT[last]}"
+
+
+def _configs(file: TensorFile) -> dict[str, PeftConfig]:
+    """Return the configuration of each component in the file's metadata."""
+    text = file.header.metadata.get(CONFIG)
+    if text is None:
+        return {}
+    where = f"{file.path}: {CONFIG}"
+    fields = as_object(strict_json(text.encode("utf-8", "surrogatepass"), where, MetadataError), where)
+    parts: dict[str, dict[str, object]] = defaultdict(dict)
+    for key, value in fields.items():
+        component, _, name = key.partition(".")
+        parts[component][name] = value
+    return {part: parse_config(found, f"{where}: {part}", default=None) for part, found in parts.items()}
+
+
+class DiffusersTarget(Target):
+    """Where weights stand in diffusers' file."""
+
+    name = "diffusers"
+
+    def prepare(self, names: Names) -> None:
+        """Take the base's names."""
+        self._names = names
+
+    def place(self, name: str, parameter: Parameter) -> Keys | str:
+        """Return where a parameter's update stands, or why it has no place."""
+        if reason := plain_layer(parameter):
+            return reason
+        component, _, key = name.partition(".")
+        path = self._path(component, key)
+        return Keys(f"{component}.{path}.lora_B.weight", f"{component}.{path}.lora_A.weight")
+
+    def _path(self, component: str, key: str) -> str:
+        return self._names.long(component, key).removesuffix(".weight")
+
+    def strings(self, ranks: dict[str, int], alpha: int) -> dict[str, str]:  # noqa: ARG002 - others need it
+        """Return each component's configuration: without it diffusers would guess scales from ranks."""
+        fields: dict[str, JSON] = {}
+        for component in sorted({name.partition(".")[0] for name in ranks}):
+            mine = {
+                self._names.short(name.partition(".")[2].removesuffix(".weight")): rank
+                for name, rank in ranks.items()
+                if name.startswith(f"{component}.")
+            }
+            config = low_rank_config(mine, [*map(self._names.short, self._names.paths(component))])
+            fields |= {f"{component}.{key}": value for key, value in config.items()}
+        return {CONFIG: canonical_json(fields).decode()}
+
+
+diffusers: Final = Dialect(
+    "diffusers' pytorch_lora_weights.safetensors",
+    recognizes,
+    read,
+    adapter_writer(DiffusersTarget),
+    min_energy=LEAST,
+)

@@ -1,0 +1,92 @@
+"""Low-rank factors of ΔW straight from the basis: the largest |Δσ|, without another decomposition (spec, 7.10)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from svdiff_delta.basis import Basis, one_thread
+from svdiff_delta.codec import Dtype
+from svdiff_delta.conversion import Energy
+from svdiff_delta.identity import round_weight
+
+from .ranking import Ranking
+
+PIECE: Final = 1 << 18
+"""Numbers of a weight that are rounded and multiplied at a time: they stay in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """ΔW ≈ up · down of a matricized weight, each with √|Δσ|.
+
+    Attributes:
+        up: (rows, r) float64.
+        down: (r, columns) float64.
+        energy: Σ Δσ² of all singular values, and of those that are kept.
+    """
+
+    up: NDArray[np.float64]
+    down: NDArray[np.float64]
+    energy: Energy
+
+    @property
+    def rank(self) -> int:
+        """The number of singular values that are kept."""
+        return len(self.down)
+
+
+def factorize(basis: Basis, matrix: Tensor, dtype: Dtype, shift: NDArray[np.floating], ranking: Ranking) -> Factors:
+    """Return the best low-rank factors of ΔW = U diag(max(δ, −σ)) Vᵀ.
+
+    U, Δσ and V are an SVD of ΔW but for signs and order, so the largest |Δσ|, of equal ones the first, leave the
+    smallest error that a matrix of that rank can (Eckart and Young). Products run in float32, as section 6.5 allows.
+
+    Args:
+        basis: of the base's weight.
+        matrix: the matricized weight, (rows, columns), as it stands in the base.
+        dtype: the basis dtype, to which it is rounded.
+        shift: δ, (K,).
+        ranking: how many to keep.
+    """
+    change = np.maximum(shift.astype(np.float64), -basis.sigma.numpy())
+    order = np.argsort(-np.abs(change), kind="stable")
+    squares = np.square(change[order])
+    kept = order[: ranking.count(squares)]
+    with one_thread():  # so that the bytes do not depend on the number of cores
+        short, long = _rows(basis, matrix if basis.left else matrix.T, dtype, torch.from_numpy(kept))
+    root = np.sqrt(np.abs(change[kept]))
+    left, right = (short, long) if basis.left else (long, short)
+    energy = Energy(float(squares.sum()), float(squares[: len(kept)].sum()))
+    return Factors(
+        left.numpy().astype(np.float64).T * root,
+        right.numpy().astype(np.float64) * (root * np.sign(change[kept]))[:, None],
+        energy,
+    )
+
+
+def _rows(basis: Basis, work: Tensor, dtype: Dtype, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of both factors for some singular values, float32; only they are read and calculated.
+
+    Args:
+        basis: the basis.
+        work: the matricized weight, transposed if its short side is the columns.
+        dtype: the basis dtype.
+        kept: which singular values, (r,); none of them null.
+    """
+    start, _ = basis.split
+    short = basis.factor[kept]
+    long = torch.empty(len(kept), work.shape[1])
+    high = kept < start
+    divided = short[high] / basis.sigma[kept[high], None].float()
+    step = max(1, PIECE // max(1, work.shape[0]))
+    for place in range(0, work.shape[1], step):
+        piece = work[:, place : place + step]
+        long[high, place : place + step] = divided @ round_weight(piece, dtype)
+    long[~high] = basis.tail[kept[~high] - start]
+    return short, long

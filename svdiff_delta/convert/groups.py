@@ -1,0 +1,113 @@
+"""Keys of one module in kohya's and LyCORIS' files, made into updates of its weight and bias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from .tensors import Ref
+from .update import Decomposed, Hadamard, Kronecker, LowRank, Update, Whole
+
+LORA: Final = frozenset({"lora_up.weight", "lora_down.weight", "lora_mid.weight"})
+LOHA: Final = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"})
+LOKR: Final = frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"})
+WEIGHT: Final = ("diff", "w_norm")
+BIAS: Final = ("diff_b", "b_norm")
+INPUTS: Final = ("lora_down.weight", "hada_w1_b", "diff")
+"""Suffixes of tensors that tell the number of inputs of a layer."""
+
+
+@dataclass
+class Group:
+    """What the keys of one module say.
+
+    Attributes:
+        weight: the update of its weight, if there is one.
+        bias: the update of its bias, if there is one.
+        unused: suffixes that no rule explains.
+        remarks: what was assumed.
+    """
+
+    weight: Update | None = None
+    bias: Update | None = None
+    unused: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def read_group(refs: Mapping[str, Ref]) -> Group:
+    """Return what the keys of a module say.
+
+    Args:
+        refs: the module's tensors by suffix, such as `lora_up.weight`.
+    """
+    left, group = dict(refs), Group()
+    scale = _Scale(left.pop("alpha", None), group)
+    if LORA & left.keys() and {"lora_up.weight", "lora_down.weight"} <= left.keys():
+        down = left.pop("lora_down.weight")
+        group.weight = LowRank(
+            left.pop("lora_up.weight"), down, scale.over(down.shape[0]), left.pop("lora_mid.weight", None)
+        )
+    elif LOHA - {"hada_t1", "hada_t2"} <= left.keys():
+        group.weight = _hadamard(left, scale)
+    elif LOKR & left.keys():
+        group.weight = _kronecker(left, scale)
+    for suffix in WEIGHT:
+        if group.weight is None and suffix in left:
+            group.weight = Whole(left.pop(suffix))
+            scale.unused()
+    for suffix in BIAS:
+        if group.bias is None and suffix in left:
+            group.bias = Whole(left.pop(suffix))
+    if group.weight is not None and "dora_scale" in left:
+        magnitude = left.pop("dora_scale")
+        per_input = len(magnitude.shape) > 1 and magnitude.shape[0] == 1 and magnitude.shape[1] > 1
+        group.weight = Decomposed(group.weight, magnitude, int(per_input))
+    group.unused = sorted(left)
+    return group
+
+
+class _Scale:
+    """The factor alpha / rank of a module; without an alpha it is 1, which is remarked."""
+
+    def __init__(self, alpha: Ref | None, group: Group) -> None:
+        self._alpha, self._group = alpha, group
+
+    def over(self, rank: int) -> float:
+        """Return the factor for a rank."""
+        if self._alpha is None:
+            self._group.remarks.append("no alpha")
+            return 1.0
+        alpha = self._alpha.number()
+        if alpha == 0:
+            self._group.remarks.append("alpha 0")
+            return 1.0  # kohya and LyCORIS take 0 for "not given"
+        return alpha / max(1, rank)
+
+    def unused(self) -> None:
+        """Say nothing: what is whole has no rank, and its alpha means nothing."""
+        self._alpha = None
+
+
+def _hadamard(left: dict[str, Ref], scale: _Scale) -> Update:
+    a = left.pop("hada_w1_a"), left.pop("hada_w2_a")
+    b = left.pop("hada_w1_b"), left.pop("hada_w2_b")
+    t = None
+    if "hada_t1" in left and "hada_t2" in left:
+        t = left.pop("hada_t1"), left.pop("hada_t2")
+    return Hadamard(a, b, scale.over(b[0].shape[0]), t)
+
+
+def _kronecker(left: dict[str, Ref], scale: _Scale) -> Update | None:
+    halves = []
+    for name in ("lokr_w1", "lokr_w2"):
+        if name in left:
+            halves.append((left.pop(name),))
+        elif f"{name}_a" in left and f"{name}_b" in left:
+            halves.append((left.pop(f"{name}_a"), left.pop(f"{name}_b")))  # type: ignore[arg-type]
+        else:
+            return None
+    first, second = halves
+    # Both whole: there is no rank that alpha could be divided by, and LyCORIS ignores it.
+    ranks = [half[1].shape[0] for half in (second, first) if len(half) == 2]  # type: ignore[misc]
+    return Kronecker(first, second, scale.over(ranks[0]) if ranks else 1.0, left.pop("lokr_t2", None))

@@ -1,0 +1,160 @@
+"""kohya's files, `lora_unet_<path>.lora_down.weight` and the like (spec, section 7.10)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Final
+
+from svdiff_delta.errors import InputError
+from svdiff_delta.parameter import Parameter
+
+from .adapter import NO_MODULE, NO_RULE, Adapter, width
+from .dialect import Changes, Dialect, Job
+from .difference import peek
+from .energy import LEAST
+from .groups import INPUTS, read_group
+from .lowrank import Keys, Target, adapter_writer
+from .names import PREFIXES, Names
+from .sgm import SgmNames
+from .tensors import Ref, TensorFile, open_tensors
+
+TEXT: Final = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
+
+
+def begins(path: Path, *starts: str) -> bool:
+    """Tell whether a file has keys that begin so."""
+    header = peek(path)
+    return header is not None and any(key.startswith(starts) for key in header.entries)
+
+
+def recognizes(path: Path) -> bool:
+    """Tell whether a file has kohya's keys."""
+    return begins(path, "lora_unet_", "lora_transformer_", *TEXT)
+
+
+def read(source: str, job: Job) -> Changes:
+    """Return the changes of a file with keys of kohya or LyCORIS.
+
+    Raises:
+        InputError, FormatError: it cannot be read, or its tensors do not fit each other.
+        BaseMismatchError: nothing in it fits the base.
+    """
+    file = open_tensors(Path(source))
+    adapter = read_modules(file, Names(job.base))
+    return adapter.changes(job)
+
+
+def read_modules(file: TensorFile, names: Names) -> Adapter:
+    """Return the updates in a file whose keys are a module's flat name, a dot and a suffix."""
+    adapter, assumed = Adapter(file.name, [file]), defaultdict(list)
+    modules: dict[str, dict[str, Ref]] = defaultdict(dict)
+    for key in file.keys():  # noqa: SIM118 - it is no mapping
+        module, _, suffix = key.partition(".")
+        modules[module][suffix] = Ref(file, key)
+    for module, refs in modules.items():
+        adapter.widths[module] = max((width(refs[suffix]) for suffix in INPUTS if suffix in refs), default=0)
+        place = _place(module, names)
+        if place is None:
+            adapter.left_out |= dict.fromkeys((ref.key for ref in refs.values()), _reason(module))
+            continue
+        group = read_group(refs)
+        adapter.left_out |= {f"{module}.{suffix}": NO_RULE for suffix in group.unused}
+        for leaf, update in (("weight", group.weight), ("bias", group.bias)):
+            name = names.dotted(*place, leaf)
+            if update is not None and name is None:
+                adapter.left_out[f"{module} ({leaf})"] = NO_MODULE
+            elif update is not None and name is not None:
+                adapter.add(name, update)
+        for remark in group.remarks:
+            assumed[remark].append(module)
+    for remark, where in sorted(assumed.items()):
+        adapter.remarks.append(f"{remark} in {len(where)} modules ({where[0]}, …): taken to be the rank, a scale of 1")
+    return adapter
+
+
+def _place(module: str, names: Names) -> tuple[str, str] | None:
+    """Return component and path of a module by its flat name."""
+    for prefix in sorted(PREFIXES, key=len, reverse=True):
+        if module.startswith(f"{prefix}_"):
+            component = names.component(prefix)
+            path = names.underscored(component, module.removeprefix(f"{prefix}_")) if component else None
+            return None if component is None or path is None else (component, path)
+    return None
+
+
+def _reason(module: str) -> str:
+    return NO_MODULE if module.startswith(tuple(f"{prefix}_" for prefix in PREFIXES)) else NO_RULE
+
+
+class KohyaTarget(Target):
+    """Where weights stand in a kohya file."""
+
+    name = "kohya"
+    common_alpha = True
+
+    def prepare(self, names: Names) -> None:
+        """Take the base's names.
+
+        Raises:
+            InputError: kohya has other names for this base's layers.
+        """
+        self._names = names
+        if "transformer" in names.base.components:
+            raise InputError(
+                "kohya's names of a transformer's layers are not those of diffusers", fix="convert --to diffusers"
+            )
+        parts = names.base.components
+        self._sgm = None
+        if "unet" in parts and names.dotted("unet", "add_embedding.linear_1"):
+            self._sgm = SgmNames(names.paths("unet"))  # SDXL
+        self._second = "text_encoder_2" in parts
+
+    def place(self, name: str, parameter: Parameter) -> Keys | str:
+        """Return where a parameter's update stands, or why it has no place."""
+        if reason := plain_layer(parameter):
+            return reason
+        module = self.module(name)
+        if module is None:
+            return "kohya has no name for it"
+        return Keys(f"{module}.lora_up.weight", f"{module}.lora_down.weight", f"{module}.alpha")
+
+    def module(self, name: str) -> str | None:
+        """Return the flat name of the module that a parameter is of; None if it has none."""
+        component, _, key = name.partition(".")
+        path = key.removesuffix(".weight")
+        if component == "unet":
+            original = self._sgm.name(path) if self._sgm else path
+            return None if original is None else f"lora_unet_{original.replace('.', '_')}"
+        prefix = self._prefixes().get(component)
+        if path == "text_projection":
+            return None  # kohya does not train it, and diffusers takes it at one rank only
+        return None if prefix is None else f"{prefix}_{self._names.long(component, path).replace('.', '_')}"
+
+    def _prefixes(self) -> dict[str, str]:
+        if self._second:
+            return {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+        return {"text_encoder": "lora_te"}
+
+    def strings(self, ranks: dict[str, int], alpha: int) -> dict[str, str]:
+        """Return what kohya's tools look for in the metadata."""
+        most = max(ranks.values(), default=0)
+        return {"ss_network_module": "networks.lora", "ss_network_dim": str(most), "ss_network_alpha": str(alpha)}
+
+
+def plain_layer(parameter: Parameter) -> str:
+    """Return why a weight has no place beside linear layers and convolutions; empty if it has one."""
+    if parameter.kind == "elementwise":
+        return "is a norm, for which only lycoris has a place"
+    if parameter.axis != 0:
+        return "is stored transposed, for which this dialect has no place"
+    return ""
+
+
+kohya: Final = Dialect(
+    "LoRA as kohya's scripts, AUTOMATIC1111 and ComfyUI have it",
+    recognizes,
+    read,
+    adapter_writer(KohyaTarget),
+    min_energy=LEAST,
+)

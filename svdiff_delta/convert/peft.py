@@ -1,0 +1,233 @@
+"""PEFT's folders: `adapter_config.json` beside `adapter_model.safetensors` (spec, section 7.10)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from svdiff_delta._atomic import replace_folder
+from svdiff_delta.base import Base
+from svdiff_delta.errors import BaseError, InputError
+from svdiff_delta.kinds import base_kinds
+from svdiff_delta.parameter import Parameter
+
+from .adapter import NO_MODULE, NO_RULE, Adapter, width
+from .dialect import Changes, Dialect, Job
+from .energy import LEAST
+from .lowrank import Keys, Target, adapter_writer
+from .names import Names
+from .peft_config import PeftConfig, low_rank_config, read_config
+from .spool import Spool
+from .tensors import Ref, TensorFile, open_tensors
+from .update import Decomposed, LowRank, Update, Whole
+
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+PREFIX: Final = "base_model.model."
+
+PARTS: Final = {
+    "lora_A.weight": "down",
+    "lora_B.weight": "up",
+    "lora_embedding_A": "embedding_down",
+    "lora_embedding_B": "embedding_up",
+    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",
+    "lora_B.bias": "up_bias",
+}
+"""What the end of a key says the tensor is; other keys hold a whole weight or bias that was trained beside."""
+
+_KEY: Final = re.compile(r"(?P<path>.+?)\.(?P<part>lora_[A-Za-z_]+(?:\.\w+)?)")
+
+
+def folders(path: Path) -> list[Path]:
+    """Return the adapters in a folder: itself, or those of its folders that are one, by name."""
+    path = path.parent if path.name in (WEIGHTS, CONFIG) else path
+    if not path.is_dir():
+        return []
+    inner = sorted(found for found in path.iterdir() if (found / CONFIG).is_file())
+    return [path] if (path / CONFIG).is_file() else inner
+
+
+def recognizes(path: Path) -> bool:
+    """Tell whether this is PEFT's folder, or holds some, one for each component."""
+    return bool(folders(path))
+
+
+def read(source: str, job: Job) -> Changes:
+    """Return the changes that PEFT's folder makes, or those that the folders in it make, one for each component.
+
+    Raises:
+        InputError: it is no such folder, or its configuration is of another method than LoRA.
+        FormatError: a file is broken, or its tensors do not fit each other.
+        BaseMismatchError: nothing in it fits the base.
+    """
+    found = folders(Path(source))
+    if not found:
+        raise InputError(f"{source}: has no {CONFIG}", fix=f"name the folder with {CONFIG} and {WEIGHTS}")
+    names, adapter = Names(job.base), Adapter(source, [])
+    for folder in found:
+        config, file = read_config(folder / CONFIG), open_tensors(folder / WEIGHTS)
+        adapter.files.append(file)
+        adapter.extra[CONFIG] = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
+        _read_folder(file, config, _component(folder, file, names), names, adapter)
+    return adapter.changes(job)
+
+
+def _component(folder: Path, file: TensorFile, names: Names) -> str:
+    """Return the component that an adapter is of: the one its folder is called by, or the one that has most layers."""
+    parts = names.base.components
+    if folder.name in parts:
+        return folder.name
+    paths = {match["path"] for key in file.keys() if (match := _KEY.fullmatch(key.removeprefix(PREFIX)))}  # noqa: SIM118
+    fitting = {part: sum(names.dotted(part, path) is not None for path in paths) for part in parts}
+    return max(fitting, key=lambda part: fitting[part])
+
+
+def _read_folder(file: TensorFile, config: PeftConfig, component: str, names: Names, adapter: Adapter) -> None:
+    modules: dict[str, dict[str, Ref]] = defaultdict(dict)
+    for key in file.keys():  # noqa: SIM118 - it is no mapping
+        inner = key.removeprefix(PREFIX)
+        match = _KEY.fullmatch(inner)
+        if match and match["part"] in PARTS:
+            modules[match["path"]][PARTS[match["part"]]] = Ref(file, key)
+        elif match:
+            adapter.left_out[key] = NO_RULE
+        else:
+            _read_whole(key, inner, component, names, Ref(file, key), adapter)
+    for path, refs in modules.items():
+        down = refs.get("down") or refs.get("embedding_up")
+        adapter.widths[f"{component}.{path}"] = width(down) if down else 0
+        name = names.dotted(component, path)
+        update = _update(path, refs, config, transposed=name is not None and _transposed(names.base, name, config))
+        if name is None:
+            adapter.left_out |= dict.fromkeys((ref.key for ref in refs.values()), NO_MODULE)
+        elif update is None:
+            adapter.left_out |= dict.fromkeys((ref.key for ref in refs.values()), "lacks lora_A or lora_B")
+        else:
+            adapter.add(name, update)
+        if "up_bias" in refs and refs["up_bias"].read().any():
+            adapter.left_out[refs["up_bias"].key] = "is a bias"
+    if not config.has_alpha:
+        adapter.remarks.append(f"{CONFIG} gives no lora_alpha: taken to be 8, as PEFT does")
+
+
+def _read_whole(key: str, inner: str, component: str, names: Names, ref: Ref, adapter: Adapter) -> None:
+    """Take a weight or bias that was trained as a whole (modules_to_save, bias): it replaces the base's."""
+    path, _, leaf = inner.rpartition(".")
+    path = re.sub(r"\.(modules_to_save(\.\w+)?|base_layer)$", "", path)
+    name = names.dotted(component, path, leaf)
+    if name is None:
+        adapter.left_out[key] = NO_MODULE if leaf in ("weight", "bias") else NO_RULE
+    elif leaf != "bias":
+        adapter.add(name, Whole(ref, replaces=True))
+    elif tuple(ref.shape) != names.base.shape(name) or (ref.read() != names.base.read(name).double()).any():
+        adapter.left_out[key] = "is a bias"
+
+
+def _transposed(base: Base, name: str, config: PeftConfig) -> bool:
+    """Tell whether a weight is stored as (inputs, outputs), as GPT-2's is; PEFT goes by the layer's class too."""
+    try:
+        found = base_kinds_of(base).get(name)
+    except BaseError:
+        return config.fan_in_fan_out
+    return found is not None and found[1] == 1
+
+
+def base_kinds_of(base: Base) -> Mapping[str, tuple[str, int]]:
+    """Return kind and axis of every layer, embeddings included; made once for a base."""
+    if base.path not in _KINDS or _KINDS[base.path][0] is not base:
+        _KINDS[base.path] = base, base_kinds(base, on_request=True)
+    return _KINDS[base.path][1]
+
+
+_KINDS: Final[dict[Path, tuple[Base, Mapping[str, tuple[str, int]]]]] = {}
+
+
+def _update(path: str, refs: Mapping[str, Ref], config: PeftConfig, *, transposed: bool) -> Update | None:
+    if "embedding_down" in refs and "embedding_up" in refs:
+        up, down, transposed = refs["embedding_up"], refs["embedding_down"], True
+    elif "up" in refs and "down" in refs:
+        up, down = refs["up"], refs["down"]
+    else:
+        return None
+    rank = down.shape[0]
+    update: Update = LowRank(up, down, config.scale(path, rank), transposed=transposed)
+    # With a transposed weight the outputs, which have the magnitudes, are the columns.
+    return Decomposed(update, refs["magnitude"], int(transposed)) if "magnitude" in refs else update
+
+
+class PeftTarget(Target):
+    """Where weights stand in PEFT's folders: one, or one for each component that the delta shifts."""
+
+    name = "peft"
+
+    def __init__(self) -> None:
+        self._configs: dict[str, dict[str, Any]] = {}
+
+    def prepare(self, names: Names) -> None:
+        """Take the base's names, and the classes of its layers if it says them."""
+        self._names = names
+        try:
+            self._kinds: Mapping[str, tuple[str, int]] | None = base_kinds(names.base)
+        except BaseError:
+            self._kinds = None
+
+    def place(self, name: str, parameter: Parameter) -> Keys | str:
+        """Return where a parameter's update stands, or why it has no place."""
+        if parameter.kind == "elementwise":
+            return "is a norm, for which only lycoris has a place"
+        if len(parameter.shape) > 2 and parameter.axis != 0:
+            return "is a transposed convolution, for which this dialect has no place"
+        component, _, key = name.partition(".")
+        path = f"{PREFIX}{key.removesuffix('.weight')}"
+        if self._kinds is not None and name not in self._kinds:
+            return Keys(f"{path}.lora_embedding_B", f"{path}.lora_embedding_A", transposed=True, file=component)
+        return Keys(f"{path}.lora_B.weight", f"{path}.lora_A.weight", file=component)
+
+    def strings(self, ranks: dict[str, int], alpha: int) -> dict[str, str]:  # noqa: ARG002 - others need it
+        """Take the ranks for the configuration; PEFT has no metadata in its weights."""
+        component = next(iter(ranks)).partition(".")[0]
+        self._configs[component] = self._config(component, ranks)
+        return {}
+
+    def _config(self, component: str, ranks: Mapping[str, int]) -> dict[str, Any]:
+        info = self._names.base.info
+        paths = {name.partition(".")[2].removesuffix(".weight"): rank for name, rank in ranks.items()}
+        return {
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": info.repository,
+            "revision": info.revision,
+            "inference_mode": True,
+            "fan_in_fan_out": self._kinds is not None and any(self._kinds.get(n, ("", 0))[1] == 1 for n in ranks),
+            **low_rank_config(paths, [*self._names.paths(component)]),
+        }
+
+    def write(self, job: Job, files: Mapping[str, Spool], strings: Mapping[str, dict[str, str]]) -> int:
+        """Write the folder, if there is an output; return the size of all its files."""
+        size = 0
+        contents = {}
+        for component, spool in files.items():
+            header = spool.header(strings[component])
+            config = json.dumps(self._configs[component], indent=2, sort_keys=True).encode() + b"\n"
+            contents[component] = header, config
+            size += len(header) + spool.size + len(config)
+        if job.output is None:
+            return size
+        with replace_folder(job.output, overwrite=job.overwrite) as folder:
+            for component, (header, config) in contents.items():
+                place = folder if len(files) == 1 else folder / component
+                place.mkdir(exist_ok=True)
+                (place / CONFIG).write_bytes(config)
+                with (place / WEIGHTS).open("wb") as stream:
+                    stream.write(header)
+                    files[component].copy(stream)
+        return size
+
+
+peft: Final = Dialect("PEFT's folder with a LoRA", recognizes, read, adapter_writer(PeftTarget), min_energy=LEAST)

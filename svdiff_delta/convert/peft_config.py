@@ -1,0 +1,147 @@
+"""PEFT's configuration of a LoRA: ranks, alphas and the layers they are for."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from svdiff_delta._json import as_object, strict_json
+from svdiff_delta.errors import InputError, MetadataError
+
+ALPHA: Final = 8.0
+"""PEFT's default of `lora_alpha`."""
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """What a configuration says of scales.
+
+    Attributes:
+        alpha: `lora_alpha`; None if it is not given.
+        ranks, alphas: `rank_pattern` and `alpha_pattern`: values by regular expression of the layer's path.
+        root: `use_rslora`, alpha is divided by √rank.
+        fan_in_fan_out: whether weights are stored transposed.
+        default: the alpha if none is given; None for the rank.
+    """
+
+    alpha: float | None = None
+    ranks: Mapping[str, float] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    root: bool = False
+    fan_in_fan_out: bool = False
+    default: float | None = ALPHA
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether an alpha is given."""
+        return self.alpha is not None
+
+    def scale(self, path: str, rank: int) -> float:
+        """Return the factor of a layer with this rank."""
+        alpha = pattern_value(self.alphas, path)
+        if alpha is None:
+            alpha = self.alpha if self.alpha is not None else self.default
+        if alpha is None:
+            return 1.0
+        return alpha / (max(1, rank) ** 0.5 if self.root else max(1, rank))
+
+
+def pattern_value(patterns: Mapping[str, float], path: str) -> float | None:
+    """Return the value of the first pattern that a path matches from some dot on, as PEFT matches; None if none does.
+
+    Raises:
+        InputError: a pattern is no regular expression.
+    """
+    for pattern, value in patterns.items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", path):
+                return value
+        except re.error as error:
+            raise InputError(f"{pattern!r}: is no pattern of a layer's name ({error})") from None
+    return None
+
+
+def read_config(path: Path) -> PeftConfig:
+    """Return what a configuration file says of scales.
+
+    Raises:
+        InputError: it cannot be read, or is of another method than LoRA.
+        MetadataError: it is not valid, the message names the field.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: could not be read ({error.strerror})") from None
+    fields = as_object(strict_json(text, str(path), MetadataError), str(path))
+    if (method := fields.get("peft_type", "LORA")) != "LORA":
+        raise InputError(f"{path}: is of PEFT's method {method}, not LORA", fix="merge it with PEFT, then --from full")
+    return parse_config(fields, str(path))
+
+
+def parse_config(fields: Mapping[str, Any], where: str, default: float | None = ALPHA) -> PeftConfig:
+    """Return what the fields of a configuration say of scales.
+
+    Args:
+        fields: as in the file.
+        where: what errors call it.
+        default: the alpha if none is given.
+
+    Raises:
+        MetadataError: a field has a wrong type.
+    """
+    return PeftConfig(
+        alpha=None if fields.get("lora_alpha") is None else _number(fields["lora_alpha"], f"{where}: lora_alpha"),
+        ranks=_pattern(fields.get("rank_pattern"), f"{where}: rank_pattern"),
+        alphas=_pattern(fields.get("alpha_pattern"), f"{where}: alpha_pattern"),
+        root=bool(fields.get("use_rslora")),
+        fan_in_fan_out=bool(fields.get("fan_in_fan_out")),
+        default=default,
+    )
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise MetadataError(f"{where} must be a number, is {value!r}")
+    return float(value)
+
+
+def _pattern(value: Any, where: str) -> dict[str, float]:
+    return {key: _number(found, f"{where}.{key}") for key, found in as_object(value or {}, where).items()}
+
+
+def low_rank_config(ranks: Mapping[str, int], paths: Sequence[str]) -> dict[str, Any]:
+    """Return the fields for layers of these ranks, each with alpha = rank, so that every scale is 1.
+
+    Args:
+        ranks: the rank by path of the layer.
+        paths: all layers of the model, so that a path that others end in is not taken for them.
+    """
+    common = Counter(sorted(ranks.values())).most_common(1)[0][0]
+    others = {_pattern_of(path, paths): rank for path, rank in sorted(ranks.items()) if rank != common}
+    return {
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": others,
+        "alpha_pattern": dict(others),
+        "target_modules": _targets(sorted(ranks), paths),
+        "bias": "none",
+    }
+
+
+def _pattern_of(path: str, paths: Iterable[str]) -> str:
+    """Return the pattern of one layer; PEFT matches from any dot on, and `^` holds it to the whole path."""
+    ambiguous = any(other.endswith(f".{path}") for other in paths)
+    return f"{'^' if ambiguous else ''}{re.escape(path)}"
+
+
+def _targets(wanted: list[str], paths: Iterable[str]) -> list[str] | str:
+    """Return the layers' paths, or one pattern of them if PEFT would take other layers for them."""
+    chosen = set(wanted)
+    for path in paths:
+        if path not in chosen and any(path[i + 1 :] in chosen for i, char in enumerate(path) if char == "."):
+            return "|".join(map(re.escape, wanted))
+    return wanted

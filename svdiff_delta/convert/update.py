@@ -1,0 +1,220 @@
+"""The one form that all adapters are read into: an update of a single weight, whose ΔW is made when it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from svdiff_delta.errors import TensorError
+
+from .tensors import Ref, Shape
+
+
+class Update(Protocol):
+    """What an adapter does to one weight."""
+
+    def misfit(self, shape: Shape) -> str:
+        """Return why it does not fit a weight of this shape, read from shapes alone; empty if it fits."""
+
+    def change(self, weight: Tensor) -> Tensor:
+        """Return ΔW in float64, in the shape of the base's weight, which is given as it stands in the base."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """ΔW = scale · up · down (LoRA; LoCon for convolutions).
+
+    Attributes:
+        up: (rows, r), or (rows, r, 1, …) for a convolution.
+        down: (r, columns), or (r, in, k, …).
+        scale: factor on the product, alpha / r as a rule.
+        mid: (r, r, k, …) in between, where `down` is (r, in, 1, …).
+        transposed: whether the weight is stored transposed: embeddings, and GPT-2's linear layers.
+    """
+
+    up: Ref
+    down: Ref
+    scale: float = 1.0
+    mid: Ref | None = None
+    transposed: bool = False
+
+    @property
+    def rank(self) -> int:
+        """The number of columns of `up`, or rows of `down`."""
+        return self.down.shape[0]
+
+    def check(self) -> None:
+        """Raise TensorError unless `up` and `down` (and `mid`) have the same rank."""
+        ranks = (self.up.shape[1], self.down.shape[0]) if min(len(self.up.shape), len(self.down.shape)) > 1 else (0, 1)
+        if self.mid is not None and self.mid.shape[:2] != ranks:
+            raise TensorError(f"{self.mid}: has shape {list(self.mid.shape)}, its neighbours have ranks {ranks}")
+        if ranks[0] != ranks[1]:
+            raise TensorError(
+                f"{self.up} has shape {list(self.up.shape)}, {self.down.key} {list(self.down.shape)}: ranks differ",
+                fix="fetch the file again, or write it again with the tool that made it",
+            )
+
+    def misfit(self, shape: Shape) -> str:
+        """Return why it does not fit a weight of this shape."""
+        rows, columns = self.up.shape[0], prod(self.down.shape[1:])
+        if self.mid is not None:
+            columns *= prod(self.mid.shape[2:])
+        found = (columns, rows) if self.transposed else (rows, columns)
+        return _misfit(found, shape)
+
+    def change(self, weight: Tensor) -> Tensor:
+        """Return ΔW, float64."""
+        up, down = self.up.read().flatten(1), self.down.read()
+        if self.mid is not None:
+            down = torch.einsum("rs...,si->ri...", self.mid.read(), down.flatten(1))
+        product = up @ down.flatten(1) * self.scale
+        return (product.T if self.transposed else product).reshape(weight.shape)
+
+
+@dataclass(frozen=True)
+class Hadamard:
+    """ΔW = scale · (a₁ b₁) ⊙ (a₂ b₂) (LoHa).
+
+    Attributes:
+        a: two of (rows, r); with `t` (r, rows).
+        b: two of (r, columns); with `t` (r, in).
+        scale: factor on the product.
+        t: two of (r, r, k, …), the cores of Tucker's form, or none.
+    """
+
+    a: tuple[Ref, Ref]
+    b: tuple[Ref, Ref]
+    scale: float = 1.0
+    t: tuple[Ref, Ref] | None = None
+
+    def misfit(self, shape: Shape) -> str:
+        """Return why it does not fit a weight of this shape."""
+        for index in (0, 1):
+            found: Shape = (self.a[index].shape[0], self.b[index].shape[1])
+            if self.t is not None:
+                found = (self.a[index].shape[1], self.b[index].shape[1] * prod(self.t[index].shape[2:]))
+            if reason := _misfit(found, shape):
+                return reason
+        return ""
+
+    def change(self, weight: Tensor) -> Tensor:
+        """Return ΔW, float64."""
+        return (self._factor(0) * self._factor(1) * self.scale).reshape(weight.shape)
+
+    def _factor(self, index: int) -> Tensor:
+        a, b = self.a[index].read(), self.b[index].read()
+        if self.t is None:
+            return a @ b
+        return torch.einsum("ij...,ip,jr->pr...", self.t[index].read(), a, b).flatten(1)
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """ΔW = scale · w₁ ⊗ w₂, each of them whole or a product (LoKr).
+
+    Attributes:
+        first: (a, b), or its two factors (a, r) and (r, b).
+        second: (c, d) or (c, d, k, …), or its factors (c, r) and (r, d·k…); with `t` (r, c) and (r, d).
+        scale: factor on the product.
+        t: (r, r, k, …), the core of Tucker's form of `second`, or none.
+    """
+
+    first: tuple[Ref, ...]
+    second: tuple[Ref, ...]
+    scale: float = 1.0
+    t: Ref | None = None
+
+    def misfit(self, shape: Shape) -> str:
+        """Return why it does not fit a weight of this shape."""
+        a, b = self.first[0].shape[0], self.first[-1].shape[-1]
+        if self.t is not None:
+            c, d = self.second[0].shape[1], self.second[1].shape[1] * prod(self.t.shape[2:])
+        else:
+            c, d = self.second[0].shape[0], prod(self.second[-1].shape[1:])
+        return _misfit((a * c, b * d), shape)
+
+    def change(self, weight: Tensor) -> Tensor:
+        """Return ΔW, float64."""
+        first = _product(self.first)
+        if self.t is not None:
+            c, d = (ref.read() for ref in self.second)
+            second = torch.einsum("ij...,ip,jr->pr...", self.t.read(), c, d)
+        else:
+            second = _product(self.second)
+        # The kernel's places come last, and run with the columns of the second factor.
+        return (torch.kron(first, second.flatten(1)) * self.scale).reshape(weight.shape)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """ΔW itself, or with `replaces` the weight that stands in the base's place.
+
+    Attributes:
+        value: in the weight's shape, or flat.
+        replaces: whether ΔW is `value` − W.
+    """
+
+    value: Ref
+    replaces: bool = False
+
+    def misfit(self, shape: Shape) -> str:
+        """Return why it does not fit a weight of this shape."""
+        found = self.value.shape
+        return "" if found == shape or (prod(found),) == shape else _differs(found, shape)
+
+    def change(self, weight: Tensor) -> Tensor:
+        """Return ΔW, float64."""
+        value = self.value.read().reshape(weight.shape)
+        return value - weight.double() if self.replaces else value
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """ΔW = m · (W + ΔW′) / ‖W + ΔW′‖ − W, the norm taken along one axis (DoRA).
+
+    Attributes:
+        inner: ΔW′.
+        magnitude: m, as many values as the weight is long along the axis.
+        axis: the axis that keeps its length: 0 for a norm per output, 1 per input.
+    """
+
+    inner: Update
+    magnitude: Ref
+    axis: int = 0
+
+    def misfit(self, shape: Shape) -> str:
+        """Return why it does not fit a weight of this shape."""
+        if reason := self.inner.misfit(shape):
+            return reason
+        count = prod(self.magnitude.shape)
+        return (
+            "" if count == shape[self.axis] else f"has {count} magnitudes, the base {shape[self.axis]} along the axis"
+        )
+
+    def change(self, weight: Tensor) -> Tensor:
+        """Return ΔW, float64."""
+        whole = weight.double() + self.inner.change(weight)
+        others = [axis for axis in range(whole.dim()) if axis != self.axis]
+        norm = whole.square().sum(others, keepdim=True).sqrt()
+        return self.magnitude.read().reshape(norm.shape) / norm * whole - weight.double()
+
+
+def _product(refs: tuple[Ref, ...]) -> Tensor:
+    if len(refs) == 1:
+        return refs[0].read()
+    left, right = (ref.read() for ref in refs)
+    return left @ right.flatten(1)
+
+
+def _misfit(matrix: Shape, shape: Shape) -> str:
+    """Return why a matrix does not fit a weight of this shape: its rows, or the number of its elements."""
+    fits = bool(shape) and matrix[0] == shape[0] and prod(matrix) == prod(shape)
+    return "" if fits else _differs(matrix, shape)
+
+
+def _differs(found: Shape, shape: Shape) -> str:
+    return f"has shape {list(found)}, the base has {list(shape)}"

@@ -1,0 +1,230 @@
+"""Bad input: what no rule explains, other architectures, missing and broken tensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.adapters import save_peft, save_tensors
+from support.checkpoints import bert
+from support.files import listing
+from support.models import base_delta
+from support.weights import normal
+
+from svdiff_delta import convert
+from svdiff_delta.base import Base
+from svdiff_delta.errors import BaseMismatchError, HeaderError, InputError, MetadataError, TensorError
+from svdiff_train.tiny import open_tiny
+
+Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+FLAT = f"lora_unet_{Q.replace('.', '_')}"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Base:
+    return open_tiny()
+
+
+def pair(module: str = FLAT, rows: int = 192, columns: int = 192, rank: int = 2) -> dict[str, torch.Tensor]:
+    return {
+        f"{module}.lora_up.weight": normal(rows, rank),
+        f"{module}.lora_down.weight": normal(rank, columns),
+        f"{module}.alpha": torch.tensor(float(rank)),
+    }
+
+
+def refused(path: Path, base: Base, error: type[Exception], message: str, **how: object) -> None:
+    """It is refused, and nothing is written."""
+    before = listing(path.parent)
+    with pytest.raises(error, match=message):
+        convert(path, base=base, min_energy=0.0, output=path.parent / "out", **how)  # type: ignore[arg-type]
+    assert listing(path.parent) == before
+
+
+UNEXPLAINED = {
+    f"{FLAT}.oft_blocks": "no rule explains this key",
+    "lora_unet_nowhere.lora_down.weight": "the base has no such layer",
+    "lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": "the base has no such layer",
+    "something.else": "no rule explains this key",
+}
+
+
+@pytest.mark.parametrize("key", UNEXPLAINED)
+def test_a_key_that_no_rule_explains_is_listed_and_fails(tiny: Base, tmp_path: Path, key: str) -> None:
+    path = save_tensors(tmp_path / "x.safetensors", {**pair(), key: normal(2, 2)})
+    refused(path, tiny, InputError, rf"1 weights cannot be carried over.*: {key} \({UNEXPLAINED[key]}\): .*--allow-unm")
+    found = convert(path, base=tiny, min_energy=0.0, allow_unmatched=True)
+    assert found.left_out == {key: UNEXPLAINED[key]}
+    assert [*found.delta] == [f"unet.{Q}.weight"]
+
+
+@pytest.mark.parametrize("missing", ["lora_up.weight", "lora_down.weight"])
+def test_half_a_pair_is_listed(tiny: Base, tmp_path: Path, missing: str) -> None:
+    tensors = pair() | pair(FLAT.replace("to_q", "to_k"))
+    del tensors[f"{FLAT}.{missing}"]
+    path = save_tensors(tmp_path / "x.safetensors", tensors)
+    refused(path, tiny, InputError, rf"1 weights cannot be carried over: {FLAT}\.lora_(up|down)\.weight \(no rule")
+
+
+def test_half_a_pair_of_diffusers_is_listed(tiny: Base, tmp_path: Path) -> None:
+    k = Q.replace("to_q", "to_k")
+    tensors = {f"unet.{Q}.lora_A.weight": normal(2, 192), f"unet.{k}.lora_A.weight": normal(2, 192)}
+    tensors[f"unet.{k}.lora_B.weight"] = normal(192, 2)
+    refused(
+        save_tensors(tmp_path / "x.safetensors", tensors), tiny, InputError, r"lora_A\.weight \(lacks its other half"
+    )
+
+
+def test_nothing_that_matches_is_an_error_whatever_is_allowed(tiny: Base, tmp_path: Path) -> None:
+    path = save_tensors(tmp_path / "x.safetensors", pair("lora_unet_nowhere"))
+    message = r"x\.safetensors: nothing in it fits the base.*; lora_unet_nowhere\.alpha: the base has no such layer"
+    refused(path, tiny, BaseMismatchError, message)
+    refused(path, tiny, BaseMismatchError, message, allow_unmatched=True)
+
+
+LIKE = {
+    "SDXL": pair("lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k", 640, 2048),
+    "Stable Diffusion 1.x": pair("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", 320, 768),
+    "Stable Diffusion 2.x": pair("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", 320, 1024),
+    "Stable Diffusion 3": pair("lora_unet_joint_blocks_0_context_block_attn_qkv", 4608, 1536),
+    "Flux": pair("lora_unet_double_blocks_0_img_attn_proj", 3072, 3072),
+}
+
+
+@pytest.mark.parametrize("architecture", LIKE)
+def test_an_adapter_of_another_architecture_is_called_by_its_name(
+    tiny: Base, tmp_path: Path, architecture: str
+) -> None:
+    path = save_tensors(tmp_path / "x.safetensors", LIKE[architecture])
+    refused(
+        path, tiny, BaseMismatchError, rf"looks like an adapter of {architecture}, the base like a UNet of diffusers"
+    )
+
+
+def test_a_language_model_s_adapter_is_called_so(tiny: Base, tmp_path: Path) -> None:
+    path = "model.layers.0.self_attn.q_proj"
+    tensors = {f"{path}.lora_A.weight": normal(2, 8), f"{path}.lora_B.weight": normal(8, 2)}
+    folder = save_peft(tmp_path / "x", tensors, r=2, lora_alpha=2)
+    refused(folder, tiny, BaseMismatchError, "looks like an adapter of a language model or text encoder, the base like")
+
+
+def test_the_same_architecture_at_another_width_is_listed(tiny: Base, tmp_path: Path) -> None:
+    path = save_tensors(tmp_path / "x.safetensors", pair() | pair(FLAT.replace("to_q", "to_k"), 320, 320))
+    key = Q.replace("to_q", "to_k")
+    refused(path, tiny, InputError, rf"unet\.{key}\.weight \(has shape \[320, 320\], the base has \[192, 192\]\)")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["lora_up.weight", "alpha"])
+def test_nan_and_infinity_are_refused_by_key_and_file(tiny: Base, tmp_path: Path, part: str, value: float) -> None:
+    tensors = pair()
+    tensors[f"{FLAT}.{part}"] = torch.full_like(tensors[f"{FLAT}.{part}"], value)
+    path = save_tensors(tmp_path / "x.safetensors", tensors)
+    refused(
+        path, tiny, TensorError, rf"^{FLAT}\.{part} in .*x\.safetensors: (holds NaN or infinity|must be one finite)"
+    )
+
+
+@pytest.mark.parametrize("core", [False, True])
+def test_ranks_that_differ_are_refused(tiny: Base, tmp_path: Path, core: bool) -> None:
+    tensors = pair(rank=2) | {f"{FLAT}.lora_up.weight": normal(192, 3)}
+    if core:
+        tensors = pair(rank=2) | {f"{FLAT}.lora_mid.weight": normal(3, 2, 1, 1)}
+    path = save_tensors(tmp_path / "x.safetensors", tensors)
+    refused(path, tiny, TensorError, "ranks differ" if not core else r"lora_mid\.weight .*its neighbours have ranks")
+
+
+def test_ranks_of_peft_and_diffusers_that_differ_are_refused(tiny: Base, tmp_path: Path) -> None:
+    tensors = {f"{Q}.lora_A.weight": normal(2, 192), f"{Q}.lora_B.weight": normal(192, 3)}
+    refused(save_peft(tmp_path / "x", tensors, r=2, lora_alpha=2), tiny, TensorError, r"lora_B\.weight .* ranks differ")
+    path = save_tensors(tmp_path / "y.safetensors", {f"unet.{key}": value for key, value in tensors.items()})
+    refused(path, tiny, TensorError, r"lora_B\.weight .* ranks differ")
+
+
+def test_integers_are_no_weights(tiny: Base, tmp_path: Path) -> None:
+    tensors = pair() | {f"{FLAT}.lora_up.weight": torch.ones(192, 2, dtype=torch.int8)}
+    refused(save_tensors(tmp_path / "x.safetensors", tensors), tiny, TensorError, "is int8, not floating-point")
+
+
+def test_two_spellings_of_one_layer_are_refused(tiny: Base, tmp_path: Path) -> None:
+    flat = "lora_te_text_model_encoder_layers_1_mlp_fc1"
+    tensors = pair(flat, 512, 128) | pair(flat.replace("lora_te_", "lora_te1_"), 512, 128)
+    path = save_tensors(tmp_path / "x.safetensors", tensors)
+    refused(path, tiny, InputError, r"two sets of keys change text_encoder\.encoder\.layers\.1\.mlp\.fc1\.weight")
+
+
+def test_little_energy_is_explained_and_refused_by_default(tiny: Base, tmp_path: Path) -> None:
+    path = save_tensors(tmp_path / "x.safetensors", pair())
+    with pytest.raises(InputError, match=r"^only .* less than the least share of 50\.00%: a shift can only stretch"):
+        convert(path, base=tiny)
+    found = convert(path, base=tiny, min_energy=0.0)
+    assert 0 < found.captured < 0.1
+
+
+def test_a_broken_file_is_named(tiny: Base, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"\xff" * 40)
+    refused(tmp_path / "x.safetensors", tiny, HeaderError, r"x\.safetensors: this is not a safetensors file")
+
+
+def test_a_file_of_something_else_does_not_say_what_it_is(tiny: Base, tmp_path: Path) -> None:
+    path = save_tensors(tmp_path / "x.safetensors", {"a": normal(2, 2)})
+    refused(path, tiny, InputError, r"does not say what it is: give --from, one of full, peft, flux, lycoris, kohya")
+    refused(path, tiny, BaseMismatchError, "nothing in it fits the base", from_="kohya")
+
+
+# --- PEFT's configuration ---
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Base:
+    return bert(tmp_path / "bert")
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({"peft_type": "LOHA"}, InputError, "is of PEFT's method LOHA, not LORA"),
+        ({"lora_alpha": "8"}, MetadataError, "lora_alpha must be a number, is '8'"),
+        ({"alpha_pattern": {"query": None}}, MetadataError, r"alpha_pattern\.query must be a number"),
+        ({"rank_pattern": [4]}, MetadataError, "rank_pattern: must be a JSON object"),
+        ({"lora_alpha": 8, "alpha_pattern": {"(": 4}}, InputError, r"'\(': is no pattern of a layer's name"),
+    ],
+)
+def test_a_broken_configuration(
+    model: Base, tmp_path: Path, config: dict[str, object], error: type[Exception], message: str
+) -> None:
+    path = "encoder.layer.0.attention.self.query"
+    tensors = {f"{path}.lora_A.weight": normal(2, 16), f"{path}.lora_B.weight": normal(16, 2)}
+    folder = save_peft(tmp_path / "x", tensors)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
+    refused(folder, model, error, message)
+
+
+def test_a_folder_without_weights_or_configuration(model: Base, tmp_path: Path) -> None:
+    folder = save_peft(tmp_path / "x", {"a": normal(2)})
+    (folder / "adapter_model.safetensors").unlink()
+    refused(folder, model, InputError, r"adapter_model\.safetensors: could not be read")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", model, InputError, "has no adapter_config.json", from_="peft")
+
+
+# --- The document ---
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("{}", "names: must be a list of strings"),
+        ('{"names":["a"],"format":"svdiff-delta"}', "format: must be 'svdiff-adapter'"),
+    ],
+)
+def test_a_broken_document_is_refused(tiny: Base, tmp_path: Path, document: str, message: str) -> None:
+    delta = base_delta(tiny, f"unet.{Q}.weight")
+    convert(delta, to="kohya", base=tiny, rank=1, output=tmp_path / "x.safetensors")
+    tensors = load_file(tmp_path / "x.safetensors")
+    save_file(tensors, tmp_path / "y.safetensors", metadata={"svdiff.adapter": document})
+    refused(tmp_path / "y.safetensors", tiny, MetadataError, rf"y\.safetensors: .*{message}")
