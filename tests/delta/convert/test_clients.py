@@ -24,7 +24,7 @@ from svdiff_train.tiny import open_tiny
 ALL = 100_000
 """More than any rank: what is written is full-rank."""
 
-DENOISER, TEXT = 133, 18
+DENOISER, TEXT = 169, 18
 """Layers of the embedded base that are no norms."""
 
 
