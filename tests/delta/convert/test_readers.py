@@ -180,6 +180,33 @@ def test_folders_for_each_component_are_read_together(tiny: Base, tmp_path: Path
     assert len(found.sources()) == 2
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"r": 4, "lora_alpha": 6},
+        {"r": 4, "lora_alpha": 6, "use_rslora": True, "rank_pattern": {"intermediate.dense": 2}},
+        {"r": 4, "lora_alpha": 6, "use_dora": True, "alpha_pattern": {"query": 1, "0.output.dense": 12}},
+    ],
+)
+def test_peft_itself_makes_the_same_of_what_it_wrote(model: Base, tmp_path: Path, config: dict[str, Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel
+
+    live: Any = AutoModel.from_pretrained(model.path).double()
+    before = {key: value.clone() for key, value in live.state_dict().items()}
+    targets = ["query", "intermediate.dense", "0.output.dense"]
+    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):  # PEFT asks transformers for it
+        wrapped: Any = get_peft_model(live, LoraConfig(target_modules=targets, init_lora_weights=False, **config))
+    wrapped.save_pretrained(tmp_path / "lora")
+    found = changes(tmp_path / "lora", "peft", model)
+    assert [*found.kinds] == sorted(f"model.{path}.weight" for path in (QUERY, GROW, SHRINK))
+    assert found.left_out == {}
+    merged = wrapped.merge_and_unload().state_dict()
+    for name in found.kinds:
+        key = name.removeprefix("model.")
+        assert relative(found.read(name), merged[key] - before[key]) < 1e-6, name  # PEFT keeps factors in float32
+
+
 # --- diffusers ---
 
 SPELLINGS = {
