@@ -44,7 +44,7 @@ class Subject:
         return f"a photo of a sks {self.noun}"
 
 
-SUBJECTS: Final = (Subject("panda", "panda face"), Subject("turtle", "turtle"))
+SUBJECTS: Final = (Subject("black_cat", "cat"), Subject("police_car", "car"))
 PROMPTS: Final = (*(subject.prompt for subject in SUBJECTS), "a photo of a house")
 
 

@@ -90,8 +90,7 @@ a few points of chance):
   vendors draw. Scenes are composed from numbered random draws: {train_scenes} for the autoencoder and the CLIP,
   {calm_scenes} for the UNet (in half of those the subjects stand straight), {unseen_scenes} unseen ones to measure.
 - CLIP (seed {clip_seed}): contrast with captions, plus naming the subject among all, of whole scenes and of crops.
-- Autoencoder (seed {vae_seed}): 64x64x3 to 16x16x4; absolute and squared error, divergence weight {kl:g}. Afterwards
-  the decoder alone, and the CLIP's image tower alone, were trained on.
+- Autoencoder (seed {vae_seed}): 64x64x3 to 16x16x4; absolute and squared error, divergence weight {kl:g}.{after}
 - UNet (seed {unet_seed}): noise prediction on latents encoded once, batches of 32, min-SNR weights (gamma {gamma:g}),
   {dropped:.0%} of the captions dropped, AdamW, constant rate with a warm-up and a final decline, averaged weights.
 - Time on two CPU cores: {hours}.
@@ -149,6 +148,13 @@ def write_card(out: Path, runs: Path, measured: Path | None, weights: int) -> No
     (out / "README.md").write_text(render(runs, figures, weights))
 
 
+def _trained_on(runs: Path) -> str:
+    """What was trained on after the autoencoder and the CLIP, as their logs say."""
+    parts = {"decoder": "the decoder alone", "clip_image": "the CLIP's image tower alone"}
+    found = [what for stage, what in parts.items() if (runs / f"{stage}.jsonl").exists()]
+    return f" Afterwards\n  {' and '.join(found)} went on training." if found else ""
+
+
 def render(runs: Path, figures: str, weights: int) -> str:
     """The card: `figures` is the benchmark's table, `weights` the number of weights of all parts."""
     spent = ", ".join(f"{name} {value:.1f} h" for name, value in hours(runs).items())
@@ -157,6 +163,7 @@ def render(runs: Path, figures: str, weights: int) -> str:
         figures=figures,
         curve=curve(runs / "unet.jsonl"),
         hours=spent,
+        after=_trained_on(runs),
         **_facts(),
     )
 

@@ -21,7 +21,7 @@ from svdiff_cli.main import main
 from svdiff_delta import load, save
 from svdiff_train.tiny import base_path, open_tiny, pictures_path
 
-PROMPT = "a photo of a sks panda face"
+PROMPT = "a photo of a sks cat"
 
 
 def run(*arguments: object) -> Result:
@@ -132,15 +132,15 @@ def test_verify_refuses_a_base_that_is_not_the_delta_s(delta: Path, tmp_path: Pa
 
 
 def train(output: Path, *more: object) -> Result:
-    return run("train", "tiny", pictures_path("panda"), "--prompt", PROMPT, "-o", output, *more)
+    return run("train", "tiny", pictures_path("black_cat"), "--prompt", PROMPT, "-o", output, *more)
 
 
 def test_train_writes_a_delta_with_its_facts_and_title(tmp_path: Path) -> None:
-    output = tmp_path / "panda.safetensors"
-    result = train(output, "--steps", 2, "--select", "unet-ca", "--title", "A panda")
+    output = tmp_path / "cat.safetensors"
+    result = train(output, "--steps", 2, "--select", "unet-ca", "--title", "A cat")
     assert result.exit_code == 0, result.output
     delta = load(output)
-    assert delta.metadata.title == "A panda"
+    assert delta.metadata.title == "A cat"
     assert (delta.metadata.training or {})["steps"] == 2
     assert result.stdout.startswith(f"wrote {output}: 2 steps, ")
 
@@ -165,13 +165,13 @@ def test_train_refuses_a_selector_that_matches_nothing(tmp_path: Path) -> None:
 def interrupted_training(where: str, output: Path) -> subprocess.CompletedProcess[str]:
     """Train in a process that gets a SIGINT when it comes to `where`, a line of Python in the training loop."""
     script = f"import os, signal, svdiff_train.loop as loop\n{where}\nfrom svdiff_cli.main import main; main()"
-    command = [sys.executable, "-c", script, "train", "tiny", str(pictures_path("panda")), "--prompt", PROMPT]
+    command = [sys.executable, "-c", script, "train", "tiny", str(pictures_path("black_cat")), "--prompt", PROMPT]
     command += ["--select", "mid-ca", "--steps", "500", "-o", str(output)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_ctrl_c_while_training_saves_what_is_there_and_says_so(tmp_path: Path) -> None:
-    output = tmp_path / "panda.safetensors"
+    output = tmp_path / "cat.safetensors"
     where = (
         "step = loop._Run.step\n"
         "def interrupted(self, number):\n"

@@ -23,10 +23,8 @@ from svdiff_train.loss import denoising_loss
 from svdiff_train.pipelines import load_pipeline
 from svdiff_train.tiny import open_tiny, pictures_path
 
-PICTURES = pictures_path("panda")
-CONFIG = TrainConfig(
-    prompt="a photo of a sks panda face", steps=6, batch_size=2, learning_rate=5e-2, learning_rate_1d=1e-2
-)
+PICTURES = pictures_path("black_cat")
+CONFIG = TrainConfig(prompt="a photo of a sks cat", steps=6, batch_size=2, learning_rate=5e-2, learning_rate_1d=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +58,7 @@ def loss_on_pictures(delta: Delta | None) -> float:
 
 
 def test_training_lowers_the_loss_on_the_subject(outcome: Outcome) -> None:
-    longer = train(open_tiny(), PICTURES, replace(CONFIG, steps=25))
+    longer = train(open_tiny(), PICTURES, replace(CONFIG, steps=60))
     assert loss_on_pictures(longer.delta) < 0.9 * loss_on_pictures(None)
 
 
@@ -73,7 +71,7 @@ def test_the_run_is_recorded_without_paths_or_times(outcome: Outcome) -> None:
     training = dict(outcome.delta.metadata.training or {})
     assert training == {
         "method": "svdiff",
-        "prompt": "a photo of a sks panda face",
+        "prompt": "a photo of a sks cat",
         "selectors": ["unet"],
         "steps": 6,
         "batch_size": 2,
@@ -98,9 +96,9 @@ from svdiff_delta import save
 from svdiff_train.config import TrainConfig
 from svdiff_train.loop import train
 from svdiff_train.tiny import open_tiny, pictures_path
-config = TrainConfig(prompt="a photo of a sks panda face", class_prompt="a photo of a panda face", steps=2,
+config = TrainConfig(prompt="a photo of a sks cat", class_prompt="a photo of a cat", steps=2,
                      class_images=2, selectors=("unet-ca",))
-save(train(open_tiny(), pictures_path("panda"), config).delta, sys.argv[1])
+save(train(open_tiny(), pictures_path("black_cat"), config).delta, sys.argv[1])
 """
 
 
@@ -115,13 +113,13 @@ def test_two_processes_with_different_hash_seeds_train_the_same_bytes(tmp_path: 
 
 
 def test_prior_preservation_changes_what_is_learned_and_is_recorded() -> None:
-    config = replace(CONFIG, steps=2, class_prompt="a photo of a panda face", class_images=2, prior_weight=0.5)
+    config = replace(CONFIG, steps=2, class_prompt="a photo of a cat", class_images=2, prior_weight=0.5)
     seen: list[tuple[int, int]] = []
     with_prior = train(open_tiny(), PICTURES, config, watch=Watch(class_images=lambda *done: seen.append(done)))
     without = train(open_tiny(), PICTURES, replace(config, prior_weight=0.0))
     assert seen[-1] == (2, 2)
     training = with_prior.delta.metadata.training or {}
-    assert (training["class_prompt"], training["prior_weight"]) == ("a photo of a panda face", 0.5)
+    assert (training["class_prompt"], training["prior_weight"]) == ("a photo of a cat", 0.5)
     assert any(not np.array_equal(with_prior.delta[name], without.delta[name]) for name in without.delta)
 
 

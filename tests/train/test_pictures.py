@@ -17,7 +17,7 @@ from svdiff_train.sample import Sampling, generate, sheet
 from svdiff_train.tiny import base_path, open_tiny
 
 SAMPLING = Sampling(steps=8, guidance=4.0)
-JOBS = [("a photo of a panda face", 0), ("a photo of a house", 1)]
+JOBS = [("a photo of a cat", 0), ("a photo of a house", 1)]
 
 
 def difference(a: list[Image.Image], b: list[Image.Image]) -> int:
