@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from svdiff_delta._atomic import replace_folder
-from svdiff_delta.base import Base
-from svdiff_delta.errors import BaseError, InputError
+from svdiff_delta.errors import BaseError, InputError, TensorError
 from svdiff_delta.kinds import base_kinds
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.parameter import Kind, Parameter
 
 from .adapter import NO_MODULE, NO_RULE, Adapter, width
 from .dialect import Changes, Dialect, Job
@@ -29,6 +28,9 @@ from .update import Decomposed, LowRank, Update, Whole
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 PREFIX: Final = "base_model.model."
+
+Kinds = Mapping[str, tuple[Kind, int]]
+"""Kind and axis by parameter name."""
 
 PARTS: Final = {
     "lora_A.weight": "down",
@@ -69,12 +71,12 @@ def read(source: str, job: Job) -> Changes:
     found = folders(Path(source))
     if not found:
         raise InputError(f"{source}: has no {CONFIG}", fix=f"name the folder with {CONFIG} and {WEIGHTS}")
-    names, adapter = Names(job.base), Adapter(source, [])
+    names, adapter, kinds = Names(job.base), Adapter(source, []), base_kinds(job.base, on_request=True)
     for folder in found:
         config, file = read_config(folder / CONFIG), open_tensors(folder / WEIGHTS)
         adapter.files.append(file)
         adapter.extra[CONFIG] = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
-        _read_folder(file, config, _component(folder, file, names), names, adapter)
+        _read_folder(file, config, _component(folder, file, names), names, kinds, adapter)
     return adapter.changes(job)
 
 
@@ -88,7 +90,10 @@ def _component(folder: Path, file: TensorFile, names: Names) -> str:
     return max(fitting, key=lambda part: fitting[part])
 
 
-def _read_folder(file: TensorFile, config: PeftConfig, component: str, names: Names, adapter: Adapter) -> None:
+def _read_folder(
+    file: TensorFile, config: PeftConfig, component: str, names: Names, kinds: Kinds, adapter: Adapter
+) -> None:
+    """Take the updates of one folder. Whether a weight is stored transposed its layer's class says, as in PEFT."""
     modules: dict[str, dict[str, Ref]] = defaultdict(dict)
     for key in file.keys():  # noqa: SIM118 - it is no mapping
         inner = key.removeprefix(PREFIX)
@@ -103,7 +108,7 @@ def _read_folder(file: TensorFile, config: PeftConfig, component: str, names: Na
         down = refs.get("down") or refs.get("embedding_up")
         adapter.widths[f"{component}.{path}"] = width(down) if down else 0
         name = names.dotted(component, path)
-        update = _update(path, refs, config, transposed=name is not None and _transposed(names.base, name, config))
+        update = _update(path, refs, config, transposed=_stored_transposed(kinds, name))
         if name is None:
             adapter.left_out |= dict.fromkeys((ref.key for ref in refs.values()), NO_MODULE)
         elif update is None:
@@ -129,23 +134,8 @@ def _read_whole(key: str, inner: str, component: str, names: Names, ref: Ref, ad
         adapter.left_out[key] = "is a bias"
 
 
-def _transposed(base: Base, name: str, config: PeftConfig) -> bool:
-    """Tell whether a weight is stored as (inputs, outputs), as GPT-2's is; PEFT goes by the layer's class too."""
-    try:
-        found = base_kinds_of(base).get(name)
-    except BaseError:
-        return config.fan_in_fan_out
-    return found is not None and found[1] == 1
-
-
-def base_kinds_of(base: Base) -> Mapping[str, tuple[str, int]]:
-    """Return kind and axis of every layer, embeddings included; made once for a base."""
-    if base.path not in _KINDS or _KINDS[base.path][0] is not base:
-        _KINDS[base.path] = base, base_kinds(base, on_request=True)
-    return _KINDS[base.path][1]
-
-
-_KINDS: Final[dict[Path, tuple[Base, Mapping[str, tuple[str, int]]]]] = {}
+def _stored_transposed(kinds: Kinds, name: str | None) -> bool:
+    return name is not None and name in kinds and kinds[name][1] == 1
 
 
 def _update(path: str, refs: Mapping[str, Ref], config: PeftConfig, *, transposed: bool) -> Update | None:
@@ -155,7 +145,9 @@ def _update(path: str, refs: Mapping[str, Ref], config: PeftConfig, *, transpose
         up, down = refs["up"], refs["down"]
     else:
         return None
-    rank = down.shape[0]
+    rank, said = down.shape[0], config.rank(path)
+    if said is not None and said != rank:
+        raise TensorError(f"{down}: has rank {rank}, {CONFIG} says {said:g}", fix="fetch both files again")
     update: Update = LowRank(up, down, config.scale(path, rank), transposed=transposed)
     # With a transposed weight the outputs, which have the magnitudes, are the columns.
     return Decomposed(update, refs["magnitude"], int(transposed)) if "magnitude" in refs else update
@@ -173,7 +165,7 @@ class PeftTarget(Target):
         """Take the base's names, and the classes of its layers if it says them."""
         self._names = names
         try:
-            self._kinds: Mapping[str, tuple[str, int]] | None = base_kinds(names.base)
+            self._kinds: Kinds | None = base_kinds(names.base)
         except BaseError:
             self._kinds = None
 
@@ -204,7 +196,7 @@ class PeftTarget(Target):
             "base_model_name_or_path": info.repository,
             "revision": info.revision,
             "inference_mode": True,
-            "fan_in_fan_out": self._kinds is not None and any(self._kinds.get(n, ("", 0))[1] == 1 for n in ranks),
+            "fan_in_fan_out": self._kinds is not None and any(_stored_transposed(self._kinds, name) for name in ranks),
             **low_rank_config(paths, [*self._names.paths(component)]),
         }
 

@@ -22,23 +22,28 @@ class PeftConfig:
 
     Attributes:
         alpha: `lora_alpha`; None if it is not given.
+        r: the rank; None if it is not given.
         ranks, alphas: `rank_pattern` and `alpha_pattern`: values by regular expression of the layer's path.
         root: `use_rslora`, alpha is divided by √rank.
-        fan_in_fan_out: whether weights are stored transposed.
         default: the alpha if none is given; None for the rank.
     """
 
     alpha: float | None = None
+    r: float | None = None
     ranks: Mapping[str, float] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
     root: bool = False
-    fan_in_fan_out: bool = False
     default: float | None = ALPHA
 
     @property
     def has_alpha(self) -> bool:
         """Whether an alpha is given."""
         return self.alpha is not None
+
+    def rank(self, path: str) -> float | None:
+        """Return the rank that a layer should have; None if nothing says it."""
+        found = pattern_value(self.ranks, path)
+        return self.r if found is None else found
 
     def scale(self, path: str, rank: int) -> float:
         """Return the factor of a layer with this rank."""
@@ -95,10 +100,10 @@ def parse_config(fields: Mapping[str, Any], where: str, default: float | None = 
     """
     return PeftConfig(
         alpha=None if fields.get("lora_alpha") is None else _number(fields["lora_alpha"], f"{where}: lora_alpha"),
+        r=None if fields.get("r") is None else _number(fields["r"], f"{where}: r"),
         ranks=_pattern(fields.get("rank_pattern"), f"{where}: rank_pattern"),
         alphas=_pattern(fields.get("alpha_pattern"), f"{where}: alpha_pattern"),
         root=bool(fields.get("use_rslora")),
-        fan_in_fan_out=bool(fields.get("fan_in_fan_out")),
         default=default,
     )
 

@@ -106,7 +106,8 @@ def test_what_cannot_work_is_one_line(delta: Path, arguments: list[str], words: 
 
 
 def test_what_was_trained_as_lora_is_refused_with_the_reason(delta: Path) -> None:
-    tensors = {f"{FLAT}.lora_up.weight": normal(160, 4), f"{FLAT}.lora_down.weight": normal(4, 160, seed=1)}
+    wide = open_tiny().shape("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight")[0]
+    tensors = {f"{FLAT}.lora_up.weight": normal(wide, 4), f"{FLAT}.lora_down.weight": normal(4, wide, seed=1)}
     save_tensors(Path("lora.safetensors"), tensors)
     run = svdiff("convert", "lora.safetensors", "--base", "tiny", "-o", "x.safetensors")
     assert run.code == 1

@@ -24,8 +24,14 @@ from svdiff_train.tiny import open_tiny
 ALL = 100_000
 """More than any rank: what is written is full-rank."""
 
-DENOISER, TEXT = 169, 18
-"""Layers of the embedded base that are no norms."""
+
+def layers(model: torch.nn.Module) -> int:
+    """Return how many layers of a live model LoRA has a form for."""
+    return sum(isinstance(module, torch.nn.Linear | torch.nn.Conv2d) for module in model.modules())
+
+
+PARTS: Any = load_pipeline(open_tiny())
+DENOISER, TEXT = layers(PARTS.unet), layers(PARTS.text_encoder)
 
 
 @pytest.fixture(scope="module")

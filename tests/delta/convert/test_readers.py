@@ -25,10 +25,12 @@ QUERY = "encoder.layer.0.attention.self.query"  # 16 x 16
 GROW = "encoder.layer.0.intermediate.dense"  # 24 x 16
 SHRINK = "encoder.layer.0.output.dense"  # 16 x 24
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"  # from text, 128 wide
+KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"  # from text
 CONV = "mid_block.resnets.0.conv1"
 FLAT = {path: path.replace(".", "_") for path in (Q, KEY, CONV)}
 TEXT = "encoder.layers.1.mlp.fc1"
+WIDE, CONTEXT = open_tiny().shape(f"unet.{KEY}.weight")
+GROWN, TEXT_WIDE = open_tiny().shape(f"text_encoder.{TEXT}.weight")
 
 
 @pytest.fixture
@@ -170,7 +172,7 @@ def test_a_config_without_alpha_has_peft_s_default_and_says_so(model: Base, tmp_
 
 
 def test_folders_for_each_component_are_read_together(tiny: Base, tmp_path: Path) -> None:
-    a, b = factors(160, 2, 160), factors(512, 2, 128)
+    a, b = factors(WIDE, 2, WIDE), factors(GROWN, 2, TEXT_WIDE)
     (tmp_path / "lora").mkdir()
     save_peft(tmp_path / "lora" / "unet", lora(Q, *a), r=2, lora_alpha=2)
     save_peft(tmp_path / "lora" / "text_encoder", lora(f"text_model.{TEXT}", *b), r=2, lora_alpha=4)
@@ -178,6 +180,33 @@ def test_folders_for_each_component_are_read_together(tiny: Base, tmp_path: Path
     assert [*found.kinds] == [f"text_encoder.{TEXT}.weight", f"unet.{Q}.weight"]
     assert relative(found.read(f"text_encoder.{TEXT}.weight"), 2 * b[0].double() @ b[1].double()) < 1e-14
     assert len(found.sources()) == 2
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"r": 4, "lora_alpha": 6},
+        {"r": 4, "lora_alpha": 6, "use_rslora": True, "rank_pattern": {"intermediate.dense": 2}},
+        {"r": 4, "lora_alpha": 6, "use_dora": True, "alpha_pattern": {"query": 1, "0.output.dense": 12}},
+    ],
+)
+def test_peft_itself_makes_the_same_of_what_it_wrote(model: Base, tmp_path: Path, config: dict[str, Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel
+
+    live: Any = AutoModel.from_pretrained(model.path).double()
+    before = {key: value.clone() for key, value in live.state_dict().items()}
+    targets = ["query", "intermediate.dense", "0.output.dense"]
+    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):  # PEFT asks transformers for it
+        wrapped: Any = get_peft_model(live, LoraConfig(target_modules=targets, init_lora_weights=False, **config))
+    wrapped.save_pretrained(tmp_path / "lora")
+    found = changes(tmp_path / "lora", "peft", model)
+    assert [*found.kinds] == sorted(f"model.{path}.weight" for path in (QUERY, GROW, SHRINK))
+    assert found.left_out == {}
+    merged = wrapped.merge_and_unload().state_dict()
+    for name in found.kinds:
+        key = name.removeprefix("model.")
+        assert relative(found.read(name), merged[key] - before[key]) < 1e-6, name  # PEFT keeps factors in float32
 
 
 # --- diffusers ---
@@ -192,7 +221,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_spelling_of_diffusers(tiny: Base, tmp_path: Path, spelling: str) -> None:
-    up, down = factors(160, 3, 160)
+    up, down = factors(WIDE, 3, WIDE)
     a, b = SPELLINGS[spelling]
     path = save_tensors(tmp_path / "x.safetensors", {a: down, b: up})
     assert relative(only(path, "diffusers", tiny, f"unet.{Q}.weight"), up.double() @ down.double()) < 1e-14
@@ -210,7 +239,7 @@ def test_every_spelling_of_diffusers(tiny: Base, tmp_path: Path, spelling: str) 
     ],
 )
 def test_old_spellings_of_text_encoders(tiny: Base, tmp_path: Path, inner: str, name: str) -> None:
-    up, down = factors(tiny.shape(f"text_encoder.{name}.weight")[0], 3, 128)
+    up, down = factors(tiny.shape(f"text_encoder.{name}.weight")[0], 3, TEXT_WIDE)
     tensors = {f"text_encoder.{inner}".format("up"): up, f"text_encoder.{inner}".format("down"): down}
     path = save_tensors(tmp_path / "x.safetensors", tensors)
     found = only(path, "diffusers", tiny, f"text_encoder.{name}.weight")
@@ -226,7 +255,7 @@ def test_old_spellings_of_text_encoders(tiny: Base, tmp_path: Path, inner: str, 
     ],
 )
 def test_diffusers_metadata_gives_the_scale(tiny: Base, tmp_path: Path, config: dict[str, Any], scale: float) -> None:
-    up, down = factors(160, 3, 160)
+    up, down = factors(WIDE, 3, WIDE)
     tensors = {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up}
     path = save_tensors(tmp_path / "x.safetensors", tensors, lora_adapter_metadata=json.dumps(config))
     expected = scale * up.double() @ down.double()
@@ -234,7 +263,7 @@ def test_diffusers_metadata_gives_the_scale(tiny: Base, tmp_path: Path, config: 
 
 
 def test_a_key_with_alpha_gives_the_scale_too(tiny: Base, tmp_path: Path) -> None:
-    up, down = factors(160, 4, 160)
+    up, down = factors(WIDE, 4, WIDE)
     tensors = {f"unet.{Q}.lora.down.weight": down, f"unet.{Q}.lora.up.weight": up, f"unet.{Q}.alpha": torch.tensor(1.0)}
     path = save_tensors(tmp_path / "x.safetensors", tensors)
     assert relative(only(path, "diffusers", tiny, f"unet.{Q}.weight"), 0.25 * up.double() @ down.double()) < 1e-14
@@ -249,7 +278,7 @@ def module(path: str, prefix: str = "lora_unet", **tensors: Tensor) -> dict[str,
 
 @pytest.mark.parametrize(("alpha", "scale"), [(4.0, 1.0), (1.0, 0.25), (-2.0, -0.5), (None, 1.0), (0.0, 1.0)])
 def test_kohya_s_alpha(tiny: Base, tmp_path: Path, alpha: float | None, scale: float) -> None:
-    up, down = factors(160, 4, 128)
+    up, down = factors(WIDE, 4, CONTEXT)
     tensors = module(KEY, lora_up__weight=up, lora_down__weight=down)
     if alpha is not None:
         tensors |= module(KEY, alpha=torch.tensor(alpha))
@@ -262,7 +291,7 @@ def test_kohya_s_alpha(tiny: Base, tmp_path: Path, alpha: float | None, scale: f
 
 
 def test_kohya_s_convolution(tiny: Base, tmp_path: Path) -> None:
-    up, down = normal(160, 4, 1, 1), normal(4, 160, 3, 3, seed=1)
+    up, down = normal(WIDE, 4, 1, 1), normal(4, WIDE, 3, 3, seed=1)
     path = save_tensors(
         tmp_path / "x.safetensors",
         module(CONV, lora_up__weight=up, lora_down__weight=down, alpha=torch.tensor(2.0)),
@@ -272,7 +301,7 @@ def test_kohya_s_convolution(tiny: Base, tmp_path: Path) -> None:
 
 
 def test_kohya_s_convolution_with_a_core(tiny: Base, tmp_path: Path) -> None:
-    up, mid, down = normal(160, 4, 1, 1), normal(4, 4, 3, 3, seed=1), normal(4, 160, 1, 1, seed=2)
+    up, mid, down = normal(WIDE, 4, 1, 1), normal(4, 4, 3, 3, seed=1), normal(4, WIDE, 1, 1, seed=2)
     tensors = module(CONV, lora_up__weight=up, lora_mid__weight=mid, lora_down__weight=down, alpha=torch.tensor(8.0))
     path = save_tensors(tmp_path / "x.safetensors", tensors)
     expected = 2 * torch.einsum("or,rskl,si->oikl", up.double()[..., 0, 0], mid.double(), down.double()[..., 0, 0])
@@ -280,7 +309,7 @@ def test_kohya_s_convolution_with_a_core(tiny: Base, tmp_path: Path) -> None:
 
 
 def test_kohya_s_text_encoder(tiny: Base, tmp_path: Path) -> None:
-    up, down = factors(512, 2, 128)
+    up, down = factors(GROWN, 2, TEXT_WIDE)
     for prefix in ("lora_te_text_model_encoder", "lora_te1_text_model_encoder", "lora_te_encoder"):
         flat = f"{prefix}_layers_1_mlp_fc1"
         tensors = {f"{flat}.lora_up.weight": up, f"{flat}.lora_down.weight": down, f"{flat}.alpha": torch.tensor(2.0)}
@@ -299,7 +328,7 @@ def hada(rows: int, columns: int, rank: int, seed: int) -> tuple[Tensor, Tensor]
 
 @pytest.mark.parametrize("prefix", ["lycoris", "lora_unet"])
 def test_loha(tiny: Base, tmp_path: Path, prefix: str) -> None:
-    (a, b), (c, d) = hada(160, 128, 3, 0), hada(160, 128, 3, 2)
+    (a, b), (c, d) = hada(WIDE, CONTEXT, 3, 0), hada(WIDE, CONTEXT, 3, 2)
     parts = {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": c, "hada_w2_b": d, "alpha": torch.tensor(6.0)}
     path = lycoris(tmp_path, module(KEY, prefix, **parts))
     expected = 2 * (a.double() @ b.double()) * (c.double() @ d.double())
@@ -308,7 +337,7 @@ def test_loha(tiny: Base, tmp_path: Path, prefix: str) -> None:
 
 def test_loha_of_a_convolution_with_cores(tiny: Base, tmp_path: Path) -> None:
     t1, t2 = normal(3, 3, 3, 3), normal(3, 3, 3, 3, seed=1)
-    a, b, c, d = (normal(3, 160, seed=seed) for seed in (2, 3, 4, 5))
+    a, b, c, d = (normal(3, WIDE, seed=seed) for seed in (2, 3, 4, 5))
     parts = {"hada_t1": t1, "hada_t2": t2, "hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": c, "hada_w2_b": d}
     path = lycoris(tmp_path, module(CONV, "lycoris", **parts, alpha=torch.tensor(3.0)))
 
@@ -322,7 +351,7 @@ def test_loha_of_a_convolution_with_cores(tiny: Base, tmp_path: Path) -> None:
 @pytest.mark.parametrize("first_whole", [True, False])
 @pytest.mark.parametrize("second_whole", [True, False])
 def test_lokr(tiny: Base, tmp_path: Path, first_whole: bool, second_whole: bool) -> None:
-    first, (a, b) = normal(10, 8), hada(10, 8, 2, 3)
+    first, (a, b) = normal(WIDE // 16, CONTEXT // 16), hada(WIDE // 16, CONTEXT // 16, 2, 3)
     second, (c, d) = normal(16, 16, seed=1), hada(16, 16, 4, 5)
     parts = {"alpha": torch.tensor(2.0)}
     parts |= {"lokr_w1": first} if first_whole else {"lokr_w1_a": a, "lokr_w1_b": b}
@@ -332,26 +361,31 @@ def test_lokr(tiny: Base, tmp_path: Path, first_whole: bool, second_whole: bool)
     two = second.double() if second_whole else c.double() @ d.double()
     # alpha over the rank of the second factor, else of the first; 1 where both are whole, whatever alpha says.
     scale = 1.0 if first_whole and second_whole else 2 / (2 if second_whole else 4)
-    expected = scale * torch.einsum("ab,cd->acbd", one, two).reshape(160, 128)
+    expected = scale * torch.einsum("ab,cd->acbd", one, two).reshape(WIDE, CONTEXT)
     assert relative(only(path, "lycoris", tiny, f"unet.{KEY}.weight"), expected) < 1e-14
 
 
 def test_lokr_of_a_convolution_and_with_a_core(tiny: Base, tmp_path: Path) -> None:
-    first = normal(10, 16)
-    whole, core, c, d = normal(16, 10, 3, 3, seed=1), normal(4, 4, 3, 3, seed=2), normal(4, 16), normal(4, 10, seed=4)
+    first = normal(WIDE // 16, 16)
+    whole, core, c, d = (
+        normal(16, WIDE // 16, 3, 3, seed=1),
+        normal(4, 4, 3, 3, seed=2),
+        normal(4, 16),
+        normal(4, WIDE // 16, seed=4),
+    )
     a = lycoris(tmp_path, module(CONV, "lycoris", lokr_w1=first, lokr_w2=whole))
-    expected = torch.einsum("ab,cdkl->acbdkl", first.double(), whole.double()).reshape(160, 160, 3, 3)
+    expected = torch.einsum("ab,cdkl->acbdkl", first.double(), whole.double()).reshape(WIDE, WIDE, 3, 3)
     assert relative(only(a, "lycoris", tiny, f"unet.{CONV}.weight"), expected) < 1e-14
     tucker = torch.einsum("rskl,rc,sd->cdkl", core.double(), c.double(), d.double())
     parts = {"lokr_w1": first, "lokr_t2": core, "lokr_w2_a": c, "lokr_w2_b": d, "alpha": torch.tensor(4.0)}
     b = lycoris(tmp_path, module(CONV, "lycoris", **parts))
-    expected = torch.einsum("ab,cdkl->acbdkl", first.double(), tucker).reshape(160, 160, 3, 3)
+    expected = torch.einsum("ab,cdkl->acbdkl", first.double(), tucker).reshape(WIDE, WIDE, 3, 3)
     assert relative(only(b, "lycoris", tiny, f"unet.{CONV}.weight"), expected) < 1e-13
 
 
 def test_full_differences_and_norms(tiny: Base, tmp_path: Path) -> None:
     norm = "mid_block.resnets.0.norm1"
-    whole, w, b = normal(160, 160, 3, 3), normal(160, seed=1), normal(160, seed=2)
+    whole, w, b = normal(WIDE, WIDE, 3, 3), normal(WIDE, seed=1), normal(WIDE, seed=2)
     flat = f"lycoris_{norm.replace('.', '_')}"
     path = lycoris(tmp_path, module(CONV, "lycoris", diff=whole) | {f"{flat}.w_norm": w, f"{flat}.b_norm": b})
     found = changes(path, "lycoris", tiny)
@@ -361,11 +395,11 @@ def test_full_differences_and_norms(tiny: Base, tmp_path: Path) -> None:
     assert found.kinds[f"unet.{norm}.weight"] == ("elementwise", 0)
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((160, 1), 0), ((1, 128), 1)])
+@pytest.mark.parametrize(("shape", "axis"), [((WIDE, 1), 0), ((1, CONTEXT), 1)])
 def test_lycoris_dora_has_its_norm_per_output_or_input(
     tiny: Base, tmp_path: Path, shape: tuple[int, int], axis: int
 ) -> None:
-    up, down = factors(160, 4, 128)
+    up, down = factors(WIDE, 4, CONTEXT)
     magnitude = normal(*shape, seed=7).abs() + 1
     parts = {"lora_up__weight": up, "lora_down__weight": down, "alpha": torch.tensor(4.0), "dora_scale": magnitude}
     path = lycoris(tmp_path, module(KEY, "lycoris", **parts))
@@ -380,8 +414,8 @@ def test_lycoris_itself_makes_the_same_of_dora(tiny: Base, tmp_path: Path) -> No
 
     from svdiff_train.pipelines import load_pipeline
 
-    up, down = factors(160, 4, 128)
-    magnitude = normal(160, 1, seed=7).abs() + 1
+    up, down = factors(WIDE, 4, CONTEXT)
+    magnitude = normal(WIDE, 1, seed=7).abs() + 1
     parts = {"lora_up__weight": up, "lora_down__weight": down, "alpha": torch.tensor(4.0), "dora_scale": magnitude}
     path = lycoris(tmp_path, module(KEY, "lycoris", **parts))
     unet = load_pipeline(tiny).unet  # type: ignore[attr-defined]

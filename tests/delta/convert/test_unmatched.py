@@ -20,6 +20,7 @@ from svdiff_delta.errors import BaseMismatchError, HeaderError, InputError, Meta
 from svdiff_train.tiny import open_tiny
 
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+WIDE = open_tiny().shape(f"unet.{Q}.weight")[0]
 FLAT = f"lora_unet_{Q.replace('.', '_')}"
 
 
@@ -28,7 +29,7 @@ def tiny() -> Base:
     return open_tiny()
 
 
-def pair(module: str = FLAT, rows: int = 160, columns: int = 160, rank: int = 2) -> dict[str, torch.Tensor]:
+def pair(module: str = FLAT, rows: int = WIDE, columns: int = WIDE, rank: int = 2) -> dict[str, torch.Tensor]:
     return {
         f"{module}.lora_up.weight": normal(rows, rank),
         f"{module}.lora_down.weight": normal(rank, columns),
@@ -71,8 +72,8 @@ def test_half_a_pair_is_listed(tiny: Base, tmp_path: Path, missing: str) -> None
 
 def test_half_a_pair_of_diffusers_is_listed(tiny: Base, tmp_path: Path) -> None:
     k = Q.replace("to_q", "to_k")
-    tensors = {f"unet.{Q}.lora_A.weight": normal(2, 160), f"unet.{k}.lora_A.weight": normal(2, 160)}
-    tensors[f"unet.{k}.lora_B.weight"] = normal(160, 2)
+    tensors = {f"unet.{Q}.lora_A.weight": normal(2, WIDE), f"unet.{k}.lora_A.weight": normal(2, WIDE)}
+    tensors[f"unet.{k}.lora_B.weight"] = normal(WIDE, 2)
     refused(
         save_tensors(tmp_path / "x.safetensors", tensors), tiny, InputError, r"lora_A\.weight \(lacks its other half"
     )
@@ -114,7 +115,7 @@ def test_a_language_model_s_adapter_is_called_so(tiny: Base, tmp_path: Path) -> 
 def test_the_same_architecture_at_another_width_is_listed(tiny: Base, tmp_path: Path) -> None:
     path = save_tensors(tmp_path / "x.safetensors", pair() | pair(FLAT.replace("to_q", "to_k"), 320, 320))
     key = Q.replace("to_q", "to_k")
-    refused(path, tiny, InputError, rf"unet\.{key}\.weight \(has shape \[320, 320\], the base has \[160, 160\]\)")
+    refused(path, tiny, InputError, rf"unet\.{key}\.weight \(has shape \[320, 320\], the base has \[{WIDE}, {WIDE}\]\)")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -130,7 +131,7 @@ def test_nan_and_infinity_are_refused_by_key_and_file(tiny: Base, tmp_path: Path
 
 @pytest.mark.parametrize("core", [False, True])
 def test_ranks_that_differ_are_refused(tiny: Base, tmp_path: Path, core: bool) -> None:
-    tensors = pair(rank=2) | {f"{FLAT}.lora_up.weight": normal(160, 3)}
+    tensors = pair(rank=2) | {f"{FLAT}.lora_up.weight": normal(WIDE, 3)}
     if core:
         tensors = pair(rank=2) | {f"{FLAT}.lora_mid.weight": normal(3, 2, 1, 1)}
     path = save_tensors(tmp_path / "x.safetensors", tensors)
@@ -138,14 +139,14 @@ def test_ranks_that_differ_are_refused(tiny: Base, tmp_path: Path, core: bool) -
 
 
 def test_ranks_of_peft_and_diffusers_that_differ_are_refused(tiny: Base, tmp_path: Path) -> None:
-    tensors = {f"{Q}.lora_A.weight": normal(2, 160), f"{Q}.lora_B.weight": normal(160, 3)}
+    tensors = {f"{Q}.lora_A.weight": normal(2, WIDE), f"{Q}.lora_B.weight": normal(WIDE, 3)}
     refused(save_peft(tmp_path / "x", tensors, r=2, lora_alpha=2), tiny, TensorError, r"lora_B\.weight .* ranks differ")
     path = save_tensors(tmp_path / "y.safetensors", {f"unet.{key}": value for key, value in tensors.items()})
     refused(path, tiny, TensorError, r"lora_B\.weight .* ranks differ")
 
 
 def test_integers_are_no_weights(tiny: Base, tmp_path: Path) -> None:
-    tensors = pair() | {f"{FLAT}.lora_up.weight": torch.ones(160, 2, dtype=torch.int8)}
+    tensors = pair() | {f"{FLAT}.lora_up.weight": torch.ones(WIDE, 2, dtype=torch.int8)}
     refused(save_tensors(tmp_path / "x.safetensors", tensors), tiny, TensorError, "is int8, not floating-point")
 
 
@@ -189,6 +190,7 @@ def model(tmp_path: Path) -> Base:
         ({"peft_type": "LOHA"}, InputError, "is of PEFT's method LOHA, not LORA"),
         ({"lora_alpha": "8"}, MetadataError, "lora_alpha must be a number, is '8'"),
         ({"alpha_pattern": {"query": None}}, MetadataError, r"alpha_pattern\.query must be a number"),
+        ({"r": 3, "lora_alpha": 3}, TensorError, r"lora_A\.weight in .* has rank 2, adapter_config\.json says 3"),
         ({"rank_pattern": [4]}, MetadataError, "rank_pattern: must be a JSON object"),
         ({"lora_alpha": 8, "alpha_pattern": {"(": 4}}, InputError, r"'\(': is no pattern of a layer's name"),
     ],
