@@ -40,8 +40,8 @@ from svdiff_train.loop import train
 from svdiff_train.pipelines import load_pipeline
 from svdiff_train.tiny import open_tiny, pictures_path
 
-PROMPT = "a photo of a sks panda face"
-SUBJECT = "panda"
+PROMPT = "a photo of a sks cat"
+SUBJECT = "black_cat"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 

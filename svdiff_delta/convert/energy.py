@@ -6,7 +6,7 @@ from typing import Final
 
 LEAST: Final = 0.5
 """The least share by default. Measured on the embedded base (`benchmarks/lora.py`): random factors 0.1 %, LoRA that was
-trained as such 0.7 to 1.3 %, low-rank copies of deltas 100 %, such copies with as much noise added 50 %. So half asks
+trained as such 0.6 to 1.1 %, low-rank copies of deltas 100 %, such copies with as much noise added 50 %. So half asks
 for at least as much of a delta as of anything else, and refuses what was trained as LoRA."""
 
 WELL: Final = 0.9
