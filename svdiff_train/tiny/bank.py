@@ -18,6 +18,8 @@ from svdiff_train.tiny.subjects import TRAINED
 TRAIN_SCENES, UNSEEN_SCENES, CALM_SCENES = 98_304, 2_048, 131_072
 CALM = 0.5
 """Share of the UNet's scenes whose subjects stand straight and centred: learned sooner."""
+SINGLE, CALM_SINGLE = 0.7, 0.45
+"""Share of scenes with one subject; the UNet, which learns pairs last, sees more of them."""
 _CHUNK = 4_096
 
 
@@ -37,13 +39,15 @@ class Bank:
         return len(self.captions)
 
 
-def build_bank(folder: Path, npm: Path, seed: int, count: int, calm: float = 0.0) -> Bank:
+def build_bank(
+    folder: Path, npm: Path, seed: int, count: int, calm: float = 0.0, single: float = SINGLE
+) -> Bank:
     """Paint `count` scenes of `seed` into `folder`, unless they lie there, and open them."""
     if not (folder / "captions.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         starts = range(0, count, _CHUNK)
         with ProcessPoolExecutor(2) as pool:
-            work = partial(_paint_chunk, npm, seed, count, calm)
+            work = partial(_paint_chunk, npm, seed, count, calm, single)
             _gather(folder, count, pool.map(work, starts))
     return open_bank(folder)
 
@@ -68,13 +72,13 @@ def both_banks(work: Path) -> tuple[Bank, Bank]:
 
 def calm_bank(work: Path) -> Bank:
     """The bank that the UNet learns from, painted if missing."""
-    return build_bank(work / "bank-calm", work / "npm", CALM_SEED, CALM_SCENES, CALM)
+    return build_bank(work / "bank-calm", work / "npm", CALM_SEED, CALM_SCENES, CALM, CALM_SINGLE)
 
 
 _Chunk = tuple[NDArray[np.uint8], list[str], NDArray[np.int16]]
 
 
-def _paint_chunk(npm: Path, seed: int, count: int, calm: float, start: int) -> _Chunk:
+def _paint_chunk(npm: Path, seed: int, count: int, calm: float, single: float, start: int) -> _Chunk:
     sprites = load_sprites(npm, TRAINED)
     number = {subject.name: i for i, subject in enumerate(TRAINED)}
     size = min(_CHUNK, count - start)
@@ -82,7 +86,7 @@ def _paint_chunk(npm: Path, seed: int, count: int, calm: float, start: int) -> _
     layout = np.full((size, 2, 4), -1, np.int16)
     captions = []
     for i in range(size):
-        pictures[i], plan = scene(start + i, sprites, seed, calm=calm)
+        pictures[i], plan = scene(start + i, sprites, seed, single, calm)
         captions.append(plan.caption)
         for k, p in enumerate(plan.placements):
             layout[i, k] = (number[p.subject.name], round(p.x), round(p.y), round(p.size))
