@@ -21,10 +21,11 @@ from svdiff_delta.file import load, save
 from svdiff_delta.runtime import attach
 
 from .config import TrainConfig
-from .loop import Watch, train
+from .loop import train
 from .pipelines import load_pipeline
 from .sample import Sampling, generate, sheet
 from .tiny import open_tiny, pictures_path
+from .watch import Watch
 
 ALPHAS: Final = (0.25, 0.5, 0.75)
 SEEDS: Final = (0, 1)

@@ -18,7 +18,7 @@ from .train import watch_with
 
 if TYPE_CHECKING:
     from svdiff_train.demo import Report
-    from svdiff_train.loop import Watch
+    from svdiff_train.watch import Watch
 
 
 @click.command()

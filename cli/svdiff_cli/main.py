@@ -9,7 +9,7 @@ import click
 
 from svdiff_delta.errors import DeltaError
 
-from . import bake, basis, calculate, compare, convert, demo, look, merge, plot, train
+from . import bake, basis, calculate, compare, convert, demo, generate, look, merge, plot, train
 
 INTERRUPTED = 130
 
@@ -62,7 +62,7 @@ for command in (
     convert.convert,
     convert.rebase,
     train.train,
-    train.generate,
+    generate.generate,
     demo.demo,
 ):
     main.add_command(command)
