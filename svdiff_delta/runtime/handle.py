@@ -119,6 +119,15 @@ class Handle:
             if name in self._trained:
                 yield name, cast("nn.Parameter", self._trained[name].value)
 
+    def trained(self) -> Mapping[str, Shift]:
+        """Return what is being trained, by parameter name; nothing unless `trainable`."""
+        return {name: self._trained[name] for name in self._sums.parameters if name in self._trained}
+
+    def revive(self) -> None:
+        """From now on, let gradients bring back what is being trained and has fallen below −σ (projected gradient)."""
+        for shift in self._installed.shifts():
+            shift.revive = True
+
     def delta(self, *, training: Mapping[str, JSON] | None = None) -> Delta:
         """Return δ as it is on the model now, its weights and scale folded in; as if it were enabled.
 

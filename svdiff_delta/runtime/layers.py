@@ -42,6 +42,7 @@ class Shift(nn.Module):
         rows: (S, R), a row for each sample; None where all samples have the same gain.
         value: the free numbers of a δ that is being trained; None otherwise.
         enabled: whether a δ that is being trained is on.
+        revive: whether gradients bring back what has fallen below −σ.
     """
 
     gain: Tensor
@@ -60,6 +61,7 @@ class Shift(nn.Module):
         self.parameter: Final = place.parameter
         self.trainable: Final = trainable
         self.enabled = True
+        self.revive = False
         self.batch = Batch(place.component)
         device = device_of(module)
         index = free_index(place.parameter) if trainable else None
@@ -97,22 +99,31 @@ class Shift(nn.Module):
             return value
         return F.pad(value, (1, 0))[self.spread + 1]  # index -1 reads the 0 put in front
 
+    def gather(self, numbers: Tensor) -> Tensor:
+        """Return those of (size,) numbers that are free ones of the δ that is being trained."""
+        value = cast("nn.Parameter", self.value)
+        if self.spread is None:
+            return numbers.to(value)
+        free = torch.zeros_like(value)
+        kept = self.spread >= 0
+        free[self.spread[kept]] = numbers.to(value)[kept]
+        return free
+
     def start(self, shift: Tensor) -> None:
         """Let training start from a projected δ (size,)."""
-        value = cast("nn.Parameter", self.value)
         with torch.no_grad():
-            if self.spread is None:
-                value.copy_(shift)
-            else:
-                kept = self.spread >= 0
-                value[self.spread[kept]] = shift.to(value)[kept]
+            cast("nn.Parameter", self.value).copy_(self.gather(shift))
+
+    def dead(self) -> Tensor:
+        """Return how many of the δ that is being trained are below −σ, where they do nothing."""
+        return (self.full() < self.floor).sum()
 
     def gains(self) -> Tensor:
         """Return what multiplies, (R,) float32; where σ + δ < 0 it does not depend on δ, as under the paper's ReLU."""
         if self.value is None or not self.enabled:
             return self.gain
         delta = self.full()
-        change = torch.where(delta > self.floor, delta, self.floor)
+        change = _Projected.apply(delta, self.floor) if self.revive else torch.where(delta > self.floor, delta, self.floor)
         return self.offset + self.slope * (change if self.pick is None else change[self.pick])
 
     def forward(self, module: nn.Module, x: Tensor, *args: Any) -> Tensor:
@@ -129,6 +140,23 @@ class Shift(nn.Module):
     def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any) -> Tensor:
         """Return the layer's output with this gain, (R,) or (S, R)."""
         raise NotImplementedError
+
+
+class _Projected(torch.autograd.Function):
+    """max(δ, −σ) with the projected gradient: below −σ only what would bring δ back passes."""
+
+    @staticmethod
+    def forward(ctx: Any, delta: Tensor, floor: Tensor) -> Tensor:
+        """Return max(δ, −σ)."""
+        ctx.save_for_backward(delta, floor)
+        return torch.where(delta > floor, delta, floor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient by δ."""
+        delta, floor = ctx.saved_tensors
+        (grad,) = grads
+        return torch.where((delta > floor) | (grad < 0), grad, 0.0), None
 
 
 class SpectralShift(Shift):
