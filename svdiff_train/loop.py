@@ -116,11 +116,8 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 def _check_resolution(family: Family, resolution: int) -> None:
-    height = family.latent_shape(resolution)[-1]
-    smallest = 2 ** (len(getattr(family.denoiser.config, "block_out_channels", [0])) - 1)
-    if height < 1 or height % smallest:
-        unit = smallest * family.resolution // family.latent_shape(family.resolution)[-1]
-        raise InputError(f"the model cannot take {resolution} pixels", fix=f"use a multiple of {unit}")
+    if resolution < 1 or resolution % family.unit:
+        raise InputError(f"the model cannot take {resolution} pixels", fix=f"use a multiple of {family.unit}")
 
 
 def _class_pictures(pipeline: Any, config: TrainConfig, resolution: int, watch: Watch) -> Tensor:
@@ -193,7 +190,7 @@ class _Run:
         size, seed = self.config.batch_size, self.config.seed
         first = self.accelerator.process_index * size
         samples = [(index, kind) for kind in range(len(sets)) for index in range(first, first + size)]
-        shape = self.family.latent_shape(self.subjects.shape[-1])
+        shape = self.family.latent_shape(*self.subjects.shape[-2:])
 
         def chosen(index: int, kind: int) -> Tensor:
             pictures = sets[kind]
@@ -202,8 +199,10 @@ class _Run:
         images = torch.stack([chosen(index, kind) for index, kind in samples])
         posterior = torch.stack([draws.noise(shape, seed, step, index, f"posterior {kind}") for index, kind in samples])
         noise = torch.stack([draws.noise(shape, seed, step, index, f"noise {kind}") for index, kind in samples])
-        timesteps = [draws.integer(self.family.steps, seed, step, index, f"timestep {kind}") for index, kind in samples]
-        return self.family.encode_images(images, posterior), noise, torch.tensor(timesteps)
+        generators = [draws.generator(seed, step, index, f"timestep {kind}") for index, kind in samples]
+        timesteps = torch.stack([self.family.draw_timestep(generator) for generator in generators])
+        latents = self.family.sample_latents(self.family.encode_images(images), posterior)
+        return latents, noise, timesteps
 
 
 def _groups(handle: Handle, config: TrainConfig) -> Sequence[dict[str, Any]]:

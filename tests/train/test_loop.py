@@ -40,7 +40,7 @@ def loss_on_pictures(delta: Delta | None) -> float:
     family = family_of(pipeline)
     images = torch.stack([load_image(path, 64) for path in find_images(PICTURES)])
     generator = torch.Generator().manual_seed(7)
-    latents = family.encode_images(images, torch.randn(5, 4, 16, 16, generator=generator))
+    latents = family.sample_latents(family.encode_images(images), torch.randn(5, 4, 16, 16, generator=generator))
     noise = torch.randn(latents.shape, generator=generator)
     timesteps = torch.tensor([100, 300, 500, 700, 900])
     noised, target = family.noised(latents, noise, timesteps)
