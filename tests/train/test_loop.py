@@ -97,7 +97,6 @@ from svdiff_delta import save
 from svdiff_train.config import TrainConfig
 from svdiff_train.loop import train
 from svdiff_train.tiny import open_tiny, pictures_path
-from svdiff_train.watch import Report, Watch
 config = TrainConfig(prompt="a photo of a sks cat", class_prompt="a photo of a cat", steps=2,
                      class_images=2, selectors=("unet-ca",))
 save(train(open_tiny(), pictures_path("black_cat"), config).delta, sys.argv[1])
