@@ -128,7 +128,9 @@ def rematerialized(folder: Path) -> tuple[Any, list[Any]]:
             trained.append(module.weight)
             continue
         basis = cache.get(parameter.fingerprint)
-        shifted = Shifted(basis, matricize(module.weight.detach(), parameter.axis), tuple(parameter.shape), parameter.axis)
+        shifted = Shifted(
+            basis, matricize(module.weight.detach(), parameter.axis), tuple(parameter.shape), parameter.axis
+        )
         parametrize.register_parametrization(module, "weight", shifted, unsafe=True)
         trained.append(shifted.delta)
     return model, trained
@@ -173,7 +175,9 @@ def run(way: str, folder: Path, steps: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--way", way, "--folder", str(folder), "--steps", str(steps)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     result: dict[str, float] = json.loads(done.stdout)
-    print(f"{way:<16}{result['seconds']:>8.2f} s/step {result['memory'] / 1e9:>8.2f} GB {result['trained']:>14,} trained")
+    print(
+        f"{way:<16}{result['seconds']:>8.2f} s/step {result['memory'] / 1e9:>8.2f} GB {result['trained']:>14,} trained"
+    )
     return result
 
 

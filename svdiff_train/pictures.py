@@ -10,8 +10,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from svdiff_delta.errors import InputError
-
 from .config import TrainConfig
 from .data import find_images, load_image, to_tensor
 from .families import Family
@@ -85,7 +83,12 @@ class ClassPictures:
         return self.text
 
     def open(
-        self, index: int, size: tuple[int, int], *, flip: bool, generator: torch.Generator  # noqa: ARG002
+        self,
+        index: int,
+        size: tuple[int, int],
+        *,
+        flip: bool,
+        generator: torch.Generator,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
         """Return a picture, resized to cover the size and cut at its centre."""
         height, width = size

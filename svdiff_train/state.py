@@ -109,9 +109,7 @@ def load_state(path: Path) -> State:
         ) from None
 
 
-def restore(
-    state: State, path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> None:
+def restore(state: State, path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
     """Let parameters and optimizer be what they were.
 
     Raises:

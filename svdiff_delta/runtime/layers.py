@@ -123,7 +123,9 @@ class Shift(nn.Module):
         if self.value is None or not self.enabled:
             return self.gain
         delta = self.full()
-        change = _Projected.apply(delta, self.floor) if self.revive else torch.where(delta > self.floor, delta, self.floor)
+        change = (
+            _Projected.apply(delta, self.floor) if self.revive else torch.where(delta > self.floor, delta, self.floor)
+        )
         return self.offset + self.slope * (change if self.pick is None else change[self.pick])
 
     def forward(self, module: nn.Module, x: Tensor, *args: Any) -> Tensor:
