@@ -73,13 +73,13 @@ def train(
         TrainError: no family knows the base, or the loss is not finite.
     """
     watch = watch or Watch()
-    paths = find_images(images)
+    pictures = find_images(images).pictures
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     pipeline: Any = load_pipeline(base, device=accelerator.device)
     family = family_of(pipeline)
     resolution = config.resolution or family.resolution
     _check_resolution(family, resolution)
-    subjects = torch.stack([load_image(path, resolution) for path in paths])
+    subjects = torch.stack([load_image(picture.path, resolution).pixels for picture in pictures])
     priors = _class_pictures(pipeline, config, resolution, watch) if config.with_prior else None
     start = zero_delta(base, *config.selectors, cache=cache, progress=watch.basis)
     for part in pipeline.components.values():
@@ -88,7 +88,7 @@ def train(
     with attach(pipeline, start, base=base, trainable=True, cache=cache) as handle:
         run = _Run(config, family, handle, accelerator, subjects, priors)
         steps, interrupted = run.all_steps(watch)
-        facts = {**config.facts(), "images": len(paths), "resolution": resolution, "steps": steps}
+        facts = {**config.facts(), "images": len(pictures), "resolution": resolution, "steps": steps}
         trained = handle.delta(training=facts)
         metadata = trained.metadata.with_modelspec("resolution", f"{resolution}x{resolution}")
         return Outcome(Delta.from_stored(trained.stored, metadata), steps, interrupted)
