@@ -51,14 +51,14 @@ class LatentFamily:
             images: (batch, 3, height, width) in [−1, 1].
         """
         vae = self.pipeline.vae
-        stored = vae.dtype
-        if stored == torch.float16:
+        if half := vae.dtype == torch.float16:
             vae.to(dtype=torch.float32)  # several autoencoders overflow in float16
         try:
             posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
             return torch.stack([posterior.mean, posterior.std], dim=1).float()
         finally:
-            vae.to(dtype=stored)
+            if half:
+                vae.to(dtype=torch.float16)
 
     def sample_latents(self, moments: Tensor, noise: Tensor) -> Tensor:
         """Return latents (batch, channels, height, width) in the denoiser's scale, drawn with standard normal noise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final
 
 import diffusers
@@ -42,7 +43,7 @@ def small_sd2(**schedule: Any) -> Any:
         diffusers.StableDiffusionPipeline(
             vae=_vae(4),
             text_encoder=CLIPTextModel(_clip()),
-            tokenizer=build_tokenizer(),
+            tokenizer=_tokenizer(),
             unet=diffusers.UNet2DConditionModel(**_unet(WIDTH)),
             scheduler=diffusers.DDIMScheduler(**{**SCHEDULE, "prediction_type": "v_prediction", **schedule}),
             safety_checker=None,
@@ -60,8 +61,8 @@ def small_sdxl() -> Any:
             vae=_vae(4),
             text_encoder=CLIPTextModel(_clip()),
             text_encoder_2=CLIPTextModelWithProjection(_clip()),
-            tokenizer=build_tokenizer(),
-            tokenizer_2=build_tokenizer(),
+            tokenizer=_tokenizer(),
+            tokenizer_2=_tokenizer(),
             unet=diffusers.UNet2DConditionModel(
                 **_unet(2 * WIDTH),
                 use_linear_projection=True,
@@ -83,8 +84,8 @@ def small_sd3(*, t5: bool = True, **transformer: Any) -> Any:
             text_encoder=CLIPTextModelWithProjection(_clip()),
             text_encoder_2=CLIPTextModelWithProjection(_clip()),
             text_encoder_3=_t5() if t5 else None,
-            tokenizer=build_tokenizer(),
-            tokenizer_2=build_tokenizer(),
+            tokenizer=_tokenizer(),
+            tokenizer_2=_tokenizer(),
             tokenizer_3=_t5_tokenizer() if t5 else None,
             transformer=diffusers.SD3Transformer2DModel(
                 sample_size=8,
@@ -113,7 +114,7 @@ def small_flux(*, guided: bool = True) -> Any:
             vae=_vae(4, shift_factor=0.1),
             text_encoder=CLIPTextModel(_clip()),
             text_encoder_2=_t5(),
-            tokenizer=build_tokenizer(),
+            tokenizer=_tokenizer(),
             tokenizer_2=_t5_tokenizer(),
             transformer=diffusers.FluxTransformer2DModel(
                 in_channels=16,
@@ -163,15 +164,18 @@ def _unet(text_width: int) -> dict[str, Any]:
 
 def _clip() -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=len(build_tokenizer()),
+        vocab_size=len(_tokenizer()),
         hidden_size=WIDTH,
         intermediate_size=12,
         num_hidden_layers=2,
         num_attention_heads=2,
         projection_dim=WIDTH,
-        bos_token_id=build_tokenizer().bos_token_id,
-        eos_token_id=build_tokenizer().eos_token_id,
+        bos_token_id=_tokenizer().bos_token_id,
+        eos_token_id=_tokenizer().eos_token_id,
     )
+
+
+_tokenizer = cache(build_tokenizer)
 
 
 def _t5() -> T5EncoderModel:
@@ -180,6 +184,7 @@ def _t5() -> T5EncoderModel:
     )
 
 
+@cache
 def _t5_tokenizer() -> Any:
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     return T5TokenizerFast(vocab=[*special, *((letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz")], extra_ids=0)

@@ -39,7 +39,7 @@ def loss_on_pictures(delta: Delta | None) -> float:
 
     pipeline = load_pipeline(open_tiny())
     family = family_of(pipeline)
-    images = torch.stack([load_image(path, 64) for path in find_images(PICTURES)])
+    images = torch.stack([load_image(picture.path, 64).pixels for picture in find_images(PICTURES).pictures])
     generator = torch.Generator().manual_seed(7)
     latents = family.sample_latents(family.encode_images(images), torch.randn(5, 4, 16, 16, generator=generator))
     noise = torch.randn(latents.shape, generator=generator)
