@@ -4,35 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from . import draws
+from .data import Cut, draw_cut, draw_pictures
+from .data.buckets import Size
 from .families import Conditioning, Family
-
-
-class Pictures(Protocol):
-    """A set of pictures that can be opened one by one."""
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Return height and width at which a picture is best trained on."""
-
-    def prompt(self, index: int) -> str:
-        """Return what describes a picture."""
-
-    @property
-    def fixed(self) -> bool:
-        """Whether a picture is cut in the same way each time."""
-
-    def open(
-        self, index: int, size: tuple[int, int], *, flip: bool, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Return a picture (3, height, width) in [−1, 1] and its six sizes (see `Family.predict`)."""
+from .pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -75,17 +55,27 @@ class Batches:
         family: of the model.
         sets: the subject's pictures; then the class's, if they take part.
         seed: of all draws.
+        crop: whether pictures are cut anywhere; at the centre otherwise.
         flip: whether half of the pictures are mirrored.
     """
 
-    def __init__(self, family: Family, sets: Sequence[Pictures], *, seed: int, flip: bool) -> None:
-        self.family, self.sets, self.seed, self.flip = family, list(sets), seed, flip
-        self._known: dict[tuple[int, int, tuple[int, int], bool], tuple[Tensor, Tensor]] = {}
+    def __init__(self, family: Family, sets: Sequence[Pictures], *, seed: int, crop: bool, flip: bool) -> None:
+        self.family, self.sets, self.seed, self.crop, self.flip = family, list(sets), seed, crop, flip
+        self._known: dict[tuple[int, int, Size, Cut], tuple[Tensor, Tensor]] = {}
 
     def batch(self, step: int, samples: Sequence[int]) -> Batch:
-        """Return the batch of these samples of a step; all pictures of a step have one size."""
-        size = self.sets[0].size(draws.integer(len(self.sets[0]), self.seed, step, 0, "size"))
-        drawn = [self._draw(kind, size, step, sample) for kind in range(len(self.sets)) for sample in samples]
+        """Return the batch of these samples of a step; all pictures of a step have one size.
+
+        Of the subject, only pictures of that size take part; those of the class are cut to it.
+        """
+        subjects, *others = self.sets
+        chosen = draw_pictures(subjects.sizes, self.seed, step, samples, "picture 0")
+        size = subjects.sizes[chosen[0]]
+        drawn = [self._draw(0, index, size, step, sample) for index, sample in zip(chosen, samples, strict=True)]
+        for kind, pictures in enumerate(others, 1):
+            for sample in samples:
+                index = draws.integer(len(pictures.sizes), self.seed, step, sample, f"picture {kind}")
+                drawn.append(self._draw(kind, index, size, step, sample))
         device = next(self.family.denoiser.parameters()).device
         moments, posterior, noise, timesteps, sizes = (
             torch.stack([getattr(one, name) for one in drawn]).to(device)
@@ -100,21 +90,10 @@ class Batches:
             subjects=len(samples),
         )
 
-    def _draw(self, kind: int, size: tuple[int, int], step: int, sample: int) -> _Drawn:
-        pictures, at = self.sets[kind], (self.seed, step, sample)
-        # Of the subject, only pictures of that size; those of the class are cut to it.
-        among = [index for index in range(len(pictures)) if kind or pictures.size(index) == size]
-        index = among[draws.integer(len(among), *at, f"picture {kind}")]
-        flip = self.flip and draws.integer(2, *at, f"flip {kind}") == 1
-        key = kind, index, size, flip
-        found = self._known.get(key)
-        if found is None:
-            picture, sizes = pictures.open(index, size, flip=flip, generator=draws.generator(*at, f"crop {kind}"))
-            with torch.no_grad():
-                found = self.family.encode_images(picture[None])[0].cpu(), sizes
-            if pictures.fixed:
-                self._known[key] = found
-        moments, sizes = found
+    def _draw(self, kind: int, index: int, size: Size, step: int, sample: int) -> _Drawn:
+        at = (self.seed, step, sample)
+        cut = draw_cut(*at, crop=self.crop, flip=self.flip, purpose=f"cut {kind}")
+        moments, sizes = self._encoded(kind, index, size, cut)
         shape = tuple(moments.shape[1:])
         return _Drawn(
             moments=moments,
@@ -122,8 +101,23 @@ class Batches:
             noise=draws.noise(shape, *at, f"noise {kind}"),
             timestep=self.family.draw_timestep(draws.generator(*at, f"timestep {kind}")),
             sizes=sizes,
-            prompt=pictures.prompt(index),
+            prompt=self.sets[kind].prompt(index),
         )
+
+    def _encoded(self, kind: int, index: int, size: Size, cut: Cut) -> tuple[Tensor, Tensor]:
+        """Return a picture's moments (2, channels, height, width) and sizes (6,), on the CPU.
+
+        Without random cuts there are at most two of each picture, and each is encoded once.
+        """
+        key = (kind, index, size, cut)
+        if key in self._known:
+            return self._known[key]
+        loaded = self.sets[kind].open(index, size, cut)
+        moments = self.family.encode_images(loaded.pixels[None])[0].cpu()
+        found = moments, torch.tensor(loaded.sizes)
+        if not self.crop:
+            self._known[key] = found
+        return found
 
 
 class Texts:

@@ -18,12 +18,12 @@ from svdiff_delta.choice import choose_kinds
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import InputError, TrainError
 
-from .batches import Batch, Batches, Pictures, Texts
+from .batches import Batch, Batches, Texts
 from .config import TrainConfig
 from .families import Family, family_of
 from .loss import prior_preserving_loss
 from .methods import METHODS, Job, Result, TrainedDelta, Tuned
-from .pictures import ClassPictures, FolderPictures, open_pictures
+from .pictures import ClassPictures, FolderPictures, Pictures, open_pictures
 from .pipelines import load_pipeline
 from .prior import class_pictures
 from .schedule import rate_factor
@@ -141,7 +141,7 @@ def train(
     )
     opened = _open(base, images, config, accelerator.device, skip_bad=skip_bad)
     if watch.say is not None:
-        for line in opened.subjects.remarks():
+        for line in opened.subjects.counts().lines():
             watch.say(line)
     pipeline, family = opened.family.pipeline, opened.family
     sets: list[Pictures] = [opened.subjects]
@@ -157,7 +157,7 @@ def train(
                 folder=class_folder,
                 progress=watch.class_images,
             )
-        sets.append(ClassPictures(painted, prompt, opened.resolution))
+        sets.append(ClassPictures(painted, prompt))
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
@@ -176,7 +176,7 @@ def plan(base: Base, images: Path, config: TrainConfig, *, skip_bad: bool = Fals
     rate_factor(config)
     opened = _open(base, images, config, torch.device("cpu"), skip_bad=skip_bad)
     weights = len(choose_kinds(base, opened.selectors))
-    return {**config.facts(), **opened.facts(), "weights": weights, "pictures": opened.subjects.remarks()}
+    return {**config.facts(), **opened.facts(), "weights": weights, "pictures": [*opened.subjects.counts().lines()]}
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class _Opened:
 
     def facts(self) -> dict[str, Any]:
         """Return what is recorded of them."""
-        return {"selectors": list(self.selectors), "images": len(self.subjects), "resolution": self.resolution}
+        return {"selectors": list(self.selectors), "images": len(self.subjects.sizes), "resolution": self.resolution}
 
 
 def _open(base: Base, images: Path, config: TrainConfig, device: torch.device, *, skip_bad: bool) -> _Opened:
@@ -200,7 +200,7 @@ def _open(base: Base, images: Path, config: TrainConfig, device: torch.device, *
     resolution = config.resolution or family.resolution
     if resolution % family.unit:
         raise InputError(f"the model cannot take {resolution} pixels", fix=f"use a multiple of {family.unit}")
-    subjects = open_pictures(images, config, family, resolution, skip_bad=skip_bad)
+    subjects = open_pictures(images, config, resolution, family.unit, skip_bad=skip_bad)
     return _Opened(family, subjects, config.selectors or method.selectors(family), resolution)
 
 
@@ -238,7 +238,7 @@ class _Run:
         self.rates = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.mixed_precision == "fp16")
-        self.batches = Batches(family, sets, seed=config.seed, flip=config.flip)
+        self.batches = Batches(family, sets, seed=config.seed, crop=config.crop == "random", flip=config.flip)
         self.texts = Texts(family, trained=not tuned.components.isdisjoint(family.text_slots))
         denoiser: Any = family.denoiser
         if config.gradient_checkpointing:
