@@ -36,7 +36,12 @@ class LatentFamily:
 
     @property
     def text_device(self) -> torch.device:
-        """Where the text encoders are."""
+        """Where the text encoders are; raises TrainError if the pipeline has none."""
+        if not self.text_slots:
+            raise TrainError(
+                f"{type(self.pipeline).__name__}: has no text encoder to read prompts with",
+                fix="load the pipeline with its text encoders",
+            )
         return cast("torch.device", getattr(self.pipeline, self.text_slots[0]).device)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

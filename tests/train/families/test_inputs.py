@@ -9,6 +9,7 @@ import torch
 from support.pipelines import PIPELINES, small_flux, small_sd2, small_sd3, small_sdxl
 from torch import Tensor, nn
 
+from svdiff_delta.errors import TrainError
 from svdiff_train import draws
 from svdiff_train.families import Family, family_of
 
@@ -145,6 +146,13 @@ def test_stable_diffusion_3_reads_three_text_encoders_and_does_without_the_third
     assert whole["pooled"].shape == (1, 16)
     assert without["states"][:, clip:].eq(0).all()
     assert whole["states"][:, clip:].any()
+
+
+def test_a_pipeline_without_text_encoders_cannot_read_prompts() -> None:
+    pipeline = small_flux()
+    pipeline.register_modules(text_encoder=None, text_encoder_2=None)
+    with pytest.raises(TrainError, match="FluxPipeline: has no text encoder to read prompts with: load the pipeline"):
+        family_of(pipeline).encode_prompts(["a cat"])
 
 
 # --- Dtypes and wrappers ---
