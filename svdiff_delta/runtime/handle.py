@@ -77,7 +77,7 @@ class Handle:
         self._active: dict[str, float] = dict.fromkeys(self._held, 1.0)
         self._scale, self._enabled, self._attached = _finite(scale, "the scale"), True, True
         self._samples: list[dict[str, float]] = []
-        self._start() if self._trained else self._write()
+        self._write()
 
     def __enter__(self) -> Self:
         return self
@@ -285,8 +285,11 @@ class Handle:
 
     # -- the end
 
-    def detach(self) -> None:
+    def detach(self, *, force: bool = False) -> None:
         """Take all deltas off; every weight is again what it was, bit for bit. A second call does nothing.
+
+        Args:
+            force: whether to write over what others have added to fused weights since.
 
         Raises:
             AttachError: something else was put on a layer afterwards; nothing is taken off then.
@@ -294,7 +297,7 @@ class Handle:
         if not self._attached:
             return
         for site in self._installed.sites:
-            site.check()
+            site.check(force=force)
         for site in reversed(self._installed.sites):
             site.restore()
         self._attached = False
@@ -313,7 +316,10 @@ class Handle:
             raise
 
     def _write(self) -> None:
-        """Put what is active on the model."""
+        """Put what is active on the model, or let its training start there."""
+        if self._trained:
+            self._start()
+            return
         none = np.zeros(self._sums.size)
         total = self._total(self._active) if self._enabled else none
         rows = [self._total(sample) if self._enabled else none for sample in self._samples]
