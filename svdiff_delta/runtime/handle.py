@@ -77,6 +77,7 @@ class Handle:
         self._active: dict[str, float] = dict.fromkeys(self._held, 1.0)
         self._scale, self._enabled, self._attached = _finite(scale, "the scale"), True, True
         self._samples: list[dict[str, float]] = []
+        self._buffer = np.empty(self._sums.size)
         self._write()
 
     def __enter__(self) -> Self:
@@ -320,9 +321,8 @@ class Handle:
         if self._trained:
             self._start()
             return
-        none = np.zeros(self._sums.size)
-        total = self._total(self._active) if self._enabled else none
-        rows = [self._total(sample) if self._enabled else none for sample in self._samples]
+        total = self._total(self._active if self._enabled else {}, out=self._buffer)
+        rows = [self._total(sample if self._enabled else {}) for sample in self._samples]
         if self._bank is not None:
             self._bank.write(total)
             if rows:
@@ -336,8 +336,8 @@ class Handle:
         for name, shift in self._trained.items():
             shift.start(torch.from_numpy(self._sums.part(total, name)))
 
-    def _total(self, weights: Mapping[str, float]) -> NDArray[np.float64]:
-        return self._sums.total([(self._held[name], factor) for name, factor in self._factors(weights).items()])
+    def _total(self, weights: Mapping[str, float], out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        return self._sums.total([(self._held[name], factor) for name, factor in self._factors(weights).items()], out)
 
     def _factors(self, weights: Mapping[str, float]) -> dict[str, float]:
         return {name: self._scale * weight for name, weight in weights.items()}
