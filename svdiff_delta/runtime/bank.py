@@ -15,7 +15,10 @@ from .sums import Sums
 
 
 class Bank:
-    """From one flat δ to the gains of all layers, in float64 and rounded once.
+    """From one flat δ (D,) to the gains of all layers, in float64 and rounded once.
+
+    Gains follow δ in its own order as far as they can. Behind them stand those that follow an entry once more: of a
+    basis's stored tail, and of layers that are tied to one before.
 
     Args:
         sums: how δ is laid out.
@@ -28,48 +31,71 @@ class Bank:
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """Put the responses of all layers side by side; one that was cast to half precision has another."""
+        """Put the responses of all layers side by side, unless they are those from before; a cast may change one."""
         responses = [shift.response for shift in self._shifts]
-        if len(self._responses) == len(responses) and all(map(_same, responses, self._responses)):
+        if len(self._responses) == len(responses) and all(
+            a is b for a, b in zip(responses, self._responses, strict=True)
+        ):
             return
         self._responses = responses
-        self._floor = np.full(self._sums.size, -np.inf)
-        picks = []
+        size = self._sums.size
+        self._floor = np.full(size, -np.inf)
+        offset, slope, more = [np.zeros(size)], [np.zeros(size)], [np.arange(0)]
+        self._cuts: list[list[slice]] = []
+        end, seen = size, set()
         for shift, response in zip(self._shifts, responses, strict=True):
-            place = self._sums.slices[shift.name]
-            self._floor[place] = response.floor.numpy()
-            size = place.stop - place.start
-            picks.append(place.start + (np.arange(size) if response.pick is None else response.pick.numpy()))
-        self._offset = np.concatenate([response.offset.numpy() for response in responses])
-        self._slope = np.concatenate([response.slope.numpy() for response in responses])
-        self._lengths = [len(pick) for pick in picks]
-        pick = np.concatenate(picks)
-        straight = len(pick) == self._sums.size and (pick == np.arange(len(pick))).all()
-        self._pick = None if straight else pick
+            place, cuts, first = self._sums.slices[shift.name], [], 0
+            pick = np.arange(place.stop - place.start) if response.pick is None else response.pick.numpy()
+            if shift.name not in seen:
+                seen.add(shift.name)
+                first = place.stop - place.start  # every pick begins with each entry in its place
+                offset[0][place], slope[0][place] = response.offset[:first].numpy(), response.slope[:first].numpy()
+                self._floor[place] = response.floor.numpy()
+                cuts.append(place)
+            if first < len(pick):
+                more.append(place.start + pick[first:])
+                offset.append(response.offset[first:].numpy())
+                slope.append(response.slope[first:].numpy())
+                cuts.append(slice(end, end + len(pick) - first))
+                end += len(pick) - first
+            self._cuts.append(cuts)
+        self._offset, self._slope, self._more = np.concatenate(offset), np.concatenate(slope), np.concatenate(more)
+        # Every swap writes these anew: fresh memory would take longer than the sums.
+        self._wide, self._gains = np.empty(end), torch.empty(end)
 
-    def _gains(self, total: NDArray[np.float64]) -> Tensor:
-        """Return the gains of all layers (G,) float32 for δ (D,)."""
-        change = np.maximum(total, self._floor)
-        gains = change if self._pick is None else change[self._pick]
-        gains *= self._slope
-        gains += self._offset
-        return torch.from_numpy(gains.astype(np.float32))
+    def _respond(self, total: NDArray[np.float64], gains: Tensor) -> None:
+        """Write the gains for δ (D,) float64 into a float32 tensor on the CPU."""
+        size = self._sums.size
+        np.maximum(total, self._floor, out=self._wide[:size])
+        np.take(self._wide[:size], self._more, out=self._wide[size:], mode="clip")
+        self._wide *= self._slope
+        self._wide += self._offset
+        gains.numpy()[:] = self._wide
 
     def write(self, total: NDArray[np.float64]) -> None:
         """Let all samples have this δ (D,)."""
         self._lay_out()
-        parts = _Parts(self._gains(total), self._lengths)
+        self._respond(total, self._gains)
+        moved = _Moved(self._gains)
         with torch.no_grad():
-            for index, shift in enumerate(self._shifts):
-                shift.gain.copy_(parts.on(shift.gain.device)[index])
+            for shift, cuts in zip(self._shifts, self._cuts, strict=True):
+                gain, start = shift.gain, 0
+                gains = moved.to(gain.device)
+                for cut in cuts:
+                    stop = start + cut.stop - cut.start
+                    gain[start:stop].copy_(gains[cut])
+                    start = stop
 
     def write_rows(self, totals: Sequence[NDArray[np.float64]]) -> None:
-        """Let every sample have its own δ (D,); several may be the same array."""
+        """Let every sample have its own δ (D,)."""
         self._lay_out()
-        gains = {id(total): self._gains(total) for total in totals}
-        parts = _Parts(torch.stack([gains[id(total)] for total in totals]), self._lengths)
-        for index, shift in enumerate(self._shifts):
-            shift.rows = parts.on(shift.gain.device)[index].contiguous()
+        rows = torch.empty(len(totals), len(self._gains))
+        for row, total in zip(rows, totals, strict=True):
+            self._respond(total, row)
+        moved = _Moved(rows)
+        for shift, cuts in zip(self._shifts, self._cuts, strict=True):
+            gains = moved.to(shift.gain.device)
+            shift.rows = torch.cat([gains[:, cut] for cut in cuts], dim=1)
 
     def clear_rows(self) -> None:
         """Let all samples have the same δ again."""
@@ -77,19 +103,14 @@ class Bank:
             shift.rows = None
 
 
-class _Parts:
-    """Gains cut into those of each layer, moved to a device once."""
+class _Moved:
+    """A tensor on every device that asks for it, moved there once."""
 
-    def __init__(self, gains: Tensor, lengths: Sequence[int]) -> None:
-        self._lengths = list(lengths)
-        self._cut = {gains.device: gains.split(self._lengths, dim=-1)}
-        self._gains = gains
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._copies = {tensor.device: tensor}
 
-    def on(self, device: torch.device) -> Sequence[Tensor]:
-        if device not in self._cut:
-            self._cut[device] = self._gains.to(device).split(self._lengths, dim=-1)
-        return self._cut[device]
-
-
-def _same(a: Response, b: Response) -> bool:
-    return a is b
+    def to(self, device: torch.device) -> Tensor:
+        if device not in self._copies:
+            self._copies[device] = self._tensor.to(device)
+        return self._copies[device]

@@ -69,17 +69,22 @@ class FusedSite:
         words = self.weight.contiguous().view(WORDS[self.weight.itemsize])
         return self.weight.dtype, int(words.sum(dtype=torch.int64))
 
-    def check(self) -> None:
+    def check(self, *, force: bool = False) -> None:
         """Check that the weight is what was written.
+
+        Args:
+            force: whether it does not matter.
 
         Raises:
             AttachError: something else has changed it since.
         """
+        if force:
+            return
         dtype, digest = self._digest()
         if dtype == self._written[0] and digest != self._written[1]:
             raise AttachError(
                 f"{self.name}: the weight was changed after the delta was fused into it, by a LoRA perhaps",
-                fix="undo that first (`unfuse_lora`), then go on",
+                fix="fuse in the other order; `detach(force=True)` restores the base and drops what was added",
             )
 
     def restore(self) -> None:

@@ -77,7 +77,8 @@ class Handle:
         self._active: dict[str, float] = dict.fromkeys(self._held, 1.0)
         self._scale, self._enabled, self._attached = _finite(scale, "the scale"), True, True
         self._samples: list[dict[str, float]] = []
-        self._start() if self._trained else self._write()
+        self._buffer = np.empty(self._sums.size)
+        self._write()
 
     def __enter__(self) -> Self:
         return self
@@ -294,8 +295,11 @@ class Handle:
 
     # -- the end
 
-    def detach(self) -> None:
+    def detach(self, *, force: bool = False) -> None:
         """Take all deltas off; every weight is again what it was, bit for bit. A second call does nothing.
+
+        Args:
+            force: whether to write over what others have added to fused weights since.
 
         Raises:
             AttachError: something else was put on a layer afterwards; nothing is taken off then.
@@ -303,7 +307,7 @@ class Handle:
         if not self._attached:
             return
         for site in self._installed.sites:
-            site.check()
+            site.check(force=force)
         for site in reversed(self._installed.sites):
             site.restore()
         self._attached = False
@@ -322,10 +326,12 @@ class Handle:
             raise
 
     def _write(self) -> None:
-        """Put what is active on the model."""
-        none = np.zeros(self._sums.size)
-        total = self._total(self._active) if self._enabled else none
-        rows = [self._total(sample) if self._enabled else none for sample in self._samples]
+        """Put what is active on the model, or let its training start there."""
+        if self._trained:
+            self._start()
+            return
+        total = self._total(self._active if self._enabled else {}, out=self._buffer)
+        rows = [self._total(sample if self._enabled else {}) for sample in self._samples]
         if self._bank is not None:
             self._bank.write(total)
             if rows:
@@ -339,8 +345,8 @@ class Handle:
         for name, shift in self._trained.items():
             shift.start(torch.from_numpy(self._sums.part(total, name)))
 
-    def _total(self, weights: Mapping[str, float]) -> NDArray[np.float64]:
-        return self._sums.total([(self._held[name], factor) for name, factor in self._factors(weights).items()])
+    def _total(self, weights: Mapping[str, float], out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        return self._sums.total([(self._held[name], factor) for name, factor in self._factors(weights).items()], out)
 
     def _factors(self, weights: Mapping[str, float]) -> dict[str, float]:
         return {name: self._scale * weight for name, weight in weights.items()}

@@ -75,14 +75,20 @@ def factored(matrix: Tensor, basis: Basis) -> Form:
     slope = torch.zeros_like(basis.sigma)
     slope[:start] = 1 / basis.sigma[:start]
     offset = torch.ones_like(basis.sigma)
+    low = basis.factor[start:stop]
+    short = torch.cat([basis.factor, low])
+    # The product is written where it stays, with room for the tail.
     if basis.left:
-        rows, columns, extra = basis.factor @ matrix, basis.factor.T, (basis.tail, basis.factor[start:stop].T)
+        rows, columns = torch.empty(len(short), matrix.shape[1]), short.T
+        torch.mm(basis.factor, matrix, out=rows[: len(basis.factor)])
+        rows[len(basis.factor) :] = basis.tail
     else:
-        rows, columns, extra = basis.factor, matrix @ basis.factor.T, (basis.factor[start:stop], basis.tail.T)
+        rows, columns = short, torch.empty(matrix.shape[0], len(short))
+        torch.mm(matrix, basis.factor.T, out=columns[:, : len(basis.factor)])
+        columns[:, len(basis.factor) :] = basis.tail.T
     if start == stop:
         return Form(rows, columns, Response(-basis.sigma, offset, slope))
     length = stop - start
     pick = torch.cat([torch.arange(basis.sigma.numel()), torch.arange(start, stop)])
     offset, slope = torch.cat([offset, offset.new_zeros(length)]), torch.cat([slope, slope.new_ones(length)])
-    response = Response(-basis.sigma, offset, slope, pick)
-    return Form(torch.cat([rows, extra[0]]), torch.cat([columns, extra[1]], dim=1), response)
+    return Form(rows, columns, Response(-basis.sigma, offset, slope, pick))

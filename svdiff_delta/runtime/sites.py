@@ -22,8 +22,11 @@ HOOKED: Final = "_old_forward"
 class Site(Protocol):
     """One weight that is shifted, and the way back."""
 
-    def check(self) -> None:
+    def check(self, *, force: bool = False) -> None:
         """Check that `restore` would bring back what was there.
+
+        Args:
+            force: whether what was added to the weight may be lost.
 
         Raises:
             AttachError: something else has changed the layer since.
@@ -82,7 +85,7 @@ class LiveSite:
             fix="undo what replaced it, then detach",
         )
 
-    def check(self) -> None:
+    def check(self, *, force: bool = False) -> None:  # noqa: ARG002
         """Check that the layer's forward is where it was put, or where hooks have moved it."""
         self._attribute()
 

@@ -91,25 +91,38 @@ class Sums:
         # A float64 sum of float32 numbers is finite if and only if all of them are.
         return values if len(values) == self.size and np.isfinite(values.sum(dtype=np.float64)) else None
 
-    def total(self, terms: Sequence[tuple[Flat, float]]) -> NDArray[np.float64]:
+    def total(self, terms: Sequence[tuple[Flat, float]], out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Return Σ wᵢ δᵢ (D,), in the order given, projected on tied and null runs.
+
+        Args:
+            terms: deltas with their factors.
+            out: where to write it; in new memory if not given.
 
         Raises:
             TensorError: a sum is too large.
         """
-        total = np.zeros(self.size)
+        total = np.empty(self.size) if out is None else out
         with np.errstate(over="ignore", invalid="ignore"):
-            for flat, factor in terms:
+            if terms:
+                np.multiply(terms[0][0].values, terms[0][1], out=total)
+            else:
+                total.fill(0.0)
+            for flat, factor in terms[1:]:
                 total += np.multiply(flat.values, factor, dtype=np.float64)
             if len(terms) > 1:  # a single one is projected already
                 for name, parameter in combine_parameters([flat.delta for flat, _ in terms]).items():
                     if parameter.tied or parameter.null:
                         total[self.slices[name]] = project(parameter, total[self.slices[name]])
-        if not np.abs(total).max(initial=0.0) <= LARGEST["F32"]:
-            odd = next(name for name in self.slices if not np.abs(self.part(total, name)).max() <= LARGEST["F32"])
+        if not _within(total):
+            odd = next(name for name in self.slices if not _within(self.part(total, name)))
             raise TensorError(f"{odd}: δ times its weights is too large for float32", fix="use smaller weights")
         return total
 
     def part(self, total: NDArray[np.float64], name: str) -> NDArray[np.float64]:
         """Return the part of a sum that belongs to a parameter, (size,)."""
         return total[self.slices[name]]
+
+
+def _within(values: NDArray[np.float64]) -> bool:
+    """Tell whether all values are numbers that float32 has room for."""
+    return bool(-LARGEST["F32"] <= values.min(initial=0.0) and values.max(initial=0.0) <= LARGEST["F32"])
