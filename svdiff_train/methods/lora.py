@@ -41,7 +41,7 @@ class Lora:
         try:
             from peft import LoraConfig
         except ImportError:
-            raise MissingExtraError("peft", "clients") from None
+            raise MissingExtraError("peft", "train") from None
         names = choose_kinds(job.base, job.config.selectors or self.selectors(job.family))
         slots = {name.partition(".")[0] for name in names}
         if slots != {job.family.slot}:

@@ -181,12 +181,14 @@ def test_ctrl_c_while_training_saves_what_is_there_and_says_so(tmp_path: Path) -
     )
     done = interrupted_training(where, output)
     assert done.returncode == 130
-    assert done.stderr.splitlines()[-1] == f"interrupted: saved the state after 3 steps to {output}"
+    assert done.stderr.splitlines()[-1] == (
+        f"interrupted: saved the state after 3 steps to {output}; the same command with --resume goes on"
+    )
     assert (load(output).metadata.training or {})["steps"] == 3
 
 
 def test_ctrl_c_before_the_first_step_writes_nothing(tmp_path: Path) -> None:
-    where = "loop.find_images = lambda folder: signal.raise_signal(signal.SIGINT)"
+    where = "loop.open_pictures = lambda *given, **more: signal.raise_signal(signal.SIGINT)"
     done = interrupted_training(where, tmp_path / "a.safetensors")
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1] == "interrupted"
