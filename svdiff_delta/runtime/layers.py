@@ -22,7 +22,7 @@ from .products import HALF
 from .response import Form, Response, factored
 
 WIDE: Final = ("gain", "rows", "value", "floor", "offset", "slope")
-"""What stands for δ; it stays float32."""
+"""What stands for δ; it is float32 at least."""
 
 
 class Shift(nn.Module):
@@ -83,12 +83,12 @@ class Shift(nn.Module):
             self._keep(pick=None if response.pick is None else response.pick.to(device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Shift:
-        """Move everything, but cast only what multiplies x: in half precision most of a δ would be lost."""
+        """Move and cast everything, but what stands for δ not to half precision: most of it would be lost."""
         before = {name: found.detach() for name in WIDE if isinstance(found := getattr(self, name, None), Tensor)}
         super()._apply(fn, recurse)
         for name, wide in before.items():
             now: Tensor = getattr(self, name)
-            if now.dtype != torch.float32:
+            if now.dtype in HALF:
                 now.data = wide.to(now.device)
         return self
 
@@ -240,7 +240,7 @@ class WholeShift(Shift):
 
     def _weight(self, module: nn.Module, gain: Tensor) -> Tensor:
         weight = cast("Tensor", module.weight)
-        matrix = (self.left.float() * gain) @ self.right.float()
+        matrix = (self.left.to(gain.dtype) * gain) @ self.right.to(gain.dtype)
         return (weight + unmatricize(matrix, self.parameter.shape, self.parameter.axis)).to(weight.dtype)
 
 
