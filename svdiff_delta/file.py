@@ -27,10 +27,12 @@ from .codec import (
 )
 from .container import Entries, Entry, header_bytes, read_header
 from .delta import Delta, Origin, check_range
+from .download import fetch_delta
 from .errors import DeltaError, InputError, TensorError
 from .lineage import Source
 from .modelspec import with_hash
 from .parameter import Parameter
+from .repository import Reference, locate
 
 SCALES = "svdiff.scales"
 """The tensor that holds the scales of all I8 tensors, one after the other in sorted-name order."""
@@ -39,24 +41,31 @@ SCALES = "svdiff.scales"
 def load(path: str | PathLike[str]) -> Delta:
     """Open a delta file; the header is checked at once, each tensor when it is read.
 
+    Args:
+        path: a file, or `[hf://]owner/repo[@revision][/file]` on the Hub, whose `svdiff.safetensors` is fetched into
+            the local Hub cache and, without network, opened from there. What exists as a path is one; `hf://` in
+            front forces the Hub. Only a string may name something on the Hub.
+
     Raises:
         InputError: there is no such file, or it cannot be read.
+        HubError: the Hub refused, was not reached, or has no such delta.
         FormatError: its bytes are not a valid delta file; the message names the file.
     """
-    path = Path(path)
+    place = locate(path)
+    local = fetch_delta(place) if isinstance(place, Reference) else place
     try:
-        with path.open("rb") as stream:
+        with local.open("rb") as stream:
             empty = stream.seek(0, 2) == 0
             buffer = b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
+        raise InputError(f"{place}: there is no such file") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path}: could not be read ({reason})") from None
+        raise InputError(f"{place}: could not be read ({reason})") from None
     try:
-        return loads(buffer, name=str(path))
+        return loads(buffer, name=str(place))
     except DeltaError as error:
-        raise type(error)(f"{path}: {error.message}", fix=error.fix) from None
+        raise type(error)(f"{place}: {error.message}", fix=error.fix) from None
 
 
 def loads(buffer: bytes | mmap.mmap, *, name: str = "") -> Delta:
