@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from .errors import HubError
-from .hub_errors import client_errors, explain, is_unreachable
+from .hub_errors import answered, client_errors, explain, is_unreachable
 from .repository import Reference, find_cached, is_commit, list_files
 
 WEIGHTS: Final = "svdiff.safetensors"
@@ -87,6 +87,8 @@ def find(reference: Reference, *, largest: int = LARGEST) -> Found:
             raise _explain(reference, error) from None
         if cached is not None:
             return cached
+        if not answered(error):
+            raise _explain(reference, error) from None
     try:  # once more, as long as the Hub's library thinks fit, since there is nothing else
         return _ask(reference, largest, patient=True)
     except client_errors() as error:

@@ -52,20 +52,32 @@ def load(path: str | PathLike[str]) -> Delta:
         FormatError: its bytes are not a valid delta file; the message names the file.
     """
     place = locate(path)
-    local = fetch_delta(place) if isinstance(place, Reference) else place
+    return open_file(fetch_delta(place) if isinstance(place, Reference) else place, str(place))
+
+
+def open_file(path: Path, name: str) -> Delta:
+    """Open a delta file as `load` does.
+
+    Args:
+        path: the file.
+        name: what errors call it.
+
+    Raises:
+        InputError, FormatError: as `load`.
+    """
     try:
-        with local.open("rb") as stream:
+        with path.open("rb") as stream:
             empty = stream.seek(0, 2) == 0
             buffer = b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise InputError(f"{place}: there is no such file") from None
+        raise InputError(f"{name}: there is no such file") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{place}: could not be read ({reason})") from None
+        raise InputError(f"{name}: could not be read ({reason})") from None
     try:
-        return loads(buffer, name=str(place))
+        return loads(buffer, name=name)
     except DeltaError as error:
-        raise type(error)(f"{place}: {error.message}", fix=error.fix) from None
+        raise type(error)(f"{name}: {error.message}", fix=error.fix) from None
 
 
 def loads(buffer: bytes | mmap.mmap, *, name: str = "") -> Delta:

@@ -30,6 +30,11 @@ def is_unreachable(error: BaseException) -> bool:
     return isinstance(error, LocalEntryNotFoundError) or not isinstance(error, ValueError | RuntimeError)
 
 
+def answered(error: BaseException) -> bool:
+    """Tell whether the Hub said something, if only that it cannot."""
+    return _status(error) is not None
+
+
 def explain(what: object, error: BaseException, *, sending: bool = False) -> HubError:
     """Return one line for what the Hub's library says in many.
 

@@ -32,6 +32,8 @@ NAMES = [
     "load",
     "merge",
     "open_base",
+    "pull",
+    "push",
     "quantize",
     "rebase",
     "save",
