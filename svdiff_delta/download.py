@@ -34,12 +34,14 @@ class Found:
         size: its bytes.
         digest: the SHA-256 that the Hub gives, or git's SHA-1 of it as a blob; None where the cache does not keep it.
         path: where it is in the local cache; None if it has to be fetched.
+        asked: the file as it was asked for; its branch is remembered in the cache, for when there is no network.
     """
 
     reference: Reference
     size: int
     digest: str | None
     path: Path | None
+    asked: Reference
 
 
 def fetch_delta(reference: Reference) -> Path:
@@ -52,14 +54,11 @@ def fetch_delta(reference: Reference) -> Path:
         HubError: there is no such repository, revision or file, what is there is no delta, is too large or damaged,
             or it is neither here nor reachable.
     """
-    found = find_delta(reference)
-    if found.path is None and PurePosixPath(found.reference.path).name == WEIGHTS:
-        _count(found.reference)
-    return fetch(found)
+    return fetch(find_delta(reference))
 
 
 def find_delta(reference: Reference) -> Found:
-    """Look a delta file up, without fetching it; arguments and errors as `fetch_delta`."""
+    """Look a delta file up, without fetching it; as `fetch_delta`."""
     path = PurePosixPath(reference.path)
     if path.suffix in _NEVER:
         raise HubError(f"{reference}: files of this kind are never fetched", fix="name a safetensors file")
@@ -101,23 +100,34 @@ def fetch(found: Found) -> Path:
     Raises:
         HubError: the download failed, or is damaged; then it is removed.
     """
-    reference = found.reference
-    if found.path is not None and _is_whole(found.path, found.digest):
-        return found.path
+    reference, asked = found.reference, found.asked
     if found.path is not None:
-        _remove(found.path)
+        if not _is_whole(found.path, found.digest):
+            _remove(found.path)
+        elif is_commit(asked.revision) or _commit_of(asked) == reference.revision:
+            return found.path
+    elif PurePosixPath(reference.path).name == WEIGHTS:
+        _count(reference)
     from huggingface_hub import hf_hub_download
 
     try:
-        path = Path(hf_hub_download(reference.repository, reference.path, revision=reference.revision))
+        path = Path(hf_hub_download(asked.repository, asked.path, revision=asked.revision))
     except client_errors() as error:
         raise _explain(reference, error) from None
+    if _commit_of(asked) != reference.revision:
+        raise HubError(f"{asked}: it was changed meanwhile", fix="fetch it again")
     if not _is_whole(path, found.digest):
         _remove(path)
         raise HubError(
             f"{reference}: the download is damaged: its hash is not the one that the Hub says", fix="fetch it again"
         )
     return path
+
+
+def _commit_of(reference: Reference) -> str | None:
+    """Return the commit that a revision names in the local cache."""
+    snapshot = find_cached(reference)
+    return None if snapshot is None else snapshot.revision
 
 
 def _ask(reference: Reference, largest: int, *, patient: bool) -> Found:
@@ -143,7 +153,7 @@ def _ask(reference: Reference, largest: int, *, patient: bool) -> Found:
         )
     here = replace(reference, revision=commit)
     cached = _find_cached(here)
-    return Found(here, size, digest, None if cached is None else cached.path)
+    return Found(here, size, digest, None if cached is None else cached.path, reference)
 
 
 def _find_cached(reference: Reference) -> Found | None:
@@ -153,7 +163,8 @@ def _find_cached(reference: Reference) -> Found | None:
         return None
     blob = path.resolve().name
     digest = blob if path.is_symlink() and _HASH.fullmatch(blob) else None
-    return Found(replace(reference, revision=snapshot.revision), path.stat().st_size, digest, path)
+    here = replace(reference, revision=snapshot.revision)
+    return Found(here, path.stat().st_size, digest, path, reference)
 
 
 def _is_whole(path: Path, digest: str | None) -> bool:

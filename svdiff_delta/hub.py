@@ -13,7 +13,7 @@ from .card import LIBRARY, prompt_in
 from .card_head import parse_card
 from .contents import Contents, make_contents
 from .delta import Delta
-from .download import fetch_delta
+from .download import Found, fetch, find_delta
 from .errors import HubError, InputError, OutputError
 from .file import load, open_file
 from .hub_errors import LOGIN, client_errors, explain
@@ -91,7 +91,7 @@ def push(
         revision: the branch, made if there is none; the main one if not given.
         create_pr: send it as a pull request.
         message: of the commit.
-        overwrite: whether a `config.json` of something else, such as a model, may be replaced.
+        overwrite: whether it may go into a repository of something else, such as a model, and replace its `config.json`.
         dry_run: check everything and say what would be sent.
 
     Raises:
@@ -131,11 +131,16 @@ def pull(repository: str, output: str | PathLike[str] | None = None, *, overwrit
         FormatError: what is there is no valid delta.
         OutputError: the output exists, or the disk refused.
     """
-    reference = _reference(repository)
+    reference = read_reference(repository)
     if output is not None:
         check_output(Path(output), overwrite=overwrite)
-    path = fetch_delta(reference)
-    delta = open_file(path, str(reference))
+    return take(find_delta(reference), output, overwrite=overwrite)
+
+
+def take(found: Found, output: str | PathLike[str] | None = None, *, overwrite: bool = False) -> Delta:
+    """Fetch a delta that was looked up with `find_delta`; otherwise as `pull`."""
+    path = fetch(found)
+    delta = open_file(path, str(found.asked))
     for name in delta:
         delta[name]  # reading checks it
     if output is not None:
@@ -144,7 +149,12 @@ def pull(repository: str, output: str | PathLike[str] | None = None, *, overwrit
     return delta
 
 
-def _reference(text: str) -> Reference:
+def read_reference(text: str) -> Reference:
+    """Return what a text names on the Hub, whatever stands at a path of that name.
+
+    Raises:
+        InputError: it names nothing there.
+    """
     reference = parse_reference(f"{SCHEME}{text.removeprefix(SCHEME)}")
     if reference is None:
         raise InputError(f"{text}: names no repository, or no file of one", fix="write owner/repo[@revision][/file]")
@@ -153,13 +163,13 @@ def _reference(text: str) -> Reference:
 
 def _target(text: str, revision: str | None, *, create_pr: bool) -> Reference:
     """Return the repository and branch to push to."""
-    target = _reference(text)
+    target = read_reference(text)
     if target.path or "/" not in target.repository:
         raise InputError(f"{text}: is no repository to push to", fix="write owner/repo, or owner/repo@branch")
     if revision is not None and target.revision not in (None, revision):
         raise InputError(f"{text}: and the revision {revision} are two", fix="name one branch")
     if revision is not None:
-        target = _reference(f"{target.repository}@{revision.replace('/', '%2F')}")
+        target = read_reference(f"{target.repository}@{revision.replace('/', '%2F')}")
     if is_commit(target.revision):
         raise InputError(f"{target}: nothing can be pushed to a commit", fix="name a branch")
     if create_pr and target.revision not in (None, "main"):
@@ -181,8 +191,8 @@ def _check_remote(target: Reference, remote: Remote, *, private: bool, create_pr
         )
     if remote.foreign and not overwrite:
         raise OutputError(
-            f"{target}: its config.json is not a delta's: the repository is of something else",
-            fix="name another repository, or replace that file with --force",
+            f"{target}: is a repository of something else, such as a model: it has {remote.foreign}",
+            fix="name another repository, or push there nevertheless with --force",
         )
     if create_pr and not remote.exists:
         raise HubError(

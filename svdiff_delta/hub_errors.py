@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 from .errors import HubError
@@ -59,7 +60,7 @@ def explain(what: object, error: BaseException, *, sending: bool = False) -> Hub
     status = _status(error)
     if status is not None:
         return _explain_status(what, status, error)
-    return _explain_local(what, error)
+    return _explain_local(what, error, sending=sending)
 
 
 def not_here(what: object) -> HubError:
@@ -99,10 +100,10 @@ def _explain_status(what: object, status: int, error: Any) -> HubError:
     return HubError(f"{what}: the Hub refused this ({status}{said})", fix="mend what it names")
 
 
-def _explain_local(what: object, error: BaseException) -> HubError:
+def _explain_local(what: object, error: BaseException, *, sending: bool) -> HubError:
     from huggingface_hub import errors
 
-    if isinstance(error, errors.FileMetadataError):
+    if isinstance(error, errors.FileMetadataError | json.JSONDecodeError):
         return HubError(f"{what}: the server does not answer as a Hub does", fix="check HF_ENDPOINT and the proxy")
     if isinstance(error, errors.HFValidationError):
         return HubError(f"{what}: there is no such file or folder, and this names no repository")
@@ -112,7 +113,13 @@ def _explain_local(what: object, error: BaseException) -> HubError:
         return HubError(f"{what}: the download has another size than the Hub said", fix="fetch it again")
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
         return HubError(f"{what}: could not be fetched ({error.strerror})", fix="free some space")
-    return not_here(what)
+    if isinstance(error, OSError) or type(error).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError"):
+        return _not_reached(what) if sending else not_here(what)
+    return HubError(f"{what}: the connection to the Hub broke off ({type(error).__name__})", fix="do it again")
+
+
+def _not_reached(what: object) -> HubError:
+    return HubError(f"{what}: the Hub was not reached", fix="go online without HF_HUB_OFFLINE")
 
 
 def _status(error: BaseException) -> int | None:

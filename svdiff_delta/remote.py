@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Final
 
 from ._json import JSON, strict_json
-from .download import CONFIG, fetch, find
+from .download import CONFIG, WEIGHTS, fetch, find
 from .errors import HubError, InputError, MetadataError
 from .hub_errors import client_errors, explain
 from .licence import CARD, LARGEST_CARD
@@ -15,6 +16,9 @@ from .metadata import FORMAT
 from .repository import Reference
 
 LARGEST_CONFIG: Final = 2**20
+
+_MODELS: Final = frozenset({CONFIG, "model_index.json", "adapter_config.json"})
+_SUFFIXES: Final = frozenset({".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".gguf", ".onnx"})
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Remote:
         files: the paths of its files.
         card: its README.md.
         config: its config.json, if that is of a delta.
-        foreign: whether it has a config.json of something else.
+        foreign: a file that tells that it is of something else, such as a model; "" if there is none.
     """
 
     exists: bool = False
@@ -39,7 +43,7 @@ class Remote:
     files: frozenset[str] = frozenset()
     card: str | None = None
     config: Mapping[str, JSON] = field(default_factory=dict)
-    foreign: bool = False
+    foreign: str = ""
 
 
 def look(repository: str, revision: str | None) -> Remote:
@@ -79,8 +83,12 @@ def look(repository: str, revision: str | None) -> Remote:
         files=files,
         card=_card(here) if CARD in files else None,
         config=config if config.get("format") == FORMAT else {},
-        foreign=CONFIG in files and config.get("format") != FORMAT,
+        foreign="" if config.get("format") == FORMAT else next(filter(_is_foreign, sorted(files)), ""),
     )
+
+
+def _is_foreign(name: str) -> bool:
+    return name != WEIGHTS and (name in _MODELS or PurePosixPath(name).suffix in _SUFFIXES)
 
 
 def _card(here: Reference) -> str:

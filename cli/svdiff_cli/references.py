@@ -26,7 +26,7 @@ def split_weight(reference: str) -> tuple[str, float]:
     Raises:
         InputError: the weight is not a finite number.
     """
-    if ":" not in reference or _is_path(reference):
+    if ":" not in reference or is_path(reference):
         return reference, 1.0
     path, _, text = reference.rpartition(":")
     try:
@@ -38,7 +38,8 @@ def split_weight(reference: str) -> tuple[str, float]:
     return path, weight
 
 
-def _is_path(reference: str) -> bool:
+def is_path(reference: str) -> bool:
+    """Tell whether there is something at a path; a reference to the Hub is none."""
     try:
         return Path(reference).exists()
     except OSError:  # too long for a file's name, or in a folder that may not be searched
@@ -76,7 +77,7 @@ def open_reference(reference: str, component: str | None = None, variant: str | 
 def split_variant(reference: str) -> tuple[str, str | None]:
     """Return reference and variant of `BASE[:VARIANT]`; a path that exists as it is has none."""
     match = _VARIANT.fullmatch(reference)
-    return (match["base"], match["variant"]) if match and not _is_path(reference) else (reference, None)
+    return (match["base"], match["variant"]) if match and not is_path(reference) else (reference, None)
 
 
 def sole_component(deltas: Sequence[Delta]) -> str | None:
