@@ -39,10 +39,10 @@ def make_card(about: Publication, licence: Licence, old: str | None = None) -> t
     Raises:
         InputError: the metadata of the old card are broken.
     """
-    body = "\n".join(_lines(about)) + "\n"
-    section = f"<!-- svdiff push: begin {_digest(body)} -->\n{body}<!-- svdiff push: end -->"
     before = parse_card(old) if old is not None and old.strip() else None
     fields = _fields(about, licence, {} if before is None else before.fields)
+    body = "\n".join(_lines(about, gallery="widget" in fields)) + "\n"
+    section = f"<!-- svdiff push: begin {_digest(body)} -->\n{body}<!-- svdiff push: end -->"
     if before is None:
         return write_card(fields, f"\n# {_escaped(about.title)}\n\n{section}\n"), ()
     text, remarks = _renew(before, section)
@@ -102,12 +102,12 @@ def _fields(about: Publication, licence: Licence, old: Mapping[str, Any]) -> dic
     return {key: value for key, value in old.items() if key not in replaced} | made
 
 
-def _lines(about: Publication) -> Iterator[str]:
+def _lines(about: Publication, *, gallery: bool) -> Iterator[str]:
     """Yield the lines of the generated part."""
     metadata, model = about.delta.metadata, about.model
     yield _HINT
     yield ""
-    if about.samples:
+    if gallery:
         yield from ("<Gallery />", "")
     yield (
         f"Spectral shifts ([SVDiff](https://arxiv.org/abs/2303.11305)) of {_link(model)}: {metadata.numbers:,} numbers "

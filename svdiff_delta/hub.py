@@ -91,7 +91,8 @@ def push(
         revision: the branch, made if there is none; the main one if not given.
         create_pr: send it as a pull request.
         message: of the commit.
-        overwrite: whether it may go into a repository of something else, such as a model, and replace its `config.json`.
+        overwrite: whether it may go into a repository of something else, such as a model, whose `config.json` is
+            lost then.
         dry_run: check everything and say what would be sent.
 
     Raises:
@@ -195,9 +196,7 @@ def _check_remote(target: Reference, remote: Remote, *, private: bool, create_pr
             fix="name another repository, or push there nevertheless with --force",
         )
     if create_pr and not remote.exists:
-        raise HubError(
-            f"{target}: there is no such repository to make a pull request in", fix=f"check the name; {LOGIN}"
-        )
+        raise HubError(f"{target}: there is no such repository for a pull request", fix=f"check the name, and {LOGIN}")
 
 
 def _licence(given: str | None, remote: Remote, delta: Delta, base: str | None) -> Licence:

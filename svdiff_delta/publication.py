@@ -17,6 +17,7 @@ from .errors import InputError
 from .file import dumps
 from .metadata import dump
 from .pictures import clean_picture
+from .repository import Reference, parse_reference
 from .usage import EMBEDDED
 
 _LOCAL: Final = re.compile(
@@ -92,7 +93,7 @@ def publication(
     metadata = delta.metadata
     check_private(dump(metadata).values(), "the delta's metadata")
     model = base_model or metadata.base.repository
-    if base_model is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", base_model, re.ASCII):
+    if base_model is not None and parse_reference(base_model) != Reference(base_model):
         raise InputError(f"{base_model}: is not the name of a base on the Hub", fix="write it as owner/repo")
     if model is None:
         raise InputError(

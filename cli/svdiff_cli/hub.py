@@ -216,7 +216,8 @@ def _left_out(names: Collection[str]) -> list[str]:
 @contextmanager
 def _client(*, quiet: bool) -> Iterator[None]:
     """Let the Hub's own library show progress on a terminal only, and its warnings unless nothing is to be printed."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     before, bars = logging.get_verbosity(), not are_progress_bars_disabled()
     if quiet:

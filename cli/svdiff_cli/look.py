@@ -13,7 +13,7 @@ from svdiff_delta._text import plain, printable
 
 from . import options
 from .progress import Bar
-from .references import open_reference, sole_component
+from .references import local_file, open_reference, sole_component
 
 if TYPE_CHECKING:
     from svdiff_delta import Delta
@@ -116,7 +116,7 @@ def _replayed(delta: str, folder: Path) -> dict[str, Any]:
     from svdiff_delta.errors import InputError
     from svdiff_delta.replay import replay
 
-    outcome = replay(Path(delta), folder)
+    outcome = replay(Path(local_file(delta)), folder)
     if not outcome.same:
         raise InputError(f"{delta}: what its lineage says gives another file ({outcome.difference})")
     return {"inputs": {sha256: str(path) for sha256, path in outcome.found.items()}, "made": list(outcome.made)}

@@ -21,7 +21,7 @@ _VARIANT = re.compile(r"(?P<base>[^:]{2,}|hf://[^:]+):(?P<variant>[A-Za-z_][\w-]
 
 
 def split_weight(reference: str) -> tuple[str, float]:
-    """Return path and weight of `PATH[:WEIGHT]`; a path that exists as it is has weight 1.
+    """Return DELTA and weight of `DELTA[:WEIGHT]`; a path that exists as it is has weight 1.
 
     Raises:
         InputError: the weight is not a finite number.
@@ -47,11 +47,20 @@ def is_path(reference: str) -> bool:
 
 
 def open_deltas(references: Sequence[str]) -> tuple[list[Delta], list[float]]:
-    """Open every `PATH[:WEIGHT]`, and return deltas and weights."""
+    """Open every `DELTA[:WEIGHT]`, and return deltas and weights."""
     from svdiff_delta.file import load
 
     pairs = [split_weight(reference) for reference in references]
     return [load(path) for path, _ in pairs], [weight for _, weight in pairs]
+
+
+def local_file(reference: str) -> str:
+    """Return the path of a file: as it was written, or where it is in the local Hub cache once it was fetched."""
+    from svdiff_delta.download import fetch_delta
+    from svdiff_delta.repository import Reference, locate
+
+    place = locate(reference)
+    return str(fetch_delta(place)) if isinstance(place, Reference) else reference
 
 
 def open_reference(reference: str, component: str | None = None, variant: str | None = None) -> Base:

@@ -12,6 +12,7 @@ from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import DeltaError, InputError
 from svdiff_delta.file import load
+from svdiff_delta.repository import Reference, locate
 from svdiff_delta.weights import Weight, as_factor
 
 from .apply import merge
@@ -22,9 +23,12 @@ INPUT_KEYS: Final = {"delta", "recipe", "weight", "where"}
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a recipe: a delta file or another recipe, with its weight, or None where it has none."""
+    """One input of a recipe: a delta or another recipe, with its weight, or None where it has none.
 
-    path: Path
+    A delta is a file, or, as a string, what names one on the Hub.
+    """
+
+    path: Path | str
     is_recipe: bool
     weight: Weight | None
 
@@ -98,7 +102,10 @@ def _input(fields: Any, folder: Path) -> Input:
             raise InputError("where: must map selectors to weights")
         factors = {str(selector): _number(factor, f"where {selector}") for selector, factor in where.items()}
         weight = Weight(_number(fields.get("weight", 1.0), "weight"), factors)
-    return Input(folder / fields[kind], kind == "recipe", weight)
+    place: Path | str = folder / fields[kind]
+    if kind == "delta" and isinstance(locate(fields[kind], folder), Reference):
+        place = fields[kind]
+    return Input(place, kind == "recipe", weight)
 
 
 def _mapping(fields: Any, what: str, known: set[str]) -> dict[str, Any]:
@@ -129,7 +136,9 @@ def run_recipe(path: Path, _above: tuple[Path, ...] = ()) -> Delta:
     if place in _above:
         raise InputError(f"{path}: the recipe takes itself as an input", fix="remove the cycle")
     recipe = read_recipe(path)
-    deltas = [run_recipe(item.path, (*_above, place)) if item.is_recipe else load(item.path) for item in recipe.inputs]
+    deltas = [
+        run_recipe(Path(item.path), (*_above, place)) if item.is_recipe else load(item.path) for item in recipe.inputs
+    ]
     weights = None
     if any(item.weight is not None for item in recipe.inputs):
         weights = [item.weight or Weight() for item in recipe.inputs]
