@@ -114,7 +114,7 @@ def fetch(found: Found) -> Path:
         path = Path(hf_hub_download(asked.repository, asked.path, revision=asked.revision))
     except client_errors() as error:
         raise _explain(reference, error) from None
-    if _commit_of(asked) != reference.revision:
+    if reference.revision not in path.parts:
         raise HubError(f"{asked}: it was changed meanwhile", fix="fetch it again")
     if not _is_whole(path, found.digest):
         _remove(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -27,12 +28,10 @@ from .codec import (
 )
 from .container import Entries, Entry, header_bytes, read_header
 from .delta import Delta, Origin, check_range
-from .download import fetch_delta
 from .errors import DeltaError, InputError, TensorError
 from .lineage import Source
 from .modelspec import with_hash
 from .parameter import Parameter
-from .repository import Reference, locate
 
 SCALES = "svdiff.scales"
 """The tensor that holds the scales of all I8 tensors, one after the other in sorted-name order."""
@@ -51,8 +50,14 @@ def load(path: str | PathLike[str]) -> Delta:
         HubError: the Hub refused, was not reached, or has no such delta.
         FormatError: its bytes are not a valid delta file; the message names the file.
     """
-    place = locate(path)
-    return open_file(fetch_delta(place) if isinstance(place, Reference) else place, str(place))
+    if isinstance(path, str) and (path.startswith("hf://") or not os.path.exists(path)):  # noqa: PTH110 - never raises
+        # What a file that is here does not need is not imported for it: that would take longer than a small sum.
+        from .download import fetch_delta
+        from .repository import Reference, locate
+
+        place = locate(path)
+        return open_file(fetch_delta(place) if isinstance(place, Reference) else place, str(place))
+    return open_file(Path(path), str(path))
 
 
 def open_file(path: Path, name: str) -> Delta:

@@ -9,7 +9,7 @@ from typing import Final
 
 from ._json import JSON, strict_json
 from .download import CONFIG, WEIGHTS, fetch, find
-from .errors import HubError, InputError, MetadataError
+from .errors import InputError, MetadataError
 from .hub_errors import client_errors, explain
 from .licence import CARD, LARGEST_CARD
 from .metadata import FORMAT
@@ -102,13 +102,11 @@ def _card(here: Reference) -> str:
 
 def _config(here: Reference) -> Mapping[str, JSON]:
     """Return the fields of config.json; none if it is too large or no JSON object, as a delta's never is."""
+    found = find(Reference(here.repository, here.revision, CONFIG))
+    if found.size > LARGEST_CONFIG:
+        return {}
     try:
-        path = fetch(find(Reference(here.repository, here.revision, CONFIG), largest=LARGEST_CONFIG))
-        fields = strict_json(path.read_bytes(), CONFIG, MetadataError)
+        fields = strict_json(fetch(found).read_bytes(), CONFIG, MetadataError)
     except MetadataError:
         return {}
-    except HubError as error:
-        if "bytes" in error.message:
-            return {}
-        raise
     return fields if isinstance(fields, dict) else {}

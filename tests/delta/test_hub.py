@@ -475,8 +475,9 @@ def test_a_repository_of_a_model_is_pushed_to_on_request_only(simple: Hub, name:
     assert push(DOG, "owner/dog", overwrite=True).changed
 
 
-def test_a_config_that_is_none_is_of_something_else(simple: Hub) -> None:
-    simple.add("owner/dog", {"config.json": b"["})
+@pytest.mark.parametrize("raw", [b"[", b"[]", b"\xff", b" " * (2**20 + 1)])
+def test_a_config_that_is_none_is_of_something_else(simple: Hub, raw: bytes) -> None:
+    simple.add("owner/dog", {"config.json": raw})
     assert "it has config.json" in refused(OutputError)
 
 
