@@ -99,7 +99,7 @@ def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool
                 fix="put what depends on it into another manifest",
             )
         _check_base(row, bases)
-        find_way(row.place(row.input), row.from_, row.to)
+        find_way(row.source(), row.from_, row.to)
         if row.calibrate is not None:
             read_prompts(row.place(row.calibrate))
         check_output(row.place(row.output), overwrite=allowed(row))
