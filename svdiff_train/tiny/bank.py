@@ -39,9 +39,7 @@ class Bank:
         return len(self.captions)
 
 
-def build_bank(
-    folder: Path, npm: Path, seed: int, count: int, calm: float = 0.0, single: float = SINGLE
-) -> Bank:
+def build_bank(folder: Path, npm: Path, seed: int, count: int, calm: float = 0.0, single: float = SINGLE) -> Bank:
     """Paint `count` scenes of `seed` into `folder`, unless they lie there, and open them."""
     if not (folder / "captions.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
