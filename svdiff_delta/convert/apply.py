@@ -28,7 +28,7 @@ from svdiff_delta.calibration import (
     calibrate_change,
     factors_of,
 )
-from svdiff_delta.codec import Dtype, StoredDtype
+from svdiff_delta.codec import StoredDtype
 from svdiff_delta.components import named_like
 from svdiff_delta.conversion import (
     DECIMALS,
@@ -139,8 +139,9 @@ def convert(
     if way.read is None:
         delta = input if isinstance(input, Delta) else load(input)
         return _written(way, delta, job)
-    projected = _project(fspath(cast("str", input)), way, job)
+    path = fspath(cast("str", input))
     if way.write is not None:
+        projected = _project(path, way, replace(job, dtype="F32"))  # what is between is not rounded as the result is
         written = _written(way, projected.delta, replace(job, min_energy=min_energy or 0.0))
         return replace(
             projected,
@@ -151,6 +152,7 @@ def convert(
             remarks=projected.remarks + written.remarks,
             retained=written.layers,
         )
+    projected = _project(path, way, job)
     if target is not None:
         save(projected.delta, target, overwrite=overwrite)
     return replace(projected, output=target)
@@ -169,7 +171,8 @@ def _project(path: str, way: Way, job: Job) -> Conversion:
     job = replace(job, base=named_like(job.base, changes.kinds))
     for name, parameter in changes.expected.items():
         check_same_weight(job.base, name, parameter, path)
-    prepare_all(job.base, changes.kinds, job.cache, dtypes=_dtypes(changes), progress=job.progress)
+    dtypes = {name: changes.basis_dtype(name) for name in changes.kinds}
+    prepare_all(job.base, changes.kinds, job.cache, dtypes=dtypes, progress=job.progress)
     values, parameters, layers, outputs = _projections(changes, job)
     if not values:
         raise InputError(f"{path}: nothing that can be shifted changes", fix="convert what differs from the base")
@@ -208,13 +211,8 @@ def _projections(
     return values, parameters, layers, outputs
 
 
-def _dtypes(changes: Changes) -> dict[str, Dtype | None]:
-    """Return the basis dtype of each weight that the input demands; None is a writer's choice."""
-    return {name: said.dtype if (said := changes.expected.get(name)) else changes.dtype for name in changes.kinds}
-
-
 def _prepared(name: str, changes: Changes, job: Job) -> Prepared:
-    return prepare(job.base, name, *changes.kinds[name], job.cache, dtype=_dtypes(changes)[name])
+    return prepare(job.base, name, *changes.kinds[name], job.cache, dtype=changes.basis_dtype(name))
 
 
 def _probes(changes: Changes, job: Job) -> dict[str, Probe]:

@@ -102,6 +102,11 @@ class Changes:
     hint: str = ""
     dtype: Dtype | None = None
 
+    def basis_dtype(self, name: str) -> Dtype | None:
+        """Return the basis dtype that the input demands of a parameter; None for a writer's choice."""
+        said = self.expected.get(name)
+        return self.dtype if said is None else said.dtype
+
 
 @dataclass(frozen=True)
 class Dialect:

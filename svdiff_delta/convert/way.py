@@ -70,13 +70,13 @@ def find_way(
         raise InputError(
             f"the input is {found} already", fix=f"choose another of {_known()}; for another base, use `svdiff rebase`"
         )
-    _check_target(to, dtype, ranking)
     given, result = DIALECTS.get(found), DIALECTS.get(to)
     read, write = given.read if given else None, result.write if result else None
     if given and read is None:
         raise InputError(f"{found}: can be written and not read", fix="convert from another dialect")
     if result and write is None:
         raise InputError(f"{to}: can be read and not written", fix="convert to another dialect")
+    _check_target(to, dtype, ranking)
     least = given.min_energy if given else 0.0
     return Way(found, read, write, least if min_energy is None else min_energy)
 

@@ -218,6 +218,15 @@ def test_one_dialect_becomes_another_by_way_of_the_delta(
         assert np.abs(a[name] - b[name]).max() <= 1e-5 * np.abs(a[name]).max(), name
 
 
+def test_what_lies_between_two_dialects_is_not_rounded(tiny: Base, delta: Delta, tmp_path: Path) -> None:
+    convert(delta, to="peft", base=tiny, rank=4, output=tmp_path / "first")
+    convert(tmp_path / "first", to="kohya", base=tiny, rank=4, output=tmp_path / "second", dtype="F16")
+    between = convert(tmp_path / "first", base=tiny).delta
+    convert(between, to="kohya", base=tiny, rank=4, output=tmp_path / "direct", dtype="F16")
+    second, direct = load_file(tmp_path / "second"), load_file(tmp_path / "direct")
+    assert all(torch.equal(second[key], direct[key]) for key in direct)
+
+
 def test_captured_and_retained_are_told_apart(tiny: Base, delta: Delta, tmp_path: Path) -> None:
     convert(delta, to="peft", base=tiny, rank=4, output=tmp_path / "first")
     found = convert(tmp_path / "first", to="kohya", base=tiny, rank=1, output=tmp_path / "second")
