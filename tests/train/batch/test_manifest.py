@@ -172,6 +172,16 @@ def test_neither_report_nor_table_may_be_the_manifest_an_output_or_one_another(f
             run_manifest(path, folder / name)
 
 
+def test_the_readme_s_manifest_is_one(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
+    (text,) = [text for text in re.findall(r"^```yaml\n(.*?)^```$", readme, re.M | re.S) if "files:" in text]
+    (tmp_path / "all.yaml").write_text(text)
+    rows = read_manifest(tmp_path / "all.yaml")
+    assert [row.to for row in rows] == ["delta", "delta", "kohya"]
+    said = text[: text.index("files:")]
+    assert all(re.search(rf"\b{key}\b", said) for key in TYPES.keys() - {"input", "output"})
+
+
 OWN = {"input", "output", "base", "variant"}
 """Keys that stand for the command's IN, -o and BASE[:VARIANT]."""
 
