@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import IO, Final
@@ -25,7 +26,7 @@ from svdiff_delta.prepare import fit
 from svdiff_delta.projection import squared_norm
 
 from .dialect import Changes, Job, Meter
-from .said import copied_facts, name_source
+from .said import copied_facts, foreign_facts, name_source
 from .tensors import Ref, TensorFile, open_tensors, peek
 
 KEY: Final = "svdiff.difference"
@@ -57,7 +58,7 @@ def read_difference(path: Path) -> Changes:
         read=lambda name: Ref(file, name).load(),
         sources=lambda: [name_source(path, metadata)],
         expected=metadata.parameters,
-        metadata=metadata,
+        metadata=replace(metadata, foreign=foreign_facts([file.header]).foreign),
     )
 
 
