@@ -12,7 +12,8 @@ On the embedded base, on the linear layers and convolutions of its UNet.
   delta, and what comes back of that.
 - *delta with noise*: the same with a random LoRA added that has as much energy as itself.
 
-The default of `--min-energy` for adapters is a share that lies between the second and the third.
+The default of `--min-energy` for adapters is a share that tells what was trained as LoRA from what is half a delta or
+more: at least three times the one, and at most a third of the other.
 """
 
 from __future__ import annotations
@@ -152,7 +153,10 @@ def main() -> None:
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
     lower = max(found[name] for name in ("random", "trained, attention", "trained, all layers"))
-    sys.exit(0 if lower < LEAST < found["cut from a delta"] else 1)
+    upper = min(found["cut from a delta"], found["delta with as much noise"])
+    print(f"{'three times the most of LoRA':<32}{3 * lower:>10.2%}")
+    print(f"{'a third of the least of deltas':<32}{upper / 3:>10.2%}")
+    sys.exit(0 if 3 * lower <= LEAST <= upper / 3 else 1)
 
 
 if __name__ == "__main__":

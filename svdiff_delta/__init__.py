@@ -98,7 +98,11 @@ __all__ = [
 
 
 class _Package(ModuleType):
-    """Keeps functions such as `bake` from being hidden by the modules of the same names."""
+    """Keeps functions such as `bake` from being hidden by the modules of the same names.
+
+    `from svdiff_delta.convert import energy` finds a module all the same. What does not is the form
+    `import svdiff_delta.convert.energy as e`: there Python looks for `energy` in the function.
+    """
 
     def __getattr__(self, name: str) -> Any:
         if name not in _HOME:

@@ -14,6 +14,7 @@ import torch
 from .base import Base
 from .cache import BasisCache, BusyError
 from .choice import choose_kinds
+from .codec import Dtype
 from .delta import Delta
 from .metadata import Metadata
 from .modelspec import known_modelspec
@@ -50,12 +51,40 @@ def build_basis(
         SelectionError: a selector is unknown or matches nothing.
         BaseError: a weight cannot be used.
     """
-    cache = cache or BasisCache()
-    kinds = choose_kinds(base, selectors)
+    return prepare_all(base, choose_kinds(base, selectors), cache or BasisCache(), progress=progress, workers=workers)
+
+
+def prepare_all(
+    base: Base,
+    kinds: Mapping[str, tuple[Kind, int]],
+    cache: BasisCache,
+    *,
+    dtypes: Mapping[str, Dtype | None] | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> dict[str, Parameter]:
+    """Identify weights and see to it that every basis is in the cache, several at once, largest first.
+
+    Args:
+        base: an opened base.
+        kinds: kind and axis of each weight.
+        cache: where bases are kept.
+        dtypes: the basis dtype of a weight, where a file gives it.
+        progress: called after each weight with the work done and in all, in multiplications.
+        workers: how many at once, as in `build_basis`.
+
+    Returns:
+        What a delta file says about each parameter, by sorted name.
+
+    Raises:
+        BaseError: a weight cannot be used.
+    """
     costs = {name: cost(base.shape(name), *kind) for name, kind in kinds.items()}
+    given = dtypes or {}
 
     def work(name: str, wait: bool) -> Parameter:
-        return prepare(base, name, *kinds[name], cache if wait else cache.impatient()).parameter
+        cache_ = cache if wait else cache.impatient()
+        return prepare(base, name, *kinds[name], cache_, dtype=given.get(name)).parameter
 
     return share_out(costs, work, progress, workers or (None if cache.device.type == "cpu" else 2))
 

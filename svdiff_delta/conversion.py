@@ -85,6 +85,8 @@ class Conversion:
         ranks: the rank of each parameter in a low-rank copy.
         remarks: what was assumed, and what to know about the result.
         outputs: the output energy of each parameter that was calibrated.
+        retained: what of the delta's change the output holds, by parameter, where one dialect became another by way of
+            a delta; `layers` then says what the delta captured of the input's.
     """
 
     delta: Delta
@@ -96,6 +98,7 @@ class Conversion:
     ranks: Mapping[str, int] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     outputs: Mapping[str, OutputEnergy] = field(default_factory=dict)
+    retained: Mapping[str, Energy] = field(default_factory=dict)
 
     @property
     def energy(self) -> Energy:
@@ -122,13 +125,23 @@ def check_arguments(min_energy: float, dtype: str) -> None:
 
 
 def check_captured(layers: Iterable[Energy], min_energy: float) -> None:
-    """Raise InputError if all layers together captured less than the least share."""
+    """Raise InputError if a delta captured less than the least share of a change, all layers together."""
     captured = total_energy(layers).captured
     if captured < min_energy:
         raise InputError(
             f"only {captured:.2%} of the change is captured, less than the least share of {min_energy:.2%}: a shift "
             "can only stretch what the base has, and the rest of this change is something else",
             fix="lower --min-energy to take it nevertheless, or go on sharing the change as it is",
+        )
+
+
+def check_retained(layers: Iterable[Energy], min_energy: float) -> None:
+    """Raise InputError if a copy of a delta retained less than the least share of its change, all layers together."""
+    retained = total_energy(layers).captured
+    if retained < min_energy:
+        raise InputError(
+            f"only {retained:.2%} of the change is retained, less than the least share of {min_energy:.2%}",
+            fix="give a higher --rank or --energy or a wider --dtype, or lower --min-energy",
         )
 
 
@@ -152,7 +165,10 @@ def check_left_out(left_out: Mapping[str, str], what: str, *, allow_unmatched: b
 
 
 def check_apart(output: Path, others: Iterable[Path]) -> None:
-    """Raise InputError if an output is one of the files (or folders) that it is made of."""
+    """Raise InputError if an output is one of the files (or folders) that it is made of, or a file in such a folder."""
+    if not output.exists():
+        return
+    place = output.resolve()
     for other in others:
-        if output.exists() and other.exists() and output.samefile(other):
+        if other.exists() and (output.samefile(other) or other.resolve() in place.parents):
             raise InputError(f"{output}: is what it would be made of", fix="choose another output")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -10,6 +11,7 @@ import torch
 
 from ._json import JSON
 from .base import Base
+from .build import prepare_all
 from .cache import BasisCache
 from .codec import Stored, StoredDtype, encode
 from .combine import combine_metadata
@@ -24,12 +26,13 @@ from .conversion import (
 )
 from .delta import Delta, check_range
 from .errors import BaseError, InputError
+from .fitting import check_base, fit_all
 from .lineage import Record
 from .metadata import Metadata
 from .modelspec import known_modelspec
 from .parameter import Parameter
 from .prepare import Progress, fit, prepare
-from .projection import check_same_weight, is_same_weight, project_change, squared_norm
+from .projection import is_same_weight, project_change, squared_norm
 
 
 def rebase(
@@ -56,7 +59,8 @@ def rebase(
         min_energy: the least share of the whole change, in [0, 1], that must be captured.
         allow_unmatched: whether parameters that the new base lacks, or has in another shape, may be left out.
         cache: where bases are kept; the default cache if not given.
-        progress: called with how many elements of weights are done and how many there are.
+        progress: called with how much is done and how much there is in all, of each stage: the bases of the old base,
+            those of the new one, and the elements of weights.
 
     Returns:
         The delta, with the energy of each parameter.
@@ -70,13 +74,13 @@ def rebase(
     check_arguments(min_energy, dtype)
     old_base, new_base = named_like(old_base, delta), named_like(new_base, delta)
     work = _Work(delta, old_base, new_base, cache or BasisCache(), dtype)
-    for name, parameter in delta.metadata.parameters.items():
-        check_same_weight(old_base, name, parameter, "the delta")
+    check_base(old_base, delta)
     left_out = {name: reason for name in delta if (reason := work.obstacle(name))}
     check_left_out(left_out, "the delta", allow_unmatched=allow_unmatched)
     names = [name for name in delta if name not in left_out]
     if not names:
         raise InputError("the new base has none of the delta's parameters", fix="name a base of the same kind")
+    work.compute_bases(names, progress)
     sizes = {name: prod(delta.metadata.parameters[name].shape) for name in names}
     done, total = 0, sum(sizes.values())
     for name in names:
@@ -110,6 +114,15 @@ class _Work:
         except BaseError:
             return "is not in the new base"
         return "" if found == shape else f"has shape {list(shape)}, in the new base {list(found)}"
+
+    def compute_bases(self, names: Sequence[str], progress: Progress | None) -> None:
+        """See to it that every basis is in the cache, several at once."""
+        fit_all(self.old, [self.delta], self.cache, progress)
+        said = self.delta.metadata.parameters
+        fresh = [name for name in names if not is_same_weight(self.new, name, said[name])]
+        prepare_all(
+            self.new, {name: (said[name].kind, said[name].axis) for name in fresh}, self.cache, progress=progress
+        )
 
     def carry(self, name: str) -> None:
         """Carry one parameter over."""

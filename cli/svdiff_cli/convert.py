@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from svdiff_delta import Base, Conversion
     from svdiff_delta.calibration import Calibration
     from svdiff_delta.codec import StoredDtype
-    from svdiff_delta.conversion import OutputEnergy
+    from svdiff_delta.conversion import Energy, OutputEnergy
 
 WRITTEN = "full, peft, diffusers, kohya or lycoris"
 READ = "full, peft, diffusers, kohya, lycoris, flux, svdiff-pytorch, svdiff-author, transformer2 or svf"
@@ -44,7 +45,7 @@ layers_too = click.option("--layers", is_flag=True, help="List every parameter."
 @click.option("--energy", type=float, help="Or the share of each weight's change that it must retain.")
 @click.option("--max-rank", type=int, help="The most ranks for --energy.")
 @click.option(
-    "--min-energy", type=float, help="Fail if less of the change is captured [default: 0.5 from an adapter, else 0]."
+    "--min-energy", type=float, help="Fail if less of the change is captured [default: 0.1 from an adapter, else 0]."
 )
 @allow_unmatched
 @click.option("--embeddings", is_flag=True, help="Shift embeddings too, where they changed.")
@@ -92,8 +93,8 @@ def convert(
 
     To a delta it takes for each singular value of BASE the shift that is nearest to the change, and says how much of
     the change all of them capture. That is little where the change is not a stretching of what BASE has: of a random
-    change about 1/max(M, N) for a weight of M rows and N columns. From an adapter less than half is refused, unless
-    --min-energy says otherwise.
+    change about 1/max(M, N) for a weight of M rows and N columns. From an adapter less than a tenth is refused,
+    unless --min-energy says otherwise.
 
     Shifts that other programs trained are taken over as they are: those of svdiff-pytorch (a file, or the folder of
     spectral_shifts.safetensors and spectral_shifts_te.safetensors), of the paper's author, and of Transformer².
@@ -110,7 +111,7 @@ def convert(
 
     Many files, side by side, where each row of the manifest has input, output, base and options:
 
-    
+    \b
         svdiff convert --manifest all.yaml --jobs 4 [--report REPORT] [--force] [--dry-run] [--json] [--quiet]
     """
     model = open_reference(base)
@@ -219,7 +220,7 @@ def _finish(found: Conversion, source: str, writing: Writing, *, layers: bool) -
         _print_captured(found, layers=layers)
     for remark in found.remarks:
         say(f"note: {source}: {remark}", quiet=writing.silent)
-    if found.captured < POOR and not found.ranks:
+    if found.captured < POOR and (found.retained or not found.ranks):
         say(
             f"note: {source}: only {found.captured:.1%} of the change is captured; the rest is no stretching of what "
             "the base has",
@@ -232,24 +233,31 @@ def _finish(found: Conversion, source: str, writing: Writing, *, layers: bool) -
         "unchanged": found.unchanged,
         "remarks": list(found.remarks),
     }
+    if found.retained:
+        from svdiff_delta.conversion import total_energy
+
+        facts["retained"] = total_energy(found.retained.values()).captured
     if found.outputs:
         from svdiff_delta.conversion import total_output
 
         facts["outputs"] = {name: _output_facts(output) for name, output in found.outputs.items()}
         facts["output"] = _output_facts(total_output(found.outputs.values()))
+    written = found.retained or found.layers
     if found.size is None:
         writing.finish(found.delta, **facts)
     elif writing.as_json:
-        about = {"output": str(writing.output), "parameters": len(found.layers), "bytes": found.size}
+        about = {"output": str(writing.output), "parameters": len(written), "bytes": found.size}
         click.echo(json.dumps({**about, **facts, "written": found.output is not None}))
     elif not writing.quiet:
         verb = "would write" if found.output is None else "wrote"
-        click.echo(f"{verb} {writing.output}: {len(found.layers)} parameters, {found.size:,} bytes")
+        click.echo(f"{verb} {writing.output}: {len(written)} parameters, {found.size:,} bytes")
 
 
 def _facts(found: Conversion, name: str) -> dict[str, float]:
     energy = found.layers[name]
     facts = {"norm": energy.whole**0.5, "captured": energy.captured}
+    if name in found.retained:
+        facts["retained"] = found.retained[name].captured
     return facts | ({"rank": found.ranks[name]} if name in found.ranks else {})
 
 
@@ -260,16 +268,18 @@ def _output_facts(output: OutputEnergy) -> dict[str, float]:
 
 def _print_captured(found: Conversion, *, layers: bool) -> None:
     """Print a table of blocks, a line for all of them, on request one for each parameter, and what was left out."""
-    from svdiff_delta.conversion import total_energy, total_output
+    from svdiff_delta.conversion import total_output
     from svdiff_delta.stats import in_blocks
 
-    blocks = {block: [found.layers[name] for name in names] for block, names in in_blocks(found.layers).items()}
-    rows = {block: (len(members), total_energy(members)) for block, members in blocks.items()}
-    rows["in all"] = len(found.layers), found.energy
-    width = max(map(len, rows))
-    click.echo(f"{'block':<{width}}{'parameters':>12}{'‖ΔW‖':>12}{'captured':>12}")
-    for block, (count, energy) in rows.items():
-        click.echo(f"{printable(block):<{width}}{count:>12,}{energy.whole**0.5:>12.4g}{energy.captured:>12.2%}")
+    groups = [*in_blocks(found.layers).items(), ("in all", [*found.layers])]
+    width = max(len(block) for block, _ in groups)
+    columns = _columns(found)
+    head = "".join(f"{column:>12}" for column in columns)
+    click.echo(f"{'block':<{width}}{'parameters':>12}{'‖ΔW‖':>12}{head}")
+    for block, names in groups:
+        norm = _together(found.layers, names).whole ** 0.5
+        shares = "".join(f"{_together(energies, names).captured:>12.2%}" for energies in columns.values())
+        click.echo(f"{printable(block):<{width}}{len(names):>12,}{norm:>12.4g}{shares}")
     if found.outputs:
         plain, calibrated = total_output(found.outputs.values()).shares
         click.echo(
@@ -279,7 +289,22 @@ def _print_captured(found: Conversion, *, layers: bool) -> None:
     if layers:
         click.echo()
         for name, energy in found.layers.items():
+            shares = "".join(f"{_together(energies, [name]).captured:>8.2%} " for energies in columns.values())
             rank = f"  rank {found.ranks[name]:<5}" if name in found.ranks else ""
-            click.echo(f"{energy.captured:>8.2%} of {energy.whole**0.5:<10.4g}{rank}  {printable(name)}")
+            click.echo(f"{shares}of {energy.whole**0.5:<10.4g}{rank}  {printable(name)}")
     for name, reason in found.left_out.items():
         click.echo(f"left out: {printable(name)}: {printable(reason)}")
+
+
+def _columns(found: Conversion) -> dict[str, Mapping[str, Energy]]:
+    """Return the shares to print: what a delta captured, what a low-rank copy retained of it, or both."""
+    if found.retained:
+        return {"captured": found.layers, "retained": found.retained}
+    return {"retained" if found.ranks else "captured": found.layers}
+
+
+def _together(energies: Mapping[str, Energy], names: Sequence[str]) -> Energy:
+    """Return the energy of some parameters together; those that were left out have none."""
+    from svdiff_delta.conversion import total_energy
+
+    return total_energy(energies[name] for name in names if name in energies)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -15,9 +14,6 @@ from svdiff_delta._text import printable
 from . import options
 from .progress import Bar
 from .references import needs
-
-if TYPE_CHECKING:
-    from svdiff_train.batch import Result
 
 
 class TwoForms(click.Command):
@@ -52,13 +48,13 @@ def convert_many(
 ) -> None:
     """Convert many files, as a manifest says.
 
-    A row has input, output and base, and, where they are needed, variant (of the base's files, such as fp16), to, from,
-    dtype, title, min_energy, allow_unmatched, embeddings, calibrate and calibrate_steps, which mean what the options of
-    svdiff convert do. Paths are relative to the manifest. In YAML the keys beside `files` count for every row that does
-    not give them itself.
+    A row has input, output and base, and, where they are needed, variant (of the base's files, such as fp16), to,
+    from, dtype, title, rank, energy, max_rank, min_energy, allow_unmatched, embeddings, calibrate, calibrate_steps and
+    device, which mean what the options of svdiff convert do. Paths are relative to the manifest. In YAML the keys
+    beside `files` count for every row that does not give them itself.
 
     All rows are checked before the first one starts. A file that fails does not stop the rest. A second run passes over
-    what is done, and goes on after a kill.
+    what is done, and goes on after a kill. Beside the report lies the same as a table, MANIFEST.report.txt.
 
     \b
         svdiff convert --manifest all.yaml --jobs 4
@@ -75,29 +71,19 @@ def convert_many(
             dry_run=dry_run,
             watch=lambda result, done, total: bar(done, total, printable(str(result.row["output"]))),
         )
-    counts = Counter(result.status for result in found)
+    from svdiff_train.batch.table import COUNTED, complaints, render
+
+    lines = [result.record() for result in found]
+    failed = sum(result.status == "failed" for result in found)
     if as_json:
-        summary = {name: counts[name] for name in ("converted", "passed over", "failed")}
-        click.echo(json.dumps({**summary, "rows": [result.record() for result in found]}))
+        counts = Counter(result.status for result in found)
+        click.echo(json.dumps({**{name: counts[name] for name in COUNTED}, "rows": lines}))
     elif dry_run and not quiet:
         click.echo(f"{manifest}: all rows can start")
     elif not quiet:
-        _print_table(found)
-        click.echo(", ".join(f"{counts[name]} {name}" for name in ("converted", "passed over", "failed")))
-    for number, result in enumerate(found, 1):
-        if result.error is not None:
-            line = f"error: row {number}: {result.row['input']}: {result.error}"
-            click.echo(printable(" ".join(line.split())), err=True)
-    if counts["failed"]:
+        click.echo(render(lines))
+    for line in complaints(lines):
+        if line.startswith("error: ") or not (quiet or as_json):
+            click.echo(line, err=True)
+    if failed:
         click.get_current_context().exit(1)
-
-
-def _print_table(found: Sequence[Result]) -> None:
-    """Print a line for each row."""
-    width = max(len(printable(str(result.row["output"]))) for result in found)
-    click.echo(f"{'output':<{width}}{'status':>13}{'parameters':>12}{'captured':>12}{'left out':>10}{'bytes':>14}")
-    for result in found:
-        line = f"{printable(str(result.row['output'])):<{width}}{result.status:>13}"
-        if result.captured is not None:
-            line += f"{result.parameters:>12,}{result.captured:>12.2%}{len(result.left_out):>10,}{result.bytes:>14,}"
-        click.echo(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from torch import Tensor
@@ -12,25 +12,19 @@ from svdiff_delta._json import as_object, strict_json
 from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, MetadataError
 from svdiff_delta.kinds import base_kinds
 from svdiff_delta.lineage import Source
-from svdiff_delta.metadata import BaseInfo, Metadata, parse
-from svdiff_delta.modelspec import portable_modelspec
+from svdiff_delta.metadata import Metadata, parse
 
 from .architecture import looks_like
 from .dialect import Changes, Job
 from .names import Names
+from .said import foreign_facts, name_source
 from .tensors import Ref, TensorFile
-from .update import LowRank, Update
+from .update import Update
 
 KEY: Final = "svdiff.adapter"
 """Key of the document in an adapter's `__metadata__`; a delta file has `svdiff` (spec, section 7.10)."""
 
 FORMAT: Final = "svdiff-adapter"
-
-STRUCTURE: Final = ("format", "lora_adapter_metadata", KEY)
-"""Keys of `__metadata__` that say how a file is built; they mean nothing in another format."""
-
-NETWORK: Final = "ss_network_"
-"""Begins kohya's keys that do the same."""
 
 OWN_MEMBERS: Final = ("names", "retained")
 """Members of the document that delta files do not have."""
@@ -68,8 +62,7 @@ class Adapter:
             InputError: there is one already.
             TensorError: its tensors do not fit each other.
         """
-        if isinstance(update, LowRank):
-            update.check()
+        update.check()
         if name in self.updates:
             raise InputError(f"{self.what}: two sets of keys change {name}", fix="keep one of them")
         self.updates[name] = update
@@ -123,35 +116,25 @@ class Adapter:
 
     def _said(self) -> Metadata:
         """Return what the files say of themselves, as a delta file would."""
-        strings = {key: value for file in reversed(self.files) for key, value in file.header.metadata.items()}
-        foreign = {key: value for key, value in strings.items() if not _structural(key)}
-        modelspec = portable_modelspec(
-            {key.removeprefix("modelspec."): value for key, value in foreign.items() if key.startswith("modelspec.")}
-        )
-        foreign = {key: value for key, value in foreign.items() if not key.startswith("modelspec.")}
+        facts = foreign_facts([file.header for file in self.files])
         documents = [parsed for file in self.files if (parsed := document(file))]
         if not documents:
-            return Metadata(BaseInfo(), {}, modelspec=modelspec, foreign=foreign)
+            return facts
         first = documents[0]
-        return Metadata(
+        return replace(
+            facts,
             base=first.base,
             parameters={name: known for said in documents for name, known in said.parameters.items()},
             lineage=first.lineage,
             training=first.training,
-            modelspec=modelspec,
             extra={key: value for key, value in first.extra.items() if key not in OWN_MEMBERS},
-            foreign=foreign,
         )
 
     def _sources(self) -> list[tuple[str, Source]]:
         found = []
         for file in self.files:
-            said = document(file)
-            sha256, source = file.source(file.header.metadata.get("modelspec.title"), said.lineage if said else None)
-            training = said.training if said else None
-            found.append(
-                (sha256, Source(source.digest, source.title, training, source.record, {**source.extra, **self.extra}))
-            )
+            sha256, source = name_source(file.path, document(file) or foreign_facts([file.header]))
+            found.append((sha256, replace(source, extra={**source.extra, **self.extra})))
         return found
 
 
@@ -172,10 +155,6 @@ def document(file: TensorFile) -> Metadata | None:
         return parse(strings, names, key=KEY, form=FORMAT)
     except DeltaError as error:
         raise type(error)(f"{file.path}: {error.message}", fix=error.fix) from None
-
-
-def _structural(key: str) -> bool:
-    return key in STRUCTURE or key.startswith((NETWORK, "svdiff"))
 
 
 def _base_widths(job: Job) -> dict[str, int]:

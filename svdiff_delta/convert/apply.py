@@ -17,6 +17,7 @@ from torch import Tensor
 from svdiff_delta._atomic import check_output
 from svdiff_delta._json import JSON
 from svdiff_delta.base import Base
+from svdiff_delta.build import prepare_all
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.calibration import (
     Calibration,
@@ -35,7 +36,6 @@ from svdiff_delta.conversion import (
     Energy,
     OutputEnergy,
     check_apart,
-    check_arguments,
     check_captured,
     check_left_out,
     recorded_share,
@@ -45,17 +45,16 @@ from svdiff_delta.delta import Delta
 from svdiff_delta.errors import InputError
 from svdiff_delta.file import load, save
 from svdiff_delta.lineage import Lineage, Record, bounded
-from svdiff_delta.metadata import KEY, BaseInfo, Metadata
+from svdiff_delta.metadata import BaseInfo, Metadata
 from svdiff_delta.modelspec import known_modelspec, portable_modelspec
 from svdiff_delta.parameter import Parameter
 from svdiff_delta.prepare import Prepared, Progress, prepare
 from svdiff_delta.projection import check_same_weight, project_change, project_shift
 
 from .dialect import Changes, Job, Meter
-from .dialects import DELTA, DIALECTS
-from .difference import file_header, peek
+from .dialects import DELTA
 from .ranking import make_ranking
-from .vectors import check_no_pickle
+from .way import Way, find_way
 
 
 def convert(
@@ -114,9 +113,11 @@ def convert(
         FormatError: the input is broken.
         OutputError: the output exists, or the disk refused.
     """
-    check_arguments(min_energy or 0.0, dtype)
+    ranking = make_ranking(rank, energy, max_rank)
+    way = find_way(input, to=to, from_=from_, dtype=dtype, min_energy=min_energy, ranking=ranking)
+    if calibration is not None and way.read is None:
+        raise InputError("a delta is shifts already: there is nothing to calibrate", fix="leave the calibration away")
     target = None if output is None else Path(output)
-    source = find_way(input, from_, to)
     job = Job(
         base=base,
         cache=cache or BasisCache(),
@@ -124,9 +125,9 @@ def convert(
         output=target,
         title=title,
         overwrite=overwrite,
-        min_energy=_least_energy(source, min_energy),
+        min_energy=way.min_energy,
         allow_unmatched=allow_unmatched,
-        ranking=make_ranking(rank, energy, max_rank),
+        ranking=ranking,
         embeddings=embeddings,
         progress=progress,
         calibration=calibration,
@@ -135,16 +136,13 @@ def convert(
         check_output(target, overwrite=overwrite)
         weights = [file for component in base.components.values() for file in component.files]
         check_apart(target, [base.path, *weights, *([] if isinstance(input, Delta) else [Path(input)])])
-    write = None if to == DELTA else _writer(to)
-    if calibration is not None and source == DELTA:
-        raise InputError("a delta is shifts already: there is nothing to calibrate", fix="leave the calibration away")
-    if write is not None and source == DELTA:
+    if way.read is None:
         delta = input if isinstance(input, Delta) else load(input)
-        return write(delta, replace(job, base=named_like(base, delta)))
-    projected = _project(fspath(cast("str", input)), source, job)
-    if write is not None:
-        least = min_energy or 0.0
-        written = write(projected.delta, replace(job, base=named_like(base, projected.delta), min_energy=least))
+        return _written(way, delta, job)
+    path = fspath(cast("str", input))
+    if way.write is not None:
+        projected = _project(path, way, replace(job, dtype="F32"))  # what is between is not rounded as the result is
+        written = _written(way, projected.delta, replace(job, min_energy=min_energy or 0.0))
         return replace(
             projected,
             left_out={**projected.left_out, **written.left_out},
@@ -152,81 +150,34 @@ def convert(
             size=written.size,
             ranks=written.ranks,
             remarks=projected.remarks + written.remarks,
+            retained=written.layers,
         )
+    projected = _project(path, way, job)
     if target is not None:
         save(projected.delta, target, overwrite=overwrite)
     return replace(projected, output=target)
 
 
-def _least_energy(source: str, given: float | None) -> float:
-    if given is not None:
-        return given
-    return 0.0 if source == DELTA else DIALECTS[source].min_energy
+def _written(way: Way, delta: Delta, job: Job) -> Conversion:
+    write = cast("Callable[[Delta, Job], Conversion]", way.write)
+    return write(delta, replace(job, base=named_like(job.base, delta)))
 
 
-def find_way(source: str | PathLike[str] | Delta, given: str | None, to: str) -> str:
-    """Return the dialect of an input; raise InputError if it is not known, or if there is no way from it to `to`.
-
-    Args:
-        source: the input.
-        given: its dialect; None finds it from the input.
-        to: the dialect that it is to become.
-    """
-    known = ", ".join([DELTA, *DIALECTS])
-    for name in (given, to):
-        if name is not None and name != DELTA and name not in DIALECTS:
-            raise InputError(f"{name!r}: there is no such dialect", fix=f"known are {known}")
-    found = DELTA if isinstance(source, Delta) else given or _recognized(Path(source))
-    if isinstance(source, Delta) and given not in (None, DELTA):
-        raise InputError(f"a Delta is not {given}", fix="leave from_ away")
-    if found == to:
-        raise InputError(
-            f"the input is {found} already", fix=f"choose another of {known}; for another base, use `svdiff rebase`"
-        )
-    return found
-
-
-def _recognized(path: Path) -> str:
-    if not path.exists():
-        raise InputError(f"{path}: there is no such file or folder")
-    header = peek(path)
-    if header is not None and KEY in header.metadata:
-        return DELTA
-    for name, dialect in DIALECTS.items():
-        if dialect.recognizes(path):
-            return name
-    check_no_pickle(path)
-    if path.suffix == ".safetensors":
-        file_header(path)  # what is broken says more than that it is not known
-    raise InputError(f"{path}: does not say what it is", fix=f"give --from, one of {', '.join(DIALECTS)}")
-
-
-def _reader(source: str) -> Callable[[str, Job], Changes]:
-    read = DIALECTS[source].read
-    if read is None:
-        raise InputError(f"{source}: can be written and not read", fix="convert from another dialect")
-    return read
-
-
-def _writer(to: str) -> Callable[[Delta, Job], Conversion]:
-    write = DIALECTS[to].write
-    if write is None:
-        raise InputError(f"{to}: can be read and not written", fix="convert to another dialect")
-    return write
-
-
-def _project(path: str, source: str, job: Job) -> Conversion:
+def _project(path: str, way: Way, job: Job) -> Conversion:
     """Return the delta that is nearest to what an input changes, and the energy that it captures."""
-    changes = _reader(source)(path, job)
+    read = cast("Callable[[str, Job], Changes]", way.read)
+    changes = read(path, job)
     check_left_out(changes.left_out, path, allow_unmatched=job.allow_unmatched, hint=changes.hint)
     job = replace(job, base=named_like(job.base, changes.kinds))
     for name, parameter in changes.expected.items():
         check_same_weight(job.base, name, parameter, path)
+    dtypes = {name: changes.basis_dtype(name) for name in changes.kinds}
+    prepare_all(job.base, changes.kinds, job.cache, dtypes=dtypes, progress=job.progress)
     values, parameters, layers, outputs = _projections(changes, job)
     if not values:
         raise InputError(f"{path}: nothing that can be shifted changes", fix="convert what differs from the base")
     check_captured(layers.values(), job.min_energy)
-    arguments = {"from": source, "captured": recorded_share(layers.values())}
+    arguments = {"from": way.source, "captured": recorded_share(layers.values())}
     if changes.left_out:
         arguments["left_out"] = len(changes.left_out)
     if job.calibration is not None:
@@ -261,9 +212,7 @@ def _projections(
 
 
 def _prepared(name: str, changes: Changes, job: Job) -> Prepared:
-    expected = changes.expected.get(name)
-    dtype = changes.dtype if expected is None else expected.dtype
-    return prepare(job.base, name, *changes.kinds[name], job.cache, dtype=dtype)
+    return prepare(job.base, name, *changes.kinds[name], job.cache, dtype=changes.basis_dtype(name))
 
 
 def _probes(changes: Changes, job: Job) -> dict[str, Probe]:
@@ -293,32 +242,30 @@ def _calibrated(
 
 def _metadata(changes: Changes, parameters: Mapping[str, Parameter], arguments: dict[str, JSON], job: Job) -> Metadata:
     """What is known of the base, what the input says of itself, and the conversion as the last operation."""
-    said = changes.metadata
-    sources = changes.sources()
-    files = {**(said.lineage.files if said and said.lineage else {}), **dict(sources)}
+    said, sources = changes.metadata, changes.sources()
+    files = {**(said.lineage.files if said.lineage else {}), **dict(sources)}
     if job.dtype != "F32":
         arguments["dtype"] = job.dtype
     if job.embeddings:
         arguments["embeddings"] = True
     record = Record("convert", arguments, tuple(sha256 for sha256, _ in sources))
-    base = _base_info(job.base, parameters, said)
-    title = job.title if job.title is not None or said is None else said.title
-    carried = portable_modelspec(said.modelspec) if said else {}
+    base = _base_info(job.base, parameters, said.base)
+    title = said.title if job.title is None else job.title
+    spec = {**portable_modelspec(said.modelspec), **known_modelspec(base.components)}
     return Metadata(
         base=base,
         parameters=parameters,
         lineage=bounded(Lineage(record, files)),
-        training=said.training if said else None,
-        modelspec={**carried, **known_modelspec(base.components), **({} if title is None else {"title": title})},
-        extra=said.extra if said else {},
-        foreign=said.foreign if said else {},
+        training=said.training,
+        modelspec=spec if title is None else {**spec, "title": title},
+        extra=said.extra,
+        foreign=said.foreign,
     )
 
 
-def _base_info(base: Base, parameters: Mapping[str, Parameter], said: Metadata | None) -> BaseInfo:
+def _base_info(base: Base, parameters: Mapping[str, Parameter], told: BaseInfo) -> BaseInfo:
     """What the opened base says of itself, filled up with what the input says of it: their weights are the same."""
-    info, told = base.info, said.base if said else BaseInfo()
-    used = {name.partition(".")[0] for name in parameters}
+    info, used = base.info, {name.partition(".")[0] for name in parameters}
     classes = {name: info.components[name] or told.components.get(name, "") for name in sorted(used)}
     if info.repository is None:
         info = replace(info, repository=told.repository, revision=told.revision)

@@ -17,7 +17,7 @@ from svdiff_delta.codec import Dtype, StoredDtype
 from svdiff_delta.conversion import Conversion
 from svdiff_delta.delta import Delta
 from svdiff_delta.lineage import Source
-from svdiff_delta.metadata import Metadata
+from svdiff_delta.metadata import BaseInfo, Metadata
 from svdiff_delta.parameter import Kind, Parameter
 from svdiff_delta.prepare import Prepared, Progress
 
@@ -85,7 +85,7 @@ class Changes:
         expected: what the input says about the base's weights, which must fit; empty if it says nothing.
         left_out: what changes and cannot be shifted, with the reason.
         unchanged: weights that are the base's own.
-        metadata: what the input says of itself as delta files do, if it does.
+        metadata: what the input says of itself, as far as delta files do.
         remarks: what was assumed in reading it.
         hint: what to add to the list of what is left out, such as what the input looks like.
         dtype: the basis dtype of all parameters, where the input demands one; else a writer's choice (section 6.1).
@@ -97,10 +97,15 @@ class Changes:
     expected: Mapping[str, Parameter] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     unchanged: int = 0
-    metadata: Metadata | None = None
+    metadata: Metadata = field(default_factory=lambda: Metadata(BaseInfo(), {}))
     remarks: tuple[str, ...] = ()
     hint: str = ""
     dtype: Dtype | None = None
+
+    def basis_dtype(self, name: str) -> Dtype | None:
+        """Return the basis dtype that the input demands of a parameter; None for a writer's choice."""
+        said = self.expected.get(name)
+        return self.dtype if said is None else said.dtype
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ class Dialect:
         read: returns the changes that an input makes; None if it cannot be read.
         write: writes a delta in this dialect; None if it cannot be written.
         min_energy: the least share of a change that a delta must capture, if nobody says another.
+        low_rank: whether it is written as low-rank factors, so that something must say the rank.
     """
 
     about: str
@@ -120,3 +126,4 @@ class Dialect:
     read: Callable[[str, Job], Changes] | None = None
     write: Callable[[Delta, Job], Conversion] | None = None
     min_energy: float = 0.0
+    low_rank: bool = False

@@ -14,13 +14,12 @@ from svdiff_delta.parameter import Parameter
 
 from .adapter import NO_MODULE, NO_RULE, Adapter, width
 from .dialect import Changes, Dialect, Job
-from .difference import peek
 from .energy import LEAST
 from .kohya import plain_layer
 from .lowrank import Keys, Target, adapter_writer
 from .names import Names
 from .peft_config import PeftConfig, low_rank_config, parse_config
-from .tensors import Ref, TensorFile, Tensors, open_tensors
+from .tensors import Modules, Ref, TensorFile, Tensors, open_tensors, peek
 from .update import Decomposed, LowRank, Update
 
 WEIGHTS: Final = "pytorch_lora_weights.safetensors"
@@ -76,13 +75,13 @@ def read_tensors(
         adapter: where to put them.
         scaled: whether alpha is in the factors already, so that none is missing.
     """
-    modules: dict[str, dict[str, Ref]] = defaultdict(dict)
+    modules = Modules()
     for key in tensors.keys():  # noqa: SIM118 - it is no mapping
         match = _KEY.fullmatch(key)
         if match is None:
             adapter.left_out[key] = NO_RULE
         else:
-            modules[match["path"]][_part(match)] = Ref(tensors, key)
+            modules.take(match["path"], _part(match), Ref(tensors, key))
     assumed = []
     for path, refs in modules.items():
         place = _place(path, names)
@@ -118,7 +117,7 @@ def _part(match: re.Match[str]) -> str:
 def _update(path: str, refs: Mapping[str, Ref], config: PeftConfig) -> Update | None:
     if "up" not in refs or "down" not in refs:
         return None
-    rank = refs["down"].shape[0]
+    rank = refs["down"].length
     scale = refs["alpha"].number() / max(1, rank) if "alpha" in refs else config.scale(path, rank)
     update = LowRank(refs["up"], refs["down"], scale)
     return Decomposed(update, refs["magnitude"]) if "magnitude" in refs else update
@@ -166,10 +165,6 @@ class DiffusersTarget(Target):
 
     name = "diffusers"
 
-    def prepare(self, names: Names) -> None:
-        """Take the base's names."""
-        self._names = names
-
     def place(self, name: str, parameter: Parameter) -> Keys | str:
         """Return where a parameter's update stands, or why it has no place."""
         if reason := plain_layer(parameter):
@@ -179,18 +174,18 @@ class DiffusersTarget(Target):
         return Keys(f"{component}.{path}.lora_B.weight", f"{component}.{path}.lora_A.weight")
 
     def _path(self, component: str, key: str) -> str:
-        return self._names.long(component, key).removesuffix(".weight")
+        return self.names.long(component, key).removesuffix(".weight")
 
-    def strings(self, ranks: dict[str, int], alpha: int) -> dict[str, str]:  # noqa: ARG002 - others need it
+    def strings(self, ranks: Mapping[str, int], alpha: int) -> dict[str, str]:  # noqa: ARG002 - others need it
         """Return each component's configuration: without it diffusers would guess scales from ranks."""
         fields: dict[str, JSON] = {}
         for component in sorted({name.partition(".")[0] for name in ranks}):
             mine = {
-                self._names.short(name.partition(".")[2].removesuffix(".weight")): rank
+                self.names.short(name.partition(".")[2].removesuffix(".weight")): rank
                 for name, rank in ranks.items()
                 if name.startswith(f"{component}.")
             }
-            config = low_rank_config(mine, [*map(self._names.short, self._names.paths(component))])
+            config = low_rank_config(mine, [*map(self.names.short, self.names.paths(component))])
             fields |= {f"{component}.{key}": value for key, value in config.items()}
         return {CONFIG: canonical_json(fields).decode()}
 
@@ -201,4 +196,5 @@ diffusers: Final = Dialect(
     read,
     adapter_writer(DiffusersTarget),
     min_energy=LEAST,
+    low_rank=True,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -19,7 +18,7 @@ from .diffusers import read_tensors
 from .energy import LEAST
 from .kohya import begins
 from .names import Names
-from .tensors import MemoryTensors, Ref, open_tensors
+from .tensors import MemoryTensors, Modules, Ref, open_tensors
 
 STARTS: Final = (
     "lora_unet_double_blocks_",
@@ -56,13 +55,13 @@ def read(source: str, job: Job) -> Changes:
     """
     file = open_tensors(Path(source))
     adapter = Adapter(source, [file])
-    modules: dict[str, dict[str, Ref]] = defaultdict(dict)
+    modules = Modules()
     for key in file.keys():  # noqa: SIM118 - it is no mapping
         path = _PART.sub("", key)
         if path == key:
             adapter.left_out[key] = NO_RULE
         else:
-            modules[path][key] = Ref(file, key)
+            modules.take(path, key, Ref(file, key))
     converted: dict[str, Tensor] = {}
     without = []
     for path, refs in modules.items():
@@ -72,6 +71,8 @@ def read(source: str, job: Job) -> Changes:
             adapter.left_out |= dict.fromkeys(refs, NO_RULE)
         elif not any(key.endswith(".alpha") for key in refs):
             without.append(path)
+        if twice := converted.keys() & found.keys():
+            raise InputError(f"{source}: two sets of keys become {min(twice)}, one of them {path}", fix="keep one")
         converted |= found
     if without:
         adapter.remarks.append(

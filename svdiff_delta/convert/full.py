@@ -9,7 +9,8 @@ from svdiff_delta.errors import InputError
 from svdiff_delta.metadata import KEY
 
 from .dialect import Changes, Dialect, Job
-from .difference import is_difference, peek, read_difference, write_difference
+from .difference import is_difference, read_difference, write_difference
+from .tensors import peek
 from .tuned import read_tuned
 
 

@@ -9,8 +9,9 @@ from typing import Final
 from .tensors import Ref
 from .update import Decomposed, Hadamard, Kronecker, LowRank, Update, Whole
 
-LORA: Final = frozenset({"lora_up.weight", "lora_down.weight", "lora_mid.weight"})
-LOHA: Final = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"})
+LORA: Final = frozenset({"lora_up.weight", "lora_down.weight"})
+LOHA: Final = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
+CORES: Final = frozenset({"hada_t1", "hada_t2"})
 LOKR: Final = frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"})
 WEIGHT: Final = ("diff", "w_norm")
 BIAS: Final = ("diff_b", "b_norm")
@@ -41,21 +42,20 @@ def read_group(refs: Mapping[str, Ref]) -> Group:
     Args:
         refs: the module's tensors by suffix, such as `lora_up.weight`.
     """
-    left, group = dict(refs), Group()
-    scale = _Scale(left.pop("alpha", None), group)
-    if LORA & left.keys() and {"lora_up.weight", "lora_down.weight"} <= left.keys():
+    left, group = {suffix: ref for suffix, ref in refs.items() if suffix != "alpha"}, Group()
+    scale = _Scale(refs.get("alpha"), group)
+    if left.keys() >= LORA:
         down = left.pop("lora_down.weight")
         group.weight = LowRank(
-            left.pop("lora_up.weight"), down, scale.over(down.shape[0]), left.pop("lora_mid.weight", None)
+            left.pop("lora_up.weight"), down, scale.over(down.length), left.pop("lora_mid.weight", None)
         )
-    elif LOHA - {"hada_t1", "hada_t2"} <= left.keys():
+    elif left.keys() >= LOHA:
         group.weight = _hadamard(left, scale)
     elif LOKR & left.keys():
         group.weight = _kronecker(left, scale)
     for suffix in WEIGHT:
         if group.weight is None and suffix in left:
-            group.weight = Whole(left.pop(suffix))
-            scale.unused()
+            group.weight = Whole(left.pop(suffix))  # what is whole has no rank, and its alpha means nothing
     for suffix in BIAS:
         if group.bias is None and suffix in left:
             group.bias = Whole(left.pop(suffix))
@@ -63,7 +63,7 @@ def read_group(refs: Mapping[str, Ref]) -> Group:
         magnitude = left.pop("dora_scale")
         per_input = len(magnitude.shape) > 1 and magnitude.shape[0] == 1 and magnitude.shape[1] > 1
         group.weight = Decomposed(group.weight, magnitude, int(per_input))
-    group.unused = sorted(left)
+    group.unused = sorted(left if group.weight else left.keys() | refs.keys() & {"alpha"})
     return group
 
 
@@ -84,30 +84,30 @@ class _Scale:
             return 1.0  # kohya and LyCORIS take 0 for "not given"
         return alpha / max(1, rank)
 
-    def unused(self) -> None:
-        """Say nothing: what is whole has no rank, and its alpha means nothing."""
-        self._alpha = None
-
 
 def _hadamard(left: dict[str, Ref], scale: _Scale) -> Update:
     a = left.pop("hada_w1_a"), left.pop("hada_w2_a")
     b = left.pop("hada_w1_b"), left.pop("hada_w2_b")
     t = None
-    if "hada_t1" in left and "hada_t2" in left:
+    if left.keys() >= CORES:
         t = left.pop("hada_t1"), left.pop("hada_t2")
-    return Hadamard(a, b, scale.over(b[0].shape[0]), t)
+    return Hadamard(a, b, scale.over(b[0].length), t)
 
 
 def _kronecker(left: dict[str, Ref], scale: _Scale) -> Update | None:
-    halves = []
-    for name in ("lokr_w1", "lokr_w2"):
-        if name in left:
-            halves.append((left.pop(name),))
-        elif f"{name}_a" in left and f"{name}_b" in left:
-            halves.append((left.pop(f"{name}_a"), left.pop(f"{name}_b")))  # type: ignore[arg-type]
-        else:
-            return None
-    first, second = halves
+    names = [_half(left, name) for name in ("lokr_w1", "lokr_w2")]
+    if not all(names):
+        return None
+    first, second = (tuple(left.pop(name) for name in half) for half in names)
     # Both whole: there is no rank that alpha could be divided by, and LyCORIS ignores it.
-    ranks = [half[1].shape[0] for half in (second, first) if len(half) == 2]  # type: ignore[misc]
-    return Kronecker(first, second, scale.over(ranks[0]) if ranks else 1.0, left.pop("lokr_t2", None))
+    ranks = [half[1].length for half in (second, first) if len(half) == 2]
+    core = left.pop("lokr_t2", None) if len(second) == 2 else None
+    return Kronecker(first, second, scale.over(ranks[0]) if ranks else 1.0, core)
+
+
+def _half(left: Mapping[str, Ref], name: str) -> tuple[str, ...]:
+    """Return the suffixes of one side of a Kronecker product, whole or in two factors; none if it is not there."""
+    if name in left:
+        return (name,)
+    factors = (f"{name}_a", f"{name}_b")
+    return factors if all(factor in left for factor in factors) else ()

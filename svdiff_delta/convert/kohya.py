@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -11,13 +12,12 @@ from svdiff_delta.parameter import Parameter
 
 from .adapter import NO_MODULE, NO_RULE, Adapter, width
 from .dialect import Changes, Dialect, Job
-from .difference import peek
 from .energy import LEAST
 from .groups import INPUTS, read_group
 from .lowrank import Keys, Target, adapter_writer
 from .names import PREFIXES, Names
 from .sgm import SgmNames
-from .tensors import Ref, TensorFile, open_tensors
+from .tensors import Modules, Ref, TensorFile, open_tensors, peek
 
 TEXT: Final = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
 
@@ -47,11 +47,11 @@ def read(source: str, job: Job) -> Changes:
 
 def read_modules(file: TensorFile, names: Names) -> Adapter:
     """Return the updates in a file whose keys are a module's flat name, a dot and a suffix."""
-    adapter, assumed = Adapter(file.name, [file]), defaultdict(list)
-    modules: dict[str, dict[str, Ref]] = defaultdict(dict)
+    adapter, assumed = Adapter(file.name, [file]), defaultdict[str, list[str]](list)
+    modules = Modules()
     for key in file.keys():  # noqa: SIM118 - it is no mapping
         module, _, suffix = key.partition(".")
-        modules[module][suffix] = Ref(file, key)
+        modules.take(module, suffix, Ref(file, key))
     for module, refs in modules.items():
         adapter.widths[module] = max((width(refs[suffix]) for suffix in INPUTS if suffix in refs), default=0)
         place = _place(module, names)
@@ -93,22 +93,14 @@ class KohyaTarget(Target):
     name = "kohya"
     common_alpha = True
 
-    def prepare(self, names: Names) -> None:
-        """Take the base's names.
-
-        Raises:
-            InputError: kohya has other names for this base's layers.
-        """
-        self._names = names
+    def __init__(self, names: Names) -> None:
+        super().__init__(names)
         if "transformer" in names.base.components:
             raise InputError(
                 "kohya's names of a transformer's layers are not those of diffusers", fix="convert --to diffusers"
             )
-        parts = names.base.components
-        self._sgm = None
-        if "unet" in parts and names.dotted("unet", "add_embedding.linear_1"):
-            self._sgm = SgmNames(names.paths("unet"))  # SDXL
-        self._second = "text_encoder_2" in parts
+        is_sdxl = "unet" in names.base.components and names.dotted("unet", "add_embedding.linear_1")
+        self._sgm = SgmNames(names.paths("unet")) if is_sdxl else None
 
     def place(self, name: str, parameter: Parameter) -> Keys | str:
         """Return where a parameter's update stands, or why it has no place."""
@@ -126,20 +118,22 @@ class KohyaTarget(Target):
         if component == "unet":
             original = self._sgm.name(path) if self._sgm else path
             return None if original is None else f"lora_unet_{original.replace('.', '_')}"
-        prefix = self._prefixes().get(component)
-        if path == "text_projection":
-            return None  # kohya does not train it, and diffusers takes it at one rank only
-        return None if prefix is None else f"{prefix}_{self._names.long(component, path).replace('.', '_')}"
+        return text_module(self.names, component, path)
 
-    def _prefixes(self) -> dict[str, str]:
-        if self._second:
-            return {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
-        return {"text_encoder": "lora_te"}
-
-    def strings(self, ranks: dict[str, int], alpha: int) -> dict[str, str]:
+    def strings(self, ranks: Mapping[str, int], alpha: int) -> dict[str, str]:
         """Return what kohya's tools look for in the metadata."""
         most = max(ranks.values(), default=0)
         return {"ss_network_module": "networks.lora", "ss_network_dim": str(most), "ss_network_alpha": str(alpha)}
+
+
+def text_module(names: Names, component: str, path: str) -> str | None:
+    """Return the flat name of a module of a text encoder; None if it has none."""
+    prefixes = {"text_encoder": "lora_te"}
+    if "text_encoder_2" in names.base.components:
+        prefixes = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+    if component not in prefixes or path == "text_projection":
+        return None  # kohya does not train that, and diffusers takes it at one rank only
+    return f"{prefixes[component]}_{names.long(component, path).replace('.', '_')}"
 
 
 def plain_layer(parameter: Parameter) -> str:
@@ -157,4 +151,5 @@ kohya: Final = Dialect(
     read,
     adapter_writer(KohyaTarget),
     min_energy=LEAST,
+    low_rank=True,
 )

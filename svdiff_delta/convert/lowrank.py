@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
+from typing import IO, ClassVar, Final, cast
 
 import numpy as np
 
@@ -14,13 +16,11 @@ from svdiff_delta import metadata as meta
 from svdiff_delta._atomic import replace_file
 from svdiff_delta._json import JSON
 from svdiff_delta.basis import matricize
-from svdiff_delta.codec import DTYPES, is_dtype
-from svdiff_delta.combine import combine_metadata
-from svdiff_delta.conversion import DECIMALS, Conversion, Energy, check_captured, check_left_out, total_energy
+from svdiff_delta.conversion import DECIMALS, Conversion, Energy, check_left_out, check_retained, total_energy
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import InputError
-from svdiff_delta.lineage import Record
-from svdiff_delta.modelspec import HASH, known_modelspec, portable_modelspec
+from svdiff_delta.fitting import fit_all
+from svdiff_delta.modelspec import HASH, known_modelspec
 from svdiff_delta.parameter import Parameter
 from svdiff_delta.prepare import fit
 
@@ -31,6 +31,7 @@ from .energy import WELL
 from .factors import Factors, factorize
 from .names import Names
 from .ranking import Ranking
+from .said import copied_facts
 from .spool import Spool
 
 
@@ -55,57 +56,86 @@ class Keys:
     file: str = ""
 
 
-class Target(ABC):
-    """A dialect that adapters are written in."""
+@dataclass(frozen=True)
+class Part:
+    """One file of an adapter, ready to be written.
 
-    name: str
-    common_alpha: bool = False
+    Attributes:
+        spool: its tensors.
+        strings: its metadata.
+        ranks: the rank of each parameter in it.
+    """
+
+    spool: Spool
+    strings: Mapping[str, str]
+    ranks: Mapping[str, int]
+
+    @cached_property
+    def header(self) -> bytes:
+        """The header of the file."""
+        return self.spool.header(self.strings)
+
+    @property
+    def size(self) -> int:
+        """The bytes of the file."""
+        return len(self.header) + self.spool.size
+
+    def copy(self, stream: IO[bytes]) -> None:
+        """Write the file."""
+        stream.write(self.header)
+        self.spool.copy(stream)
+
+
+class Target(ABC):
+    """A dialect that adapters are written in.
+
+    Args:
+        names: the base's names.
+
+    Raises:
+        InputError: the dialect has no names for the base's layers.
+    """
+
+    name: ClassVar[str]
+    common_alpha: ClassVar[bool] = False
     """Whether all weights get one alpha, and those of another rank factors that make up for it. Else each one's alpha
     is its rank, its scale 1. diffusers 0.42 loses those of attention where alphas differ within one kohya file."""
 
-    @abstractmethod
-    def prepare(self, names: Names) -> None:
-        """Take the base's names; raise InputError if the dialect has no names for them."""
+    def __init__(self, names: Names) -> None:
+        self.names: Final = names
 
     @abstractmethod
     def place(self, name: str, parameter: Parameter) -> Keys | str:
         """Return where a parameter's update stands, or why it has no place."""
 
-    @abstractmethod
-    def strings(self, ranks: dict[str, int], alpha: int) -> dict[str, str]:
-        """Return the metadata that the dialect's programs look for.
+    def strings(self, ranks: Mapping[str, int], alpha: int) -> dict[str, str]:  # noqa: ARG002 - others need them
+        """Return the metadata that the dialect's programs look for; none if they look for none.
 
         Args:
             ranks: the rank of each parameter of a file.
             alpha: the common alpha.
         """
+        return {}
 
-    def write(self, job: Job, files: Mapping[str, Spool], strings: Mapping[str, dict[str, str]]) -> int:
+    def write(self, job: Job, parts: Mapping[str, Part]) -> int:
         """Write the files if there is an output; return their size in all.
 
         Raises:
             OutputError: the output exists, or the disk refused.
         """
-        (spool,) = files.values()
-        (texts,) = strings.values()
-        header = spool.header(texts)
+        (part,) = parts.values()
         if job.output is not None:
             with replace_file(job.output, overwrite=job.overwrite) as stream:
-                stream.write(header)
-                spool.copy(stream)
-        return len(header) + spool.size
+                part.copy(stream)
+        return part.size
 
 
-def adapter_writer(target: Callable[[], Target]) -> Callable[[Delta, Job], Conversion]:
+def adapter_writer(target: Callable[[Names], Target]) -> Callable[[Delta, Job], Conversion]:
     """Return the writer of a dialect."""
 
     def write(delta: Delta, job: Job) -> Conversion:
-        made = target()
-        if job.ranking is None:
-            raise InputError(
-                f"{made.name}: nothing says the rank", fix="give --rank, such as 32, or --energy, such as 0.95"
-            )
-        return _Work(delta, job, made, job.ranking).run()
+        ranking = cast("Ranking", job.ranking)  # `find_way` sees to it
+        return _Work(delta, job, target(Names(job.base)), ranking).run()
 
     return write
 
@@ -131,43 +161,36 @@ class _Work:
             BaseMismatchError, BaseError, TensorError: the delta does not fit the base, or a number the format.
             OutputError: as `Target.write`.
         """
-        self._check()
-        meter = Meter(self.job, sum(prod(self._parameter(name).shape) for name in self.delta))
+        self._find_places()
+        fit_all(self.job.base, [self.delta], self.job.cache, self.job.progress)
+        meter = Meter(self.job, sum(prod(self._parameter(name).shape) for name in self.places))
         with ExitStack() as stack:
             folder = None if self.job.output is None else self.job.output.absolute().parent
-            files = {
+            spools = {
                 file: stack.enter_context(Spool(folder, self.job.dtype))
                 for file in sorted({keys.file for keys in self.places.values()})
             }
-            for name in self.delta:
-                if name in self.places:
-                    self._convert(name, files[self.places[name].file])
-                else:
-                    fit(self.job.base, name, self.delta, self.job.cache)
+            for name, keys in self.places.items():
+                self._convert(name, spools[keys.file])
                 meter.add(prod(self._parameter(name).shape))
-            check_captured(self.layers.values(), self.job.min_energy)
-            strings = {file: self._strings(file, spool) for file, spool in files.items()}
-            size = self.target.write(self.job, files, strings)
-        unchanged = len(self.delta) - len(self.places) - len(self.left_out)
+            check_retained(self.layers.values(), self.job.min_energy)
+            size = self.target.write(self.job, {file: self._part(file, spool) for file, spool in spools.items()})
         return Conversion(
             self.delta,
             self.layers,
             self.left_out,
-            unchanged,
-            self.job.output,
-            size,
-            self.ranks,
-            tuple(self._remarks()),
+            unchanged=len(self.delta) - len(self.places) - len(self.left_out),
+            output=self.job.output,
+            size=size,
+            ranks=self.ranks,
+            remarks=self._remarks(),
         )
 
     def _parameter(self, name: str) -> Parameter:
         return self.delta.metadata.parameters[name]
 
-    def _check(self) -> None:
+    def _find_places(self) -> None:
         """Find the place of each parameter; δ = 0 needs none."""
-        if not is_dtype(self.job.dtype):
-            raise InputError(f"factors cannot be stored as {self.job.dtype}", fix=f"use --dtype {', '.join(DTYPES)}")
-        self.target.prepare(Names(self.job.base))
         for name in self.delta:
             if not self.delta[name].any():
                 continue
@@ -216,31 +239,25 @@ class _Work:
         largest = max(self._parameter(name).size for name in self.places)
         return min(self.ranking.rank or self.ranking.max_rank or largest, largest)
 
-    def _strings(self, file: str, spool: Spool) -> dict[str, str]:
-        """Return the metadata of a file: what the delta says of itself, and the conversion."""
+    def _part(self, file: str, spool: Spool) -> Part:
+        """Return a file with its metadata: what the delta says of itself, the conversion, and what it retains."""
         names = [name for name in self.layers if self.places[name].file == file]
+        ranks = {name: self.ranks[name] for name in names if name in self.ranks}
         arguments: dict[str, JSON] = {"to": self.target.name, **self.ranking.arguments()}
-        if self.job.dtype != "F32":
-            arguments["dtype"] = self.job.dtype
         if self.left_out:
             arguments["left_out"] = len(self.left_out)
-        parameters = {name: self._parameter(name) for name in names}
-        combined = combine_metadata([self.delta], parameters, Record("convert", arguments))
+        facts = copied_facts(self.delta, {name: self._parameter(name) for name in names}, arguments, self.job)
         retained = {
             "all": round(total_energy(self.layers.values()).captured, DECIMALS),
             "parameters": [round(self.layers[name].captured, DECIMALS) for name in names],
         }
-        title = combined.title if self.job.title is None else self.job.title
-        spec = {**portable_modelspec(self.delta.metadata.modelspec), **self._modelspec()}
         metadata = replace(
-            combined,
-            modelspec=spec if title is None else {**spec, "title": title},
-            extra={**combined.extra, "names": names, "retained": retained},
+            facts,
+            modelspec={**facts.modelspec, **self._modelspec(), HASH: spool.digest()},
+            extra={**facts.extra, "names": names, "retained": retained},
         )
-        metadata = metadata.with_modelspec(HASH, spool.digest())
-        ranks = {name: self.ranks[name] for name in names if name in self.ranks}
         strings = meta.dump(metadata, key=KEY, form=FORMAT)
-        return {**strings, "format": "pt", **self.target.strings(ranks, self._common_alpha())}
+        return Part(spool, {**strings, "format": "pt", **self.target.strings(ranks, self._common_alpha())}, ranks)
 
     def _modelspec(self) -> dict[str, str]:
         """Return the fields that are known of the file."""
@@ -251,13 +268,12 @@ class _Work:
             fields["architecture"] = f"{known}/lora" if known else fields["architecture"].replace("/svdiff", "/lora")
         return fields
 
-    def _remarks(self) -> list[str]:
+    def _remarks(self) -> tuple[str, ...]:
         spectral = total_energy(self.layers[name] for name in self.ranks)
         if spectral.captured >= WELL:
-            return []
-        ranks = sorted(self.ranks.values())
+            return ()
         remark = (
-            f"only {spectral.captured:.1%} of the change is retained at rank {ranks[-1]}: a shift has full rank by "
-            "nature; give a higher --rank, --energy 0.9, or convert --to full"
+            f"only {spectral.captured:.1%} of the change is retained at rank {max(self.ranks.values())}: a shift has "
+            "full rank by nature; give a higher --rank, --energy 0.9, or convert --to full"
         )
-        return [remark]
+        return (remark,)

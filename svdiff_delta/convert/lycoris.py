@@ -8,14 +8,13 @@ from typing import Final
 from svdiff_delta.parameter import Parameter
 
 from .dialect import Dialect
-from .difference import peek
 from .energy import LEAST
-from .groups import LOHA, LOKR
-from .kohya import KohyaTarget, begins, plain_layer, read
-from .lowrank import Keys, adapter_writer
-from .names import Names
+from .groups import CORES, LOHA, LOKR
+from .kohya import begins, plain_layer, read, text_module
+from .lowrank import Keys, Target, adapter_writer
+from .tensors import peek
 
-SUFFIXES: Final = (*LOHA, *LOKR, "diff", "diff_b", "w_norm", "b_norm")
+SUFFIXES: Final = (*LOHA, *CORES, *LOKR, "diff", "diff_b", "w_norm", "b_norm")
 """What only LyCORIS writes."""
 
 
@@ -29,16 +28,10 @@ def recognizes(path: Path) -> bool:
     )
 
 
-class LycorisTarget(KohyaTarget):
+class LycorisTarget(Target):
     """Where weights stand in a LyCORIS file: `lycoris_` for the denoiser or a sole model, kohya's for text encoders."""
 
     name = "lycoris"
-    common_alpha = False
-
-    def prepare(self, names: Names) -> None:
-        """Take the base's names."""
-        self._names, self._sgm = names, None
-        self._second = "text_encoder_2" in names.base.components
 
     def place(self, name: str, parameter: Parameter) -> Keys | str:
         """Return where a parameter's update stands, or why it has no place."""
@@ -54,13 +47,10 @@ class LycorisTarget(KohyaTarget):
     def module(self, name: str) -> str | None:
         """Return the flat name of the module that a parameter is of; None if it has none."""
         component, _, key = name.partition(".")
-        if component == self._names.main:
-            return f"lycoris_{key.removesuffix('.weight').replace('.', '_')}"
-        return super().module(name) if component in self._prefixes() else None
-
-    def strings(self, ranks: dict[str, int], alpha: int) -> dict[str, str]:  # noqa: ARG002 - others need them
-        """Return nothing: LyCORIS has no metadata of its own."""
-        return {}
+        path = key.removesuffix(".weight")
+        if component == self.names.main:
+            return f"lycoris_{path.replace('.', '_')}"
+        return text_module(self.names, component, path)
 
 
 lycoris: Final = Dialect(
@@ -69,4 +59,5 @@ lycoris: Final = Dialect(
     read,
     adapter_writer(LycorisTarget),
     min_energy=LEAST,
+    low_rank=True,
 )

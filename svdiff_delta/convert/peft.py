@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +17,10 @@ from svdiff_delta.parameter import Kind, Parameter
 from .adapter import NO_MODULE, NO_RULE, Adapter, width
 from .dialect import Changes, Dialect, Job
 from .energy import LEAST
-from .lowrank import Keys, Target, adapter_writer
+from .lowrank import Keys, Part, Target, adapter_writer
 from .names import Names
 from .peft_config import PeftConfig, low_rank_config, read_config
-from .spool import Spool
-from .tensors import Ref, TensorFile, open_tensors
+from .tensors import Modules, Ref, TensorFile, open_tensors
 from .update import Decomposed, LowRank, Update, Whole
 
 CONFIG: Final = "adapter_config.json"
@@ -94,12 +92,12 @@ def _read_folder(
     file: TensorFile, config: PeftConfig, component: str, names: Names, kinds: Kinds, adapter: Adapter
 ) -> None:
     """Take the updates of one folder. Whether a weight is stored transposed its layer's class says, as in PEFT."""
-    modules: dict[str, dict[str, Ref]] = defaultdict(dict)
+    modules = Modules()
     for key in file.keys():  # noqa: SIM118 - it is no mapping
         inner = key.removeprefix(PREFIX)
         match = _KEY.fullmatch(inner)
         if match and match["part"] in PARTS:
-            modules[match["path"]][PARTS[match["part"]]] = Ref(file, key)
+            modules.take(match["path"], PARTS[match["part"]], Ref(file, key))
         elif match:
             adapter.left_out[key] = NO_RULE
         else:
@@ -145,7 +143,7 @@ def _update(path: str, refs: Mapping[str, Ref], config: PeftConfig, *, transpose
         up, down = refs["up"], refs["down"]
     else:
         return None
-    rank, said = down.shape[0], config.rank(path)
+    rank, said = down.length, config.rank(path)
     if said is not None and said != rank:
         raise TensorError(f"{down}: has rank {rank}, {CONFIG} says {said:g}", fix="fetch both files again")
     update: Update = LowRank(up, down, config.scale(path, rank), transposed=transposed)
@@ -158,15 +156,11 @@ class PeftTarget(Target):
 
     name = "peft"
 
-    def __init__(self) -> None:
-        self._configs: dict[str, dict[str, Any]] = {}
-
-    def prepare(self, names: Names) -> None:
-        """Take the base's names, and the classes of its layers if it says them."""
-        self._names = names
+    def __init__(self, names: Names) -> None:
+        super().__init__(names)
         try:
             self._kinds: Kinds | None = base_kinds(names.base)
-        except BaseError:
+        except BaseError:  # it does not say the classes of its layers
             self._kinds = None
 
     def place(self, name: str, parameter: Parameter) -> Keys | str:
@@ -181,14 +175,8 @@ class PeftTarget(Target):
             return Keys(f"{path}.lora_embedding_B", f"{path}.lora_embedding_A", transposed=True, file=component)
         return Keys(f"{path}.lora_B.weight", f"{path}.lora_A.weight", file=component)
 
-    def strings(self, ranks: dict[str, int], alpha: int) -> dict[str, str]:  # noqa: ARG002 - others need it
-        """Take the ranks for the configuration; PEFT has no metadata in its weights."""
-        component = next(iter(ranks)).partition(".")[0]
-        self._configs[component] = self._config(component, ranks)
-        return {}
-
     def _config(self, component: str, ranks: Mapping[str, int]) -> dict[str, Any]:
-        info = self._names.base.info
+        info = self.names.base.info
         paths = {name.partition(".")[2].removesuffix(".weight"): rank for name, rank in ranks.items()}
         return {
             "peft_type": "LORA",
@@ -197,29 +185,26 @@ class PeftTarget(Target):
             "revision": info.revision,
             "inference_mode": True,
             "fan_in_fan_out": self._kinds is not None and any(_stored_transposed(self._kinds, name) for name in ranks),
-            **low_rank_config(paths, [*self._names.paths(component)]),
+            **low_rank_config(paths, [*self.names.paths(component)]),
         }
 
-    def write(self, job: Job, files: Mapping[str, Spool], strings: Mapping[str, dict[str, str]]) -> int:
+    def write(self, job: Job, parts: Mapping[str, Part]) -> int:
         """Write the folder, if there is an output; return the size of all its files."""
-        size = 0
-        contents = {}
-        for component, spool in files.items():
-            header = spool.header(strings[component])
-            config = json.dumps(self._configs[component], indent=2, sort_keys=True).encode() + b"\n"
-            contents[component] = header, config
-            size += len(header) + spool.size + len(config)
-        if job.output is None:
-            return size
-        with replace_folder(job.output, overwrite=job.overwrite) as folder:
-            for component, (header, config) in contents.items():
-                place = folder if len(files) == 1 else folder / component
-                place.mkdir(exist_ok=True)
-                (place / CONFIG).write_bytes(config)
-                with (place / WEIGHTS).open("wb") as stream:
-                    stream.write(header)
-                    files[component].copy(stream)
-        return size
+        configs = {
+            component: json.dumps(self._config(component, part.ranks), indent=2, sort_keys=True).encode() + b"\n"
+            for component, part in parts.items()
+        }
+        if job.output is not None:
+            with replace_folder(job.output, overwrite=job.overwrite) as folder:
+                for component, part in parts.items():
+                    place = folder if len(parts) == 1 else folder / component
+                    place.mkdir(exist_ok=True)
+                    (place / CONFIG).write_bytes(configs[component])
+                    with (place / WEIGHTS).open("wb") as stream:
+                        part.copy(stream)
+        return sum(part.size + len(configs[component]) for component, part in parts.items())
 
 
-peft: Final = Dialect("PEFT's folder with a LoRA", recognizes, read, adapter_writer(PeftTarget), min_energy=LEAST)
+peft: Final = Dialect(
+    "PEFT's folder with a LoRA", recognizes, read, adapter_writer(PeftTarget), min_energy=LEAST, low_rank=True
+)

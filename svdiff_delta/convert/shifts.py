@@ -20,8 +20,9 @@ from svdiff_delta.parameter import Kind
 from svdiff_delta.prepare import Prepared
 
 from .dialect import Changes, Job
-from .hashing import hash_file
-from .vectors import Vectors, length, open_vectors
+from .said import foreign_facts, name_source
+from .tensors import Ref, Shape, TensorFile
+from .vectors import length, open_vectors, read_vector
 
 Shift = NDArray[np.float64]
 
@@ -50,10 +51,10 @@ class Format:
 
 @dataclass
 class _Found:
-    """Shifts by parameter name: the file and the key in it; and what cannot be one."""
+    """Shifts by parameter name, where they stand; and what cannot be one."""
 
     kinds: dict[str, tuple[Kind, int]] = field(default_factory=dict)
-    places: dict[str, tuple[Vectors, str]] = field(default_factory=dict)
+    places: dict[str, Ref] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -68,29 +69,29 @@ def read_shifts(paths: Sequence[Path], form: Format, job: Job) -> Changes:
         FormatError: a file is broken.
         BaseError: the base does not say which classes its models have.
     """
-    found = _Found()
-    for path in paths:
-        vectors = open_vectors(path)
-        slot = _component(vectors, form, job.base)
+    found, files = _Found(), [open_vectors(path) for path in paths]
+    for file in files:
+        slot = _component(file, form, job.base)
         part = replace(job.base, components={slot: job.base.components[slot]})
         kinds = base_kinds(part, on_request=True)
-        for key in vectors.entries:
-            _place(key, vectors, slot, form, part, kinds, found)
+        for key in file.keys():  # noqa: SIM118 - it is no mapping
+            _place(Ref(file, key), slot, form, part, kinds, found)
 
     return Changes(
         kinds=dict(sorted(found.kinds.items())),
-        read=lambda name: partial(_make, name, *found.places[name], form),
-        sources=lambda: [hash_file(path) for path in paths],
+        read=lambda name: partial(_make, name, found.places[name], form),
+        sources=lambda: [name_source(file.path, foreign_facts([file.header])) for file in files],
         left_out=dict(sorted(found.left_out.items())),
+        metadata=foreign_facts([file.header for file in files]),
         dtype="F32",  # they were trained on the unrounded weight
     )
 
 
-def _make(name: str, vectors: Vectors, key: str, form: Format, prepared: Prepared) -> tuple[Shift, float]:
+def _make(name: str, ref: Ref, form: Format, prepared: Prepared) -> tuple[Shift, float]:
     try:
-        return form.make(vectors.read(key), prepared)
+        return form.make(read_vector(ref), prepared)
     except InputError as error:
-        raise InputError(f"{name}: {error.message} (in {vectors.path})", fix=error.fix) from None
+        raise InputError(f"{name}: {error.message} (in {ref.tensors.name})", fix=error.fix) from None
 
 
 def weight_keys(keys: Iterable[str], form: Format) -> dict[str, str]:
@@ -98,52 +99,44 @@ def weight_keys(keys: Iterable[str], form: Format) -> dict[str, str]:
     return {key: weight for key in keys if (weight := form.weight(key)) is not None}
 
 
-def _component(vectors: Vectors, form: Format, base: Base) -> str:
+def _component(file: TensorFile, form: Format, base: Base) -> str:
     """Return the component of the base that most shifts of a file fit, by name and length."""
-    weights = weight_keys(vectors.entries, form)
+    weights = weight_keys(file.keys(), form)
     fitting = {
-        slot: sum(_fits(vectors, key, part.stored(weight), form, part) for key, weight in weights.items())
+        slot: sum(_fits(file.shape(key), part.stored(weight), form, part) for key, weight in weights.items())
         for slot, part in base.components.items()
     }
     most = max(fitting.values(), default=0)
     best = [slot for slot, count in fitting.items() if count == most]
     if not most:
-        more = ", …" if len(vectors.entries) > KEYS_SHOWN else ""
-        shown = ", ".join([*vectors.entries][:KEYS_SHOWN]) + more
+        keys = file.keys()
+        shown = ", ".join(keys[:KEYS_SHOWN]) + (", …" if len(keys) > KEYS_SHOWN else "")
         raise BaseMismatchError(
-            f"{vectors.path}: none of its {len(vectors.entries)} tensors ({shown}) is a shift of {form.about} for a "
-            f"weight of the base {base.path}",
+            f"{file.path}: none of its {len(keys)} tensors ({shown}) is a shift of {form.about} for a weight of the "
+            f"base {base.path}",
             fix="name the base that it was trained for, or give the right --from",
         )
     if len(best) > 1:
         raise InputError(
-            f"{vectors.path}: fits the components {' and '.join(best)} alike", fix="name one of their folders as base"
+            f"{file.path}: fits the components {' and '.join(best)} alike", fix="name one of their folders as base"
         )
     return best[0]
 
 
-def _fits(vectors: Vectors, key: str, own: str | None, form: Format, part: Component) -> bool:
+def _fits(found: Shape, own: str | None, form: Format, part: Component) -> bool:
     if own is None:
         return False
-    shape, count = part.location[own][1].shape, length(vectors.entries[key])
+    shape, count = part.location[own][1].shape, length(found)
     if len(shape) == 1:
         return count == shape[0] or (form.scalar_norms and count == 1)
     return any(count == min(side, prod(shape) // side) for side in shape)
 
 
-def _place(
-    key: str,
-    vectors: Vectors,
-    slot: str,
-    form: Format,
-    part: Base,
-    kinds: Mapping[str, tuple[Kind, int]],
-    found: _Found,
-) -> None:
+def _place(ref: Ref, slot: str, form: Format, part: Base, kinds: Mapping[str, tuple[Kind, int]], found: _Found) -> None:
     """Put one tensor of a file where it belongs: to its parameter, or to those that are left out."""
-    weight = form.weight(key)
+    weight = form.weight(ref.key)
     if weight is None:
-        found.left_out[key] = f"is no shift of {form.about}"
+        found.left_out[ref.key] = f"is no shift of {form.about}"
         return
     own = part.components[slot].stored(weight)
     name = f"{slot}.{own}"
@@ -153,12 +146,12 @@ def _place(
         found.left_out[name] = "is of no kind that can be shifted"
     elif not form.shifts(*kinds[name], part.shape(name)):
         found.left_out[name] = f"is of a class that {form.about} does not shift"
-    elif why := _misfit(length(vectors.entries[key]), *kinds[name], part.shape(name), form):
+    elif why := _misfit(length(ref.shape), *kinds[name], part.shape(name), form):
         found.left_out[name] = why
     elif name in found.places:
-        raise InputError(f"{name}: {vectors.path} shifts it by {key}, and {found.places[name][1]} does as well")
+        raise InputError(f"{name}: {ref} shifts it, and {found.places[name].key} does as well", fix="keep one of them")
     else:
-        found.kinds[name], found.places[name] = kinds[name], (vectors, key)
+        found.kinds[name], found.places[name] = kinds[name], ref
 
 
 def _misfit(count: int | None, kind: Kind, axis: int, shape: tuple[int, ...], form: Format) -> str:

@@ -13,8 +13,8 @@ from svdiff_delta.parameter import Kind
 from svdiff_delta.prepare import Prepared
 
 from .dialect import Changes, Dialect, Job
-from .difference import peek
 from .shifts import Format, Shift, read_shifts
+from .tensors import peek
 from .vectors import check_no_pickle
 
 FILES: Final = ("spectral_shifts.safetensors", "spectral_shifts_te.safetensors")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,14 +13,37 @@ import safetensors
 import torch
 from torch import Tensor
 
-from svdiff_delta.container import Header
-from svdiff_delta.errors import TensorError
-from svdiff_delta.lineage import Lineage, Source
-
-from .difference import file_header
-from .hashing import hash_file
+from svdiff_delta.container import Header, read_header
+from svdiff_delta.errors import DeltaError, HeaderError, InputError, TensorError
 
 Shape = tuple[int, ...]
+
+
+def peek(path: Path) -> Header | None:
+    """Return the header of a safetensors file; None if it has none that is valid."""
+    try:
+        return file_header(path)
+    except DeltaError:
+        return None
+
+
+def file_header(path: Path) -> Header:
+    """Return the header of a safetensors file.
+
+    Raises:
+        InputError: the file cannot be read.
+        HeaderError: it is broken; the message names the file.
+    """
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            prefix = stream.read(8)
+            return read_header(prefix + stream.read(min(int.from_bytes(prefix, "little"), size)), size)
+    except OSError as error:
+        raise InputError(f"{path}: could not be read ({error.strerror})") from None
+    except HeaderError as error:
+        raise HeaderError(f"{path}: {error.message}", fix=error.fix) from None
 
 
 class Tensors(Protocol):
@@ -75,12 +99,6 @@ class TensorFile:
     def _opened(self) -> Any:
         return safetensors.safe_open(self.path, "pt")
 
-    def source(self, title: str | None = None, lineage: Lineage | None = None) -> tuple[str, Source]:
-        """Return the file's SHA-256 and its entry for a lineage."""
-        sha256, source = hash_file(self.path)
-        source = replace(source, title=title)
-        return sha256, source if lineage is None else replace(source, record=lineage.record, extra=lineage.extra)
-
 
 def open_tensors(path: Path) -> TensorFile:
     """Open a safetensors file.
@@ -124,11 +142,16 @@ class Ref:
         """Its shape, without reading it."""
         return self.tensors.shape(self.key)
 
+    @property
+    def length(self) -> int:
+        """How long it is in its first dimension, which of the second factor is the rank; 0 for a single number."""
+        return self.shape[0] if self.shape else 0
+
     def __str__(self) -> str:
         return f"{self.key} in {self.tensors.name}"
 
-    def read(self) -> Tensor:
-        """Return its values in float64.
+    def load(self) -> Tensor:
+        """Return its values in the number format that they are stored in.
 
         Raises:
             TensorError: it is not floating-point, or holds NaN or infinity.
@@ -136,10 +159,13 @@ class Ref:
         value = self.tensors.load(self.key)
         if not value.is_floating_point():
             raise TensorError(f"{self}: is {str(value.dtype).removeprefix('torch.')}, not floating-point")
-        value = value.double()
         if not torch.isfinite(value).all():
-            raise TensorError(f"{self}: holds NaN or infinity", fix="fetch or train it again")
+            raise TensorError(f"{self}: holds NaN or infinity", fix="fetch, train or convert it again")
         return value
+
+    def read(self) -> Tensor:
+        """Return its values in float64; errors are those of `load`."""
+        return self.load().double()
 
     def number(self) -> float:
         """Return its one value, such as an alpha.
@@ -151,3 +177,20 @@ class Ref:
         if value.numel() != 1 or not torch.isfinite(value).all():
             raise TensorError(f"{self}: must be one finite number, has shape {list(self.shape)}")
         return float(value)
+
+
+class Modules(defaultdict[str, dict[str, Ref]]):
+    """Tensors by the path of the module that they are of, and by what they are of it."""
+
+    def __init__(self) -> None:
+        super().__init__(dict)
+
+    def take(self, path: str, part: str, ref: Ref) -> None:
+        """Take a tensor.
+
+        Raises:
+            InputError: another one is the same of that module.
+        """
+        if part in self[path]:
+            raise InputError(f"{ref}: says the same as {self[path][part].key}", fix="keep one of them")
+        self[path][part] = ref

@@ -12,9 +12,9 @@ from svdiff_delta.parameter import Kind
 from svdiff_delta.prepare import Prepared
 
 from .dialect import Changes, Dialect, Job
-from .difference import peek
 from .shifts import Format, Shift, read_shifts
-from .vectors import Vectors, length
+from .tensors import TensorFile, peek
+from .vectors import length
 
 
 def weight_key(key: str) -> str | None:
@@ -64,10 +64,10 @@ def recognizes(path: Path) -> bool:
     if header is None or not header.entries:
         return False
     entries = header.entries
-    if not all("mlp" in key and weight_key(key) and length(entry) is not None for key, entry in entries.items()):
+    if not all("mlp" in key and weight_key(key) and length(entry.shape) is not None for key, entry in entries.items()):
         return False
-    vectors = Vectors(path, entries)
-    return any((vectors.read(key) < 0).any() for key in entries)
+    file = TensorFile(path, header)
+    return any(bool((file.load(key) < 0).any()) for key in entries)
 
 
 def read_logits(source: str, job: Job) -> Changes:

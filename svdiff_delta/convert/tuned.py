@@ -18,7 +18,7 @@ from svdiff_delta.errors import BaseError, InputError
 from svdiff_delta.kinds import base_kinds
 
 from .dialect import Changes, Job, Meter
-from .hashing import hash_file
+from .said import foreign_facts, name_source
 
 REAL: Final = frozenset({"F64", "F32", "F16", "BF16"})
 """Dtypes of weights that can be subtracted."""
@@ -58,13 +58,14 @@ def read_tuned(source: str, job: Job) -> Changes:
     if not shifted and not found.left_out:
         raise InputError(f"{source}: has the same weights as the base", fix="name the tuned checkpoint first")
     slots = sorted({name.partition(".")[0] for name in shifted})
-    files = [file for slot in slots for file in tuned.components[slot].files]
+    headers = {file: tuned.components[slot].headers[file] for slot in slots for file in tuned.components[slot].files}
     return Changes(
         kinds=shifted,
         read=lambda name: tuned.read(name).double() - job.base.read(name).double(),
-        sources=lambda: [hash_file(file) for file in files],
+        sources=lambda: [name_source(file, foreign_facts([header])) for file, header in headers.items()],
         left_out=dict(sorted(found.left_out.items())),
         unchanged=found.unchanged,
+        metadata=foreign_facts([*headers.values()]),
     )
 
 

@@ -17,6 +17,9 @@ from .tensors import Ref, Shape
 class Update(Protocol):
     """What an adapter does to one weight."""
 
+    def check(self) -> None:
+        """Raise TensorError unless its tensors fit each other, read from shapes alone."""
+
     def misfit(self, shape: Shape) -> str:
         """Return why it does not fit a weight of this shape, read from shapes alone; empty if it fits."""
 
@@ -42,21 +45,15 @@ class LowRank:
     mid: Ref | None = None
     transposed: bool = False
 
-    @property
-    def rank(self) -> int:
-        """The number of columns of `up`, or rows of `down`."""
-        return self.down.shape[0]
-
     def check(self) -> None:
         """Raise TensorError unless `up` and `down` (and `mid`) have the same rank."""
-        ranks = (self.up.shape[1], self.down.shape[0]) if min(len(self.up.shape), len(self.down.shape)) > 1 else (0, 1)
-        if self.mid is not None and self.mid.shape[:2] != ranks:
-            raise TensorError(f"{self.mid}: has shape {list(self.mid.shape)}, its neighbours have ranks {ranks}")
-        if ranks[0] != ranks[1]:
-            raise TensorError(
-                f"{self.up} has shape {list(self.up.shape)}, {self.down.key} {list(self.down.shape)}: ranks differ",
-                fix="fetch the file again, or write it again with the tool that made it",
-            )
+        if self.mid is None:
+            _check_ranks((self.up, 1), (self.down, 0))
+        else:
+            _check_ranks((self.up, 1), (self.mid, 0))
+            _check_ranks((self.mid, 1), (self.down, 0))
+        if prod(self.up.shape[2:]) != 1 or (self.mid is not None and prod(self.down.shape[2:]) != 1):
+            raise TensorError(f"{self.up}: has shape {list(self.up.shape)}, {self.down.key} {list(self.down.shape)}")
 
     def misfit(self, shape: Shape) -> str:
         """Return why it does not fit a weight of this shape."""
@@ -90,6 +87,17 @@ class Hadamard:
     b: tuple[Ref, Ref]
     scale: float = 1.0
     t: tuple[Ref, Ref] | None = None
+
+    def check(self) -> None:
+        """Raise TensorError unless each product's factors (and core) have the same rank."""
+        for index in (0, 1):
+            a, b = self.a[index], self.b[index]
+            _check_matrices(a, b)
+            if self.t is None:
+                _check_ranks((a, 1), (b, 0))
+            else:
+                _check_ranks((a, 0), (self.t[index], 0))
+                _check_ranks((self.t[index], 1), (b, 0))
 
     def misfit(self, shape: Shape) -> str:
         """Return why it does not fit a weight of this shape."""
@@ -128,6 +136,17 @@ class Kronecker:
     scale: float = 1.0
     t: Ref | None = None
 
+    def check(self) -> None:
+        """Raise TensorError unless the factors of each half (and the core) have the same rank."""
+        _check_matrices(*self.first, *(self.second[:-1] if self.t is None else self.second))
+        if len(self.first) == 2:
+            _check_ranks((self.first[0], 1), (self.first[1], 0))
+        if self.t is not None:
+            _check_ranks((self.second[0], 0), (self.t, 0))
+            _check_ranks((self.t, 1), (self.second[1], 0))
+        else:
+            _check_ranks((self.second[0], -1), (self.second[-1], 0 if len(self.second) == 2 else -1))
+
     def misfit(self, shape: Shape) -> str:
         """Return why it does not fit a weight of this shape."""
         a, b = self.first[0].shape[0], self.first[-1].shape[-1]
@@ -161,6 +180,9 @@ class Whole:
     value: Ref
     replaces: bool = False
 
+    def check(self) -> None:
+        """Return at once: there is only one tensor."""
+
     def misfit(self, shape: Shape) -> str:
         """Return why it does not fit a weight of this shape."""
         found = self.value.shape
@@ -186,21 +208,46 @@ class Decomposed:
     magnitude: Ref
     axis: int = 0
 
+    def check(self) -> None:
+        """Raise TensorError unless the tensors of what it is around fit each other."""
+        self.inner.check()
+
     def misfit(self, shape: Shape) -> str:
         """Return why it does not fit a weight of this shape."""
         if reason := self.inner.misfit(shape):
             return reason
-        count = prod(self.magnitude.shape)
-        return (
-            "" if count == shape[self.axis] else f"has {count} magnitudes, the base {shape[self.axis]} along the axis"
-        )
+        count, wanted = prod(self.magnitude.shape), prod(shape[self.axis : self.axis + 1])
+        return "" if count == wanted else f"has {count} magnitudes, the base {wanted} along the axis"
 
     def change(self, weight: Tensor) -> Tensor:
-        """Return ΔW, float64."""
+        """Return ΔW, float64.
+
+        Raises:
+            TensorError: a norm is 0, so that a magnitude has no direction; or as `Ref.read`.
+        """
         whole = weight.double() + self.inner.change(weight)
         others = [axis for axis in range(whole.dim()) if axis != self.axis]
         norm = whole.square().sum(others, keepdim=True).sqrt()
+        if not norm.all():
+            raise TensorError(f"{self.magnitude}: W + ΔW is 0 where it has a magnitude", fix="name the right base")
         return self.magnitude.read().reshape(norm.shape) / norm * whole - weight.double()
+
+
+def _check_matrices(*refs: Ref) -> None:
+    """Raise TensorError unless all of these tensors are matrices."""
+    for ref in refs:
+        if len(ref.shape) != 2:
+            raise TensorError(f"{ref}: has shape {list(ref.shape)}, must be a matrix")
+
+
+def _check_ranks(a: tuple[Ref, int], b: tuple[Ref, int]) -> None:
+    """Raise TensorError unless two tensors, of two dimensions or more, have the same length along these dimensions."""
+    (x, i), (y, j) = a, b
+    if min(len(x.shape), len(y.shape)) < 2 or x.shape[i] != y.shape[j]:
+        raise TensorError(
+            f"{x} has shape {list(x.shape)}, {y.key} {list(y.shape)}: ranks differ",
+            fix="fetch the file again, or write it again with the tool that made it",
+        )
 
 
 def _product(refs: tuple[Ref, ...]) -> Tensor:

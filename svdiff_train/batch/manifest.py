@@ -10,7 +10,9 @@ from typing import Any, Final
 from svdiff_delta._atomic import check_output
 from svdiff_delta._json import strict_json
 from svdiff_delta._yaml import read_yaml
-from svdiff_delta.convert.apply import find_way
+from svdiff_delta.convert.ranking import make_ranking
+from svdiff_delta.convert.way import find_way
+from svdiff_delta.devices import find_device
 from svdiff_delta.errors import DeltaError, InputError, MetadataError
 from svdiff_train.calibrate import read_prompts
 
@@ -75,7 +77,7 @@ def _mapping(path: Path, number: int, given: object) -> Mapping[str, Any]:
 
 
 def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool]) -> None:
-    """Check what can be known before the first row starts: bases, inputs, dialects and outputs.
+    """Check what can be known before the first row starts: bases, inputs, dialects, options and outputs.
 
     Args:
         path: the manifest, for messages.
@@ -99,9 +101,17 @@ def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool
                 fix="put what depends on it into another manifest",
             )
         _check_base(row, bases)
-        find_way(row.source(), row.from_, row.to)
+        find_way(
+            row.source(),
+            to=row.to,
+            from_=row.from_,
+            dtype=row.dtype,
+            min_energy=row.min_energy,
+            ranking=make_ranking(row.rank, row.energy, row.max_rank),
+        )
         if row.calibrate is not None:
             read_prompts(row.place(row.calibrate))
+            find_device(row.device)
         check_output(row.place(row.output), overwrite=allowed(row))
 
     _check_each(path, rows, check)

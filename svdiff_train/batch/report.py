@@ -13,9 +13,10 @@ from typing import IO, Any, Final, Self
 import filelock
 
 from svdiff_delta._atomic import check_output, replace_file
-from svdiff_delta.errors import InputError, OutputError
+from svdiff_delta.errors import DeltaError, InputError, OutputError
 
 from .row import Row
+from .table import HEAD, complaints, render
 from .work import Result
 
 STARTED: Final = "started"
@@ -26,7 +27,7 @@ class Report:
     """A report that this process alone writes, as a context manager.
 
     Lines are appended and forced to the disk one by one, so that a killed run loses nothing but a torn last line. In
-    the end, and when interrupted, it is written anew, atomically, with one line per row.
+    the end, and when interrupted, it is written anew, atomically, with one line per row, and a table beside it.
 
     Args:
         path: the file; it need not exist.
@@ -38,6 +39,8 @@ class Report:
 
     def __init__(self, path: Path) -> None:
         self.path: Final = path
+        self.table: Final = path.with_suffix(".txt")
+        """The same for people: a table of the rows of the last run, and what is wrong with them."""
         self.lines: Final[dict[str, dict[str, Any]]] = {}
         """The last line on each row, by key."""
         self._stream: IO[bytes] | None = None
@@ -56,7 +59,7 @@ class Report:
         except OSError as error:
             self._lock.release()
             raise OutputError(f"{self.path}: could not be opened ({error.strerror})") from None
-        except InputError:
+        except DeltaError:
             self._lock.release()
             raise
         return self
@@ -72,12 +75,28 @@ class Report:
             Path(self._lock.lock_file).unlink()
         self._lock.release()
 
+    def _check_table(self) -> None:
+        """Raise InputError if something else lies in the place of the table."""
+        try:
+            with self.table.open("rb") as stream:
+                begin = stream.read(len(HEAD))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise OutputError(f"{self.table}: could not be read ({error.strerror})") from None
+        if begin != HEAD.encode():
+            raise InputError(
+                f"{self.table}: is not the table of a report", fix="name another file for the report with --report"
+            )
+
     def read(self) -> int:
         """Read the lines that are there; return where the last whole one ends.
 
         Raises:
-            InputError: the file is no report.
+            InputError: the file is no report, or something else lies in the place of its table.
+            OutputError: that cannot be read.
         """
+        self._check_table()
         try:
             raw = self.path.read_bytes()
         except FileNotFoundError:
@@ -122,12 +141,14 @@ class Report:
             raise OutputError(f"{self.path}: could not be written ({error.strerror})") from None
 
     def finish(self, rows: Iterable[Row]) -> None:
-        """Write the report anew: lines of other manifests first, then one line per row, in the order of the rows."""
+        """Write the report anew, and the table: lines of other manifests first, then one per row, in their order."""
         keys = dict.fromkeys(row.key for row in rows)
         others = [fields for key, fields in self.lines.items() if key not in keys]
         own = [self.lines[key] for key in keys if key in self.lines]
         with replace_file(self.path, overwrite=True) as stream:
             stream.writelines(_line(fields) for fields in [*others, *own])
+        with replace_file(self.table, overwrite=True) as stream:
+            stream.writelines(f"{text}\n".encode() for text in (render(own), *complaints(own)))
 
     def knows(self, row: Row) -> bool:
         """Tell whether a row was begun or done before, so that its output may be its own."""

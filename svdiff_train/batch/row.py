@@ -43,6 +43,7 @@ class Row:
         embeddings: whether changed embeddings may be shifted too.
         calibrate: a file of prompts to calibrate on.
         calibrate_steps: denoising steps of each prompt.
+        device: where the base paints them, such as cuda.
         folder: what relative paths are relative to; "" is the working folder.
     """
 
@@ -62,6 +63,7 @@ class Row:
     embeddings: bool = False
     calibrate: str | None = None
     calibrate_steps: int = 20
+    device: str = "cpu"
     folder: str = ""
 
     @classmethod
@@ -73,7 +75,7 @@ class Row:
             folder: what its paths are relative to; the working folder if not given.
 
         Raises:
-            InputError: a key is unknown or missing, or a value is of a wrong type or out of range.
+            InputError: a key is unknown or missing, or a value is of a wrong type.
         """
         if unknown := sorted(str(key) for key in given if key not in TYPES):
             raise InputError(f"has the unknown key {unknown[0]!r}", fix=f"known are {', '.join(TYPES)}")
@@ -88,8 +90,6 @@ class Row:
             if not is_stored_dtype(values["dtype"]):
                 raise InputError(f"dtype: {given['dtype']!r} is unknown", fix=f"known are {', '.join(STORED_DTYPES)}")
         row = cls(**values, folder=str(folder or ""))
-        if row.min_energy is not None and not 0.0 <= row.min_energy <= 1.0:
-            raise InputError(f"min_energy: must be within [0, 1], is {row.min_energy}")
         if row.calibrate_steps < 1:
             raise InputError(f"calibrate_steps: must be at least 1, is {row.calibrate_steps}")
         return row
@@ -163,6 +163,7 @@ TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
     "embeddings": bool,
     "calibrate": str,
     "calibrate_steps": int,
+    "device": str,
 }
 """The keys of a row, and what their values are."""
 

@@ -35,7 +35,8 @@ def run_manifest(
 
     Args:
         path: the manifest.
-        report: where the report is read and written; the manifest's name with `.report.jsonl` if not given.
+        report: where the report is read and written; the manifest's name with `.report.jsonl` if not given. The same
+            as a table lies beside it, with `.txt`.
         jobs: how many processes; with 1 all is done in this one.
         overwrite: do every row anew, and replace whatever lies in the place of its output.
         dry_run: only check; nothing is returned or written.
@@ -49,9 +50,12 @@ def run_manifest(
         raise InputError(f"there must be at least 1 process, not {jobs}", fix="give --jobs 1")
     rows = read_manifest(path)
     place = report or path.with_name(f"{path.stem}.report.jsonl")
-    if place in (path, *(row.place(row.output) for row in rows)):
-        raise InputError(f"{place}: the report would be the manifest or an output", fix="give another --report")
     lines = Report(place)
+    if {lines.path, lines.table} & {path, *(row.place(row.output) for row in rows)} or lines.path == lines.table:
+        raise InputError(
+            f"{place}: the report or its table would be the manifest, an output or one another",
+            fix="give another --report, such as all.report.jsonl",
+        )
     if dry_run:
         lines.read()
         check_rows(path, rows, allowed=lambda row: overwrite or lines.knows(row))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from svdiff_delta.base import Base
 from svdiff_delta.basis import one_thread
 from svdiff_delta.calibration import Calibration
-from svdiff_delta.conversion import Conversion
+from svdiff_delta.conversion import Conversion, total_energy
 from svdiff_delta.convert import convert
+from svdiff_delta.devices import find_device
 from svdiff_delta.errors import DeltaError
 from svdiff_train.calibrate import calibration_on, read_prompts
 from svdiff_train.pipelines import load_pipeline
@@ -30,11 +31,13 @@ class Result:
         row: the row as the manifest describes it.
         status: "converted", "passed over" (it was converted before), or "failed".
         error: why it failed.
-        captured: the share of the change that was captured.
+        captured: the share of the change that was captured; in a low-rank copy of a delta, that is retained.
+        retained: the share of the delta's change that the output holds, where one dialect became another through it.
         parameters: how many weights were converted.
         bytes: the size of the output.
         unchanged: weights in which nothing changes.
         left_out: what could not be carried over, with the reason.
+        remarks: what was assumed, and what to know about the output.
         states: what the input and the base were: see `Row.states`.
         output_sha256: of the output; of one from an earlier run if the row failed now.
         seconds: how long it took.
@@ -45,17 +48,19 @@ class Result:
     status: Status
     error: str | None = None
     captured: float | None = None
+    retained: float | None = None
     parameters: int | None = None
     bytes: int | None = None
     unchanged: int | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
     states: Mapping[str, str] = field(default_factory=dict)
     output_sha256: str | None = None
     seconds: float = 0.0
 
     def record(self) -> dict[str, Any]:
         """Return it as a line of a report has it: without what there is nothing to say of."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        return {name: value for name, value in asdict(self).items() if value not in (None, {}, ())}
 
 
 def convert_one(
@@ -114,10 +119,11 @@ def _calibration(row: Row, base: Base) -> Calibration | None:
     if row.calibrate is None:
         return None
     prompts = read_prompts(row.place(row.calibrate))
-    return calibration_on(lambda: load_pipeline(base), prompts, steps=row.calibrate_steps)
+    device = find_device(row.device)
+    return calibration_on(lambda: load_pipeline(base, device=device), prompts, steps=row.calibrate_steps)
 
 
-_KEPT: Final = ("captured", "parameters", "bytes", "unchanged", "left_out", "seconds")
+_KEPT: Final = ("captured", "retained", "parameters", "bytes", "unchanged", "left_out", "remarks", "seconds")
 """What the line on an earlier run says that still holds."""
 
 
@@ -131,10 +137,12 @@ def _facts(row: Row, found: Conversion) -> dict[str, Any]:
     output = row.place(row.output)
     return {
         "captured": found.captured,
+        "retained": total_energy(found.retained.values()).captured if found.retained else None,
         "parameters": len(found.layers),
         "bytes": found.size if found.size is not None else output.stat().st_size,
         "unchanged": found.unchanged,
         "left_out": dict(found.left_out),
+        "remarks": found.remarks,
         "output_sha256": hash_path(output),
     }
 

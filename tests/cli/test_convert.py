@@ -164,6 +164,14 @@ def test_an_input_is_never_replaced_by_its_conversion(delta: Path) -> None:
     assert delta.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_no_file_of_an_input_s_folder_is_replaced(folder: Path, name: str) -> None:
+    before = Path("tuned", name).read_bytes()
+    outcome = svdiff("convert", "tuned", "--from", "full", "--base", "base", "-o", Path("tuned", name), "--force")
+    refused(outcome, f"tuned/{name}: is what it would be made of")
+    assert Path("tuned", name).read_bytes() == before
+
+
 def test_an_unknown_dialect_is_refused_with_the_known_ones(delta: Path) -> None:
     refused(svdiff("convert", delta, "--to", "gguf", "--base", "base", "-o", "x"), "'gguf'", "delta, full")
 

@@ -17,6 +17,7 @@ from support.weights import normal
 from svdiff_cli import convert as command
 from svdiff_delta import load, save, select
 from svdiff_delta.convert import DIALECTS
+from svdiff_delta.convert.energy import LEAST
 from svdiff_train.tiny import open_tiny
 
 FLAT = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -41,15 +42,17 @@ def test_the_help_says_the_default_of_adapters() -> None:
     found = {dialect.min_energy for name, dialect in DIALECTS.items() if name in ("peft", "kohya", "lycoris", "flux")}
     (option,) = [p for p in command.convert.params if p.name == "min_energy"]
     assert isinstance(option, click.Option)
-    assert found == {0.5}
-    assert "[default: 0.5 from an adapter, else 0]" in (option.help or "")
+    assert found == {LEAST}
+    assert f"[default: {LEAST} from an adapter, else 0]" in (option.help or "")
+    assert LEAST == 0.1
+    assert "From an adapter less than a tenth is refused" in " ".join((command.convert.help or "").split())
 
 
 def test_a_delta_becomes_lora_and_a_delta_again(delta: Path) -> None:
     run = svdiff("convert", delta, "--to", "kohya", "--base", "tiny", "--rank", "500", "-o", "lora.safetensors")
     assert (run.code, run.err) == (0, "")
     lines = run.out.splitlines()
-    assert lines[0].split() == ["block", "parameters", "‖ΔW‖", "captured"]
+    assert lines[0].split() == ["block", "parameters", "‖ΔW‖", "retained"]
     size = Path("lora.safetensors").stat().st_size
     assert lines[-1] == f"wrote lora.safetensors: {len(load(delta))} parameters, {size:,} bytes"
     run = svdiff("convert", "lora.safetensors", "--base", "tiny", "-o", "back.safetensors")
@@ -81,6 +84,22 @@ def test_a_poor_copy_is_remarked_and_ranks_are_listed(delta: Path) -> None:
     assert all("rank 1 " in line for line in layers)
 
 
+def test_from_one_dialect_to_another_both_shares_are_printed(delta: Path) -> None:
+    svdiff("convert", delta, "--to", "peft", "--base", "tiny", "--rank", "4", "-o", "first")
+    ways = ["convert", "first", "--to", "kohya", "--base", "tiny", "--rank", "2", "--force", "-o", "second"]
+    facts = json.loads(svdiff(*ways, "--json").out)
+    run = svdiff(*ways, "--layers")
+    lines = run.out.splitlines()
+    assert lines[0].split() == ["block", "parameters", "‖ΔW‖", "captured", "retained"]
+    (all_,) = [line for line in lines if line.startswith("in all")]
+    assert all_.split()[-2:] == ["100.00%", f"{facts['retained']:.2%}"]
+    assert 0.1 < facts["retained"] < 0.99
+    name, layer = next(iter(facts["layers"].items()))
+    (line,) = [line for line in lines if line.endswith(name)]
+    assert line.split()[:3] == ["100.00%", f"{layer['retained']:.2%}", "of"]
+    assert "is retained at rank 2" in run.err
+
+
 def test_a_dry_run_writes_nothing(delta: Path) -> None:
     before = listing(Path())
     run = svdiff("convert", delta, "--to", "kohya", "--base", "tiny", "--rank", "90", "-o", "x", "--dry-run")
@@ -94,6 +113,7 @@ def test_a_dry_run_writes_nothing(delta: Path) -> None:
         (["--to", "kohya"], ["kohya: nothing says the rank", "give --rank"]),
         (["--to", "kohya", "--rank", "2", "--energy", "0.5"], ["--rank and --energy contradict each other"]),
         (["--to", "lora", "--rank", "2"], ["'lora': there is no such dialect", "known are delta, full, peft"]),
+        (["--to", "full", "--rank", "2"], ["full: has no rank", "leave --rank and --energy away"]),
         (["--to", "flux", "--rank", "2"], ["flux: can be read and not written"]),
     ],
 )
@@ -121,8 +141,10 @@ def test_what_was_trained_as_lora_is_refused_with_the_reason(delta: Path) -> Non
 
 def test_a_manifest_converts_to_lora(delta: Path) -> None:
     row = {"input": "dog.safetensors", "output": "lora", "base": "tiny", "to": "peft", "rank": 3}
-    Path("all.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "output": "more", "energy": 0.5}) + "\n")
-    run = svdiff("convert", "--manifest", "all.jsonl", "--jobs", "1", "--json", "--quiet")
-    assert run.code == 1
+    Path("all.jsonl").write_text(json.dumps(row) + "\n")
+    run = svdiff("convert", "--manifest", "all.jsonl", "--jobs", "1", "--json")
+    (found,) = json.loads(run.out)["rows"]
+    assert (run.code, run.err) == (0, "")
     assert Path("lora/adapter_config.json").is_file()
-    assert not Path("more").exists()
+    assert 0 < found["captured"] < 0.9
+    assert "is retained at rank 3" in found["remarks"][0]

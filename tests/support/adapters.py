@@ -54,7 +54,7 @@ def save_peft(folder: Path, tensors: Mapping[str, Tensor], **config: Any) -> Pat
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
     save_file(
-        {f"base_model.model.{key}": value.contiguous() for key, value in tensors.items()},
+        {f"base_model.model.{key}": value.clone().contiguous() for key, value in tensors.items()},
         folder / "adapter_model.safetensors",
     )
     return folder
@@ -62,7 +62,7 @@ def save_peft(folder: Path, tensors: Mapping[str, Tensor], **config: Any) -> Pat
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> Path:
     """Write a file of tensors."""
-    save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata=metadata or None)
+    save_file({key: value.clone().contiguous() for key, value in tensors.items()}, path, metadata=metadata or None)
     return path
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.adapters import save_peft, save_tensors
+from support.adapters import save_peft, save_tensors, taken
 from support.checkpoints import bert, true_shift
 from support.weights import normal, relative
 from torch import Tensor
@@ -99,6 +99,33 @@ def test_any_rank_even_one_above_k(model: Base, tmp_path: Path, rank: int) -> No
     assert relative(only(path, "peft", model, f"model.{GROW}.weight"), up.double() @ down.double()) < 1e-14
 
 
+KINDS: dict[str, Callable[[Path, Tensor, Tensor, float], Path]] = {
+    "peft": lambda path, up, down, alpha: save_peft(path, lora(Q, up, down), r=len(down), lora_alpha=alpha),
+    "diffusers": lambda path, up, down, alpha: save_tensors(
+        path,
+        {f"unet.{Q}.lora.up.weight": up, f"unet.{Q}.lora.down.weight": down, f"unet.{Q}.alpha": torch.tensor(alpha)},
+    ),
+    "kohya": lambda path, up, down, alpha: save_tensors(
+        path, module(Q, lora_up__weight=up, lora_down__weight=down, alpha=torch.tensor(alpha))
+    ),
+    "lycoris": lambda path, up, down, alpha: save_tensors(
+        path, module(Q, "lycoris", lora_up__weight=up, lora_down__weight=down, alpha=torch.tensor(alpha))
+    ),
+}
+
+
+@pytest.mark.parametrize("dialect", KINDS)
+@pytest.mark.parametrize(("rank", "alpha"), [(1, 1.0), (3, 1.5), (4, -6.0), (WIDE + 8, 5.0)])
+def test_the_weight_that_comes_out_is_w_plus_alpha_by_rank_times_b_a(
+    tiny: Base, tmp_path: Path, dialect: str, rank: int, alpha: float
+) -> None:
+    up, down = factors(WIDE, rank, WIDE)
+    name, W = f"unet.{Q}.weight", tiny.read(f"unet.{Q}.weight").double()
+    change = only(KINDS[dialect](tmp_path / "x", up, down, alpha), dialect, tiny, name)
+    whole = W + alpha / rank * (up.double() @ down.double())
+    assert relative(W + change, whole) < 1e-14
+
+
 def test_mixed_ranks_each_have_their_own_scale(model: Base, tmp_path: Path) -> None:
     a, b = factors(16, 2, 16), factors(16, 5, 24, seed=2)
     tensors = lora(QUERY, *a) | lora(SHRINK, *b)
@@ -162,6 +189,8 @@ def test_biases_are_listed_where_they_differ_from_the_base_s(model: Base, tmp_pa
     found = changes(save_peft(tmp_path / "lora", tensors, r=2, lora_alpha=2, bias="lora_only"), "peft", model)
     prefix = "base_model.model."
     assert found.left_out == {f"{prefix}{GROW}.bias": "is a bias", f"{prefix}{QUERY}.lora_B.bias": "is a bias"}
+    a, b = (tensors[f"{QUERY}.lora_{side}.weight"].double() for side in "BA")
+    assert relative(found.read(f"model.{QUERY}.weight"), a @ b) < 1e-14
 
 
 def test_a_config_without_alpha_has_peft_s_default_and_says_so(model: Base, tmp_path: Path) -> None:
@@ -188,6 +217,8 @@ def test_folders_for_each_component_are_read_together(tiny: Base, tmp_path: Path
         {"r": 4, "lora_alpha": 6},
         {"r": 4, "lora_alpha": 6, "use_rslora": True, "rank_pattern": {"intermediate.dense": 2}},
         {"r": 4, "lora_alpha": 6, "use_dora": True, "alpha_pattern": {"query": 1, "0.output.dense": 12}},
+        {"r": 1, "lora_alpha": -2},
+        {"r": 20, "lora_alpha": 5},
     ],
 )
 def test_peft_itself_makes_the_same_of_what_it_wrote(model: Base, tmp_path: Path, config: dict[str, Any]) -> None:
@@ -199,6 +230,7 @@ def test_peft_itself_makes_the_same_of_what_it_wrote(model: Base, tmp_path: Path
     targets = ["query", "intermediate.dense", "0.output.dense"]
     with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):  # PEFT asks transformers for it
         wrapped: Any = get_peft_model(live, LoraConfig(target_modules=targets, init_lora_weights=False, **config))
+    assert taken(wrapped) == len(targets)
     wrapped.save_pretrained(tmp_path / "lora")
     found = changes(tmp_path / "lora", "peft", model)
     assert [*found.kinds] == sorted(f"model.{path}.weight" for path in (QUERY, GROW, SHRINK))

@@ -153,6 +153,23 @@ def test_the_lineage_names_each_file_by_its_hash(base: Base, tmp_path: Path) -> 
     assert lineage["inputs"] == [hashlib.sha256(path.read_bytes()).hexdigest()]
 
 
+def test_what_somebody_wrote_into_the_file_goes_along(base: Base, tmp_path: Path) -> None:
+    key = f"{ENCODER['Linear']}.delta"
+    shifts = shifts_for(base, {key: f"model.{ENCODER['Linear']}.weight"})
+    strings = {
+        "modelspec.title": "Dog",
+        "modelspec.license": "MIT",
+        "modelspec.architecture": "x",
+        "org.example.a": "b",
+    }
+    save_file({name: torch.from_numpy(shift) for name, shift in shifts.items()}, tmp_path / "x.safetensors", strings)
+    found = convert(tmp_path / "x.safetensors", base=base).delta.metadata
+    assert (found.title, found.modelspec["license"], found.foreign) == ("Dog", "MIT", {"org.example.a": "b"})
+    assert found.modelspec["architecture"] == "WhisperModel/svdiff"
+    assert found.lineage is not None
+    assert [source.title for source in found.lineage.files.values()] == ["Dog"]
+
+
 def test_there_is_no_way_back(base: Base, tmp_path: Path) -> None:
     path = saved(tmp_path / "x.safetensors", shifts_for(base, {"encoder.conv1.delta": "model.encoder.conv1.weight"}))
     with pytest.raises(InputError, match="svdiff-pytorch: can be read and not written"):
@@ -201,14 +218,17 @@ def test_a_file_of_another_architecture_is_refused_as_a_whole(base: Base, tmp_pa
 
 def test_two_keys_for_one_weight_are_refused(base: Base, tmp_path: Path) -> None:
     twice = {"encoder.conv1.parametrizations.weight.0.delta": np.ones(12)}
-    with pytest.raises(InputError, match=r"^model.encoder.conv1.weight: .*shifts it by .*delta, and encoder.conv1"):
+    with pytest.raises(
+        InputError,
+        match=r"^model.encoder.conv1.weight: .*delta in .*x\.safetensors shifts it, and encoder.conv1\.delta",
+    ):
         convert(saved(tmp_path / "x.safetensors", GOOD | twice), base=base)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_shifts_that_are_not_finite_are_named(base: Base, tmp_path: Path, value: float) -> None:
     path = saved(tmp_path / "x.safetensors", {"encoder.conv1.delta": np.full(12, value)})
-    with pytest.raises(TensorError, match=r"^encoder\.conv1\.delta: .*x\.safetensors holds NaN or infinity"):
+    with pytest.raises(TensorError, match=r"^encoder\.conv1\.delta in .*x\.safetensors: holds NaN or infinity"):
         convert(path, base=base)
 
 

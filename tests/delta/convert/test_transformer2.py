@@ -67,6 +67,16 @@ def test_factors_themselves_are_read_where_they_are_called_so(base: Base, tmp_pa
         convert(path, base=base)
 
 
+def test_from_overrides_what_the_numbers_look_like(base: Base, tmp_path: Path) -> None:
+    z = np.linspace(1.5, -0.25, 12).astype("f4").astype("f8")  # a negative one: taken for what Transformer² trains
+    path = saved(tmp_path / "x.safetensors", {UP: z})
+    sigmoid = torch.from_numpy(z).sigmoid().to(torch.bfloat16).double().numpy()
+    check(base, convert(path, base=base), UP, sigmoid)
+    found = convert(path, from_="svf", base=base).delta[f"model.{UP}"]
+    sigma = np.linalg.svd(base.read(f"model.{UP}").double().numpy(), compute_uv=False)
+    assert np.allclose(found, sigma * (sigma.sum() / (sigma @ z) * z - 1), rtol=1e-6)
+
+
 def test_a_negative_factor_turns_a_vector_round_which_no_shift_can(base: Base, tmp_path: Path) -> None:
     z = np.ones(12)
     z[0] = -0.5

@@ -60,6 +60,16 @@ def test_delta_is_the_float64_formula_on_the_base_s_singular_vectors(base: Base,
     assert found.layers[f"model.{NORM}"].captured == 1
 
 
+def test_what_the_checkpoint_says_of_itself_goes_along(base: Base, folder: Path, tmp_path: Path) -> None:
+    tuned = changed(folder, tmp_path / "tuned", {QUERY: moved})
+    strings = {"format": "pt", "modelspec.title": "Dog", "modelspec.author": "Ann", "org.example.a": "b"}
+    save_file(load_file(tuned / WEIGHTS), tuned / WEIGHTS, metadata=strings)
+    found = convert(tuned, base=base).delta.metadata
+    assert (found.title, found.modelspec["author"], found.foreign) == ("Dog", "Ann", {"org.example.a": "b"})
+    assert found.lineage is not None
+    assert [source.title for source in found.lineage.files.values()] == ["Dog"]
+
+
 def test_a_baked_delta_comes_back(base: Base, tmp_path: Path) -> None:
     delta = base_delta(base, size=0.01)
     bake(base, [delta], tmp_path / "baked")

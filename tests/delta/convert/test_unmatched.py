@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from svdiff_delta import convert
 from svdiff_delta.base import Base
 from svdiff_delta.errors import BaseMismatchError, HeaderError, InputError, MetadataError, TensorError
 from svdiff_train.tiny import open_tiny
+
+Writer = Callable[[Path, dict[str, torch.Tensor]], Path]
 
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 WIDE = open_tiny().shape(f"unet.{Q}.weight")[0]
@@ -67,7 +70,14 @@ def test_half_a_pair_is_listed(tiny: Base, tmp_path: Path, missing: str) -> None
     tensors = pair() | pair(FLAT.replace("to_q", "to_k"))
     del tensors[f"{FLAT}.{missing}"]
     path = save_tensors(tmp_path / "x.safetensors", tensors)
-    refused(path, tiny, InputError, rf"1 weights cannot be carried over: {FLAT}\.lora_(up|down)\.weight \(no rule")
+    left = rf"{FLAT}\.alpha \(no rule explains this key\), {FLAT}\.lora_(up|down)\.weight \(no rule"
+    refused(path, tiny, InputError, rf"2 weights cannot be carried over: {left}")
+
+
+def test_an_alpha_of_nothing_is_listed(tiny: Base, tmp_path: Path) -> None:
+    alone = FLAT.replace("to_q", "to_k")
+    path = save_tensors(tmp_path / "x.safetensors", pair() | {f"{alone}.alpha": torch.tensor(2.0)})
+    refused(path, tiny, InputError, rf"1 weights cannot be carried over: {alone}\.alpha \(no rule")
 
 
 def test_half_a_pair_of_diffusers_is_listed(tiny: Base, tmp_path: Path) -> None:
@@ -118,31 +128,114 @@ def test_the_same_architecture_at_another_width_is_listed(tiny: Base, tmp_path: 
     refused(path, tiny, InputError, rf"unet\.{key}\.weight \(has shape \[320, 320\], the base has \[{WIDE}, {WIDE}\]\)")
 
 
+def kohya(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    return save_tensors(path, {**pair(FLAT.replace("to_q", "to_k")), **tensors})
+
+
+def peft(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    return save_peft(path, tensors, r=2, lora_alpha=2)
+
+
+UP, DOWN = normal(WIDE, 2), normal(2, WIDE)
+SIZE = f"{Q}.lora_magnitude_vector"
+LORA_A, LORA_B = f"{Q}.lora_A.weight", f"{Q}.lora_B.weight"
+LOHA = {f"{FLAT}.hada_w{n}_{side}": UP if side == "a" else DOWN for n in "12" for side in "ab"}
+LOKR = {
+    f"{FLAT}.lokr_w1": normal(2, 2),
+    f"{FLAT}.lokr_w2_a": UP[: WIDE // 2],
+    f"{FLAT}.lokr_w2_b": DOWN[:, : WIDE // 2],
+}
+DORA = {**pair(), f"{FLAT}.dora_scale": normal(WIDE, 1)}
+FORMS = {
+    "kohya": (kohya, pair(), f"{FLAT}.lora_up.weight"),
+    "kohya's alpha": (kohya, pair(), f"{FLAT}.alpha"),
+    "LoHa": (kohya, LOHA, f"{FLAT}.hada_w2_b"),
+    "LoKr": (kohya, LOKR, f"{FLAT}.lokr_w1"),
+    "DoRA": (kohya, DORA, f"{FLAT}.dora_scale"),
+    "a full difference": (kohya, {f"{FLAT}.diff": normal(WIDE, WIDE)}, f"{FLAT}.diff"),
+    "PEFT": (peft, {LORA_A: DOWN, LORA_B: UP}, LORA_A),
+    "PEFT's DoRA": (
+        peft,
+        {LORA_A: DOWN, LORA_B: UP, f"{Q}.lora_magnitude_vector": UP[:, 0]},
+        f"{Q}.lora_magnitude_vector",
+    ),
+    "diffusers": (save_tensors, {f"unet.{LORA_A}": DOWN, f"unet.{LORA_B}": UP}, f"unet.{LORA_B}"),
+}
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("part", ["lora_up.weight", "alpha"])
-def test_nan_and_infinity_are_refused_by_key_and_file(tiny: Base, tmp_path: Path, part: str, value: float) -> None:
-    tensors = pair()
-    tensors[f"{FLAT}.{part}"] = torch.full_like(tensors[f"{FLAT}.{part}"], value)
+@pytest.mark.parametrize(("write", "tensors", "key"), FORMS.values(), ids=FORMS)
+def test_nan_and_infinity_are_refused_by_key_and_file(
+    tiny: Base, tmp_path: Path, write: Writer, tensors: dict[str, torch.Tensor], key: str, value: float
+) -> None:
+    broken = tensors[key].clone()
+    broken.view(-1)[0] = value
+    path = write(tmp_path / "x.safetensors", {**tensors, key: broken})
+    message = rf"^(base_model\.model\.)?{key} in .*x\.safetensors.*: (holds NaN or infinity|must be one finite)"
+    refused(path, tiny, TensorError, message)
+
+
+RANKS = {
+    "kohya": (kohya, {**pair(), f"{FLAT}.lora_up.weight": normal(WIDE, 3)}, "lora_up"),
+    "a core": (kohya, {**pair(), f"{FLAT}.lora_mid.weight": normal(3, 2, 1, 1)}, "lora_mid"),
+    "a core's other side": (kohya, {**pair(), f"{FLAT}.lora_mid.weight": normal(2, 3, 1, 1)}, "lora_mid"),
+    "DoRA": (kohya, {**DORA, f"{FLAT}.lora_up.weight": normal(WIDE, 3)}, "lora_up"),
+    "LoHa": (kohya, {**LOHA, f"{FLAT}.hada_w2_a": normal(WIDE, 3)}, "hada_w2_a"),
+    "LoHa's core": (
+        kohya,
+        {**{key: value.T for key, value in LOHA.items()}, f"{FLAT}.hada_t1": normal(1, 2, 1, 1), f"{FLAT}.hada_t2": UP},
+        "hada_t1|hada_w1_a",
+    ),
+    "LoKr": (kohya, {**LOKR, f"{FLAT}.lokr_w2_a": normal(WIDE // 2, 1)}, "lokr_w2_a"),
+    "PEFT": (peft, {LORA_A: DOWN, LORA_B: normal(WIDE, 3)}, "lora_B"),
+    "diffusers": (save_tensors, {f"unet.{LORA_A}": DOWN, f"unet.{LORA_B}": normal(WIDE, 3)}, "lora_B"),
+}
+
+
+@pytest.mark.parametrize(("write", "tensors", "key"), RANKS.values(), ids=RANKS)
+def test_ranks_that_differ_are_refused(
+    tiny: Base, tmp_path: Path, write: Writer, tensors: dict[str, torch.Tensor], key: str
+) -> None:
+    path = write(tmp_path / "x.safetensors", tensors)
+    refused(path, tiny, TensorError, r"in .*x\.safetensors.* has shape .*: ranks differ")
+    refused(path, tiny, TensorError, key)
+
+
+SHAPES = {
+    "a number": (pair(), f"{FLAT}.lora_down.weight", ()),
+    "a vector": (pair(), f"{FLAT}.lora_up.weight", (2,)),
+    "a kernel on both sides": (pair(), f"{FLAT}.lora_up.weight", (WIDE, 2, 3, 3)),
+    "LoHa with a number": (LOHA, f"{FLAT}.hada_w1_b", ()),
+    "LoKr with a vector": (LOKR, f"{FLAT}.lokr_w1", (2,)),
+    "an alpha of two": (pair(), f"{FLAT}.alpha", (2,)),
+}
+
+
+@pytest.mark.parametrize(("tensors", "key", "shape"), SHAPES.values(), ids=SHAPES)
+def test_a_factor_of_an_impossible_shape_is_named(
+    tiny: Base, tmp_path: Path, tensors: dict[str, torch.Tensor], key: str, shape: tuple[int, ...]
+) -> None:
+    path = kohya(tmp_path / "x.safetensors", {**tensors, key: torch.ones(shape)})
+    refused(path, tiny, TensorError, f"has shape .*{(shape and list(shape)) or ''}".replace("[", r"\["))
+    refused(path, tiny, TensorError, key)
+
+
+def test_a_magnitude_without_a_direction_is_refused(tiny: Base, tmp_path: Path) -> None:
+    W = tiny.read(f"unet.{Q}.weight").float()
+    tensors = {f"{FLAT}.diff": -W, f"{FLAT}.dora_scale": torch.ones(WIDE, 1)}
+    refused(kohya(tmp_path / "x.safetensors", tensors), tiny, TensorError, r"dora_scale in .*W \+ ΔW is 0")
+
+
+def test_two_keys_for_one_factor_are_refused(tiny: Base, tmp_path: Path) -> None:
+    tensors = {f"unet.{LORA_A}": DOWN, f"unet.{LORA_B}": UP, f"unet.{Q}.lora.down.weight": DOWN}
     path = save_tensors(tmp_path / "x.safetensors", tensors)
     refused(
-        path, tiny, TensorError, rf"^{FLAT}\.{part} in .*x\.safetensors: (holds NaN or infinity|must be one finite)"
+        path, tiny, InputError, r"lora_A\.weight in .* says the same as .*lora.*: keep one|lora\.down.* says the same"
     )
-
-
-@pytest.mark.parametrize("core", [False, True])
-def test_ranks_that_differ_are_refused(tiny: Base, tmp_path: Path, core: bool) -> None:
-    tensors = pair(rank=2) | {f"{FLAT}.lora_up.weight": normal(WIDE, 3)}
-    if core:
-        tensors = pair(rank=2) | {f"{FLAT}.lora_mid.weight": normal(3, 2, 1, 1)}
-    path = save_tensors(tmp_path / "x.safetensors", tensors)
-    refused(path, tiny, TensorError, "ranks differ" if not core else r"lora_mid\.weight .*its neighbours have ranks")
-
-
-def test_ranks_of_peft_and_diffusers_that_differ_are_refused(tiny: Base, tmp_path: Path) -> None:
-    tensors = {f"{Q}.lora_A.weight": normal(2, WIDE), f"{Q}.lora_B.weight": normal(WIDE, 3)}
-    refused(save_peft(tmp_path / "x", tensors, r=2, lora_alpha=2), tiny, TensorError, r"lora_B\.weight .* ranks differ")
-    path = save_tensors(tmp_path / "y.safetensors", {f"unet.{key}": value for key, value in tensors.items()})
-    refused(path, tiny, TensorError, r"lora_B\.weight .* ranks differ")
+    folder = peft(tmp_path / "x", {LORA_A: DOWN, LORA_B: UP})
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({**weights, LORA_A: DOWN}, folder / "adapter_model.safetensors")  # without PEFT's prefix
+    refused(folder, tiny, InputError, "lora_A.* says the same as .*lora_A.*: keep one of them")
 
 
 def test_integers_are_no_weights(tiny: Base, tmp_path: Path) -> None:
@@ -159,7 +252,7 @@ def test_two_spellings_of_one_layer_are_refused(tiny: Base, tmp_path: Path) -> N
 
 def test_little_energy_is_explained_and_refused_by_default(tiny: Base, tmp_path: Path) -> None:
     path = save_tensors(tmp_path / "x.safetensors", pair())
-    with pytest.raises(InputError, match=r"^only .* less than the least share of 50\.00%: a shift can only stretch"):
+    with pytest.raises(InputError, match=r"^only .* less than the least share of 10\.00%: a shift can only stretch"):
         convert(path, base=tiny)
     found = convert(path, base=tiny, min_energy=0.0)
     assert 0 < found.captured < 0.1

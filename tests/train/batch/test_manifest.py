@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from support.checkpoints import bert, changed
 from support.files import listing
 
+from svdiff_cli import convert as commands
+from svdiff_cli.manifest import convert_many
 from svdiff_delta.errors import InputError
 from svdiff_train.batch import Row, run_manifest
 from svdiff_train.batch.manifest import read_manifest
+from svdiff_train.batch.row import TYPES
 
 QUERY = "encoder.layer.0.attention.self.query.weight"
 ROW = {"input": "tuned", "output": "out.safetensors", "base": "base"}
@@ -67,7 +71,31 @@ WRONG = {
     "an empty text": ({**ROW, "base": ""}, "row 2: base: must be a text, is ''"),
     "a text for a flag": ({**ROW, "allow_unmatched": "no"}, "row 2: allow_unmatched: must be true or false, is 'no'"),
     "a flag for a number": ({**ROW, "min_energy": True}, "row 2: min_energy: must be a number, is True"),
-    "a share above 1": ({**ROW, "min_energy": 1.5}, r"row 2: min_energy: must be within \[0, 1\], is 1.5"),
+    "a share above 1": (
+        {**ROW, "output": "b", "min_energy": 1.5},
+        r"row 2: the least captured energy must be within \[0, 1\], is 1.5",
+    ),
+    "no rank": ({**ROW, "output": "b", "to": "peft"}, "row 2: peft: nothing says the rank: give --rank"),
+    "rank 0": ({**ROW, "output": "b", "to": "peft", "rank": 0}, "row 2: --rank must be at least 1, is 0"),
+    "half a rank": ({**ROW, "to": "peft", "rank": 1.5}, "row 2: rank: must be a whole number, is 1.5"),
+    "rank and energy": (
+        {**ROW, "output": "b", "to": "peft", "rank": 2, "energy": 0.5},
+        "row 2: --rank and --energy contradict each other",
+    ),
+    "a rank alone at the most": (
+        {**ROW, "output": "b", "to": "peft", "max_rank": 2},
+        "row 2: --max-rank says nothing without --energy",
+    ),
+    "a rank of a delta": ({**ROW, "output": "b", "rank": 2}, "row 2: delta: has no rank"),
+    "a format for deltas": (
+        {**ROW, "output": "b", "to": "peft", "rank": 2, "dtype": "I8"},
+        "row 2: peft: cannot be stored as I8",
+    ),
+    "no way there": ({**ROW, "output": "b", "to": "flux"}, "row 2: flux: can be read and not written"),
+    "no such device": (
+        {**ROW, "output": "b", "calibrate": "prompts.txt", "device": "abacus"},
+        "row 2: .*abacus",
+    ),
     "no steps": ({**ROW, "calibrate_steps": 0}, "row 2: calibrate_steps: must be at least 1, is 0"),
     "half a step": ({**ROW, "calibrate_steps": 0.5}, "row 2: calibrate_steps: must be a whole number, is 0.5"),
     "no such prompts": ({**ROW, "output": "b", "calibrate": "no.txt"}, r"row 2: .*no\.txt: could not be read"),
@@ -92,10 +120,11 @@ WRONG = {
 
 @pytest.mark.parametrize(("row", "match"), WRONG.values(), ids=WRONG)
 def test_a_row_that_cannot_work_is_named_and_nothing_is_started(folder: Path, row: dict | str, match: str) -> None:
+    (folder / "prompts.txt").write_text("a dog")
     path = manifest(folder, ROW, row)
     with pytest.raises(InputError, match=match):
         run_manifest(path)
-    assert listing(folder) == ["all.jsonl", "base", "tuned"]
+    assert listing(folder) == ["all.jsonl", "base", "prompts.txt", "tuned"]
 
 
 def test_of_many_wrong_rows_some_are_named_and_all_counted(folder: Path) -> None:
@@ -134,11 +163,43 @@ def test_a_manifest_that_is_not_there_is_named(tmp_path: Path) -> None:
             run_manifest(tmp_path / name)
 
 
-def test_the_report_may_not_be_the_manifest_or_an_output(folder: Path) -> None:
-    path = manifest(folder, ROW)
-    for place in (path, folder / "out.safetensors"):
-        with pytest.raises(InputError, match="the report would be the manifest or an output"):
-            run_manifest(path, place)
+def test_neither_report_nor_table_may_be_the_manifest_an_output_or_one_another(folder: Path) -> None:
+    path = manifest(folder, ROW, {**ROW, "output": "all.txt"})
+    for name in ("all.jsonl", "out.safetensors", "all.report", "report.txt"):
+        if name == "all.report":  # its table would be all.txt, an output
+            assert (folder / name).with_suffix(".txt").name == "all.txt"
+        with pytest.raises(InputError, match="the report or its table would be the manifest, an output or one another"):
+            run_manifest(path, folder / name)
+
+
+def test_the_readme_s_manifest_is_one(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
+    (text,) = [text for text in re.findall(r"^```yaml\n(.*?)^```$", readme, re.M | re.S) if "files:" in text]
+    (tmp_path / "all.yaml").write_text(text)
+    rows = read_manifest(tmp_path / "all.yaml")
+    assert [row.to for row in rows] == ["delta", "delta", "kohya"]
+    said = text[: text.index("files:")]
+    assert all(re.search(rf"\b{key}\b", said) for key in TYPES.keys() - {"input", "output"})
+
+
+OWN = {"input", "output", "base", "variant"}
+"""Keys that stand for the command's IN, -o and BASE[:VARIANT]."""
+
+PRINTED = {"source", "output", "base", "layers", "force", "dry_run", "as_json", "quiet"}
+"""Parameters of the command that are of the whole run of a manifest, or of what is printed."""
+
+
+def test_a_row_has_a_key_for_every_option_of_the_command_and_the_help_names_them() -> None:
+    options = {param.name for param in commands.convert.params if param.name} - PRINTED
+    assert {"from" if name == "from_" else name for name in options} == TYPES.keys() - OWN
+    text = " ".join((convert_many.help or "").split())
+    assert all(re.search(rf"\b{key}\b", text) for key in TYPES)
+
+
+def test_lora_s_options_are_keys_of_a_row() -> None:
+    row = Row.parse({**ROW, "to": "kohya", "energy": 1, "max_rank": 8})
+    assert (row.to, row.energy, row.max_rank) == ("kohya", 1, 8)
+    assert row.key != Row.parse({**ROW, "to": "kohya", "energy": 1}).key
 
 
 def test_there_is_at_least_one_process(folder: Path) -> None:

@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from support.adapters import save_peft
 from support.checkpoints import bert, changed
 from support.commands import python, svdiff
 from support.files import contents, listing
 
-from svdiff_delta import load
+from svdiff_delta import convert, load, open_base
 from svdiff_delta.errors import InputError
 from svdiff_train.batch import Result, convert_one, run_manifest
 from svdiff_train.batch import run as run_module
@@ -193,6 +195,73 @@ def test_a_torn_last_line_is_dropped(folder: Path) -> None:
     report.write_text('{"key": "ab')
     with pytest.raises(InputError, match="exists already"):
         run_manifest(folder / "all.jsonl")
+
+
+# --- The table ---
+
+
+def test_the_report_is_a_table_too(folder: Path) -> None:
+    run_manifest(folder / "all.jsonl")
+    head, *rows, counts, error = (folder / "all.report.txt").read_text().splitlines()
+    assert head.split() == ["output", "status", "parameters", "captured", "left", "out", "bytes"]
+    assert [row.split()[:2] for row in rows] == [
+        [f"{name}.safetensors", status]
+        for name, status in zip(["tuned0", "biased", "tuned1", "tuned2"], EXPECTED, strict=True)
+    ]
+    size = (folder / "tuned0.safetensors").stat().st_size
+    assert rows[0].split()[2:] == ["1", "100.00%", "0", f"{size:,}"]
+    assert counts == "3 converted, 0 passed over, 1 failed"
+    assert error.startswith("error: row 2: biased: ")
+    before = (folder / "all.report.txt").read_text()
+    run_manifest(folder / "all.jsonl")
+    assert (folder / "all.report.txt").read_text() == before
+
+
+def test_something_else_in_the_place_of_the_table_is_left_alone(folder: Path) -> None:
+    (folder / "all.report.txt").write_text("mine")
+    for dry_run in (True, False):
+        with pytest.raises(
+            InputError, match=r"all\.report\.txt: is not the table of a report: name another .* --report"
+        ):
+            run_manifest(folder / "all.jsonl", dry_run=dry_run)
+    assert listing(folder) == sorted([*listing(folder), "all.report.txt"][:-1])
+    assert (folder / "all.report.txt").read_text() == "mine"
+    run_manifest(folder / "all.jsonl", folder / "other.jsonl")
+    assert (folder / "other.txt").is_file()
+
+
+def test_what_was_assumed_is_in_report_and_table_and_is_still_there_when_a_row_is_passed_over(folder: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    tensors = {
+        f"{QUERY.removesuffix('weight')}lora_{side}.weight": torch.randn(shape, generator=random)
+        for side, shape in (("A", (2, 16)), ("B", (16, 2)))
+    }
+    save_peft(folder / "lora", tensors, r=2)
+    row = {"input": "lora", "output": "x.safetensors", "base": "base", "min_energy": 0}
+    (folder / "all.jsonl").write_text(json.dumps(row) + "\n")
+    told = "adapter_config.json gives no lora_alpha: taken to be 8, as PEFT does"
+    for status in ("converted", "passed over"):
+        (found,) = run_manifest(folder / "all.jsonl")
+        assert (found.status, list(found.remarks)) == (status, [told])
+        assert lines(folder)[0]["remarks"] == [told]
+        assert (folder / "all.report.txt").read_text().splitlines()[-1] == f"note: row 1: lora: {told}"
+    outcome = svdiff("convert", "--manifest", folder / "all.jsonl")
+    assert outcome.err == f"note: row 1: lora: {told}\n"
+
+
+def test_a_row_from_one_dialect_to_another_says_what_was_captured_and_what_retained(folder: Path) -> None:
+    row = {"input": "tuned0", "output": "lora", "base": "base", "to": "peft", "rank": 3}
+    (folder / "all.jsonl").write_text(json.dumps(row) + "\n")
+    (found,) = run_manifest(folder / "all.jsonl")
+    direct = convert(
+        convert(folder / "tuned0", base=open_base(folder / "base")).delta,
+        to="peft",
+        base=open_base(folder / "base"),
+        rank=3,
+    )
+    assert found.captured == pytest.approx(1)
+    assert found.retained == pytest.approx(direct.captured)
+    assert found.bytes == sum(path.stat().st_size for path in (folder / "lora").iterdir())
 
 
 @pytest.mark.parametrize("text", ["hello\n", '{"status": "converted"}\n', "[1]\n", "hello"])

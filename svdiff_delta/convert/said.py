@@ -1,0 +1,84 @@
+"""What the input of a conversion says of itself, and what its output says of that (spec, sections 7.8 to 7.11, 8)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from svdiff_delta._json import JSON
+from svdiff_delta.combine import combine_metadata
+from svdiff_delta.container import Header, read_header
+from svdiff_delta.delta import Delta
+from svdiff_delta.lineage import Record, Source
+from svdiff_delta.metadata import BaseInfo, Metadata
+from svdiff_delta.modelspec import portable_modelspec
+from svdiff_delta.parameter import Parameter
+
+from .dialect import Job
+
+BLOCK: Final = 1 << 20
+"""Bytes of a file that are hashed at a time."""
+
+STRUCTURE: Final = ("format", "lora_adapter_metadata", "svdiff")
+"""Keys of `__metadata__` that say how a file is built; they mean nothing in another format."""
+
+STRUCTURES: Final = ("ss_network_", "svdiff.")
+"""Begin keys that do the same: kohya's, and the documents of this project's files."""
+
+SPEC: Final = "modelspec."
+
+
+def foreign_facts(headers: Sequence[Header]) -> Metadata:
+    """Return what files that another program wrote say of themselves: ModelSpec, and keys that only it understands.
+
+    Args:
+        headers: of the files; what the first of them says stands.
+    """
+    strings = {key: value for header in reversed(headers) for key, value in header.metadata.items()}
+    kept = {key: value for key, value in strings.items() if key not in STRUCTURE and not key.startswith(STRUCTURES)}
+    spec = {key.removeprefix(SPEC): value for key, value in kept.items() if key.startswith(SPEC)}
+    foreign = {key: value for key, value in kept.items() if not key.startswith(SPEC)}
+    return Metadata(BaseInfo(), {}, modelspec=portable_modelspec(spec), foreign=foreign)
+
+
+def copied_facts(
+    delta: Delta, parameters: Mapping[str, Parameter], arguments: Mapping[str, JSON], job: Job
+) -> Metadata:
+    """Return what a delta says of itself as a copy in another format says it, with the conversion in its lineage.
+
+    Args:
+        delta: the delta.
+        parameters: those that the copy has.
+        arguments: of the conversion; the number format is added.
+        job: with number format and title.
+    """
+    given = dict(arguments) if job.dtype == "F32" else {**arguments, "dtype": job.dtype}
+    combined = combine_metadata([delta], parameters, Record("convert", given))
+    spec = portable_modelspec(combined.modelspec)
+    return replace(combined, modelspec=spec if job.title is None else {**spec, "title": job.title})
+
+
+def name_source(path: Path, said: Metadata) -> tuple[str, Source]:
+    """Return the SHA-256 of a safetensors file, and its entry for a lineage; the file is read once.
+
+    Args:
+        path: the file.
+        said: what it says of itself.
+    """
+    whole, data = hashlib.sha256(), hashlib.sha256()
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(0)
+        prefix = stream.read(8)
+        header = prefix + stream.read(int.from_bytes(prefix, "little"))
+        read_header(header, size)
+        whole.update(header)
+        while block := stream.read(BLOCK):
+            whole.update(block)
+            data.update(block)
+    lineage = said.lineage
+    record, extra = (lineage.record, lineage.extra) if lineage else (None, {})
+    return whole.hexdigest(), Source(data.hexdigest(), said.title, said.training, record, extra)

@@ -1,0 +1,112 @@
+"""Which way a conversion goes: the dialects of both ends, and whether what was asked for makes sense on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from svdiff_delta.codec import DTYPES, StoredDtype, is_dtype
+from svdiff_delta.conversion import Conversion, check_arguments
+from svdiff_delta.delta import Delta
+from svdiff_delta.errors import InputError
+from svdiff_delta.metadata import KEY
+
+from .dialect import Changes, Job
+from .dialects import DELTA, DIALECTS
+from .ranking import Ranking
+from .tensors import file_header, peek
+from .vectors import check_no_pickle
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way from a dialect to another one.
+
+    Attributes:
+        source: the dialect of the input.
+        read: reads it; None if it is a delta.
+        write: writes the result; None if that is a delta.
+        min_energy: the least share of the change that must be captured.
+    """
+
+    source: str
+    read: Callable[[str, Job], Changes] | None
+    write: Callable[[Delta, Job], Conversion] | None
+    min_energy: float
+
+
+def find_way(
+    source: str | PathLike[str] | Delta,
+    *,
+    to: str = DELTA,
+    from_: str | None = None,
+    dtype: StoredDtype = "F32",
+    min_energy: float | None = None,
+    ranking: Ranking | None = None,
+) -> Way:
+    """Return the way from an input to a dialect; no weight is read, neither of the input nor of a base.
+
+    Args:
+        source: the input.
+        to: the dialect that it is to become.
+        from_: its own dialect; None finds it from the input.
+        dtype: the number format of the result.
+        min_energy: the least share of the change that must be captured; None for that of the input's dialect.
+        ranking: how many singular values a low-rank copy keeps.
+
+    Raises:
+        InputError: a dialect is unknown, or there is no way between the two, or an argument makes no sense on it.
+    """
+    check_arguments(min_energy or 0.0, dtype)
+    for name in (from_, to):
+        if name is not None and name != DELTA and name not in DIALECTS:
+            raise InputError(f"{name!r}: there is no such dialect", fix=f"known are {_known()}")
+    if isinstance(source, Delta) and from_ not in (None, DELTA):
+        raise InputError(f"a Delta is not {from_}", fix="leave from_ away")
+    found = DELTA if isinstance(source, Delta) else from_ or _recognized(Path(source))
+    if found == to:
+        raise InputError(
+            f"the input is {found} already", fix=f"choose another of {_known()}; for another base, use `svdiff rebase`"
+        )
+    given, result = DIALECTS.get(found), DIALECTS.get(to)
+    read, write = given.read if given else None, result.write if result else None
+    if given and read is None:
+        raise InputError(f"{found}: can be written and not read", fix="convert from another dialect")
+    if result and write is None:
+        raise InputError(f"{to}: can be read and not written", fix="convert to another dialect")
+    _check_target(to, dtype, ranking)
+    least = given.min_energy if given else 0.0
+    return Way(found, read, write, least if min_energy is None else min_energy)
+
+
+def _known() -> str:
+    return ", ".join([DELTA, *DIALECTS])
+
+
+def _check_target(to: str, dtype: StoredDtype, ranking: Ranking | None) -> None:
+    """Raise InputError if a dialect needs a rank that is not given, or has no place for what is."""
+    if to != DELTA and not is_dtype(dtype):
+        raise InputError(f"{to}: cannot be stored as {dtype}, as deltas can", fix=f"use --dtype {', '.join(DTYPES)}")
+    low_rank = to != DELTA and DIALECTS[to].low_rank
+    if low_rank and ranking is None:
+        raise InputError(f"{to}: nothing says the rank", fix="give --rank, such as 32, or --energy, such as 0.95")
+    if ranking is not None and not low_rank:
+        copies = ", ".join(name for name, dialect in DIALECTS.items() if dialect.low_rank)
+        raise InputError(f"{to}: has no rank", fix=f"leave --rank and --energy away, or convert --to one of {copies}")
+
+
+def _recognized(path: Path) -> str:
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file or folder")
+    header = peek(path)
+    if header is not None and KEY in header.metadata:
+        return DELTA
+    for name, dialect in DIALECTS.items():
+        if dialect.recognizes(path):
+            return name
+    check_no_pickle(path)
+    if path.suffix == ".safetensors":
+        file_header(path)  # what is broken says more than that it is not known
+    raise InputError(f"{path}: does not say what it is", fix=f"give --from, one of {', '.join(DIALECTS)}")
