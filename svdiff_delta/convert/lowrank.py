@@ -226,7 +226,7 @@ class _Work:
             spool.add(keys.up, factors.down.T, (shape[1], rank))
             spool.add(keys.down, factors.up.T, (rank, shape[0]))
             return
-        alpha = self._common_alpha() if self.target.common_alpha and keys.alpha else rank
+        alpha = self._common_alpha if self.target.common_alpha and keys.alpha else rank
         gain = (rank / alpha) ** 0.5  # 1 where alpha is the rank
         rows, inner = factors.up.shape[0], shape[1:] if len(shape) > 2 else (factors.down.shape[1],)
         spool.add(keys.up, factors.up * gain, (rows, rank, *[1] * (len(shape) - 2)))
@@ -234,8 +234,9 @@ class _Work:
         if keys.alpha:
             spool.add(keys.alpha, np.array([alpha], dtype=np.float64), (), dtype="F32")
 
+    @cached_property
     def _common_alpha(self) -> int:
-        """Return the rank that most weights have, as far as that is known before all are converted."""
+        """The rank that most weights have, as far as that is known before all are converted."""
         largest = max(self._parameter(name).size for name in self.places)
         return min(self.ranking.rank or self.ranking.max_rank or largest, largest)
 
@@ -257,7 +258,7 @@ class _Work:
             extra={**facts.extra, "names": names, "retained": retained},
         )
         strings = meta.dump(metadata, key=KEY, form=FORMAT)
-        return Part(spool, {**strings, "format": "pt", **self.target.strings(ranks, self._common_alpha())}, ranks)
+        return Part(spool, {**strings, "format": "pt", **self.target.strings(ranks, self._common_alpha)}, ranks)
 
     def _modelspec(self) -> dict[str, str]:
         """Return the fields that are known of the file."""
