@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .attach import attach as attach
+from .attachment import attach as attach
 from .handle import Handle as Handle
 from .measure import measure as measure
 

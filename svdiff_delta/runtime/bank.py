@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,10 +16,7 @@ from .sums import Sums
 
 
 class Bank:
-    """From one flat δ (D,) to the gains of all layers, in float64 and rounded once.
-
-    Gains follow δ in its own order as far as they can. Behind them stand those that follow an entry once more: of a
-    basis's stored tail, and of layers that are tied to one before.
+    """From one flat δ (D,) to the gains of all layers, one after the other (G,), in float64 and rounded once.
 
     Args:
         sums: how δ is laid out.
@@ -33,69 +31,55 @@ class Bank:
     def _lay_out(self) -> None:
         """Put the responses of all layers side by side, unless they are those from before; a cast may change one."""
         responses = [shift.response for shift in self._shifts]
-        if len(self._responses) == len(responses) and all(
-            a is b for a, b in zip(responses, self._responses, strict=True)
-        ):
+        if len(self._responses) == len(responses) and all(map(_same, responses, self._responses)):
             return
         self._responses = responses
-        size = self._sums.size
-        self._floor = np.full(size, -np.inf)
-        offset, slope, more = [np.zeros(size)], [np.zeros(size)], [np.arange(0)]
-        self._cuts: list[list[slice]] = []
-        end, seen = size, set()
+        self._floor = np.full(self._sums.size, -np.inf)
+        picks = []
         for shift, response in zip(self._shifts, responses, strict=True):
-            place, cuts, first = self._sums.slices[shift.name], [], 0
-            pick = np.arange(place.stop - place.start) if response.pick is None else response.pick.numpy()
-            if shift.name not in seen:
-                seen.add(shift.name)
-                first = place.stop - place.start  # every pick begins with each entry in its place
-                offset[0][place], slope[0][place] = response.offset[:first].numpy(), response.slope[:first].numpy()
-                self._floor[place] = response.floor.numpy()
-                cuts.append(place)
-            if first < len(pick):
-                more.append(place.start + pick[first:])
-                offset.append(response.offset[first:].numpy())
-                slope.append(response.slope[first:].numpy())
-                cuts.append(slice(end, end + len(pick) - first))
-                end += len(pick) - first
-            self._cuts.append(cuts)
-        self._offset, self._slope, self._more = np.concatenate(offset), np.concatenate(slope), np.concatenate(more)
+            place = self._sums.slices[shift.name]
+            self._floor[place] = response.floor.numpy()
+            size = place.stop - place.start
+            picks.append(place.start + (np.arange(size) if response.pick is None else response.pick.numpy()))
+        self._pick = np.concatenate(picks)
+        self._offset = np.concatenate([response.offset.numpy() for response in responses])
+        self._slope = np.concatenate([response.slope.numpy() for response in responses])
+        self._lengths = [len(pick) for pick in picks]
         # Every swap writes these anew: fresh memory would take longer than the sums.
-        self._wide, self._gains = np.empty(end), torch.empty(end)
+        self._change, self._wide = np.empty(self._sums.size), np.empty(len(self._pick))
+        self._gains = torch.empty(len(self._pick))
+        self._parts = self._gains.split(self._lengths)
 
     def _respond(self, total: NDArray[np.float64], gains: Tensor) -> None:
-        """Write the gains for δ (D,) float64 into a float32 tensor on the CPU."""
-        size = self._sums.size
-        np.maximum(total, self._floor, out=self._wide[:size])
-        np.take(self._wide[:size], self._more, out=self._wide[size:], mode="clip")
-        self._wide *= self._slope
-        self._wide += self._offset
+        """Write the gains (G,) for δ (D,) float64 into a float32 tensor on the CPU."""
+        np.maximum(total, self._floor, out=self._change)
+        np.take(self._change, self._pick, out=self._wide, mode="clip")
+        np.multiply(self._wide, self._slope, out=self._wide)
+        np.add(self._wide, self._offset, out=self._wide)
         gains.numpy()[:] = self._wide
 
     def write(self, total: NDArray[np.float64]) -> None:
         """Let all samples have this δ (D,)."""
         self._lay_out()
         self._respond(total, self._gains)
-        moved = _Moved(self._gains)
-        with torch.no_grad():
-            for shift, cuts in zip(self._shifts, self._cuts, strict=True):
-                gain, start = shift.gain, 0
-                gains = moved.to(gain.device)
-                for cut in cuts:
-                    stop = start + cut.stop - cut.start
-                    gain[start:stop].copy_(gains[cut])
-                    start = stop
+        gains = [cast("Tensor", shift._buffers["gain"]) for shift in self._shifts]  # much faster than the attribute
+        for device in {gain.device for gain in gains}:
+            parts = self._parts if device == self._gains.device else self._gains.to(device).split(self._lengths)
+            here = [index for index, gain in enumerate(gains) if gain.device == device]
+            torch._foreach_copy_([gains[index] for index in here], [parts[index] for index in here])
 
     def write_rows(self, totals: Sequence[NDArray[np.float64]]) -> None:
         """Let every sample have its own δ (D,)."""
         self._lay_out()
-        rows = torch.empty(len(totals), len(self._gains))
+        rows = torch.empty(len(totals), len(self._pick))
         for row, total in zip(rows, totals, strict=True):
             self._respond(total, row)
-        moved = _Moved(rows)
-        for shift, cuts in zip(self._shifts, self._cuts, strict=True):
-            gains = moved.to(shift.gain.device)
-            shift.rows = torch.cat([gains[:, cut] for cut in cuts], dim=1)
+        parts = {rows.device: rows.split(self._lengths, dim=1)}
+        for index, shift in enumerate(self._shifts):
+            device = shift.gain.device
+            if device not in parts:
+                parts[device] = rows.to(device).split(self._lengths, dim=1)
+            shift.rows = parts[device][index].contiguous()
 
     def clear_rows(self) -> None:
         """Let all samples have the same δ again."""
@@ -103,14 +87,5 @@ class Bank:
             shift.rows = None
 
 
-class _Moved:
-    """A tensor on every device that asks for it, moved there once."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor
-        self._copies = {tensor.device: tensor}
-
-    def to(self, device: torch.device) -> Tensor:
-        if device not in self._copies:
-            self._copies[device] = self._tensor.to(device)
-        return self._copies[device]
+def _same(a: Response, b: Response) -> bool:
+    return a is b

@@ -50,11 +50,7 @@ class FusedSite:
 
         Args:
             shift: δ (size,), projected.
-
-        Raises:
-            AttachError: something else has changed the weight since.
         """
-        self.check()
         if shift.any():
             prepared = self._prepared()
             change = prepared.delta_weight(torch.from_numpy(shift))

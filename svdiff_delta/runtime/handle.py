@@ -337,6 +337,8 @@ class Handle:
             if rows:
                 self._bank.write_rows(rows)
         for site in self._installed.fused():
+            site.check()
+        for site in self._installed.fused():
             site.write(self._sums.part(total, site.name))
 
     def _start(self) -> None:

@@ -85,7 +85,7 @@ class Shift(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Shift:
         """Move and cast everything, but what stands for δ not to half precision: most of it would be lost."""
         before = {name: found.detach() for name in WIDE if isinstance(found := getattr(self, name, None), Tensor)}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, wide in before.items():
             now: Tensor = getattr(self, name)
             if now.dtype in HALF:
@@ -183,7 +183,8 @@ class SpectralShift(Shift):
         form = factored(place.matrix(), place.basis()) if whole else place.additive()
         super().__init__(place, module, form.response, trainable=trainable)
         self.whole = whole
-        self._additive = lambda: place.additive()  # a function, so that copies of the model share it
+        # A function of its own, so that copies of the model share what it needs.
+        self._additive: Callable[[], Form] = lambda: place.additive()
         self._hold(module, form, dtype)
 
     def _hold(self, module: nn.Module, form: Form, dtype: torch.dtype) -> None:

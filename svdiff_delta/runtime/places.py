@@ -155,19 +155,19 @@ def check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
 
 
 def _identify(weights: Base | LiveWeights, name: str, deltas: Mapping[str, Delta], cache: BasisCache) -> Prepared:
-    """Return the weight that deltas shift, identified; a file's was compared before with what they say."""
+    """Return the weight that deltas shift, identified; a file's was compared before with what they say.
+
+    They agree among themselves, so the first one that names it speaks for all.
+    """
     delta = next(delta for delta in deltas.values() if name in delta)
     if isinstance(weights, Base):
         said = delta.metadata.parameters[name]
         return prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
     try:
-        for other in deltas.values():
-            if name in other:
-                found = fit(weights, name, other, cache)
+        return fit(weights, name, delta, cache)
     except BaseMismatchError as error:
         check_base(weights, delta)  # says which others differ too
         raise error from None
-    return found
 
 
 def _readers(name: str, module: nn.Module, base: Base | None) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:

@@ -70,9 +70,7 @@ def test_a_lora_that_is_fused_over_a_fused_delta_comes_off_first() -> None:
     load_lora(model)
     model.fuse_lora()
     for action in (handle.detach, lambda: handle.set_scale(0.5)):
-        with pytest.raises(
-            AttachError, match=r"unet|model.*was changed after the delta was fused.*detach\(force=True\)"
-        ):
+        with pytest.raises(AttachError, match=r"model\..*was changed after the delta was fused.*detach\(force=True\)"):
             action()
     assert handle.scale == 1.0
     handle.detach(force=True)
