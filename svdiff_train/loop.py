@@ -73,13 +73,13 @@ def train(
         TrainError: no family knows the base, or the loss is not finite.
     """
     watch = watch or Watch()
-    pictures = find_images(images).pictures
+    found = find_images(images)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     pipeline: Any = load_pipeline(base, device=accelerator.device)
     family = family_of(pipeline)
     resolution = config.resolution or family.resolution
     _check_resolution(family, resolution)
-    subjects = torch.stack([load_image(picture.path, resolution).pixels for picture in pictures])
+    subjects = torch.stack([load_image(picture.path, resolution).pixels for picture in found.pictures])
     priors = _class_pictures(pipeline, config, resolution, watch) if config.with_prior else None
     start = zero_delta(base, *config.selectors, cache=cache, progress=watch.basis)
     for part in pipeline.components.values():
@@ -88,7 +88,7 @@ def train(
     with attach(pipeline, start, base=base, trainable=True, cache=cache) as handle:
         run = _Run(config, family, handle, accelerator, subjects, priors)
         steps, interrupted = run.all_steps(watch)
-        facts = {**config.facts(), "images": len(pictures), "resolution": resolution, "steps": steps}
+        facts = {**config.facts(), "images": len(found.pictures), "resolution": resolution, "steps": steps}
         trained = handle.delta(training=facts)
         metadata = trained.metadata.with_modelspec("resolution", f"{resolution}x{resolution}")
         return Outcome(Delta.from_stored(trained.stored, metadata), steps, interrupted)
@@ -125,7 +125,7 @@ def _class_pictures(pipeline: Any, config: TrainConfig, resolution: int, watch: 
     prompt = config.class_prompt or ""
     jobs = [(prompt, config.seed + index) for index in range(config.class_images)]
     pictures = generate(pipeline, jobs, CLASS_SAMPLING, watch.class_images)
-    return torch.stack([to_tensor(picture.resize((resolution, resolution))) for picture in pictures])
+    return torch.stack([to_tensor(picture.resize((resolution, resolution))) for picture in found.pictures])
 
 
 class _Run:
