@@ -125,7 +125,7 @@ def _class_pictures(pipeline: Any, config: TrainConfig, resolution: int, watch: 
     prompt = config.class_prompt or ""
     jobs = [(prompt, config.seed + index) for index in range(config.class_images)]
     pictures = generate(pipeline, jobs, CLASS_SAMPLING, watch.class_images)
-    return torch.stack([to_tensor(picture.resize((resolution, resolution))) for picture in found.pictures])
+    return torch.stack([to_tensor(picture.resize((resolution, resolution))) for picture in pictures])
 
 
 class _Run:
