@@ -123,9 +123,7 @@ class Shift(nn.Module):
         if self.value is None or not self.enabled:
             return self.gain
         delta = self.full()
-        change = (
-            _Projected.apply(delta, self.floor) if self.revive else torch.where(delta > self.floor, delta, self.floor)
-        )
+        change = projected(delta, self.floor) if self.revive else torch.where(delta > self.floor, delta, self.floor)
         return self.offset + self.slope * (change if self.pick is None else change[self.pick])
 
     def forward(self, module: nn.Module, x: Tensor, *args: Any) -> Tensor:
@@ -142,6 +140,11 @@ class Shift(nn.Module):
     def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any) -> Tensor:
         """Return the layer's output with this gain, (R,) or (S, R)."""
         raise NotImplementedError
+
+
+def projected(delta: Tensor, floor: Tensor) -> Tensor:
+    """Return max(δ, −σ), through which gradients pass that would bring δ back."""
+    return cast("Tensor", _Projected.apply(delta, floor))  # type: ignore[no-untyped-call]
 
 
 class _Projected(torch.autograd.Function):
