@@ -13,7 +13,7 @@ from .cache import BasisCache
 from .delta import Delta
 from .errors import BaseError, BaseMismatchError, DeltaError
 from .layout import variants
-from .prepare import Progress, Weights, difference, fit
+from .prepare import Prepared, Progress, Weights, difference, fit, prepare
 from .repository import cached_revisions, parse_reference
 
 SHOWN: Final = 3
@@ -77,6 +77,12 @@ def fit_all(weights: Weights, deltas: Sequence[Delta], cache: BasisCache, progre
 
     said = {key: delta.metadata.parameters[name] for key, (name, delta) in places.items()}
     share_out({key: cost(item.shape, item.kind, item.axis) for key, item in said.items()}, work, progress)
+
+
+def fitted(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
+    """Prepare a weight that `fit_all` has found to be the delta's; errors are those of `prepare`."""
+    said = delta.metadata.parameters[name]
+    return prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
 
 
 def find_fitting(weights: Weights, delta: Delta) -> str | None:

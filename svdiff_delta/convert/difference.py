@@ -19,10 +19,9 @@ from svdiff_delta.container import header_bytes
 from svdiff_delta.conversion import Conversion, Energy, check_retained
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, TensorError
-from svdiff_delta.fitting import fit_all
+from svdiff_delta.fitting import fit_all, fitted
 from svdiff_delta.metadata import Metadata
 from svdiff_delta.parameter import Parameter
-from svdiff_delta.prepare import fit
 from svdiff_delta.projection import squared_norm
 
 from .dialect import Changes, Job, Meter
@@ -135,7 +134,7 @@ def _changes(
     """Yield the bytes and the energy of ΔW of each parameter."""
     meter = Meter(job, _elements(parameters))
     for name, parameter in parameters.items():
-        prepared = fit(job.base, name, delta, job.cache)
+        prepared = fitted(job.base, name, delta, job.cache)
         change = prepared.delta_weight(torch.from_numpy(delta[name].astype(np.float64)))
         largest = float(change.abs().max())
         if not largest <= LARGEST[job.dtype]:

@@ -19,10 +19,9 @@ from svdiff_delta.basis import matricize
 from svdiff_delta.conversion import DECIMALS, Conversion, Energy, check_left_out, check_retained, total_energy
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import InputError
-from svdiff_delta.fitting import fit_all
+from svdiff_delta.fitting import fit_all, fitted
 from svdiff_delta.modelspec import HASH, known_modelspec
 from svdiff_delta.parameter import Parameter
-from svdiff_delta.prepare import fit
 
 from .adapter import FORMAT, KEY
 from .architecture import MODELSPEC, looks_like
@@ -209,7 +208,7 @@ class _Work:
     def _convert(self, name: str, spool: Spool) -> None:
         """Calculate the update of one parameter, and put it aside."""
         keys = self.places[name]
-        prepared = fit(self.job.base, name, self.delta, self.job.cache)
+        prepared = fitted(self.job.base, name, self.delta, self.job.cache)
         shift = self.delta[name].astype(np.float64)
         if prepared.basis is None:
             spool.add(keys.whole, shift, prepared.parameter.shape)
