@@ -10,8 +10,9 @@ from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import InputError
 
+from .board import Board
 from .fused import FusedSite
-from .handle import Handle, Installed
+from .handle import Handle
 from .places import Place, find_places
 from .sites import Site, install
 from .sums import Sums
@@ -70,7 +71,7 @@ def attach(
     try:
         for place in places.values():
             sites += _install(place, mode, exact=exact, trainable=trainable)
-        return Handle(Installed({slot: models[slot] for slot in sorted(used)}, sums, sites), deltas, scale)
+        return Handle(Board({slot: models[slot] for slot in sorted(used)}, sums, sites), sums, deltas, scale)
     except BaseException:
         for site in reversed(sites):
             site.restore()

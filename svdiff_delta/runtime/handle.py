@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from math import isfinite
 from types import TracebackType
 from typing import Any, Self, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -20,38 +19,11 @@ from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.ops import add
 from svdiff_delta.parameter import Kind
 
-from .bank import Bank
-from .batch import Batch
-from .fused import FusedSite
-from .layers import Shift
-from .sites import LiveSite, Site
+from .board import Board
 from .sums import Flat, Sums
 
 Sample = str | None | Mapping[str, float]
 """The δ of one sample: a name, none, or names with weights."""
-
-
-@dataclass(frozen=True)
-class Installed:
-    """What `attach` has put on a model.
-
-    Attributes:
-        models: the models by component.
-        sums: how δ is laid out.
-        sites: the shifted layers, in the order in which they were put in.
-    """
-
-    models: Mapping[str, nn.Module]
-    sums: Sums
-    sites: Sequence[Site]
-
-    def shifts(self) -> list[Shift]:
-        """Return what computes the layers' outputs; nothing where δ is fused."""
-        return [site.shift for site in self.sites if isinstance(site, LiveSite)]
-
-    def fused(self) -> list[FusedSite]:
-        """Return the weights that hold δ."""
-        return [site for site in self.sites if isinstance(site, FusedSite)]
 
 
 class Handle:
@@ -60,19 +32,14 @@ class Handle:
     What the model computes with is Σ scale · weight · δ over the active deltas, summed first and clipped once.
 
     Args:
-        installed: what was put on the model.
+        board: the shifted layers.
+        sums: how δ is laid out.
         deltas: the deltas by name, all active with weight 1.
         scale: factor on all.
     """
 
-    def __init__(self, installed: Installed, deltas: Mapping[str, Delta], scale: float) -> None:
-        self._installed, self._sums = installed, installed.sums
-        shifts = installed.shifts()
-        self._batches = {component: Batch(component) for component in installed.models}
-        for shift in shifts:
-            shift.batch = self._batches[shift.component]
-        self._trained = {shift.name: shift for shift in reversed(shifts) if shift.trainable}
-        self._bank = Bank(self._sums, shifts) if shifts else None
+    def __init__(self, board: Board, sums: Sums, deltas: Mapping[str, Delta], scale: float) -> None:
+        self._board, self._sums, self._trained = board, sums, board.trained
         self._held: dict[str, Flat] = {name: self._sums.flatten(delta) for name, delta in deltas.items()}
         self._active: dict[str, float] = dict.fromkeys(self._held, 1.0)
         self._scale, self._enabled, self._attached = _finite(scale, "the scale"), True, True
@@ -201,8 +168,7 @@ class Handle:
             self._change(_enabled=enabled)
             return
         self._enabled = enabled
-        for shift in self._installed.shifts():
-            shift.enabled = enabled
+        self._board.switch(on=enabled)
 
     # -- which there are
 
@@ -272,26 +238,19 @@ class Handle:
             AttachError: the handle is detached, fused, in another such block, or its delta is being trained.
         """
         self._check_fixed()
-        if self._bank is None:
+        if not self._board.live:
             raise AttachError("a fused delta is the same for all samples", fix='attach with `mode="live"`')
         if self._samples:
             raise AttachError("samples have their own deltas already", fix="leave the block around this one first")
         if isinstance(samples, str) or not samples:
             raise InputError("per_sample takes a list with a delta, or None, for every sample of the batch")
         chosen = [self._checked(_weights(sample)) for sample in samples]
-        with ExitStack() as stack:
-            for component, batch in self._batches.items():
-                batch.deltas = len(chosen)
-                model = self._installed.models[component]
-                stack.callback(model.register_forward_pre_hook(batch.begin, with_kwargs=True).remove)
-                stack.callback(model.register_forward_hook(batch.end, always_call=True).remove)
-            stack.callback(self._same_for_all)
-            self._change(_samples=chosen)
-            yield
-
-    def _same_for_all(self) -> None:
-        self._samples = []
-        cast("Bank", self._bank).clear_rows()
+        with self._board.sharing(len(chosen)):
+            try:
+                self._change(_samples=chosen)
+                yield
+            finally:
+                self._samples = []
 
     # -- the end
 
@@ -306,12 +265,8 @@ class Handle:
         """
         if not self._attached:
             return
-        for site in self._installed.sites:
-            site.check(force=force)
-        for site in reversed(self._installed.sites):
-            site.restore()
+        self._board.clear(force=force)
         self._attached = False
-        self._installed = replace(self._installed, sites=())
 
     # -- how
 
@@ -326,26 +281,9 @@ class Handle:
             raise
 
     def _write(self) -> None:
-        """Put what is active on the model, or let its training start there."""
-        if self._trained:
-            self._start()
-            return
+        """Put what is active on the model."""
         total = self._total(self._active if self._enabled else {}, out=self._buffer)
-        rows = [self._total(sample if self._enabled else {}) for sample in self._samples]
-        if self._bank is not None:
-            self._bank.write(total)
-            if rows:
-                self._bank.write_rows(rows)
-        for site in self._installed.fused():
-            site.check()
-        for site in self._installed.fused():
-            site.write(self._sums.part(total, site.name))
-
-    def _start(self) -> None:
-        """Let training start from the delta."""
-        total = self._total(self._active)
-        for name, shift in self._trained.items():
-            shift.start(torch.from_numpy(self._sums.part(total, name)))
+        self._board.write(total, [self._total(sample if self._enabled else {}) for sample in self._samples])
 
     def _total(self, weights: Mapping[str, float], out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         return self._sums.total([(self._held[name], factor) for name, factor in self._factors(weights).items()], out)

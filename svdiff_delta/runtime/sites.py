@@ -105,6 +105,8 @@ class LiveSite:
 class _Dropped:
     """A weight that is not in memory: one NaN seen as many, so that whoever reads past the shift notices at once.
 
+    The model's state dict shows it as it was, since loaders of LoRA, offloading and saving go by that.
+
     Args:
         module: the layer.
         read: reads the weight as it was, on any device.
@@ -115,7 +117,11 @@ class _Dropped:
         self.shape = self.weight.shape
         self.weight.data = torch.full((), torch.nan, dtype=self.weight.dtype, device=self.weight.device)
         self.expand()
-        self.guard = module.register_state_dict_pre_hook(_refuse_state_dict)
+
+        def show(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:  # noqa: ARG001
+            state[f"{prefix}weight"] = read().to(cast("Tensor", module.weight).dtype)
+
+        self.hook = module.register_state_dict_post_hook(show)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -133,10 +139,11 @@ class _Dropped:
             self.weight.data = self.weight.data.expand(self.shape)
 
     def fill(self) -> None:
-        """Put the weight back."""
+        """Put the weight back; one that was offloaded since is brought in by whoever offloads it."""
         if not self.filled:
-            self.weight.data = self.read().to(self.weight.device, self.weight.dtype)
-            self.guard.remove()
+            if self.weight.device.type != "meta":
+                self.weight.data = self.read().to(self.weight.device, self.weight.dtype)
+            self.hook.remove()
             self.filled = True
 
 
@@ -168,11 +175,5 @@ def _make_shift(place: Place, module: nn.Module, *, exact: bool, trainable: bool
 
 
 def _shifted_forward(self: nn.Module, x: Tensor, *args: Any) -> Tensor:
-    return cast("Tensor", getattr(self, SLOT)(self, x, *args))
-
-
-def _refuse_state_dict(module: nn.Module, prefix: str, keep_vars: bool) -> None:  # noqa: ARG001
-    raise AttachError(
-        f"{prefix}weight: cannot be saved or offloaded while a delta is attached, its factors stand for it",
-        fix="detach first, or write a full checkpoint with `bake`",
-    )
+    # Not called as a module: hooks would move the layer that it is given.
+    return cast("Shift", getattr(self, SLOT)).forward(self, x, *args)

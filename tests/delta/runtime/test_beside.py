@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import accelerate
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-from peft import LoraConfig
-from support.live import delta_of, double_copy, relative, run, tiny
-from support.models import live_zero, named, random_delta
+from peft import LoraConfig, get_peft_model_state_dict
+from support.live import CASES, delta_of, double_copy, relative, run, tiny
+from support.models import base_delta, live_zero, named, random_delta
 from support.weights import normal
 from torch import Tensor, nn
 
 from svdiff_delta.errors import AttachError
 from svdiff_delta.runtime import attach
+from svdiff_train.pipelines import load_pipeline
+from svdiff_train.tiny import open_tiny
 
 NAMES = ["UNet", "Stable Diffusion 3", "Flux"]
 
@@ -61,6 +64,36 @@ def test_a_lora_may_be_unloaded_before_the_delta(mode: Any) -> None:
         model.unload_lora()
         assert torch.equal(run(model, "UNet"), expected)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("first", ["LoRA", "delta"])
+def test_a_pipeline_loads_and_unloads_a_lora_file_beside_a_delta(tmp_path: Path, first: str) -> None:
+    pipeline: Any = load_pipeline(open_tiny())
+    donor = copy.deepcopy(pipeline.unet)
+    load_lora(donor)
+    pipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(donor))
+    delta = base_delta(open_tiny(), "unet.*.transformer_blocks.0.*", size=0.5)
+    plain = predicted(pipeline)
+    if first == "LoRA":
+        pipeline.load_lora_weights(tmp_path)
+    with attach(pipeline, delta) as handle:
+        if first == "delta":
+            pipeline.load_lora_weights(tmp_path)
+        both = predicted(pipeline)
+        handle.disable()
+        lora = predicted(pipeline)
+        pipeline.unload_lora_weights()
+        assert relative(predicted(pipeline), plain) < 1e-5
+        assert relative(lora, plain) > 0.01
+        assert relative(both, lora) > 1e-3
+    assert torch.equal(predicted(pipeline), plain)
+
+
+def predicted(pipeline: Any) -> Tensor:
+    with torch.no_grad():
+        return torch.as_tensor(
+            pipeline.unet(normal(1, 4, 8, 8), 10, normal(1, 5, pipeline.unet.config.cross_attention_dim)).sample
+        )
 
 
 def test_a_lora_that_is_fused_over_a_fused_delta_comes_off_first() -> None:
@@ -126,10 +159,21 @@ def test_hooks_come_and_go_in_any_order(hooked: str, unhooked: str) -> None:
     assert "svdiff_shift" not in dict(model.layer.named_modules())
 
 
-def test_offloading_a_model_whose_weights_are_dropped_is_refused() -> None:
+def test_a_model_may_be_offloaded_layer_by_layer_while_a_delta_is_on_it() -> None:
     model = tiny("UNet")
-    with attach(model, delta_of("UNet")), pytest.raises(AttachError, match="cannot be saved or offloaded"):
+    plain = run(model, "UNet")
+    with attach(model, delta_of("UNet")):
+        expected = run(model, "UNet")
         accelerate.cpu_offload(model, torch.device("cpu"))
+        assert model.conv_in.weight.device.type == "meta"
+        assert torch.equal(offloaded(model), expected)
+    assert model.conv_in.weight.device.type == "meta"
+    assert torch.equal(offloaded(model), plain)
+
+
+def offloaded(model: Any) -> Tensor:
+    """What a model computes whose parameters are brought in layer by layer."""
+    return torch.as_tensor(model(**CASES["UNet"].inputs(2)).sample)
 
 
 def test_a_model_that_moves_as_a_whole_is_offloaded_with_its_delta() -> None:
