@@ -6,30 +6,24 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-
-from svdiff_train.config import RATES, TrainConfig
 
 from . import options
 from .progress import Bar
 from .references import needs, open_reference, say
 
 if TYPE_CHECKING:
+    from svdiff_train.config import TrainConfig
     from svdiff_train.loop import Keeping, Outcome
     from svdiff_train.validate import Validation
     from svdiff_train.watch import Report, Watch
 
 SIGNALLED = 128
 """Exit code of a run that a signal ended, less the signal's number, as shells have it."""
-
-
-def _rates() -> str:
-    first, *others = RATES.items()
-    return f"{first[1]}; " + ", ".join(f"of {name} {rate}" for name, rate in others)
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ class Setting:
         name: of the field.
         kind: the option's type; bool makes a flag.
         help: what it says in the help text.
-        default: what the help text names as default, where the field's own says nothing.
+        default: what the help text names as default.
         many: whether it may be given several times.
     """
 
@@ -54,42 +48,49 @@ class Setting:
         """Add the option to a command."""
         flag = "--select" if self.name == "selectors" else f"--{self.name.replace('_', '-')}"
         more: dict[str, Any] = {"is_flag": True} if self.kind is bool else {"type": self.kind, "multiple": self.many}
-        default = self.default or DEFAULTS.get(self.name)
-        text = f"{self.help} [default: {default}]" if default and self.kind is not bool else self.help
+        text = f"{self.help} [default: {self.default}]" if self.default else self.help
         return click.option(flag, self.name, default=None, help=text, **more)(command)
 
-
-DEFAULTS = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
 
 SETTINGS = (
     Setting("prompt", str, "Describes the pictures, with a rare token: 'a photo of a V1 dog'."),
     Setting("class_prompt", str, "Describes the class, 'a photo of a dog'; turns prior preservation on."),
     Setting("token", str, "The rare token that prompt and captions must have.", "what the class prompt lacks"),
-    Setting("method", click.Choice([*RATES]), "Shifts, or a baseline: all weights, LoRA, Custom Diffusion's K and V."),
+    Setting(
+        "method",
+        click.Choice(["svdiff", "full", "lora", "kv"]),
+        "Shifts, or a baseline: all weights, LoRA, Custom Diffusion's K and V.",
+        "svdiff",
+    ),
     Setting("selectors", str, "What is trained; may be given several times.", "all layers of the denoiser", many=True),
-    Setting("steps", click.IntRange(1), "Optimizer steps."),
+    Setting("steps", click.IntRange(1), "Optimizer steps.", "500"),
     Setting("batch_size", click.IntRange(1), "Pictures of the subject per batch and process.", "1; of kv 2"),
-    Setting("accumulate", click.IntRange(1), "Batches that make one step."),
-    Setting("learning_rate", float, "Of shifts of singular values, or of what the method trains.", _rates()),
-    Setting("learning_rate_1d", float, "Of shifts of norm weights."),
-    Setting("schedule", str, "How the rate goes: constant, linear, cosine, …"),
+    Setting("accumulate", click.IntRange(1), "Batches that make one step.", "1"),
+    Setting(
+        "learning_rate",
+        float,
+        "Of shifts of singular values, or of what the method trains.",
+        "0.001; of full 5e-06, of lora 0.0001, of kv 1e-05",
+    ),
+    Setting("learning_rate_1d", float, "Of shifts of norm weights.", "1e-06"),
+    Setting("schedule", str, "How the rate goes: constant, linear, cosine, …", "constant"),
     Setting("warmup", click.IntRange(0), "Steps in which the rate rises.", "0"),
-    Setting("weight_decay", float, "Of AdamW."),
-    Setting("max_grad_norm", float, "Gradients are clipped to it."),
-    Setting("prior_weight", float, "λ of Eq. 3."),
-    Setting("class_images", click.IntRange(1), "Pictures of the class to paint."),
+    Setting("weight_decay", float, "Of AdamW.", "0.01"),
+    Setting("max_grad_norm", float, "Gradients are clipped to it.", "1.0"),
+    Setting("prior_weight", float, "λ of Eq. 3.", "1.0"),
+    Setting("class_images", click.IntRange(1), "Pictures of the class to paint.", "200"),
     Setting("snr_gamma", float, "γ of min-SNR weighting; 5 is usual.", "none"),
     Setting("seed", click.IntRange(0, 2**53 - 1), "Of all draws.", "0"),
     Setting("resolution", click.IntRange(8), "Side of the pictures in pixels.", "the model's"),
-    Setting("crop", click.Choice(["center", "random"]), "Where pictures are cut to size."),
+    Setting("crop", click.Choice(["center", "random"]), "Where pictures are cut to size.", "center"),
     Setting("flip", bool, "Mirror half of the pictures."),
     Setting("buckets", bool, "Let pictures keep about their own shape."),
-    Setting("mixed_precision", click.Choice(["no", "fp16", "bf16"]), "What the model computes in."),
+    Setting("mixed_precision", click.Choice(["no", "fp16", "bf16"]), "What the model computes in.", "no"),
     Setting("gradient_checkpointing", bool, "Save memory, and compute twice."),
     Setting("compile", bool, "Run the denoiser through torch.compile."),
     Setting("train_rank", click.IntRange(1), "Shift only so many largest singular values of each weight.", "all"),
     Setting("revive", bool, "Let shifts below −σ come back (projected gradient)."),
-    Setting("lora_rank", click.IntRange(1), "Rank of LoRA."),
+    Setting("lora_rank", click.IntRange(1), "Rank of LoRA.", "4"),
 )
 """Every setting of a run."""
 
@@ -139,6 +140,8 @@ def train(base: str | None, images: str | None, run_file: Path | None, output: P
     needs("diffusers", "train")
     described = _described(run_file, base, images, own)
     base, images = described.pop("base"), described.pop("images")
+    from svdiff_train.config import TrainConfig
+
     command.run(base, Path(images), TrainConfig.from_facts(described))
 
 

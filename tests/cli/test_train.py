@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from support.commands import Outcome, svdiff
 
 from svdiff_cli.train import SETTINGS
 from svdiff_delta import load
-from svdiff_train.config import TrainConfig
+from svdiff_train.config import RATES, TrainConfig
 from svdiff_train.tiny import pictures_path
 
 PICTURES = pictures_path("black_cat")
@@ -30,6 +30,16 @@ def refused(done: Outcome, why: str) -> None:
 
 def test_every_setting_of_a_run_is_an_option() -> None:
     assert {setting.name for setting in SETTINGS} == {field.name for field in fields(TrainConfig)}
+
+
+def test_help_names_the_defaults_that_hold() -> None:
+    said = {setting.name: setting.default for setting in SETTINGS if setting.kind is not bool}
+    held = {field.name: field.default for field in fields(TrainConfig) if field.default not in (MISSING, None)}
+    assert {name: said[name] for name in held.keys() & said.keys()} == {
+        name: str(default) for name, default in held.items() if name in said
+    }
+    assert said["learning_rate"].split("; ")[0] == str(RATES["svdiff"])
+    assert all(f"of {name} {RATES[name]}" in said["learning_rate"] for name in ("full", "lora", "kv"))
 
 
 @pytest.fixture(scope="module")
