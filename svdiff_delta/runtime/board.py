@@ -46,6 +46,11 @@ class Board:
         """Whether layers compute with δ; else weights hold it."""
         return self._bank is not None
 
+    def revive(self) -> None:
+        """Let gradients bring back what is trained and has fallen below −σ."""
+        for shift in self._shifts:
+            shift.revive = True
+
     def write(self, total: NDArray[np.float64], rows: Sequence[NDArray[np.float64]]) -> None:
         """Put δ (D,) on the model, and one for each sample if there are `rows`; or let training start there.
 

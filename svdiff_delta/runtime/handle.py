@@ -20,6 +20,7 @@ from svdiff_delta.ops import add
 from svdiff_delta.parameter import Kind
 
 from .board import Board
+from .layers import Shift
 from .sums import Flat, Sums
 
 Sample = str | None | Mapping[str, float]
@@ -93,8 +94,7 @@ class Handle:
 
     def revive(self) -> None:
         """From now on, let gradients bring back what is being trained and has fallen below −σ (projected gradient)."""
-        for shift in self._installed.shifts():
-            shift.revive = True
+        self._board.revive()
 
     def delta(self, *, training: Mapping[str, JSON] | None = None) -> Delta:
         """Return δ as it is on the model now, its weights and scale folded in; as if it were enabled.
