@@ -19,7 +19,7 @@ TRAIN_SCENES, UNSEEN_SCENES, CALM_SCENES = 98_304, 2_048, 131_072
 CALM = 0.5
 """Share of the UNet's scenes whose subjects stand straight and centred: learned sooner."""
 SINGLE, CALM_SINGLE = 0.7, 0.45
-"""Share of scenes with one subject; the UNet, which learns pairs last, sees more of them."""
+"""Share of scenes with one subject; the UNet, which learns pairs last, sees more pairs from its step 3,650 on."""
 _CHUNK = 4_096
 
 

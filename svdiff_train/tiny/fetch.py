@@ -36,7 +36,7 @@ def _pack(folder: Path, vendor: str) -> Path:
     name = f"emoji-datasource-{vendor}"
     archive = folder / f"{name}-{VERSION}.tgz"
     if not archive.exists():
-        subprocess.run(["npm", "pack", f"{name}@{VERSION}"], cwd=folder, check=True)  # noqa: S603, S607
+        subprocess.run(["npm", "pack", "--silent", f"{name}@{VERSION}"], cwd=folder, check=True)  # noqa: S603, S607
     check(archive, INTEGRITY[vendor])
     return archive
 
