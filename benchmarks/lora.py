@@ -90,7 +90,8 @@ def trained(base: Any, folder: Path, rank: int, steps: int, layers: list[str]) -
     pipeline: Any = load_pipeline(base)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers)
     model: Any = get_peft_model(pipeline.unet, config)
-    pictures = torch.stack([load_image(path, 64) for path in find_images(pictures_path(SUBJECT))])
+    found = find_images(pictures_path(SUBJECT)).pictures
+    pictures = torch.stack([load_image(picture.path, 64).pixels for picture in found])
     with torch.no_grad():
         latents = pipeline.vae.encode(pictures).latent_dist.mean * pipeline.vae.config.scaling_factor
         tokens = pipeline.tokenizer(PROMPT, padding="max_length", truncation=True, return_tensors="pt").input_ids

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .errors import DeltaError as DeltaError
     from .file import load as load
     from .file import save as save
+    from .hub import pull as pull
+    from .hub import push as push
     from .merge import merge as merge
     from .ops import add as add
     from .ops import interpolate as interpolate
@@ -54,6 +56,8 @@ _HOME: Final = {
     "load": "file",
     "merge": "merge",
     "open_base": "base",
+    "pull": "hub",
+    "push": "hub",
     "quantize": "quantize",
     "rebase": "rebase",
     "save": "file",
@@ -81,6 +85,8 @@ __all__ = [
     "load",
     "merge",
     "open_base",
+    "pull",
+    "push",
     "quantize",
     "rebase",
     "save",

@@ -1,4 +1,4 @@
-"""Text that may be shown: names in a broken or hostile file may hold anything."""
+"""Text that may be shown: names and values in a broken or hostile file may hold anything."""
 
 from __future__ import annotations
 
@@ -8,3 +8,14 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def plain(value: object) -> str:
+    """Return a value of a file's metadata as one line for people."""
+    if isinstance(value, dict):
+        return ", ".join(f"{printable(str(key))} {plain(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return " ".join(map(plain, value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

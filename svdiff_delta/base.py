@@ -12,10 +12,10 @@ from torch import Tensor
 from .addresses import find_layout
 from .component import Component, open_file, open_model, open_pipeline
 from .container import Entry
-from .errors import BaseError
+from .errors import BaseError, HubError
 from .metadata import BaseInfo
 from .origin import find_model
-from .repository import SCHEME, parse_reference
+from .repository import Reference, exists, locate
 from .schemes import refuse
 from .tensors import map_tensor
 
@@ -150,15 +150,9 @@ def open_base(
         BaseError: nothing is there, only pickles or other variants are, the layout is another one, or the Hub refused;
             the message says how to mend it.
     """
-    text = fspath(path)
-    if text.startswith(SCHEME) or not _exists(Path(path)):
-        reference = parse_reference(text)
-        if reference is None:
-            raise BaseError(
-                f"{path}: there is no such file or folder",
-                fix="name a local folder, owner/repo on the Hub, or the word tiny",
-            )
-        origin = find_model(reference, variant, fetch=fetch)
+    place = _place(path)
+    if isinstance(place, Reference):
+        origin = find_model(place, variant, fetch=fetch)
         path, repository, revision = origin.path, repository or origin.repository, revision or origin.revision
     path = Path(path)
     if path.is_file():
@@ -182,8 +176,14 @@ def missing_names(base: Base, names: Iterable[str]) -> list[str]:
     return lacking
 
 
-def _exists(path: Path) -> bool:
+def _place(path: str | PathLike[str]) -> Path | Reference:
     try:
-        return path.exists()
-    except OSError:  # too long for a file's name, or in a folder that may not be searched
-        return False
+        place = locate(fspath(path))
+    except HubError as error:
+        raise BaseError(error.message, fix=error.fix) from None
+    if isinstance(place, Path) and not exists(place):
+        raise BaseError(
+            f"{path}: there is no such file or folder",
+            fix="name a local folder, owner/repo on the Hub, or the word tiny",
+        )
+    return place

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -100,15 +101,15 @@ def unmatricize(matrix: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
 
 def find_runs(sigma: Tensor, tolerance: float = TOLERANCE) -> Runs:
     """Return the tied runs and the null count of descending singular values (spec, section 6.4)."""
-    values = sigma.double().tolist()
-    limit = tolerance * values[0] if values else 0.0
-    runs, first = [], 0
-    for index in range(1, len(values) + 1):
-        if index == len(values) or values[index - 1] - values[index] > limit:
-            runs.append((first, index - 1))
-            first = index
-    null = sum(last - first + 1 for first, last in runs if values[last] <= limit)
-    return Runs(tuple(run for run in runs if run[1] > run[0] and values[run[1]] > limit), null)
+    if not sigma.numel():
+        return Runs((), 0)
+    values = sigma.double()
+    limit = tolerance * float(values[0])
+    starts = [0, *(torch.nonzero(values[:-1] - values[1:] > limit).flatten() + 1).tolist(), values.numel()]
+    smallest = values[torch.tensor(starts[1:]) - 1].tolist()  # of each run
+    null = sum(stop - first for (first, stop), least in zip(pairwise(starts), smallest, strict=True) if least <= limit)
+    tied = ((first, stop - 1) for (first, stop), least in zip(pairwise(starts), smallest, strict=True) if least > limit)
+    return Runs(tuple(run for run in tied if run[1] > run[0]), null)
 
 
 def decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@
     ├── InputError             a path or argument that cannot work
     ├── OutputError            nothing could be written: it exists, no right, no space
     ├── SelectionError         a selector that is unknown or matches nothing
+    ├── HubError               the Hub refused, was not reached, or has not what was asked for
     ├── BaseError              the base cannot be opened, or a weight in it cannot be used
     │   └── BaseMismatchError  the delta was made for another base
     ├── CacheError             the basis cache is unusable
@@ -84,6 +85,10 @@ class OutputError(DeltaError):
 
 class SelectionError(DeltaError):
     """A selector that is unknown or matches nothing."""
+
+
+class HubError(DeltaError):
+    """The Hub refused, was not reached, or has not what was asked for."""
 
 
 class BaseError(DeltaError):

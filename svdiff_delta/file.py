@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -39,24 +40,49 @@ SCALES = "svdiff.scales"
 def load(path: str | PathLike[str]) -> Delta:
     """Open a delta file; the header is checked at once, each tensor when it is read.
 
+    Args:
+        path: a file, or `[hf://]owner/repo[@revision][/file]` on the Hub, whose `svdiff.safetensors` is fetched into
+            the local Hub cache and, without network, opened from there. What exists as a path is one; `hf://` in
+            front forces the Hub. Only a string may name something on the Hub.
+
     Raises:
         InputError: there is no such file, or it cannot be read.
+        HubError: the Hub refused, was not reached, or has no such delta.
         FormatError: its bytes are not a valid delta file; the message names the file.
     """
-    path = Path(path)
+    if isinstance(path, str) and (path.startswith("hf://") or not os.path.exists(path)):  # noqa: PTH110 - never raises
+        # What a file that is here does not need is not imported for it: that would take longer than a small sum.
+        from .download import fetch_delta
+        from .repository import Reference, locate
+
+        place = locate(path)
+        return open_file(fetch_delta(place) if isinstance(place, Reference) else place, str(place))
+    return open_file(Path(path), str(path))
+
+
+def open_file(path: Path, name: str) -> Delta:
+    """Open a delta file as `load` does.
+
+    Args:
+        path: the file.
+        name: what errors call it.
+
+    Raises:
+        InputError, FormatError: as `load`.
+    """
     try:
         with path.open("rb") as stream:
             empty = stream.seek(0, 2) == 0
             buffer = b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
+        raise InputError(f"{name}: there is no such file") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path}: could not be read ({reason})") from None
+        raise InputError(f"{name}: could not be read ({reason})") from None
     try:
-        return loads(buffer, name=str(path))
+        return loads(buffer, name=name)
     except DeltaError as error:
-        raise type(error)(f"{path}: {error.message}", fix=error.fix) from None
+        raise type(error)(f"{name}: {error.message}", fix=error.fix) from None
 
 
 def loads(buffer: bytes | mmap.mmap, *, name: str = "") -> Delta:

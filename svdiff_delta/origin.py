@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .component import model_folders
-from .errors import BaseError
+from .errors import BaseError, HubError
+from .hub_errors import not_here
 from .layout import PICKLE_SUFFIXES, check_variant, weight_files, weight_names
-from .repository import Reference, Snapshot, describe, fetch_files, find_cached, is_commit, not_here
+from .repository import Reference, Snapshot, describe, fetch_files, find_cached, is_commit
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ def find_model(reference: Reference, variant: str | None = None, *, fetch: bool 
     Raises:
         BaseError: the repository has no such model or weights, or it is neither here nor reachable.
     """
+    try:
+        return _find(reference, variant, fetch=fetch)
+    except HubError as error:
+        raise BaseError(error.message, fix=error.fix) from None
+
+
+def _find(reference: Reference, variant: str | None, *, fetch: bool) -> Origin:
     if PurePosixPath(reference.path).suffix in PICKLE_SUFFIXES:
         raise BaseError(f"{reference}: is a pickle, which is never fetched", fix="name safetensors weights")
     snapshot = find_cached(reference)

@@ -167,7 +167,7 @@ def fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepare
     if prepared.parameter.fingerprint != said.fingerprint:  # the file was changed under a remembered fingerprint
         raise BaseMismatchError(f"{name}: the base's file has changed", fix="name the base the delta was made for")
     if prepared.basis is not None:
-        _check_projected(name, delta[name], prepared.basis)
+        check_runs(name, delta[name], find_runs(prepared.basis.sigma, READER_TOLERANCE))
     return prepared
 
 
@@ -185,8 +185,12 @@ def sigmas_of(base: Base, delta: Delta, cache: BasisCache | None = None) -> dict
     return found
 
 
-def _check_projected(name: str, shift: Shift, basis: Basis) -> None:
-    runs = find_runs(basis.sigma, READER_TOLERANCE)
+def check_runs(name: str, shift: Shift, runs: Runs) -> None:
+    """Check that δ (size,) is equal where the singular values here are tied, and 0 where they are null (spec, 6.4).
+
+    Raises:
+        TensorError: it is not.
+    """
     for first, last in runs.tied:
         if (shift[first : last + 1] != shift[first]).any():
             raise TensorError(f"{name}: δ differs within {first}-{last}, where the base's singular values are tied")

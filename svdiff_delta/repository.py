@@ -6,11 +6,13 @@ import glob
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote
 
-from .errors import BaseError
+from .errors import HubError
+from .hub_errors import client_errors, explain, is_unreachable
 
 SCHEME: Final = "hf://"
 DESCRIPTIONS: Final = ("*.json", "*.txt", "*.jinja", "LICENSE*")
@@ -67,12 +69,56 @@ def parse_reference(text: str) -> Reference | None:
     if match is None:
         return None
     repository, revision, path = match["repository"], match["revision"], match["path"] or ""
-    parts = [*repository.split("/"), *path.split("/")]
-    if any(part in (".", "..") or (part.startswith(".") and part == parts[0]) for part in parts):
+    revision = unquote(revision) if revision else None
+    if not all(map(_is_plain, [*repository.split("/"), *(revision or "x").split("/"), *(path or "x").split("/")])):
+        return None
+    if repository.startswith("."):
         return None
     if not forced and ("/" not in repository or (not path and Path(repository).suffix in (".safetensors", ".json"))):
         return None
-    return Reference(repository, unquote(revision) if revision else None, path)
+    return Reference(repository, revision, path)
+
+
+def _is_plain(part: str) -> bool:
+    """Tell whether a part of a path stays where it is put, on any system."""
+    return part not in ("", ".", "..") and part.isprintable() and not set(part) & set('\\:*?"<>|')
+
+
+def locate(text: str | PathLike[str], folder: Path | None = None) -> Path | Reference:
+    """Return what a text leads to: a path if one exists, else what it names on the Hub, else a path that is not there.
+
+    Args:
+        text: what was written; anything but a string is a path.
+        folder: what a relative path is relative to; the working folder if not given.
+
+    Raises:
+        HubError: it begins with `hf://` and names nothing on the Hub.
+    """
+    path = (folder or Path()) / text
+    if not isinstance(text, str) or (not text.startswith(SCHEME) and _may_exist(path)):
+        return path
+    reference = parse_reference(text)
+    if reference is None and text.startswith(SCHEME):
+        raise HubError(f"{text}: names no file of a repository", fix="write hf://owner/repo[@revision][/file]")
+    return path if reference is None else reference
+
+
+def exists(path: Path) -> bool:
+    """Tell whether there is something at a path; what cannot be one is not there."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a file's name, in a folder that may not be searched, with a NUL
+        return False
+
+
+def _may_exist(path: Path) -> bool:
+    """Tell whether there is something at a path, or nobody may look."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
 
 
 def describe(reference: Reference) -> Snapshot:
@@ -81,16 +127,16 @@ def describe(reference: Reference) -> Snapshot:
     Where the Hub cannot be reached, that is what the local cache has of it.
 
     Raises:
-        BaseError: there is no such repository or revision, it is restricted, or it is neither here nor reachable.
+        HubError: there is no such repository or revision, it is restricted, or it is neither here nor reachable.
     """
     prefix = f"{glob.escape(reference.path)}/" if reference.path and not Path(reference.path).suffix else ""
     patterns = [prefix + pattern for pattern in DESCRIPTIONS] + (["model_index.json"] if prefix else [])
     try:
         folder = Path(_download(reference.repository, reference.revision, patterns))
-    except _errors() as error:
-        found = find_cached(reference) if _is_unreachable(error) else None
+    except client_errors() as error:
+        found = find_cached(reference) if is_unreachable(error) else None
         if found is None:
-            raise _explain(reference, error) from None
+            raise explain(reference, error) from None
         return found
     return Snapshot(folder, reference.repository, folder.name)
 
@@ -121,21 +167,29 @@ def fetch_files(snapshot: Snapshot, choose: Callable[[frozenset[str]], Iterable[
         choose: given the paths of all files of the commit, returns those that are needed.
 
     Raises:
-        BaseError: the Hub refused, or was lost on the way.
+        HubError: the Hub refused, or was lost on the way.
     """
     reference = Reference(snapshot.repository, snapshot.revision)
     try:
-        names = frozenset(_list(snapshot.repository, snapshot.revision))
-    except _errors() as error:
-        if _is_unreachable(error):
+        names = frozenset(list_files(reference))
+    except client_errors() as error:
+        if is_unreachable(error):
             return
-        raise _explain(reference, error) from None
+        raise explain(reference, error) from None
     wanted = sorted(set(choose(names)))
     try:
         if lacking := [name for name in wanted if not (snapshot.folder / name).exists()]:
             _download(snapshot.repository, snapshot.revision, [glob.escape(name) for name in lacking])
-    except _errors() as error:
-        raise _explain(reference, error) from None
+    except client_errors() as error:
+        raise explain(reference, error) from None
+
+
+def list_files(reference: Reference) -> list[str]:
+    """Return the paths of all files of a repository, sorted; what the Hub's library raises is passed on."""
+    from huggingface_hub import HfApi
+
+    about = HfApi().model_info(reference.repository, revision=reference.revision)
+    return sorted(file.rfilename for file in about.siblings or ())
 
 
 def cached_revisions(repository: str) -> dict[str, Path]:
@@ -155,56 +209,3 @@ def _download(repository: str, revision: str | None, patterns: list[str]) -> str
     from huggingface_hub import snapshot_download
 
     return snapshot_download(repository, revision=revision, allow_patterns=patterns)
-
-
-def _list(repository: str, revision: str) -> list[str]:
-    from huggingface_hub import HfApi
-
-    return [file.rfilename for file in HfApi().model_info(repository, revision=revision).siblings or ()]
-
-
-def _errors() -> tuple[type[BaseException], ...]:
-    """Return what the Hub's library raises, and the HTTP client under it, which differs between its versions."""
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-
-    return (OSError, ValueError, EntryNotFoundError, *HfHubHTTPError.__bases__)
-
-
-def _is_unreachable(error: BaseException) -> bool:
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    return isinstance(error, LocalEntryNotFoundError) or not isinstance(error, HfHubHTTPError | ValueError)
-
-
-def _explain(reference: Reference, error: BaseException) -> BaseError:
-    """Return one line for what the Hub's library says in many."""
-    from huggingface_hub import errors
-
-    name, login = reference.repository, "log in with `hf auth login`"
-    if isinstance(error, errors.GatedRepoError):
-        return BaseError(f"{name}: access to it is restricted", fix=f"ask for it on the model's page, and {login}")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return BaseError(
-            f"{reference}: there is no such file or folder, and no such repository on the Hub",
-            fix=f"check the name; for a private repository {login}",
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return BaseError(
-            f"{reference}: the repository has no revision {reference.revision!r}", fix="name a branch, tag or commit"
-        )
-    if isinstance(error, errors.HfHubHTTPError):
-        status: Any = getattr(error.response, "status_code", "an error")
-        return BaseError(f"{reference}: the Hub answered with {status}", fix="try again later")
-    if isinstance(error, ValueError) and not isinstance(error, OSError):
-        return BaseError(f"{reference}: there is no such file or folder, and this names no repository")
-    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-        return BaseError(f"{reference}: could not be fetched ({error.strerror})", fix="free some space")
-    return not_here(reference)
-
-
-def not_here(reference: Reference) -> BaseError:
-    """Return the error for a repository that is neither in the local cache nor to be fetched."""
-    return BaseError(
-        f"{reference}: there is no such file or folder, it is not in the local Hub cache, and the Hub was not reached",
-        fix="go online without HF_HUB_OFFLINE, or name a local folder",
-    )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 from PIL import Image
@@ -21,13 +21,15 @@ from svdiff_delta.file import load, save
 from svdiff_delta.runtime import attach
 
 from .config import TrainConfig
-from .loop import Watch, train
+from .loop import train
 from .pipelines import load_pipeline
 from .sample import Sampling, generate, sheet
 from .tiny import open_tiny, pictures_path
+from .watch import Watch
 
 ALPHAS: Final = (0.25, 0.5, 0.75)
 SEEDS: Final = (0, 1)
+DTYPES: Final[tuple[Literal["F16", "F32"], ...]] = ("F16", "F32")
 SAMPLING: Final = Sampling(steps=30, guidance=4.0, batch_size=6)
 
 
@@ -55,13 +57,17 @@ class Report:
     Attributes:
         seconds: time of each step.
         sizes: bytes of each file it wrote, and of the base.
-        difference: the largest difference of a colour value between attached and baked pictures, of 255.
+        difference: the largest difference of a colour value between attached and baked pictures, of 255, by the dtype
+            of the baked weights.
+        beyond_rounding: the same between pictures baked in F16, and pictures baked in F32 whose weights were rounded to
+            F16 after loading: what baking in F16 does beside rounding.
         sheet: where the contact sheet is.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     difference: dict[str, int] = field(default_factory=dict)
+    beyond_rounding: int = 0
     sheet: Path = Path()
 
 
@@ -89,10 +95,7 @@ def run_demo(
         report.sizes[name] = _file(folder, name).stat().st_size
     with _timed(report, say, "svdiff generate (attached)"):
         rows = _paint_attached(base, deltas, cache)
-    for dtype in ("F16", "F32"):
-        with _timed(report, say, f"svdiff bake --dtype {dtype}, reload, generate"):
-            painted = _paint_baked(base, deltas["both"], folder / f"baked-{dtype}", dtype, cache)
-            report.difference[dtype] = max(map(_difference, rows["A + B"], painted))
+    _compare_baked(report, say, base, deltas["both"], rows["A + B"], folder, cache)
     report.sheet = folder / "sheet.png"
     columns = [prompt for prompt in PROMPTS for _ in SEEDS]
     sheet(list(rows.items()), columns, zoom=2).save(report.sheet)
@@ -157,11 +160,29 @@ def _paint_attached(base: Base, deltas: dict[str, Delta], cache: BasisCache) -> 
     return rows
 
 
-def _paint_baked(base: Base, delta: Delta, output: Path, dtype: Any, cache: BasisCache) -> list[Image.Image]:
-    """Bake, and paint from the written folder as anyone would load it."""
-    bake(base, [delta], output, dtype=dtype, cache=cache)
-    return _paint(load_pipeline(open_base(output)))
+def _compare_baked(
+    report: Report,
+    say: Callable[[str], None],
+    base: Base,
+    delta: Delta,
+    attached: list[Image.Image],
+    folder: Path,
+    cache: BasisCache,
+) -> None:
+    """Bake in both dtypes, paint from the written folders as anyone would load them, and compare."""
+    baked, pipeline = {}, None
+    for dtype in DTYPES:
+        with _timed(report, say, f"svdiff bake --dtype {dtype}, reload, generate"):
+            output = folder / f"baked-{dtype}"
+            bake(base, [delta], output, dtype=dtype, cache=cache)
+            pipeline = cast("Any", load_pipeline(open_base(output)))
+            baked[dtype] = _paint(pipeline)
+            report.difference[dtype] = _most(attached, baked[dtype])
+    cast("Any", pipeline).unet.half().float()  # what was baked in F32, rounded
+    report.beyond_rounding = _most(baked["F16"], _paint(pipeline))
 
 
-def _difference(a: Image.Image, b: Image.Image) -> int:
-    return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
+def _most(pictures: list[Image.Image], others: list[Image.Image]) -> int:
+    """Return the largest difference of a colour value."""
+    pairs = zip(pictures, others, strict=True)
+    return max(int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max()) for a, b in pairs)

@@ -1,63 +1,117 @@
-"""The training loop: DreamBooth on spectral shifts (Eq. 1 and 3), from top to bottom."""
+"""The training loop: DreamBooth (Eq. 1 and 3) with any method on any family, from top to bottom."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, Final, cast
 
 import torch
 from accelerate.accelerator import Accelerator
 from torch import Tensor
 
 from svdiff_delta.base import Base
-from svdiff_delta.build import zero_delta
 from svdiff_delta.cache import BasisCache
+from svdiff_delta.choice import choose_kinds
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import InputError, TrainError
-from svdiff_delta.prepare import Progress
-from svdiff_delta.runtime import Handle, attach
 
-from . import draws
+from .batches import Batch, Batches, Texts
 from .config import TrainConfig
-from .data import find_images, load_image, to_tensor
 from .families import Family, family_of
 from .loss import prior_preserving_loss
+from .methods import METHODS, Job, Result, TrainedDelta, Tuned
+from .pictures import ClassPictures, FolderPictures, Pictures, open_pictures
 from .pipelines import load_pipeline
-from .sample import Sampling, generate
+from .prior import class_pictures
+from .schedule import rate_factor
+from .signals import remember_signals
+from .state import check_same, load_state, restore, save_state, states
+from .validate import Validation
+from .watch import Report, Watch, peak_memory
 
-CLASS_SAMPLING = Sampling(steps=30, guidance=4.0, batch_size=8)
+HALF: Final[Mapping[str, torch.dtype]] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+NAMES: Final[Mapping[str, str]] = {"no": "F32", "fp16": "F16", "bf16": "BF16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """What a run keeps while it goes on, and where.
+
+    Attributes:
+        folder: of everything.
+        every: steps between states, from which `resume` goes on.
+        newest: how many states stay.
+        results_every: steps between results that all stay, so that the best can be chosen afterwards; None for none.
+        resume: whether to go on from the newest state that is there.
+    """
+
+    folder: Path
+    every: int = 100
+    newest: int = 2
+    results_every: int | None = None
+    resume: bool = False
+
+    @property
+    def states(self) -> Path:
+        """The folder of states."""
+        return self.folder / "state"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gives: the delta, how many steps it had, and whether it was stopped before the last."""
+    """What a run gives.
 
-    delta: Delta
+    Attributes:
+        result: what was trained.
+        steps: how many steps it had.
+        loss: the mean loss of the last tenth of the steps that were done here; None if none were left to do.
+        signal: the signal that ended it before the last; None if it went to the end.
+        main_process: whether this process is the one that writes.
+    """
+
+    result: Result
     steps: int
-    interrupted: bool
+    loss: float | None
+    signal: int | None
+    main_process: bool
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run was stopped before its last step."""
+        return self.signal is not None
 
-@dataclass(frozen=True)
-class Watch:
-    """Whom to tell how far it is: about bases, class pictures, and steps with their loss."""
+    @property
+    def delta(self) -> Delta:
+        """The delta, where that was trained.
 
-    basis: Progress | None = None
-    class_images: Progress | None = None
-    step: Callable[[int, int, float], None] | None = None
+        Raises:
+            TrainError: the method makes something else.
+        """
+        if not isinstance(self.result, TrainedDelta):
+            raise TrainError("the run made no delta", fix="use its `result`, or the method svdiff")
+        return self.result.delta
 
 
 def train(
-    base: Base, images: Path, config: TrainConfig, *, cache: BasisCache | None = None, watch: Watch | None = None
+    base: Base,
+    images: Path,
+    config: TrainConfig,
+    *,
+    cache: BasisCache | None = None,
+    watch: Watch | None = None,
+    keeping: Keeping | None = None,
+    validation: Validation | None = None,
+    class_folder: Path | None = None,
+    trackers: Sequence[str] = (),
+    skip_bad: bool = False,
 ) -> Outcome:
-    """Train a delta from a few pictures.
+    """Train a delta, or a baseline, from a few pictures.
 
-    Ctrl-C ends the run after the current step and returns what it has.
+    Ctrl-C and SIGTERM end the run after the current step: its state is kept, and what it has is returned. All processes
+    of `torchrun` or `accelerate launch` must call this; each returns the same.
 
     Args:
         base: the opened pipeline.
@@ -65,153 +119,310 @@ def train(
         config: what to train and how.
         cache: where bases are kept; the default cache if not given.
         watch: whom to tell how far it is.
+        keeping: what is kept on the way; nothing if not given.
+        validation: pictures to paint on the way.
+        class_folder: where pictures of the class are kept and found again.
+        trackers: names of trackers as accelerate knows them, such as "tensorboard"; they need `keeping`.
+        skip_bad: whether pictures that cannot be read are left out.
 
     Raises:
         InputError: no pictures, an unreadable one, or a resolution that the model cannot take.
         BaseError: the base cannot be loaded.
         SelectionError: a selector matches nothing that can be shifted.
-        TrainError: no family knows the base, or the loss is not finite.
+        TrainError: no family knows the base, nothing would be trained, a state is of another run, there is not enough
+            memory, or the loss is not finite.
+        OutputError: something cannot be kept.
     """
-    watch = watch or Watch()
-    paths = find_images(images)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    pipeline: Any = load_pipeline(base, device=accelerator.device)
-    family = family_of(pipeline)
-    resolution = config.resolution or family.resolution
-    _check_resolution(family, resolution)
-    subjects = torch.stack([load_image(path, resolution) for path in paths])
-    priors = _class_pictures(pipeline, config, resolution, watch) if config.with_prior else None
-    start = zero_delta(base, *config.selectors, cache=cache, progress=watch.basis)
+    watch, method, factor = watch or Watch(), METHODS[config.method], rate_factor(config)
+    accelerator = Accelerator(
+        mixed_precision="no",  # autocast below knows the method and needs no global state
+        log_with=list(trackers) or None,
+        project_dir=None if keeping is None else str(keeping.folder),
+    )
+    opened = _open(base, images, config, accelerator.device, skip_bad=skip_bad)
+    if watch.say is not None:
+        for line in opened.subjects.counts().lines():
+            watch.say(line)
+    pipeline, family = opened.family.pipeline, opened.family
+    sets: list[Pictures] = [opened.subjects]
+    if config.with_prior:
+        prompt = config.class_prompt or ""
+        with accelerator.main_process_first():  # the others find its pictures in the folder
+            painted = class_pictures(
+                pipeline,
+                prompt,
+                config.class_images,
+                config.seed,
+                base=base.info.repository or "",
+                folder=class_folder,
+                progress=watch.class_images,
+            )
+        sets.append(ClassPictures(painted, prompt))
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
-    with attach(pipeline, start, base=base, trainable=True, cache=cache) as handle:
-        run = _Run(config, family, handle, accelerator, subjects, priors)
-        steps, interrupted = run.all_steps(watch)
-        facts = {**config.facts(), "images": len(paths), "resolution": resolution, "steps": steps}
-        trained = handle.delta(training=facts)
-        metadata = trained.metadata.with_modelspec("resolution", f"{resolution}x{resolution}")
-        return Outcome(Delta.from_stored(trained.stored, metadata), steps, interrupted)
+    facts = {**config.facts(), **opened.facts()}
+    with method.tune(Job(base, family, config, cache or BasisCache(), watch.basis)) as tuned:
+        run = _Run(config, family, tuned, accelerator, sets, factor, facts, digest=opened.subjects.digest())
+        with _trackers(accelerator, trackers, facts):
+            return run.go(watch, keeping, validation)
+
+
+def plan(base: Base, images: Path, config: TrainConfig, *, skip_bad: bool = False) -> dict[str, Any]:
+    """Check everything that can be checked before a run, and return what it would be.
+
+    Arguments and errors are those of `train`.
+    """
+    rate_factor(config)
+    opened = _open(base, images, config, torch.device("cpu"), skip_bad=skip_bad)
+    weights = len(choose_kinds(base, opened.selectors))
+    return {**config.facts(), **opened.facts(), "weights": weights, "pictures": [*opened.subjects.counts().lines()]}
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a run starts from: the model's family, the pictures, and what is trained on what size."""
+
+    family: Family
+    subjects: FolderPictures
+    selectors: tuple[str, ...]
+    resolution: int
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is recorded of them."""
+        return {"selectors": list(self.selectors), "images": len(self.subjects.sizes), "resolution": self.resolution}
+
+
+def _open(base: Base, images: Path, config: TrainConfig, device: torch.device, *, skip_bad: bool) -> _Opened:
+    method = METHODS[config.method]
+    dtype = NAMES[config.mixed_precision] if method.half() else "F32"
+    family = family_of(load_pipeline(base, device=device, dtype=dtype))
+    resolution = config.resolution or family.resolution
+    if resolution % family.unit:
+        raise InputError(f"the model cannot take {resolution} pixels", fix=f"use a multiple of {family.unit}")
+    subjects = open_pictures(images, config, resolution, family.unit, skip_bad=skip_bad)
+    return _Opened(family, subjects, config.selectors or method.selectors(family), resolution)
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
-    pressed = False
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            signal.default_int_handler(number, frame)
-        pressed = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # signals reach the main thread only
-        return
-    previous = signal.signal(signal.SIGINT, remember)
+def _trackers(accelerator: Accelerator, names: Sequence[str], facts: Mapping[str, Any]) -> Iterator[None]:
+    if names:
+        plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in facts.items()}
+        accelerator.init_trackers("svdiff", config=plain)
     try:
-        yield lambda: pressed
+        yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _check_resolution(family: Family, resolution: int) -> None:
-    height = family.latent_shape(resolution)[-1]
-    smallest = 2 ** (len(getattr(family.denoiser.config, "block_out_channels", [0])) - 1)
-    if height < 1 or height % smallest:
-        unit = smallest * family.resolution // family.latent_shape(family.resolution)[-1]
-        raise InputError(f"the model cannot take {resolution} pixels", fix=f"use a multiple of {unit}")
-
-
-def _class_pictures(pipeline: Any, config: TrainConfig, resolution: int, watch: Watch) -> Tensor:
-    """Return pictures of the class from the base itself, (count, 3, height, width): z^pr of Eq. 3."""
-    prompt = config.class_prompt or ""
-    jobs = [(prompt, config.seed + index) for index in range(config.class_images)]
-    pictures = generate(pipeline, jobs, CLASS_SAMPLING, watch.class_images)
-    return torch.stack([to_tensor(picture.resize((resolution, resolution))) for picture in pictures])
+        if names:
+            accelerator.end_training()
 
 
 class _Run:
-    """One run's tensors and the step that uses them."""
+    """One run: its tensors, and the step that uses them."""
 
     def __init__(
         self,
         config: TrainConfig,
         family: Family,
-        handle: Handle,
+        tuned: Tuned,
         accelerator: Accelerator,
-        subjects: Tensor,
-        priors: Tensor | None,
+        sets: Sequence[Pictures],
+        factor: Callable[[int], float],
+        facts: Mapping[str, Any],
+        *,
+        digest: str,
     ) -> None:
-        self.config, self.family, self.accelerator = config, family, accelerator
-        self.subjects, self.priors = subjects, priors
-        shifts = dict(handle.parameters())
-        if not shifts:
-            raise TrainError("nothing to train", fix="choose selectors that match a weight")
-        self.trains_text = any(name.startswith("text_encoder") for name in shifts)
-        self.parameters = list(shifts.values())
-        optimizer = torch.optim.AdamW(_groups(handle, config), weight_decay=config.weight_decay)
-        self.denoiser, self.optimizer = accelerator.prepare(family.denoiser, optimizer)
-        self.prompts = [config.prompt] * config.batch_size
-        if priors is not None:
-            self.prompts += [config.class_prompt or ""] * config.batch_size
-        with torch.no_grad():
-            self.conditioning = family.encode_prompts(self.prompts)
+        self.config, self.family, self.tuned, self.accelerator = config, family, tuned, accelerator
+        self.factor, self.facts, self.digest = factor, dict(facts), digest
+        self.parameters = dict(tuned.parameters())
+        groups = tuned.groups()
+        self.rates = [group["lr"] for group in groups]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.mixed_precision == "fp16")
+        self.batches = Batches(family, sets, seed=config.seed, crop=config.crop == "random", flip=config.flip)
+        self.texts = Texts(family, trained=not tuned.components.isdisjoint(family.text_slots))
+        denoiser: Any = family.denoiser
+        if config.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        self.denoiser: Any = torch.compile(denoiser) if config.compile else denoiser
+        self.done = 0
 
-    def all_steps(self, watch: Watch) -> tuple[int, bool]:
-        """Run every step; return how many were done and whether Ctrl-C ended it."""
-        with stop_on_interrupt() as asked:
-            for step in range(self.config.steps):
-                loss = self.step(step)
-                if watch.step is not None:
-                    watch.step(step + 1, self.config.steps, loss)
-                if asked():
-                    return step + 1, step + 1 < self.config.steps
-        return self.config.steps, False
+    def go(self, watch: Watch, keeping: Keeping | None, validation: Validation | None) -> Outcome:
+        """Run every step that is left; return what came out."""
+        if keeping is not None and keeping.resume:
+            self._resume(keeping, watch)
+        came, losses = None, list[float]()
+        with remember_signals() as asked:
+            while self.done < self.config.steps and came is None:
+                loss = self._guarded(keeping)
+                losses.append(loss)
+                self.done += 1
+                self._tell(watch, loss)
+                self._keep(keeping, last=self.done == self.config.steps)
+                if validation is not None and validation.is_due(self.done, self.config.steps):
+                    self._validate(validation, keeping)
+                came = self._agree(asked())
+        early = came is not None and self.done < self.config.steps
+        if early and keeping is not None:
+            self._save_state(keeping)
+        last = losses[-max(1, len(losses) // 10) :]
+        return Outcome(
+            result=self._result(),
+            steps=self.done,
+            loss=sum(last) / len(last) if last else None,
+            signal=came if early else None,
+            main_process=self.accelerator.is_main_process,
+        )
+
+    def _guarded(self, keeping: Keeping | None) -> float:
+        """Do one step; what was good before is kept if it fails."""
+        try:
+            return self.step(self.done)
+        except TrainError:
+            if keeping is not None:
+                self._save_state(keeping)
+            raise
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise TrainError(
+                f"out of memory at step {self.done + 1}", fix=f"set {', or '.join(_smaller(self.config))}"
+            ) from error
 
     def step(self, step: int) -> float:
-        """Do one optimizer step on Eq. 3 and return its loss."""
-        device = self.accelerator.device
-        latents, noise, timesteps = (part.to(device) for part in self._batch(step))
-        noised, target = self.family.noised(latents, noise, timesteps)
-        conditioning = self.family.encode_prompts(self.prompts) if self.trains_text else self.conditioning
-        with self.accelerator.autocast():
-            prediction = self.family.predict(self.denoiser, noised, timesteps, conditioning)
-        loss = prior_preserving_loss(prediction, target, self.config.batch_size, self.config.prior_weight)
-        value = float(loss.detach())
-        if not value < float("inf"):
-            raise TrainError(f"the loss is {value} at step {step}", fix="lower the learning rate")
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        self.optimizer.step()
+        """Do one optimizer step on Eq. 3 and return its loss.
+
+        Raises:
+            TrainError: the loss is not finite; nothing has changed then.
+        """
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.factor(step)
         self.optimizer.zero_grad()
+        loss = torch.zeros((), device=self.accelerator.device)
+        for part in range(self.config.accumulate):
+            one = self._loss(self.batches.batch(step, self._samples(part))) / self.config.accumulate
+            self.scaler.scale(one).backward()
+            loss += one.detach()
+        self.tuned.mask_gradients()
+        loss = self._share(loss)
+        value = float(loss)
+        if not value < float("inf"):
+            raise TrainError(
+                f"the loss is {value} at step {step + 1}", fix="lower the learning rate, or run without mixed precision"
+            )
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return value
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return latents, noise and timesteps of this process's part of the step's batch, subjects first."""
-        sets = [self.subjects] if self.priors is None else [self.subjects, self.priors]
-        size, seed = self.config.batch_size, self.config.seed
-        first = self.accelerator.process_index * size
-        samples = [(index, kind) for kind in range(len(sets)) for index in range(first, first + size)]
-        shape = self.family.latent_shape(self.subjects.shape[-1])
+    def _samples(self, part: int) -> list[int]:
+        """Return this process's samples of a part of the step, by their numbers in the whole batch."""
+        size = self.config.batch
+        first = (part * self.accelerator.num_processes + self.accelerator.process_index) * size
+        return list(range(first, first + size))
 
-        def chosen(index: int, kind: int) -> Tensor:
-            pictures = sets[kind]
-            return pictures[draws.integer(len(pictures), seed, step, index, f"picture {kind}")]
+    def _loss(self, batch: Batch) -> Tensor:
+        """Return Eq. 3 on a batch."""
+        noised, target = self.family.noised(batch.latents, batch.noise, batch.timesteps)
+        conditioning = {**self.texts.conditioning(batch.prompts), "sizes": batch.sizes}
+        half = HALF.get(self.config.mixed_precision)
+        cast = nullcontext() if half is None else torch.autocast(self.accelerator.device.type, half)
+        with cast:
+            found = self.family.predict(self.denoiser, noised, batch.timesteps, conditioning)
+        weights = self.family.loss_weights(batch.timesteps, self.config.snr_gamma)
+        return prior_preserving_loss(found, target, batch.subjects, self.config.prior_weight, weights)
 
-        images = torch.stack([chosen(index, kind) for index, kind in samples])
-        posterior = torch.stack([draws.noise(shape, seed, step, index, f"posterior {kind}") for index, kind in samples])
-        noise = torch.stack([draws.noise(shape, seed, step, index, f"noise {kind}") for index, kind in samples])
-        timesteps = [draws.integer(self.family.steps, seed, step, index, f"timestep {kind}") for index, kind in samples]
-        return self.family.encode_images(images, posterior), noise, torch.tensor(timesteps)
+    def _share(self, loss: Tensor) -> Tensor:
+        """Let gradients and loss be the mean over all processes; δ is small, so one message does it."""
+        if self.accelerator.num_processes == 1:
+            return loss
+        grads = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        flat = torch.cat([loss.reshape(1), *(grad.float().flatten() for grad in grads)])
+        flat = cast("Tensor", self.accelerator.reduce(flat, "mean"))
+        start = 1
+        for grad in grads:
+            grad.copy_(flat[start : start + grad.numel()].view_as(grad))
+            start += grad.numel()
+        return flat[0]
+
+    def _agree(self, came: int | None) -> int | None:
+        """Return the signal that reached any process, so that all stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return came
+        number = torch.tensor([came or 0], device=self.accelerator.device)
+        return int(self.accelerator.gather(number).max()) or None
+
+    def _tell(self, watch: Watch, loss: float) -> None:
+        rate = self.optimizer.param_groups[0]["lr"]
+        dead = self.tuned.dead()
+        report = Report(self.done, self.config.steps, loss, rate, dead, peak_memory(self.accelerator.device))
+        values = {"loss": loss, "learning_rate": rate} | ({} if dead is None else {"dead_shifts": dead})
+        self.accelerator.log(values, step=self.done)
+        if watch.step is not None:
+            watch.step(report)
+
+    def _result(self) -> Result:
+        return self.tuned.result({**self.facts, "steps": self.done})
+
+    def _keep(self, keeping: Keeping | None, *, last: bool) -> None:
+        if keeping is None or not self.accelerator.is_main_process:
+            return
+        if self.done % keeping.every == 0 or last:
+            self._save_state(keeping)
+        if keeping.results_every is not None and self.done % keeping.results_every == 0:
+            folder = keeping.folder / "steps"
+            folder.mkdir(parents=True, exist_ok=True)
+            suffix = ".safetensors" if self.config.method == "svdiff" else ""
+            self._result().save(folder / f"step-{self.done:06d}{suffix}", overwrite=True)
+
+    def _save_state(self, keeping: Keeping) -> None:
+        if self.accelerator.is_main_process:
+            save_state(
+                keeping.states,
+                self.done,
+                self.parameters,
+                self.optimizer,
+                {**self.facts, "pictures": self.digest},
+                self.scaler.state_dict(),
+                keeping.newest,
+            )
+
+    def _resume(self, keeping: Keeping, watch: Watch) -> None:
+        """Go on from the newest state.
+
+        Raises:
+            TrainError: it is of another run.
+            InputError: it is damaged.
+        """
+        found = states(keeping.states)
+        if not found:
+            return
+        state = load_state(found[-1])
+        check_same(state, found[-1], {**self.facts, "pictures": self.digest})
+        restore(state, found[-1], self.parameters, self.optimizer)
+        if state.scaler:
+            self.scaler.load_state_dict(dict(state.scaler))
+        self.done = state.step
+        if watch.say is not None:
+            watch.say(f"going on from step {self.done}")
+
+    def _validate(self, validation: Validation, keeping: Keeping | None) -> None:
+        if self.accelerator.is_main_process:
+            folder = None if keeping is None else keeping.folder / "validation"
+            validation.paint(self.family.pipeline, self.done, folder, self.accelerator.trackers)
 
 
-def _groups(handle: Handle, config: TrainConfig) -> Sequence[dict[str, Any]]:
-    """Shifts of norm weights have a learning rate of their own."""
-    kinds = handle.kinds()
-    groups = []
-    for kind, rate in (("spectral", config.learning_rate), ("elementwise", config.learning_rate_1d)):
-        chosen = [parameter for name, parameter in handle.parameters() if kinds[name] == kind]
-        if chosen:
-            groups.append({"params": chosen, "lr": rate})
-    return groups
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
+def _smaller(config: TrainConfig) -> list[str]:
+    """Return the settings that would save memory and are not at their smallest."""
+    found = []
+    if config.batch > 1:
+        found.append(f"batch_size below {config.batch} (with accumulate, the step is the same)")
+    if not config.gradient_checkpointing:
+        found.append("gradient_checkpointing")
+    if config.mixed_precision == "no":
+        found.append("mixed_precision to bf16")
+    return [*found, "resolution lower", "selectors to a part of the model"]

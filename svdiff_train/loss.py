@@ -11,7 +11,9 @@ def denoising_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
 
 
-def prior_preserving_loss(prediction: Tensor, target: Tensor, subjects: int, prior_weight: float) -> Tensor:
+def prior_preserving_loss(
+    prediction: Tensor, target: Tensor, subjects: int, prior_weight: float, weights: Tensor | None = None
+) -> Tensor:
     """Return L = E‖…‖² over the subject's samples + λ E‖…‖² over the class's samples (Eq. 3).
 
     Args:
@@ -19,8 +21,11 @@ def prior_preserving_loss(prediction: Tensor, target: Tensor, subjects: int, pri
         target: the same shape.
         subjects: how many samples are the subject's; what follows are the class's, if any.
         prior_weight: λ.
+        weights: (batch,), of each sample's squared error; ones if not given.
     """
     losses = denoising_loss(prediction, target)
+    if weights is not None:
+        losses = losses * weights
     loss = losses[:subjects].mean()
     if len(losses) > subjects:
         loss = loss + prior_weight * losses[subjects:].mean()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from support.hub import Hub, serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's library is imported: no test leaves this machine
 
@@ -18,3 +21,60 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["SVDIFF_HOME"] = str(folder)
     yield folder
     del os.environ["SVDIFF_HOME"]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The local Hub cache, empty."""
+    from huggingface_hub import constants
+
+    folder = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    return folder
+
+
+@pytest.fixture
+def unreachable(cache: Path) -> Path:
+    """The local Hub cache, without network."""
+    from huggingface_hub import constants
+
+    assert constants.HF_HUB_OFFLINE  # as all tests are
+    return cache
+
+
+@pytest.fixture
+def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on this machine, which the Hub's own library talks to."""
+    from huggingface_hub import constants, hf_api
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serve(Hub()) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # which diffusers asks
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # it speaks LFS, not xet
+        yield hub
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the Hub's library would have waited before it tried again; it does not."""
+    from huggingface_hub import file_download
+    from huggingface_hub.utils import _http
+
+    waited: list[float] = []
+    clock = SimpleNamespace(sleep=waited.append, time=time.time, monotonic=time.monotonic)
+    for module in (_http, file_download):
+        monkeypatch.setattr(module, "time", clock)
+    return waited
+
+
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The token of `owner`, set as users set it."""
+    from support.hub import TOKEN
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return TOKEN

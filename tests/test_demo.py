@@ -27,8 +27,11 @@ def test_the_demo_trains_adds_interpolates_bakes_and_paints(tmp_path: Path) -> N
     lineage = load(folder / "both.safetensors").metadata.lineage
     assert lineage is not None
     assert lineage.record.operation == "add"
-    assert all(difference <= 2 for difference in report["difference"].values())
     assert report["difference"].keys() == {"F16", "F32"}
+    assert report["difference"]["F32"] <= 2
+    # How far a picture moves when weights are rounded to F16 is the base's affair (3 on one pixel of today's); that
+    # baking does nothing but round is ours.
+    assert report["beyond_rounding"] == 0
     assert report["peak memory"] <= 3e9
     with Image.open(report["sheet"]) as sheet:
         assert sheet.height > 7 * 128  # base, A, B, A + B and three interpolations, twice enlarged

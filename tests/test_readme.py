@@ -6,22 +6,31 @@ import re
 import shlex
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from PIL import Image
+from support.commands import svdiff
+from support.hub import Hub, folder_files
 
 from svdiff_cli.main import main
-from svdiff_delta import load
+from svdiff_delta import load, push
+from svdiff_delta.build import zero_delta
+from svdiff_delta.delta import Delta
+from svdiff_delta.file import dumps
+from svdiff_train.tiny import base_path, open_tiny
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-def fences(language: str) -> list[str]:
+def fences(language: str, page: str = README) -> list[str]:
     """Return the contents of all fences in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
 def command_lines() -> list[str]:
@@ -52,7 +61,7 @@ def test_the_library_example_runs_offline_as_it_stands(tmp_path: Path, monkeypat
     def refuse(*args: object) -> None:
         raise AssertionError("the example needs the network")
 
-    (example,) = fences("python")
+    example, _ = fences("python")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
@@ -63,9 +72,61 @@ def test_the_library_example_runs_offline_as_it_stands(tmp_path: Path, monkeypat
 
 
 def test_the_library_example_has_about_ten_lines() -> None:
-    (example,) = fences("python")
+    example, _ = fences("python")
     lines = [line for line in example.splitlines() if line and not line.startswith(("import", "from"))]
     assert len(lines) <= 12
+
+
+def serve_dog(hub: Hub) -> None:
+    """Put the embedded base and a delta of it on a Hub, under the names of the example."""
+    zero = zero_delta(open_tiny(), "mid-ca")
+    shifted = {name: shift + np.float32(0.2) for name, shift in zero.items()}
+    base = replace(
+        zero.metadata.base, repository="alice/base", revision=hub.add("alice/base", folder_files(base_path()))
+    )
+    dog = Delta(shifted, replace(zero.metadata, base=base, training={"prompt": "a photo of a sks dog"}))
+    hub.add("alice/dog", {"svdiff.safetensors": dumps(dog)})
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pipelines take three steps where nothing else is said: whether lines run does not hang on it."""
+    from diffusers import StableDiffusionPipeline
+
+    paint = StableDiffusionPipeline.__call__
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", partialmethod(paint, num_inference_steps=3))
+
+
+def check_picture(path: Path) -> None:
+    with Image.open(path) as picture:
+        assert picture.size == (64, 64)
+
+
+def test_from_the_name_of_a_repository_to_a_picture_in_five_lines(
+    hub: Hub, few_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, example = fences("python")
+    assert len(list(filter(None, example.splitlines()))) == 5
+    serve_dog(hub)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+    check_picture(tmp_path / "dog.png")
+
+
+def test_the_lines_of_a_card_run_as_they_stand(
+    hub: Hub, token: str, few_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve_dog(hub)
+    push(load("alice/dog"), "owner/dog", license="mit")
+    card = hub.files("owner/dog")["README.md"].decode()
+    (code,) = fences("python", card)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "card", "exec"), {"__name__": "card"})
+    check_picture(tmp_path / "picture.png")
+    (line,) = (line for text in fences("sh", card) for line in text.splitlines() if line.startswith("svdiff"))
+    outcome = svdiff(*shlex.split(line)[1:], "--force", "--steps", "2")
+    assert outcome.code == 0, outcome.err
+    check_picture(tmp_path / "picture.png")
 
 
 @pytest.mark.parametrize("line", command_lines())

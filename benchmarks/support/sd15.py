@@ -13,7 +13,7 @@ from torch import Tensor
 
 from svdiff_delta.basis import matricize
 from svdiff_delta.container import header_bytes
-from svdiff_delta.kinds import shiftable
+from svdiff_delta.kinds import shiftable as shiftable
 
 
 def skeleton() -> Any:

@@ -14,7 +14,7 @@ from svdiff_delta._text import printable
 from . import options
 from .manifest import TwoForms
 from .progress import Bar
-from .references import needs, open_reference, say, sole_component
+from .references import local_file, needs, open_reference, say, sole_component
 from .writing import Writing, writes_delta
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def convert(
     """Convert a delta to LoRA or full weights, or these or shifts of other programs to a delta.
 
     IN is a delta file, an adapter (a file, or PEFT's folder), a file that --to full wrote, or, with --from full, a
-    tuned model: a pipeline's folder, a model's folder, or a safetensors file.
+    tuned model: a pipeline's folder, a model's folder, or a safetensors file. A file may be owner/repo[/file] on the
+    Hub.
 
     --to peft, diffusers, kohya or lycoris keeps of each weight's change the part of the largest --rank, which is the
     best copy of that rank, and says how much of the change it retains. --to full writes all of it, computed before it
@@ -114,12 +115,13 @@ def convert(
         svdiff convert --manifest all.yaml --jobs 4 [--report REPORT] [--force] [--dry-run] [--json] [--quiet]
     """
     model = open_reference(base)
-    _check_output(writing, Path(source), *_files(model))
+    given = local_file(source)
+    _check_output(writing, Path(given), *_files(model))
     from svdiff_delta.convert import convert as run
 
     with Bar("converting", quiet=writing.silent) as bar:
         found = run(
-            source,
+            given,
             to=to,
             base=model,
             from_=from_,

@@ -18,7 +18,7 @@ from .train import watch_with
 
 if TYPE_CHECKING:
     from svdiff_train.demo import Report
-    from svdiff_train.loop import Watch
+    from svdiff_train.watch import Watch
 
 
 @click.command()
@@ -70,5 +70,6 @@ def _print(report: Report, sheet: Path, seconds: float, memory: int) -> None:
     click.echo()
     for dtype, difference in report.difference.items():
         click.echo(f"attached and baked ({dtype}) pictures differ by at most {difference}/255")
+    click.echo(f"of which rounding to F16 does not explain {report.beyond_rounding}/255")
     click.echo(f"{seconds:.0f} s in all, at most {memory / 1e9:.1f} GB of memory")
     click.echo(f"contact sheet: {sheet}")

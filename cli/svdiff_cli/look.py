@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from svdiff_delta._text import printable
+from svdiff_delta._text import plain, printable
 
 from . import options
 from .progress import Bar
-from .references import open_reference, sole_component
+from .references import local_file, open_reference, sole_component
 
 if TYPE_CHECKING:
     from svdiff_delta import Delta
-    from svdiff_delta.lineage import Lineage, Record
 
 
 @click.command(cls=options.LightCommand)
@@ -37,7 +36,7 @@ def info(delta: str, layers: bool, as_json: bool) -> None:
         return
     for key, value in facts.items():
         if key not in ("layers", "blocks") and value not in (None, {}, ""):
-            click.echo(f"{key:<11} {_plain(value)}")
+            click.echo(f"{key:<11} {plain(value)}")
     _print_blocks(facts["blocks"])
     if layers:
         click.echo()
@@ -59,6 +58,7 @@ def _print_blocks(blocks: dict[str, dict[str, float]]) -> None:
 @options.as_json
 def lineage(delta: str, as_json: bool) -> None:
     """Draw how a delta was made, as a tree of operations down to trained files."""
+    from svdiff_delta.drawing import draw
     from svdiff_delta.file import load
     from svdiff_delta.lineage import dump_lineage
 
@@ -66,27 +66,8 @@ def lineage(delta: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(dump_lineage(metadata.lineage) if metadata.lineage else None))
         return
-    click.echo(printable(metadata.title or delta))
-    if metadata.lineage is None:
-        click.echo("└── trained" if metadata.training else "└── no operation is recorded")
-        return
-    _draw(metadata.lineage, metadata.lineage.record, "", ())
-    if omitted := metadata.lineage.extra.get("omitted"):
-        click.echo(f"left out for size: {_plain(omitted)}")
-
-
-def _draw(whole: Lineage, record: Record, indent: str, above: tuple[str, ...]) -> None:
-    """Print an operation and below it what it was made from."""
-    arguments = ", ".join(f"{key} {_plain(value)}" for key, value in record.arguments.items())
-    click.echo(f"{indent}└── {printable(record.operation)}({arguments})")
-    indent += "    "
-    for sha256 in record.inputs:
-        source = whole.files.get(sha256)
-        title = "" if source is None or source.title is None else f"  {printable(source.title)}"
-        made = "" if source is None or source.record is not None else "  trained" if source.training else ""
-        click.echo(f"{indent}├── {sha256[:12]}{title}{made}")
-        if source is not None and source.record is not None and sha256 not in above:
-            _draw(whole, source.record, f"{indent}│   ", (*above, sha256))
+    for line in draw(metadata, title=delta):
+        click.echo(line)
 
 
 @click.command()
@@ -135,7 +116,7 @@ def _replayed(delta: str, folder: Path) -> dict[str, Any]:
     from svdiff_delta.errors import InputError
     from svdiff_delta.replay import replay
 
-    outcome = replay(Path(delta), folder)
+    outcome = replay(Path(local_file(delta)), folder)
     if not outcome.same:
         raise InputError(f"{delta}: what its lineage says gives another file ({outcome.difference})")
     return {"inputs": {sha256: str(path) for sha256, path in outcome.found.items()}, "made": list(outcome.made)}
@@ -196,13 +177,3 @@ def _facts(delta: Delta, *, layers: bool) -> dict[str, Any]:
             for name, parameter in parameters.items()
         }
     return facts
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return " ".join(map(_plain, value))
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

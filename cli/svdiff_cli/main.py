@@ -9,7 +9,7 @@ import click
 
 from svdiff_delta.errors import DeltaError
 
-from . import bake, basis, calculate, compare, convert, demo, look, merge, plot, train
+from . import bake, basis, calculate, compare, convert, demo, generate, hub, look, merge, plot, train
 
 INTERRUPTED = 130
 
@@ -37,8 +37,9 @@ class ErrorHandling(click.Group):
 def main() -> None:
     """Spectral shifts (SVDiff) as files: look at them, calculate with them, bake, train and see them.
 
-    A DELTA is a delta file. A BASE is a diffusers pipeline's folder, a model's folder, a safetensors file,
-    owner/repo[@revision] on the Hub, or the word `tiny`, the embedded base; BASE:fp16 opens a variant's files.
+    A DELTA is a delta file, or owner/repo[@revision][/file] on the Hub. A BASE is a diffusers pipeline's folder, a
+    model's folder, a safetensors file, owner/repo[@revision] on the Hub, or the word `tiny`, the embedded base;
+    BASE:fp16 opens a variant's files. What exists as a path is one; hf:// in front forces the Hub.
     """
 
 
@@ -61,8 +62,10 @@ for command in (
     bake.bake,
     convert.convert,
     convert.rebase,
+    hub.push,
+    hub.pull,
     train.train,
-    train.generate,
+    generate.generate,
     demo.demo,
 ):
     main.add_command(command)

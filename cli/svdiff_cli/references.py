@@ -21,12 +21,12 @@ _VARIANT = re.compile(r"(?P<base>[^:]{2,}|hf://[^:]+):(?P<variant>[A-Za-z_][\w-]
 
 
 def split_weight(reference: str) -> tuple[str, float]:
-    """Return path and weight of `PATH[:WEIGHT]`; a path that exists as it is has weight 1.
+    """Return DELTA and weight of `DELTA[:WEIGHT]`; a path that exists as it is has weight 1.
 
     Raises:
         InputError: the weight is not a finite number.
     """
-    if ":" not in reference or _is_path(reference):
+    if ":" not in reference or is_path(reference):
         return reference, 1.0
     path, _, text = reference.rpartition(":")
     try:
@@ -38,7 +38,8 @@ def split_weight(reference: str) -> tuple[str, float]:
     return path, weight
 
 
-def _is_path(reference: str) -> bool:
+def is_path(reference: str) -> bool:
+    """Tell whether there is something at a path; a reference to the Hub is none."""
     try:
         return Path(reference).exists()
     except OSError:  # too long for a file's name, or in a folder that may not be searched
@@ -46,11 +47,20 @@ def _is_path(reference: str) -> bool:
 
 
 def open_deltas(references: Sequence[str]) -> tuple[list[Delta], list[float]]:
-    """Open every `PATH[:WEIGHT]`, and return deltas and weights."""
+    """Open every `DELTA[:WEIGHT]`, and return deltas and weights."""
     from svdiff_delta.file import load
 
     pairs = [split_weight(reference) for reference in references]
     return [load(path) for path, _ in pairs], [weight for _, weight in pairs]
+
+
+def local_file(reference: str) -> str:
+    """Return the path of a file: as it was written, or where it is in the local Hub cache once it was fetched."""
+    from svdiff_delta.download import fetch_delta
+    from svdiff_delta.repository import Reference, locate
+
+    place = locate(reference)
+    return str(fetch_delta(place)) if isinstance(place, Reference) else reference
 
 
 def open_reference(reference: str, component: str | None = None, variant: str | None = None) -> Base:
@@ -76,7 +86,7 @@ def open_reference(reference: str, component: str | None = None, variant: str | 
 def split_variant(reference: str) -> tuple[str, str | None]:
     """Return reference and variant of `BASE[:VARIANT]`; a path that exists as it is has none."""
     match = _VARIANT.fullmatch(reference)
-    return (match["base"], match["variant"]) if match and not _is_path(reference) else (reference, None)
+    return (match["base"], match["variant"]) if match and not is_path(reference) else (reference, None)
 
 
 def sole_component(deltas: Sequence[Delta]) -> str | None:

@@ -1,8 +1,12 @@
-"""Commands that run a model: train, generate."""
+"""The command that trains: every setting of a run as an option, or from a run file."""
 
 from __future__ import annotations
 
+import json
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,131 +14,286 @@ import click
 
 from . import options
 from .progress import Bar
-from .references import needs, open_deltas, open_reference, say
+from .references import needs, open_reference, say
 
 if TYPE_CHECKING:
-    from svdiff_delta import Base
     from svdiff_train.config import TrainConfig
-    from svdiff_train.loop import Outcome, Watch
+    from svdiff_train.loop import Keeping, Outcome
+    from svdiff_train.validate import Validation
+    from svdiff_train.watch import Report, Watch
 
-INTERRUPTED = 130
+SIGNALLED = 128
+"""Exit code of a run that a signal ended, less the signal's number, as shells have it."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of `TrainConfig` as an option; what is not given is left to the run file, then to the config.
+
+    Attributes:
+        name: of the field.
+        kind: the option's type; bool makes a flag.
+        help: what it says in the help text.
+        default: what the help text names as default.
+        many: whether it may be given several times.
+    """
+
+    name: str
+    kind: Any
+    help: str
+    default: str = ""
+    many: bool = False
+
+    def __call__(self, command: Callable[..., Any]) -> Callable[..., Any]:
+        """Add the option to a command."""
+        flag = "--select" if self.name == "selectors" else f"--{self.name.replace('_', '-')}"
+        more: dict[str, Any] = {"is_flag": True} if self.kind is bool else {"type": self.kind, "multiple": self.many}
+        text = f"{self.help} [default: {self.default}]" if self.default else self.help
+        return click.option(flag, self.name, default=None, help=text, **more)(command)
+
+
+SETTINGS = (
+    Setting("prompt", str, "Describes the pictures, with a rare token: 'a photo of a V1 dog'."),
+    Setting("class_prompt", str, "Describes the class, 'a photo of a dog'; turns prior preservation on."),
+    Setting("token", str, "The rare token that prompt and captions must have.", "what the class prompt lacks"),
+    Setting(
+        "method",
+        click.Choice(["svdiff", "full", "lora", "kv"]),
+        "Shifts, or a baseline: all weights, LoRA, Custom Diffusion's K and V.",
+        "svdiff",
+    ),
+    Setting("selectors", str, "What is trained; may be given several times.", "all layers of the denoiser", many=True),
+    Setting("steps", click.IntRange(1), "Optimizer steps.", "500"),
+    Setting("batch_size", click.IntRange(1), "Pictures of the subject per batch and process.", "1; of kv 2"),
+    Setting("accumulate", click.IntRange(1), "Batches that make one step.", "1"),
+    Setting(
+        "learning_rate",
+        float,
+        "Of shifts of singular values, or of what the method trains.",
+        "0.001; of full 5e-06, of lora 0.0001, of kv 1e-05",
+    ),
+    Setting("learning_rate_1d", float, "Of shifts of norm weights.", "1e-06"),
+    Setting("schedule", str, "How the rate goes: constant, linear, cosine, …", "constant"),
+    Setting("warmup", click.IntRange(0), "Steps in which the rate rises.", "0"),
+    Setting("weight_decay", float, "Of AdamW.", "0.01"),
+    Setting("max_grad_norm", float, "Gradients are clipped to it.", "1.0"),
+    Setting("prior_weight", float, "λ of Eq. 3.", "1.0"),
+    Setting("class_images", click.IntRange(1), "Pictures of the class to paint.", "200"),
+    Setting("snr_gamma", float, "γ of min-SNR weighting; 5 is usual.", "none"),
+    Setting("seed", click.IntRange(0, 2**53 - 1), "Of all draws.", "0"),
+    Setting("resolution", click.IntRange(8), "Side of the pictures in pixels.", "the model's"),
+    Setting("crop", click.Choice(["center", "random"]), "Where pictures are cut to size.", "center"),
+    Setting("flip", bool, "Mirror half of the pictures."),
+    Setting("buckets", bool, "Let pictures keep about their own shape."),
+    Setting("mixed_precision", click.Choice(["no", "fp16", "bf16"]), "What the model computes in.", "no"),
+    Setting("gradient_checkpointing", bool, "Save memory, and compute twice."),
+    Setting("compile", bool, "Run the denoiser through torch.compile."),
+    Setting("train_rank", click.IntRange(1), "Shift only so many largest singular values of each weight.", "all"),
+    Setting("revive", bool, "Let shifts below −σ come back (projected gradient)."),
+    Setting("lora_rank", click.IntRange(1), "Rank of LoRA.", "4"),
+)
+"""Every setting of a run."""
+
+
+def settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command an option for every setting."""
+    for setting in reversed(SETTINGS):
+        command = setting(command)
+    return command
 
 
 @click.command()
-@click.argument("base", metavar="BASE")
-@click.argument("images", metavar="IMAGES", type=click.Path(path_type=Path))
-@click.option("--prompt", required=True, help="Describes the pictures, with a rare token: 'a photo of a V1 dog'.")
-@click.option("--class-prompt", help="Describes the class, 'a photo of a dog'; turns prior preservation on.")
-@click.option("--select", "selectors", multiple=True, default=["unet"], show_default=True, help="What is shifted.")
-@click.option("--steps", default=500, show_default=True, help="Optimizer steps.")
-@click.option("--batch-size", default=1, show_default=True, help="Pictures of the subject per step.")
-@click.option("--learning-rate", default=1e-3, show_default=True, help="Of shifts of singular values.")
-@click.option("--learning-rate-1d", default=1e-6, show_default=True, help="Of shifts of norm weights.")
-@click.option("--prior-weight", default=1.0, show_default=True, help="λ of Eq. 3.")
-@click.option("--class-images", default=200, show_default=True, help="Pictures of the class to generate.")
-@click.option("--resolution", type=click.IntRange(8), help="Side of the pictures in pixels [default: the model's].")
-@click.option("--mixed-precision", type=click.Choice(["no", "fp16", "bf16"]), default="no", show_default=True)
-@options.seed
-@options.output("The delta file to write.")
+@click.argument("base", metavar="BASE", required=False)
+@click.argument("images", metavar="IMAGES", required=False)
+@click.option("--config", "run_file", type=click.Path(path_type=Path), help="A run file; options given here win.")
+@settings
+@click.option("--run-folder", type=click.Path(path_type=Path), help="Folder of states and so on [default: OUTPUT.run].")
+@click.option("--resume", is_flag=True, help="Go on from the newest state in the run folder.")
+@click.option("--save-every", default=100, show_default=True, type=click.IntRange(1), help="Steps between states.")
+@click.option("--keep", default=2, show_default=True, type=click.IntRange(1), help="How many states stay.")
+@click.option("--keep-every", type=click.IntRange(1), help="Steps between results that all stay, to choose from.")
+@click.option("--class-folder", type=click.Path(path_type=Path), help="Pictures of the class [default: in RUN-FOLDER].")
+@click.option("--validate", "validation_prompts", multiple=True, help="Paint this on the way; may be repeated.")
+@click.option("--validate-every", default=100, show_default=True, type=click.IntRange(1), help="Steps between.")
+@click.option("--tracker", "trackers", multiple=True, help="Such as tensorboard; may be repeated.")
+@click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
+@options.output("The delta file to write; a folder for the other methods.")
 @options.title
+@options.dry_run
 @options.force
+@options.as_json
 @options.quiet
-def train(base: str, images: Path, output: Path, title: str | None, force: bool, quiet: bool, **settings: Any) -> None:
+def train(base: str | None, images: str | None, run_file: Path | None, output: Path, **given: Any) -> None:
     """Train a delta from a few pictures in a folder.
 
-    This is DreamBooth on spectral shifts (Eq. 1 and 3 of the paper). Ctrl-C ends the run after the current step
-    and saves what it has.
+    This is DreamBooth on spectral shifts (Eq. 1 and 3 of the paper). Ctrl-C and SIGTERM end the run after the current
+    step; its state is kept, and --resume goes on from it. Next to the result stands OUTPUT.toml, which
+    repeats the run.
 
     \b
         svdiff train tiny pictures --prompt 'a photo of a sks dog' --class-prompt 'a photo of a dog' -o dog.safetensors
+        svdiff train --config dog.toml -o again.safetensors
     """
-    from svdiff_delta._atomic import check_output
-
-    check_output(output, overwrite=force)
+    own = {setting.name: given.pop(setting.name) for setting in SETTINGS}
+    command = _Command(output, **given)
+    command.check()
     needs("diffusers", "train")
-    model = open_reference(base)
-    from svdiff_delta.file import save
+    described = _described(run_file, base, images, own)
+    base, images = described.pop("base"), described.pop("images")
     from svdiff_train.config import TrainConfig
 
-    outcome = run_training(model, images, TrainConfig(**settings), quiet=quiet)
-    save(outcome.delta.with_title(title), output, overwrite=force)
-    if outcome.interrupted:
-        say(f"interrupted: saved the state after {outcome.steps} steps to {output}")
-        sys.exit(INTERRUPTED)
-    if not quiet:
-        click.echo(f"wrote {output}: {outcome.steps} steps, {output.stat().st_size:,} bytes")
+    command.run(base, Path(images), TrainConfig.from_facts(described))
 
 
-def run_training(base: Base, images: Path, config: TrainConfig, *, quiet: bool) -> Outcome:
-    """Train with a progress bar."""
-    from svdiff_train.loop import train
+def _described(run_file: Path | None, base: str | None, images: str | None, own: dict[str, Any]) -> dict[str, Any]:
+    """Return the whole run: what the file says, overruled by what was given."""
+    from svdiff_train.runfile import read_run
 
-    with Bar("loading", quiet=quiet) as bar:
-        return train(base, images, config, watch=watch_with(bar))
+    found = {} if run_file is None else read_run(run_file)
+    places = {"base": base, "images": images}
+    found |= {key: value for key, value in {**own, **places}.items() if value is not None and value not in ((), False)}
+    for key in ("base", "images", "prompt"):
+        if key not in found:
+            raise click.UsageError(f"Missing {'option --prompt' if key == 'prompt' else f'argument {key.upper()}'}.")
+    return found
 
 
-def watch_with(bar: Bar) -> Watch:
-    """Let a bar show bases, then pictures of the class, then steps with their loss."""
-    from svdiff_train.loop import Watch
+@dataclass(frozen=True)
+class _Command:
+    """Everything but the settings of the run itself."""
+
+    output: Path
+    run_folder: Path | None
+    resume: bool
+    save_every: int
+    keep: int
+    keep_every: int | None
+    class_folder: Path | None
+    validation_prompts: tuple[str, ...]
+    validate_every: int
+    trackers: tuple[str, ...]
+    skip_bad: bool
+    title: str | None
+    dry_run: bool
+    force: bool
+    as_json: bool
+    quiet: bool
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.run_folder or self.output.with_suffix(".run")
+
+    @property
+    def run_file(self) -> Path:
+        """The run file next to the result."""
+        return self.output.with_suffix(".toml")
+
+    def check(self) -> None:
+        """Refuse what would fail after hours."""
+        from svdiff_delta._atomic import check_output
+        from svdiff_delta.errors import OutputError
+
+        overwrite = self.force or self.resume
+        check_output(self.output, overwrite=overwrite)
+        check_output(self.run_file, overwrite=overwrite)
+        if not overwrite and any((self.folder / "state").glob("step-*")):
+            raise OutputError(
+                f"{self.folder}: holds states of a run", fix="go on from them with --resume, or start anew with --force"
+            )
+
+    def keeping(self) -> Keeping:
+        """Return what is kept on the way."""
+        from svdiff_train.loop import Keeping
+
+        return Keeping(
+            folder=self.folder,
+            every=self.save_every,
+            newest=self.keep,
+            results_every=self.keep_every,
+            resume=self.resume,
+        )
+
+    def validation(self) -> Validation | None:
+        """Return what is painted on the way."""
+        from svdiff_train.validate import Validation
+
+        if not self.validation_prompts:
+            return None
+        return Validation(prompts=self.validation_prompts, every=self.validate_every)
+
+    def run(self, base: str, images: Path, config: TrainConfig) -> None:
+        """Train, write the result and its run file, and say so."""
+        from svdiff_train.loop import plan, train
+
+        model = open_reference(base)
+        if self.dry_run:
+            self.tell(plan(model, images, config, skip_bad=self.skip_bad))
+            return
+        silent = self.quiet or self.as_json
+        with Bar("loading", quiet=silent) as bar:
+            outcome = train(
+                model,
+                images,
+                config,
+                watch=watch_with(bar, None if silent else say),
+                keeping=self.keeping(),
+                validation=self.validation(),
+                class_folder=self.class_folder or self.folder / "class",
+                trackers=self.trackers,
+                skip_bad=self.skip_bad,
+            )
+        if outcome.main_process:
+            self.write(outcome, base, images, config)
+        if outcome.signal is not None:
+            sys.exit(SIGNALLED + outcome.signal)
+
+    def write(self, outcome: Outcome, base: str, images: Path, config: TrainConfig) -> None:
+        """Write the result and its run file, and say so."""
+        from svdiff_train.runfile import write_run
+
+        overwrite = self.force or self.resume
+        outcome.result.titled(self.title).save(self.output, overwrite=overwrite)
+        write_run(self.run_file, config.facts(), base, images, overwrite=overwrite)
+        files = [self.output] if self.output.is_file() else [path for path in self.output.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+        if self.as_json:
+            facts = {"output": str(self.output), "steps": outcome.steps, "bytes": size, "loss": outcome.loss}
+            click.echo(json.dumps({**facts, "interrupted": outcome.interrupted, "run": str(self.folder)}))
+        elif outcome.interrupted:
+            say(
+                f"interrupted: saved the state after {outcome.steps} steps to {self.output}; "
+                f"the same command with --resume goes on"
+            )
+        elif not self.quiet:
+            click.echo(f"wrote {self.output}: {outcome.steps} steps, {size:,} bytes")
+
+    def tell(self, facts: dict[str, Any]) -> None:
+        """Print what a run would do."""
+        if self.as_json:
+            click.echo(json.dumps(facts))
+        elif not self.quiet:
+            for key, value in facts.items():
+                click.echo(f"{key.replace('_', ' ')}: {value}")
+
+
+def watch_with(bar: Bar, tell: Callable[[str], None] | None = None) -> Watch:
+    """Let a bar show bases, then pictures of the class, then steps with what is known of them."""
+    from svdiff_train.watch import Watch
+
+    begun: list[float] = []
+
+    def step(report: Report) -> None:
+        begun.append(time.monotonic())
+        seconds = (begun[-1] - begun[0]) / max(1, len(begun) - 1)
+        parts = [f"loss {report.loss:.4f}", f"{seconds:.2f} s/step", f"{report.memory / 1e9:.1f} GB"]
+        if report.dead:
+            parts.append(f"{report.dead} dead")
+        bar(report.step, report.steps, ", ".join(parts), label="training")
 
     return Watch(
         basis=lambda done, total: bar(done, total, label="computing bases"),
         class_images=lambda done, total: bar(done, total, label="painting the class"),
-        step=lambda done, total, loss: bar(done, total, f"loss {loss:.4f}", label="training"),
+        step=step,
+        say=tell,
     )
-
-
-@click.command()
-@click.argument("base", metavar="BASE")
-@click.argument("deltas", metavar="[DELTA[:WEIGHT]]...", nargs=-1)
-@click.option("--prompt", "prompts", multiple=True, required=True, help="What to paint; may be given several times.")
-@click.option("--negative-prompt", help="What not to paint.")
-@click.option("--seed", "seeds", multiple=True, type=int, default=[0], show_default=True, help="One picture per seed.")
-@click.option("--steps", default=50, show_default=True, help="Denoising steps.")
-@click.option("--guidance", default=7.5, show_default=True, help="Classifier-free guidance scale.")
-@options.device
-@options.output("The PNG to write; a labelled sheet if there are several pictures.")
-@options.force
-@options.quiet
-def generate(
-    base: str,
-    deltas: tuple[str, ...],
-    prompts: tuple[str, ...],
-    negative_prompt: str | None,
-    seeds: tuple[int, ...],
-    steps: int,
-    guidance: float,
-    device: str,
-    output: Path,
-    force: bool,
-    quiet: bool,
-) -> None:
-    """Paint pictures with BASE and a sum of deltas.
-
-    \b
-        svdiff generate tiny dog.safetensors --prompt 'a photo of a sks dog' --seed 0 --seed 1 -o dog.png
-    """
-    from svdiff_delta._atomic import check_output, replace_file
-
-    check_output(output, overwrite=force)
-    needs("diffusers", "train")
-    opened, weights = open_deltas(deltas)
-    model = open_reference(base)
-    from svdiff_delta.ops import add
-    from svdiff_delta.runtime import attach
-    from svdiff_train.pipelines import load_pipeline
-    from svdiff_train.sample import Sampling, sheet
-    from svdiff_train.sample import generate as paint
-
-    sampling = Sampling(steps=steps, guidance=guidance, negative_prompt=negative_prompt)
-    pipeline = load_pipeline(model, device=device)
-    if opened:
-        attach(pipeline, add(*opened, weights=weights), base=model)
-    with Bar("painting", quiet=quiet) as bar:
-        images = paint(pipeline, [(prompt, seed) for prompt in prompts for seed in seeds], sampling, bar)
-    rows = [(prompt, images[row * len(seeds) :][: len(seeds)]) for row, prompt in enumerate(prompts)]
-    picture = images[0] if len(images) == 1 else sheet(rows, [f"seed {seed}" for seed in seeds])
-    with replace_file(output, overwrite=force) as stream:
-        picture.save(stream, "PNG")
-    if not quiet:
-        click.echo(f"wrote {output}: {len(images)} pictures")

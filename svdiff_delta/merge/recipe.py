@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import DeltaError, InputError
 from svdiff_delta.file import load
+from svdiff_delta.repository import Reference, locate
 from svdiff_delta.weights import Weight, as_factor
 
 from .apply import merge
@@ -22,11 +23,15 @@ INPUT_KEYS: Final = {"delta", "recipe", "weight", "where"}
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a recipe: a delta file or another recipe, with its weight, or None where it has none."""
+    """One input of a recipe: a delta or another recipe, with its weight, or None where it has none.
+
+    A delta that is not at its path may be one of the Hub: `text` is how the recipe names it.
+    """
 
     path: Path
     is_recipe: bool
     weight: Weight | None
+    text: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def _input(fields: Any, folder: Path) -> Input:
             raise InputError("where: must map selectors to weights")
         factors = {str(selector): _number(factor, f"where {selector}") for selector, factor in where.items()}
         weight = Weight(_number(fields.get("weight", 1.0), "weight"), factors)
-    return Input(folder / fields[kind], kind == "recipe", weight)
+    return Input(folder / fields[kind], kind == "recipe", weight, fields[kind])
 
 
 def _mapping(fields: Any, what: str, known: set[str]) -> dict[str, Any]:
@@ -129,7 +134,10 @@ def run_recipe(path: Path, _above: tuple[Path, ...] = ()) -> Delta:
     if place in _above:
         raise InputError(f"{path}: the recipe takes itself as an input", fix="remove the cycle")
     recipe = read_recipe(path)
-    deltas = [run_recipe(item.path, (*_above, place)) if item.is_recipe else load(item.path) for item in recipe.inputs]
+    deltas = [
+        run_recipe(item.path, (*_above, place)) if item.is_recipe else _load(item, path.parent)
+        for item in recipe.inputs
+    ]
     weights = None
     if any(item.weight is not None for item in recipe.inputs):
         weights = [item.weight or Weight() for item in recipe.inputs]
@@ -138,3 +146,8 @@ def run_recipe(path: Path, _above: tuple[Path, ...] = ()) -> Delta:
     except DeltaError as error:
         raise type(error)(f"{path}: {error.message}", fix=error.fix) from None
     return merged if recipe.title is None else merged.with_title(recipe.title)
+
+
+def _load(item: Input, folder: Path) -> Delta:
+    on_hub = isinstance(locate(item.text, folder), Reference)
+    return load(item.text if on_hub else item.path)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .attachment import attach as attach
 from .handle import Handle as Handle
-from .handle import attach as attach
 from .measure import measure as measure
 
 __all__ = ["Handle", "attach", "measure"]

@@ -1,137 +1,51 @@
-"""Putting δ on a live model, changing it there, and taking it off again, bit for bit."""
+"""Deltas on a live model under names: weighted, swapped, shared out to samples, and taken off again bit for bit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from types import MethodType, TracebackType
-from typing import Any, Final, Self, cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from math import isfinite
+from types import TracebackType
+from typing import Any, Self, cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
 from svdiff_delta._json import JSON
-from svdiff_delta.base import Base
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta
-from svdiff_delta.errors import AttachError, BaseMismatchError, InputError
-from svdiff_delta.fitting import check_base, fit_all
-from svdiff_delta.kinds import kind_of
-from svdiff_delta.parameter import Kind, Parameter
-from svdiff_delta.prepare import Prepared, Weights, fit
-from svdiff_delta.totals import weighted_total
+from svdiff_delta.errors import AttachError, InputError
+from svdiff_delta.ops import add
+from svdiff_delta.parameter import Kind
 
-from .layers import HALF, NormShift, Shift, SpectralShift, WholeShift
-from .models import components, layer
-from .originals import LiveWeights, check_live, find_base
-from .products import is_grouped
+from .board import Board
+from .layers import Shift
+from .sums import Flat, Sums
 
-SLOT: Final = "svdiff_shift"
-"""The name under which a shifted layer holds its `Shift`."""
-
-HOOKED: Final = "_old_forward"
-"""Where accelerate's hooks keep a module's own forward."""
-
-
-@dataclass(frozen=True)
-class _Site:
-    """One shifted weight: its layer, what stands for δ there, what undoes it, and the same for layers that are tied."""
-
-    module: nn.Module
-    shift: Shift
-    undo: Callable[[], None]
-    twins: tuple[_Site, ...] = ()
-
-    def load(self, shift: Tensor) -> None:
-        """Take over a projected δ (size,) in float64."""
-        for site in (self, *self.twins):
-            site.shift.load(shift)
-
-    def restore(self) -> None:
-        """Let the layers be what they were."""
-        for site in (*self.twins, self):
-            site.undo()
-
-
-def attach(
-    target: object,
-    delta: Delta,
-    *,
-    scale: float = 1.0,
-    base: Base | None = None,
-    exact: bool = False,
-    trainable: bool = False,
-    cache: BasisCache | None = None,
-) -> Handle:
-    """Put a delta on a live pipeline or model; nothing is touched before everything is checked.
-
-    Linear layers and convolutions run factored, and their weights are dropped while the factors stand for them; models
-    in half precision, and all with `exact=True`, keep the weights and add the shift's own two products.
-
-    Args:
-        target: a diffusers pipeline, one of its models, or a transformers model.
-        delta: what to put on it.
-        scale: factor on δ.
-        base: where the original weights are; the files the model was loaded from if not given, and the live weights
-            themselves if those are not here. Weights that were cast or offloaded need their files.
-        exact: whether to use the additive form `Wx + U(Δσ ⊙ Vᵀx)`, which equals the baked weight on any base.
-        trainable: whether δ takes gradients (see `Handle.parameters`); the model's own weights are left as they are.
-        cache: where bases are kept; the default cache if not given.
-
-    Returns:
-        The handle that swaps, scales and detaches; as a context manager it detaches at the end.
-
-    Raises:
-        AttachError: a component or layer is not there, is of an unsupported class, or is shifted already.
-        BaseMismatchError: the delta was made for another base.
-        BaseError: a weight cannot be read or used.
-    """
-    models = components(target, (name.partition(".")[0] for name in delta))
-    base = base or find_base(target, models, (name.partition(".")[0] for name in delta))
-    weights: Weights = base or LiveWeights(models)
-    cache = cache or BasisCache()
-    if base is not None:
-        fit_all(base, [delta], cache)  # several bases at once
-    plan: dict[str, tuple[nn.Module, Prepared]] = {}
-    for name in delta:
-        module = layer(models, name)
-        if twin := next((other for other, (taken, _) in plan.items() if taken.weight is module.weight), None):
-            raise AttachError(f"{name}: shifts the same weight as {twin}", fix="keep one of the two names")
-        _check_layer(name, module, delta.metadata.parameters[name])
-        prepared = _fit(weights, name, delta, cache)
-        if base is not None:
-            check_live(name, module, prepared.weight)
-        plan[name] = module, prepared
-    shared = _shared_weights(models)
-    tied = {name: _twins(name, models, module) for name, (module, _) in plan.items()}
-    for name, others in tied.items():
-        for other in others:
-            _check_layer(name, other, delta.metadata.parameters[name])
-    sites = {}
-    for name, (module, prepared) in plan.items():
-        shift = _make_shift(module, prepared, exact=exact, trainable=trainable)
-        drop = base is not None and isinstance(shift, SpectralShift) and not shift.keeps_weight
-        held = id(module.weight) in shared or cast("Tensor", module.weight).device.type == "meta"
-        droppable = drop and not held
-        site = _install(name, module, shift, base if droppable else None)
-        twins = tuple(_install(name, twin, _make_twin(twin, prepared, shift, exact=exact), None) for twin in tied[name])
-        sites[name] = replace(site, twins=twins)
-    return Handle(sites, delta, scale)
+Sample = str | None | Mapping[str, float]
+"""The δ of one sample: a name, none, or names with weights."""
 
 
 class Handle:
-    """A delta on a live model. Made by `attach`.
+    """Deltas on a live model. Made by `attach`.
+
+    What the model computes with is Σ scale · weight · δ over the active deltas, summed first and clipped once.
 
     Args:
-        sites: the shifted layers by parameter name.
-        delta: what was put on them.
-        scale: factor on δ.
+        board: the shifted layers.
+        sums: how δ is laid out.
+        deltas: the deltas by name, all active with weight 1.
+        scale: factor on all.
     """
 
-    def __init__(self, sites: Mapping[str, _Site], delta: Delta, scale: float) -> None:
-        self._sites: dict[str, _Site] = dict(sites)
-        self._delta, self._current, self._scale = delta, delta, _finite(scale)
+    def __init__(self, board: Board, sums: Sums, deltas: Mapping[str, Delta], scale: float) -> None:
+        self._board, self._sums, self._trained = board, sums, board.trained
+        self._held: dict[str, Flat] = {name: self._sums.flatten(delta) for name, delta in deltas.items()}
+        self._active: dict[str, float] = dict.fromkeys(self._held, 1.0)
+        self._scale, self._enabled, self._attached = _finite(scale, "the scale"), True, True
+        self._samples: list[dict[str, float]] = []
+        self._buffer = np.empty(self._sums.size)
         self._write()
 
     def __enter__(self) -> Self:
@@ -142,192 +56,277 @@ class Handle:
     ) -> None:
         self.detach()
 
+    # -- what is there
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of all deltas, active or not."""
+        return tuple(self._held)
+
+    @property
+    def active(self) -> dict[str, float]:
+        """The names of the active deltas, with their weights, in the order in which they are summed."""
+        return dict(self._active)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the active deltas are on."""
+        return self._enabled
+
     @property
     def scale(self) -> float:
-        """The factor on δ."""
+        """The factor on all deltas."""
         return self._scale
-
-    def set_scale(self, scale: float) -> None:
-        """Multiply δ by another factor; raise InputError if it is not finite."""
-        self._scale = _finite(scale)
-        self._write()
-
-    def swap(self, delta: Delta) -> None:
-        """Put another delta of the same base in its place; layers that it does not shift return to δ = 0.
-
-        Raises:
-            AttachError: it shifts a layer that was not attached, or the handle is detached.
-            BaseMismatchError: it was made for another base.
-        """
-        self._check_attached()
-        for name, parameter in delta.metadata.parameters.items():
-            if name not in self._sites:
-                raise AttachError(f"{name}: is not among the attached layers", fix="detach, and attach this delta anew")
-            _check_same(name, self._delta.metadata.parameters[name], parameter)
-        self._current = delta
-        self._write()
-
-    def _write(self) -> None:
-        self._check_attached()
-        # The first delta's parameters stay: they say which numbers are free.
-        for name, site in self._sites.items():
-            parameter = self._delta.metadata.parameters[name]
-            site.load(torch.from_numpy(weighted_total(name, parameter, [self._current], [self._scale])))
-
-    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield parameter name and the free numbers of its δ, for an optimizer; nothing unless `trainable`."""
-        for name, site in self._sites.items():
-            if isinstance(site.shift.value, nn.Parameter):
-                yield name, site.shift.value
 
     def kinds(self) -> dict[str, Kind]:
         """Return the kind of each attached parameter, by name."""
-        return {name: self._delta.metadata.parameters[name].kind for name in self._sites}
+        return {name: parameter.kind for name, parameter in self._sums.parameters.items()}
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield parameter name and the free numbers of its δ, for an optimizer; nothing unless `trainable`."""
+        for name in self._sums.parameters:
+            if name in self._trained:
+                yield name, cast("nn.Parameter", self._trained[name].value)
+
+    def trained(self) -> Mapping[str, Shift]:
+        """Return what is being trained, by parameter name; nothing unless `trainable`."""
+        return {name: self._trained[name] for name in self._sums.parameters if name in self._trained}
+
+    def revive(self) -> None:
+        """From now on, let gradients bring back what is being trained and has fallen below −σ (projected gradient)."""
+        self._board.revive()
 
     def delta(self, *, training: Mapping[str, JSON] | None = None) -> Delta:
-        """Return δ as it is on the model now, with its scale folded in.
+        """Return δ as it is on the model now, its weights and scale folded in; as if it were enabled.
 
         Args:
             training: facts to record in its metadata.
 
         Raises:
+            AttachError: nothing is active, or the handle is detached.
             TensorError: a value is not finite.
         """
         self._check_attached()
-        values = {name: _numpy(site.shift) for name, site in self._sites.items()}
-        metadata = replace(self._delta.metadata, training=training or self._delta.metadata.training)
-        return Delta(values, metadata)
+        factors = self._factors(self._active)
+        if not factors:
+            raise AttachError("no delta is active", fix="name one with `set_adapters`")
+        deltas = [self._held[name].delta for name in factors]
+        if not self._trained and list(factors.values()) != [1.0]:
+            summed = add(*deltas, weights=list(factors.values()))
+            return Delta.from_stored(
+                summed.stored, replace(summed.metadata, training=training or summed.metadata.training)
+            )
+        values = self._trained_values() if self._trained else self._parts(self._total(self._active))
+        metadata = replace(deltas[0].metadata, parameters=self._sums.parameters)
+        return Delta(values, replace(metadata, training=training or metadata.training))
 
-    def detach(self) -> None:
-        """Take δ off; every weight is again what it was, bit for bit. A second call does nothing."""
-        for site in self._sites.values():
-            site.restore()
-        self._sites.clear()
+    # -- what is active
+
+    def set_adapters(self, names: str | Sequence[str], weights: float | Sequence[float] = 1.0) -> None:
+        """Let these deltas be active, and no others, with these weights.
+
+        Args:
+            names: one name, or several, which are summed in this order.
+            weights: one for each name, or one for all.
+
+        Raises:
+            InputError: a name is unknown or given twice, or the weights are not as many or not finite.
+            AttachError: the handle is detached, or its delta is being trained.
+        """
+        self._check_fixed()
+        names = [names] if isinstance(names, str) else list(names)
+        factors = [*weights] if isinstance(weights, Sequence) else [weights] * len(names)
+        if not names:
+            raise InputError("no delta was named", fix="`disable()` turns all of them off")
+        if len(factors) != len(names):
+            raise InputError(f"{len(names)} deltas need as many weights, {len(factors)} were given")
+        if twice := next((name for index, name in enumerate(names) if name in names[:index]), None):
+            raise InputError(f"the delta {twice!r} is named twice", fix="name it once, with the sum of its weights")
+        self._change(_active=self._checked(dict(zip(names, factors, strict=True))))
+
+    def set_scale(self, scale: float) -> None:
+        """Let all deltas have another factor.
+
+        Raises:
+            InputError: it is not finite.
+            AttachError: the handle is detached, or its delta is being trained.
+        """
+        self._check_fixed()
+        self._change(_scale=_finite(scale, "the scale"))
+
+    def enable(self) -> None:
+        """Turn the active deltas on again."""
+        self._set_enabled(True)
+
+    def disable(self) -> None:
+        """Turn all deltas off: the model computes what the base does, to rounding; bit for bit if it is fused."""
+        self._set_enabled(False)
+
+    def _set_enabled(self, enabled: bool) -> None:
+        self._check_attached()
+        if not self._trained:
+            self._change(_enabled=enabled)
+            return
+        self._enabled = enabled
+        self._board.switch(on=enabled)
+
+    # -- which there are
+
+    def add(self, name: str, delta: Delta) -> None:
+        """Hold another delta of the same base and layers, not active yet.
+
+        Raises:
+            InputError: the name is taken.
+            AttachError: it shifts a layer that was not attached, the handle is detached, or its delta is being trained.
+            BaseMismatchError: it was made for another base.
+        """
+        self._check_fixed()
+        if name in self._held:
+            raise InputError(f"there is a delta {name!r} already", fix="choose another name, or `swap` that one")
+        self._held[name] = self._sums.flatten(delta)
+
+    def delete(self, *names: str) -> None:
+        """Forget deltas; those that were active no longer are.
+
+        Raises:
+            InputError: a name is unknown.
+            AttachError: samples have it now, the handle is detached, or its delta is being trained.
+        """
+        self._check_fixed()
+        self._checked(dict.fromkeys(names, 1.0))
+        if busy := next((name for name in names if any(name in sample for sample in self._samples)), None):
+            raise AttachError(f"samples have the delta {busy!r}", fix="delete it after `per_sample`")
+        self._change(_active={name: weight for name, weight in self._active.items() if name not in names})
+        for name in names:
+            self._held.pop(name, None)
+
+    def swap(self, delta: Delta, name: str | None = None) -> None:
+        """Put another delta of the same base in the place of one, with its weight; what it does not shift is at δ = 0.
+
+        Args:
+            delta: the other delta.
+            name: which one it takes the place of; the only active one if not given.
+
+        Raises:
+            AttachError: it shifts a layer that was not attached, or the handle is detached.
+            BaseMismatchError: it was made for another base.
+            InputError: the name is unknown, or several are active and none was named.
+        """
+        self._check_attached()
+        if name is None and len(self._active) != 1:
+            raise InputError(f"{len(self._active)} deltas are active", fix="say which one to swap, by name")
+        name = next(iter(self._active)) if name is None else name
+        self._checked({name: 1.0})
+        self._change(_held={**self._held, name: self._sums.flatten(delta)})
+
+    # -- one batch, many deltas
+
+    @contextmanager
+    def per_sample(self, samples: Sequence[Sample]) -> Iterator[None]:
+        """Let every sample of a batch have its own δ while the block runs.
+
+        A batch that is a multiple of the list is the list over and over, as diffusers doubles it for classifier-free
+        guidance: without and with the prompt, each for all samples in order. A name stands for that delta with weight
+        1, whether it is active or not; the scale is a factor on all. One broadcast multiplication per layer does it.
+
+        Args:
+            samples: for each sample a name, a mapping from names to weights, or None for the base.
+
+        Raises:
+            InputError: a name is unknown, a weight is not finite, or there is no sample; and, from the model, a batch
+                that is no multiple of the list.
+            AttachError: the handle is detached, fused, in another such block, or its delta is being trained.
+        """
+        self._check_fixed()
+        if not self._board.live:
+            raise AttachError("a fused delta is the same for all samples", fix='attach with `mode="live"`')
+        if self._samples:
+            raise AttachError("samples have their own deltas already", fix="leave the block around this one first")
+        if isinstance(samples, str) or not samples:
+            raise InputError("per_sample takes a list with a delta, or None, for every sample of the batch")
+        chosen = [self._checked(_weights(sample)) for sample in samples]
+        with self._board.sharing(len(chosen)):
+            try:
+                self._change(_samples=chosen)
+                yield
+            finally:
+                self._samples = []
+
+    # -- the end
+
+    def detach(self, *, force: bool = False) -> None:
+        """Take all deltas off; every weight is again what it was, bit for bit. A second call does nothing.
+
+        Args:
+            force: whether to write over what others have added to fused weights since.
+
+        Raises:
+            AttachError: something else was put on a layer afterwards; nothing is taken off then.
+        """
+        if not self._attached:
+            return
+        self._board.clear(force=force)
+        self._attached = False
+
+    # -- how
+
+    def _change(self, **state: Any) -> None:
+        """Let some of the state be other than it is, on the model too; what fails changes nothing."""
+        before = {key: getattr(self, key) for key in state}
+        self.__dict__.update(state)
+        try:
+            self._write()
+        except BaseException:
+            self.__dict__.update(before)
+            raise
+
+    def _write(self) -> None:
+        """Put what is active on the model."""
+        total = self._total(self._active if self._enabled else {}, out=self._buffer)
+        self._board.write(total, [self._total(sample if self._enabled else {}) for sample in self._samples])
+
+    def _total(self, weights: Mapping[str, float], out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        return self._sums.total([(self._held[name], factor) for name, factor in self._factors(weights).items()], out)
+
+    def _factors(self, weights: Mapping[str, float]) -> dict[str, float]:
+        return {name: self._scale * weight for name, weight in weights.items()}
+
+    def _parts(self, total: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        return {name: self._sums.part(total, name) for name in self._sums.parameters}
+
+    def _trained_values(self) -> dict[str, NDArray[np.float32]]:
+        return {name: shift.full().detach().float().cpu().numpy() for name, shift in self._trained.items()}
+
+    def _checked(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """Return weights by name if there are such deltas, and they are finite."""
+        for name, weight in weights.items():
+            if name not in self._held:
+                raise InputError(
+                    f"there is no delta {name!r}, there are {', '.join(map(repr, self._held)) or 'none'}",
+                    fix="`add` it under this name first",
+                )
+            _finite(weight, f"the weight of {name!r}")
+        return {name: float(weight) for name, weight in weights.items()}
 
     def _check_attached(self) -> None:
-        if not self._sites:
+        if not self._attached:
             raise AttachError("the delta was detached", fix="attach it again")
 
-
-def _numpy(shift: Shift) -> np.ndarray[Any, np.dtype[np.float32]]:
-    with torch.no_grad():
-        return cast("np.ndarray[Any, np.dtype[np.float32]]", shift.full().float().cpu().numpy())
-
-
-def _finite(scale: float) -> float:
-    if not np.isfinite(scale):
-        raise InputError(f"the scale must be a finite number, is {scale}")
-    return float(scale)
+    def _check_fixed(self) -> None:
+        self._check_attached()
+        if self._trained:
+            raise AttachError(
+                "the delta is being trained", fix="attach what `handle.delta()` returns, without `trainable`"
+            )
 
 
-def _check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
-    if hasattr(module, SLOT):
-        raise AttachError(f"{name}: has a delta on it already", fix="detach that first, or `add` the two deltas")
-    found = kind_of(module, on_request=True)
-    dtype = cast("Tensor", module.weight).dtype
-    if not dtype.is_floating_point or dtype.itemsize < 2:
-        raise AttachError(
-            f"{name}: the live weight is quantized ({str(dtype).removeprefix('torch.')})",
-            fix="load the model in F16, BF16 or F32, or use `bake` on its unquantized base",
-        )
-    if found is None or getattr(module, "max_norm", None) is not None:
-        raise AttachError(f"{name}: layers of class {type(module).__name__} cannot be shifted live", fix="use `bake`")
-    if found != (parameter.kind, parameter.axis):
-        raise AttachError(
-            f"{name}: the delta says {parameter.kind} on axis {parameter.axis}, "
-            f"{type(module).__name__} is {found[0]} on axis {found[1]}"
-        )
+def _weights(sample: Sample) -> Mapping[str, float]:
+    if sample is None:
+        return {}
+    return {sample: 1.0} if isinstance(sample, str) else sample
 
 
-def _fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
-    try:
-        return fit(weights, name, delta, cache)
-    except BaseMismatchError as error:
-        check_base(weights, delta)  # says which others differ too
-        raise error from None
-
-
-def _check_same(name: str, here: Parameter, there: Parameter) -> None:
-    if here.fingerprint != there.fingerprint:
-        raise BaseMismatchError(
-            f"{name}: the delta was made for another base (fingerprint {there.fingerprint}, here {here.fingerprint})",
-            fix="swap only deltas of one base",
-        )
-
-
-def _shared_weights(models: Mapping[str, nn.Module]) -> set[int]:
-    """Return the identities of parameters that several modules own; those must stay where they are."""
-    seen: set[int] = set()
-    shared: set[int] = set()
-    for model in models.values():
-        for module in model.modules():
-            for parameter in module._parameters.values():
-                (shared if id(parameter) in seen else seen).add(id(parameter))
-    return shared
-
-
-def _twins(name: str, models: Mapping[str, nn.Module], module: nn.Module) -> list[nn.Module]:
-    """Return the other layers that a layer's weight is tied to, such as the output layer of an embedding."""
-    model = models[name.partition(".")[0]]
-    return [other for other in model.modules() if other is not module and _weight(other) is _weight(module)]
-
-
-def _weight(module: nn.Module) -> object:
-    return module._parameters.get("weight", module)
-
-
-def _make_twin(module: nn.Module, prepared: Prepared, shift: Shift, *, exact: bool) -> Shift:
-    """Return what stands for the same δ in a tied layer; what is trained there is one parameter."""
-    twin = _make_shift(module, prepared, exact=exact, trainable=shift.trainable)
-    if shift.trainable:
-        twin.value = shift.value
-    return twin
-
-
-def _make_shift(module: nn.Module, prepared: Prepared, *, exact: bool, trainable: bool) -> Shift:
-    if prepared.basis is None:
-        return NormShift(module, prepared, trainable=trainable)
-    if is_grouped(module):
-        return WholeShift(module, prepared, trainable=trainable)
-    half = cast("Tensor", module.weight).dtype in HALF  # a product of two rounded factors is not W to half precision
-    return SpectralShift(module, prepared, exact=exact or half, trainable=trainable)
-
-
-def _install(name: str, module: nn.Module, shift: Shift, base: Base | None) -> _Site:
-    """Let `shift` compute the layer's output; with a base to read it from again, drop the weight."""
-    module.add_module(SLOT, shift)
-    # accelerate brings an offloaded weight in and then calls the forward that it has put aside.
-    attribute = HOOKED if hasattr(module, HOOKED) else "forward"
-    before = module.__dict__.get(attribute)
-    setattr(module, attribute, MethodType(_shifted_forward, module))
-
-    def uninstall() -> None:
-        delattr(module, SLOT)
-        delattr(module, attribute)
-        if before is not None:
-            setattr(module, attribute, before)
-
-    if base is None:
-        return _Site(module, shift, uninstall)
-    weight = cast("nn.Parameter", module.weight)
-    # NaN in one element seen as many: whoever reads the weight past the shift notices at once.
-    weight.data = torch.full((), torch.nan, dtype=weight.dtype, device=weight.device).expand(weight.shape)
-    guard = module.register_state_dict_pre_hook(_refuse_state_dict)
-
-    def restore() -> None:
-        weight.data = base.read(name).to(weight.device, weight.dtype)
-        guard.remove()
-        uninstall()
-
-    return _Site(module, shift, restore)
-
-
-def _shifted_forward(self: nn.Module, x: Tensor, *args: Any) -> Tensor:
-    return cast("Shift", getattr(self, SLOT)).call(self, x, *args)
-
-
-def _refuse_state_dict(module: nn.Module, prefix: str, keep_vars: bool) -> None:  # noqa: ARG001
-    raise AttachError(
-        f"{prefix}weight: cannot be saved while a delta is attached, its factors stand for it",
-        fix="detach first, or write a full checkpoint with `bake`",
-    )
+def _finite(value: float, what: str) -> float:
+    if not isfinite(value):
+        raise InputError(f"{what} must be a finite number, is {value}")
+    return float(value)

@@ -3,212 +3,274 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svdiff_delta.basis import Basis, matricize, unmatricize
+from svdiff_delta.basis import unmatricize
 from svdiff_delta.kinds import NORMS
-from svdiff_delta.parameter import Parameter, free_index
-from svdiff_delta.prepare import Prepared
+from svdiff_delta.parameter import free_index
 
 from . import products
+from .batch import Batch, multiply
 from .originals import device_of
+from .places import Place
+from .products import HALF
+from .response import Form, Response, factored
 
-HALF: Final = (torch.float16, torch.bfloat16)
+WIDE: Final = ("gain", "rows", "value", "floor", "offset", "slope")
+"""What stands for δ; it is float32 at least."""
 
 
 class Shift(nn.Module):
-    """δ of one parameter as a live model holds it: the numbers that are free, in float32.
+    """δ of one parameter as a live layer holds it: as gains, in float32 whatever the model's dtype.
 
-    One number stands for a tied run and none for a null singular value, so whatever a trainer does to them, δ stays
-    projected (spec, section 6.4).
-
-    Args:
-        parameter: what the delta file says.
-        trainable: whether `value` is a parameter that takes gradients.
-    """
-
-    value: Tensor
-    spread: Tensor | None
-
-    def __init__(self, parameter: Parameter, *, trainable: bool) -> None:
-        super().__init__()
-        index = free_index(parameter)
-        count = parameter.size if index is None else int(index.max()) + 1
-        self.register_buffer("spread", None if index is None else torch.from_numpy(index), persistent=False)
-        value = torch.zeros(count)
-        if trainable:
-            self.value = nn.Parameter(value)
-        else:
-            self.register_buffer("value", value, persistent=False)
-        self.trainable: Final = trainable
-
-    def full(self) -> Tensor:
-        """Return δ (size,) with every tied and null entry in its place."""
-        if self.spread is None:
-            return self.value
-        return F.pad(self.value, (1, 0))[self.spread + 1]  # index -1 reads the 0 put in front
-
-    def gather(self, shift: Tensor) -> Tensor:
-        """Return the free numbers of a projected δ (size,)."""
-        if self.spread is None:
-            return shift
-        free = torch.zeros_like(self.value, dtype=shift.dtype)
-        kept = self.spread >= 0
-        free[self.spread[kept]] = shift[kept]
-        return free
-
-    def load(self, shift: Tensor) -> None:
-        """Take over a projected δ (size,) in float64."""
-        with torch.no_grad():
-            self.value.copy_(self.gather(shift))
-
-    def call(self, module: nn.Module, x: Tensor, *args: Any) -> Tensor:
-        """Return the shifted layer's output."""
-        raise NotImplementedError
-
-
-class SpectralShift(Shift):
-    """A linear layer or convolution as `outer(inner(x) ⊙ s)`, where s is affine in Δσ = max(δ, −σ).
-
-    Z form (design: `y = U (g ⊙ Z x) + U_t (Δσ_t ⊙ V_t x)`): the products are Z = UᵀW and U (or Vᵀ and WV where V is the
-    square factor), with the tail's own rows below them; s is 1 + Δσ/σ, 1 on tail and null rows, and Δσ on the tail's
-    own rows. Additive form (`y = W x + U (Δσ ⊙ Vᵀ x)`): the products are Vᵀ and U, s is Δσ, and the layer's own output
-    is added.
+    What is trained is the numbers that are free: one for a tied run and none for a null singular value, so that δ stays
+    projected whatever a trainer does to them (spec, section 6.4).
 
     Args:
-        module: the layer.
-        prepared: its weight, rounded, with its basis.
-        exact: whether to use the additive form.
-        trainable: as in `Shift`.
+        place: the layer and its weight.
+        module: the layer itself, or one that is tied to it.
+        response: how the gain depends on δ.
+        trainable: whether δ is a parameter that takes gradients.
+
+    Attributes:
+        gain: (R,) what multiplies now, unless δ is being trained.
+        rows: (S, R), a row for each sample; None where all samples have the same gain.
+        value: the free numbers of a δ that is being trained; None otherwise.
+        enabled: whether a δ that is being trained is on.
+        revive: whether gradients bring back what has fallen below −σ.
     """
 
-    sigma: Tensor
     gain: Tensor
-    inner: Tensor
-    outer: Tensor
+    rows: Tensor | None
+    value: nn.Parameter | None
+    spread: Tensor | None
+    floor: Tensor
     offset: Tensor
     slope: Tensor
     pick: Tensor | None
 
-    def __init__(self, module: nn.Module, prepared: Prepared, *, exact: bool, trainable: bool) -> None:
-        super().__init__(prepared.parameter, trainable=trainable)
-        basis = cast("Basis", prepared.basis)
-        weight = cast("Tensor", module.weight)
-        self.keeps_weight: Final = exact
-        rows, columns, offset, slope, pick = _additive(prepared, basis) if exact else _factored(prepared, basis)
-        inner, outer = products.product_weights(module, prepared.parameter, rows, columns)
+    def __init__(self, place: Place, module: nn.Module, response: Response, *, trainable: bool) -> None:
+        super().__init__()
+        self.name: Final = place.name
+        self.component: Final = place.component
+        self.parameter: Final = place.parameter
+        self.trainable: Final = trainable
+        self.enabled = True
+        self.revive = False
+        self.batch = Batch(place.component)
         device = device_of(module)
-        self.register_buffer("inner", inner.to(device, weight.dtype), persistent=False)
-        self.register_buffer("outer", outer.to(device, weight.dtype), persistent=False)
-        self.register_buffer("sigma", basis.sigma.float(), persistent=False)
-        self.register_buffer("offset", offset, persistent=False)
-        self.register_buffer("slope", slope, persistent=False)
-        self.register_buffer("pick", pick, persistent=False)
-        self.register_buffer("gain", offset.clone(), persistent=False)
-        self.to(device)
+        index = free_index(place.parameter) if trainable else None
+        count = place.parameter.size if index is None else int(index.max()) + 1
+        self.value = nn.Parameter(torch.zeros(count, device=device)) if trainable else None
+        self._keep(rows=None, spread=None if index is None else torch.from_numpy(index).to(device))
+        self._respond(response, device)
+
+    def _keep(self, **tensors: Tensor | None) -> None:
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def _respond(self, response: Response, device: torch.device) -> None:
+        """Take over how the gain depends on δ; the gain becomes that of δ = 0."""
+        self.response = response
+        self._keep(gain=response.offset.float().to(device))
+        if self.trainable:
+            self._keep(**{name: getattr(response, name).float().to(device) for name in ("floor", "offset", "slope")})
+            self._keep(pick=None if response.pick is None else response.pick.to(device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Shift:
+        """Move and cast everything, but what stands for δ not to half precision: most of it would be lost."""
+        before = {name: found.detach() for name in WIDE if isinstance(found := getattr(self, name, None), Tensor)}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, wide in before.items():
+            now: Tensor = getattr(self, name)
+            if now.dtype in HALF:
+                now.data = wide.to(now.device)
+        return self
+
+    def full(self) -> Tensor:
+        """Return the δ that is being trained (size,), with every tied and null entry in its place."""
+        value = cast("nn.Parameter", self.value)
+        if self.spread is None:
+            return value
+        return F.pad(value, (1, 0))[self.spread + 1]  # index -1 reads the 0 put in front
+
+    def gather(self, numbers: Tensor) -> Tensor:
+        """Return those of (size,) numbers that are free ones of the δ that is being trained."""
+        value = cast("nn.Parameter", self.value)
+        if self.spread is None:
+            return numbers.to(value)
+        free = torch.zeros_like(value)
+        kept = self.spread >= 0
+        free[self.spread[kept]] = numbers.to(value)[kept]
+        return free
+
+    def start(self, shift: Tensor) -> None:
+        """Let training start from a projected δ (size,)."""
+        with torch.no_grad():
+            cast("nn.Parameter", self.value).copy_(self.gather(shift))
+
+    def dead(self) -> Tensor:
+        """Return how many of the δ that is being trained are below −σ, where they do nothing."""
+        return (self.full() < self.floor).sum()
 
     def gains(self) -> Tensor:
-        """Return s (R,) float32; where σ + δ < 0 it does not depend on δ, as under the paper's ReLU."""
+        """Return what multiplies, (R,) float32; where σ + δ < 0 it does not depend on δ, as under the paper's ReLU."""
+        if self.value is None or not self.enabled:
+            return self.gain
         delta = self.full()
-        change = torch.where(delta > -self.sigma, delta, -self.sigma)
+        change = projected(delta, self.floor) if self.revive else torch.where(delta > self.floor, delta, self.floor)
         return self.offset + self.slope * (change if self.pick is None else change[self.pick])
 
-    def load(self, shift: Tensor) -> None:
-        """Take over a projected δ (size,) in float64, and write s."""
-        super().load(shift)
-        with torch.no_grad():
-            self.gain.copy_(self.gains())
+    def forward(self, module: nn.Module, x: Tensor, *args: Any) -> Tensor:
+        """Return the layer's shifted output.
 
-    def call(self, module: nn.Module, x: Tensor, *args: Any) -> Tensor:
-        """Return the shifted layer's output."""
-        gain = products.channels_first(module, self.gains() if self.trainable else self.gain)
+        Raises:
+            InputError: every sample has a δ of its own, and x has another number of samples.
+        """
+        if self.rows is None:
+            return self.call(module, self.gains(), x, *args)
+        self.batch.check(self.name, x)
+        return self.call(module, self.rows, x, *args)
+
+    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any) -> Tensor:
+        """Return the layer's output with this gain, (R,) or (S, R)."""
+        raise NotImplementedError
+
+
+def projected(delta: Tensor, floor: Tensor) -> Tensor:
+    """Return max(δ, −σ), through which gradients pass that would bring δ back."""
+    return cast("Tensor", _Projected.apply(delta, floor))  # type: ignore[no-untyped-call]
+
+
+class _Projected(torch.autograd.Function):
+    """max(δ, −σ) with the projected gradient: below −σ only what would bring δ back passes."""
+
+    @staticmethod
+    def forward(ctx: Any, delta: Tensor, floor: Tensor) -> Tensor:
+        """Return max(δ, −σ)."""
+        ctx.save_for_backward(delta, floor)
+        return torch.where(delta > floor, delta, floor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient by δ."""
+        delta, floor = ctx.saved_tensors
+        (grad,) = grads
+        return torch.where((delta > floor) | (grad < 0), grad, 0.0), None
+
+
+class SpectralShift(Shift):
+    """A linear layer or convolution as `outer(inner(x) ⊙ gain)`; in additive form that is added to its own output.
+
+    Args:
+        place: the layer and its weight.
+        module: the layer itself, or one that is tied to it.
+        exact: whether to use the additive form.
+        trainable: as in `Shift`.
+
+    Attributes:
+        whole: whether the two products stand for the weight itself (the Z form).
+    """
+
+    inner: Tensor
+    outer: Tensor
+
+    def __init__(self, place: Place, module: nn.Module, *, exact: bool, trainable: bool) -> None:
+        dtype = cast("Tensor", module.weight).dtype
+        whole = not exact and dtype not in HALF  # a product of two rounded factors is not W to half precision
+        form = factored(place.matrix(), place.basis()) if whole else place.additive()
+        super().__init__(place, module, form.response, trainable=trainable)
+        self.whole = whole
+        # A function of its own, so that copies of the model share what it needs.
+        self._additive: Callable[[], Form] = lambda: place.additive()
+        self._hold(module, form, dtype)
+
+    def _hold(self, module: nn.Module, form: Form, dtype: torch.dtype) -> None:
+        inner, outer = products.product_weights(module, self.parameter, form.rows, form.columns)
+        device = self.gain.device
+        self._keep(inner=inner.to(device, dtype), outer=outer.to(device, dtype))
+
+    def become_additive(self, module: nn.Module) -> None:
+        """Go over to the additive form, with the δ that is there now."""
+        form = self._additive()
+        index = torch.arange(form.response.floor.numel()) if self.response.pick is None else self.response.pick
+        moved = self.response.slope != 0
+
+        def change(gain: Tensor) -> Tensor:
+            found = torch.zeros(*gain.shape[:-1], form.response.floor.numel(), dtype=torch.float64)
+            values = (gain.cpu().double() - self.response.offset) / self.response.slope
+            found[..., index[moved]] = values[..., moved]
+            return found.float().to(gain.device)
+
+        gain, rows = change(self.gain), None if self.rows is None else change(self.rows)
+        self._respond(form.response, self.gain.device)
+        self._keep(gain=gain, rows=rows)
+        self._hold(module, form, self.inner.dtype)
+        self.whole = False
+
+    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any) -> Tensor:
+        """Return the layer's output with this gain."""
         hidden = products.inner(module, self.inner, x, *args)
-        hidden = (hidden * gain).to(hidden.dtype)  # in float32, whatever the model's dtype
-        if not self.keeps_weight:
-            return products.outer(module, self.outer, hidden)
-        return products.outer(module, self.outer, hidden) + _without_bias(module, x, *args)
-
-
-def _without_bias(module: nn.Module, x: Tensor, *args: Any) -> Tensor:
-    return products.inner(module, cast("Tensor", module.weight), x, *args)
-
-
-def _additive(prepared: Prepared, basis: Basis) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-    long = basis.long_rows(matricize(prepared.rounded, prepared.parameter.axis))
-    rows, columns = (long, basis.factor.T) if basis.left else (basis.factor, long.T)
-    return rows, columns, torch.zeros(len(rows)), torch.ones(len(rows)), None
-
-
-def _factored(prepared: Prepared, basis: Basis) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Return inner rows, outer columns, and the affine map from Δσ to s, of the Z form."""
-    matrix = matricize(prepared.weight, prepared.parameter.axis).float()
-    start, stop = basis.split
-    count = basis.sigma.numel()
-    offset, slope = torch.ones(count), torch.zeros(count)
-    slope[:start] = (1.0 / basis.sigma[:start]).float()
-    tail = basis.factor[start:stop]
-    if basis.left:
-        rows, columns = basis.factor @ matrix, basis.factor.T
-        extra_rows, extra_columns = basis.tail, tail.T
-    else:
-        rows, columns = basis.factor, matrix @ basis.factor.T
-        extra_rows, extra_columns = tail, basis.tail.T
-    if start == stop:
-        return rows, columns, offset, slope, None
-    pick = torch.cat([torch.arange(count), torch.arange(start, stop)])
-    offset = torch.cat([offset, torch.zeros(stop - start)])
-    slope = torch.cat([slope, torch.ones(stop - start)])
-    return torch.cat([rows, extra_rows]), torch.cat([columns, extra_columns], dim=1), offset, slope, pick
+        # In float32, whatever the model's dtype.
+        hidden = multiply(hidden, gain, products.tail(module, gain.shape[-1])).to(hidden.dtype)
+        change = products.outer(module, self.outer, hidden, bias=self.whole)
+        return change if self.whole else products.added(module, x, change, *args)
 
 
 class WholeShift(Shift):
     """A layer that no two products stand for (grouped convolutions): W + ΔW is put together in the layer's shape."""
 
-    def __init__(self, module: nn.Module, prepared: Prepared, *, trainable: bool) -> None:
-        super().__init__(prepared.parameter, trainable=trainable)
-        rows, columns, _, _, _ = _additive(prepared, cast("Basis", prepared.basis))
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("columns", columns, persistent=False)
-        self.register_buffer("sigma", cast("Basis", prepared.basis).sigma.float(), persistent=False)
-        self.parameter: Final = prepared.parameter
-        self.to(device_of(module))
+    left: Tensor
+    right: Tensor
 
-    def call(self, module: nn.Module, x: Tensor, *args: Any) -> Tensor:
-        """Return the shifted layer's output."""
-        sigma, delta = cast("Tensor", self.sigma), self.full()
-        change = torch.where(delta > -sigma, delta, -sigma)
-        matrix = (cast("Tensor", self.columns) * change) @ cast("Tensor", self.rows)
+    def __init__(self, place: Place, module: nn.Module, *, trainable: bool) -> None:
+        form = place.additive()
+        super().__init__(place, module, form.response, trainable=trainable)
+        device = self.gain.device
+        self._keep(right=form.rows.to(device), left=form.columns.to(device))
+
+    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any) -> Tensor:
+        """Return the layer's output with this gain; samples with one each go through the layer one by one."""
+        if gain.ndim == 1:
+            return forward_with(module, self._weight(module, gain), x, *args)
+        samples = x.unflatten(0, (-1, len(gain))).unbind(1)
+        outputs = [self.call(module, row, sample, *args) for row, sample in zip(gain, samples, strict=True)]
+        return torch.stack(outputs, 1).flatten(0, 1)
+
+    def _weight(self, module: nn.Module, gain: Tensor) -> Tensor:
         weight = cast("Tensor", module.weight)
-        whole = weight + unmatricize(matrix, self.parameter.shape, self.parameter.axis).to(weight.dtype)
-        return forward_with(module, whole, x, *args)
+        matrix = (self.left.to(gain.dtype) * gain) @ self.right.to(gain.dtype)
+        return (weight + unmatricize(matrix, self.parameter.shape, self.parameter.axis)).to(weight.dtype)
 
 
 class NormShift(Shift):
     """A normalization with w + δ; in half precision δ is applied in float32 afterwards, or most of it would be lost."""
 
-    def __init__(self, module: nn.Module, prepared: Prepared, *, trainable: bool) -> None:
-        super().__init__(prepared.parameter, trainable=trainable)
-        self.to(device_of(module))
+    def __init__(self, place: Place, module: nn.Module, *, trainable: bool) -> None:
+        super().__init__(place, module, Response.of_shift(place.parameter.size), trainable=trainable)
 
-    def call(self, module: nn.Module, x: Tensor, *args: Any) -> Tensor:
-        """Return the shifted norm's output."""
+    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any) -> Tensor:
+        """Return the norm's output with this gain, which is δ itself."""
         weight = cast("Tensor", module.weight)
-        delta = self.full().reshape(weight.shape)
         bias = cast("Tensor | None", getattr(module, "bias", None))
-        if weight.dtype not in HALF:
-            return normalize(module, weight + delta, bias, x, *args)
+        if gain.ndim == 1 and weight.dtype not in HALF:
+            return normalize(module, weight + gain.reshape(weight.shape), bias, x, *args)
         ones = torch.ones_like(weight)
+        shape = (len(weight), *[1] * (x.ndim - 2)) if isinstance(module, nn.GroupNorm) else tuple(weight.shape)
         if not isinstance(module, NORMS):
             # Some classes multiply by 1 + w, so the factor of δ is what one more unit of weight changes.
             unit = forward_with(module, ones, x, *args) - forward_with(module, 0 * ones, x, *args)
-            return (forward_with(module, weight, x, *args).float() + unit.float() * delta).to(x.dtype)
-        shape = (-1, *[1] * (x.ndim - 2)) if isinstance(module, nn.GroupNorm) else weight.shape
-        result = normalize(module, ones, None, x).float() * (weight.float() + delta).reshape(shape)
-        return (result if bias is None else result + bias.float().reshape(shape)).to(x.dtype)
+            result = forward_with(module, weight, x, *args)
+            return (result.float() + multiply(unit.float(), gain, shape)).to(result.dtype)
+        plain = normalize(module, ones, None, x)
+        factor = weight.float().flatten() + gain
+        result = multiply(plain.float(), factor, shape)
+        return (result if bias is None else result + bias.float().reshape(shape)).to(plain.dtype)
 
 
 def normalize(module: nn.Module, weight: Tensor, bias: Tensor | None, x: Tensor, *args: Any) -> Tensor:

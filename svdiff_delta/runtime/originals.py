@@ -138,20 +138,20 @@ class LiveWeights:
         return values
 
 
-def check_live(name: str, module: nn.Module, original: Tensor) -> None:
-    """Check that the live weight is the file's after the casts it may have seen; its own values are not identified.
+def cast_as_live(name: str, module: nn.Module, original: Tensor) -> tuple[torch.dtype, ...]:
+    """Return the casts that make the live weight of the file's, bit for bit; its own values are not identified.
 
     Raises:
         AttachError: it is another one.
     """
     live = live_values(module)
     if live is None:  # offloaded where nobody can look
-        return
-    casts = (live.dtype, torch.float16, torch.bfloat16)  # an F32 file may have been loaded as F16 and then cast
-    if live.shape != original.shape or not any(
-        torch.equal(live, original.to(between).to(live.dtype)) for between in casts
-    ):
-        raise AttachError(
-            f"{name}: the live weight is not the one in the base's file",
-            fix="unload what else was fused into it, or name its base with `base=`",
-        )
+        return (cast("Tensor", module.weight).dtype,)
+    # An F32 file may have been loaded as F16 and then cast.
+    for between in (live.dtype, torch.float16, torch.bfloat16):
+        if live.shape == original.shape and torch.equal(live, original.to(between).to(live.dtype)):
+            return between, live.dtype
+    raise AttachError(
+        f"{name}: the live weight is not the one in the base's file",
+        fix="unload what else was fused into it, or name its base with `base=`",
+    )

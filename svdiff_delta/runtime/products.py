@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Final, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svdiff_delta.basis import unmatricize
 from svdiff_delta.parameter import Parameter
+
+HALF: Final = (torch.float16, torch.bfloat16)
 
 CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -36,28 +39,72 @@ def product_weights(module: nn.Module, parameter: Parameter, rows: Tensor, colum
     return rows.contiguous(), columns.contiguous()
 
 
-def inner(module: nn.Module, weight: Tensor, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-    """Return the layer's linear map with R = weight rows as its output channels, without bias."""
+def inner(
+    module: nn.Module,
+    weight: Tensor,
+    x: Tensor,
+    output_size: list[int] | None = None,
+    *,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Return the layer's linear map with R = weight rows as its output channels."""
     if isinstance(module, Conv):
-        return cast("Tensor", module._conv_forward(x, weight, None))  # it knows every padding mode
+        return cast("Tensor", module._conv_forward(x, weight, bias))  # it knows every padding mode
     if isinstance(module, ConvTranspose):
-        return _transposed(module, weight, x, output_size)
+        return _transposed(module, weight, x, output_size, bias)
     if isinstance(module, nn.Embedding):
         return F.embedding(x, weight)
-    return F.linear(x, weight)
+    return F.linear(x, weight, bias)
 
 
-def outer(module: nn.Module, weight: Tensor, hidden: Tensor) -> Tensor:
-    """Return the map from R channels to the output channels, with the layer's bias."""
-    bias = cast("Tensor | None", getattr(module, "bias", None))
+def outer(module: nn.Module, weight: Tensor, hidden: Tensor, *, bias: bool) -> Tensor:
+    """Return the map from R channels to the output channels, with or without the layer's bias."""
+    offset = cast("Tensor | None", getattr(module, "bias", None)) if bias else None
     if isinstance(module, Conv | ConvTranspose):
-        return CONVOLUTION[spatial(module)](hidden, weight, bias)
-    return F.linear(hidden, weight, bias)
+        return CONVOLUTION[spatial(module)](hidden, weight, offset)
+    return F.linear(hidden, weight, offset)
 
 
-def channels_first(module: nn.Module, gain: Tensor) -> Tensor:
-    """Return a gain per channel (R,) in a shape that multiplies what `inner` returns."""
-    return gain.reshape(-1, *[1] * spatial(module)) if isinstance(module, Conv | ConvTranspose) else gain
+def added(module: nn.Module, x: Tensor, change: Tensor, *args: Any) -> Tensor:
+    """Return the layer's own output plus a change of it.
+
+    In half precision that output would be rounded before a much smaller change is added, and up to half of the change
+    be lost. So linear layers, and convolutions that see one position, add it inside their product, before rounding.
+    """
+    weight, bias = own_weight(module), cast("Tensor | None", getattr(module, "bias", None))
+    if change.dtype in HALF and is_linear(module):
+        result = torch.addmm(change.reshape(-1, weight.shape[0]), x.reshape(-1, weight.shape[1]), weight.T)
+    elif change.dtype in HALF and is_pointwise(module):
+        matrix = weight.flatten(1).expand(len(x), -1, -1)
+        result = torch.baddbmm(change.flatten(2), matrix, x.flatten(2))
+    else:
+        return inner(module, weight, x, *args, bias=bias) + change
+    result = result.reshape(change.shape)
+    return result if bias is None else (result + bias.reshape(tail(module, len(bias)))).to(change.dtype)
+
+
+def own_weight(module: nn.Module) -> Tensor:
+    """Return a layer's weight as `inner` takes it."""
+    weight = cast("Tensor", module.weight)
+    return weight.T if type(module).__name__ == "Conv1D" else weight  # GPT-2's linear layer is stored transposed
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Tell whether a layer is one matrix product."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def is_pointwise(module: nn.Module) -> bool:
+    """Tell whether a layer is a convolution whose every output sees one position."""
+    if not isinstance(module, Conv):
+        return False
+    ones = all(size == 1 for size in (*module.kernel_size, *module.stride, module.groups))
+    return ones and module.padding in ("valid", (0,) * spatial(module))
+
+
+def tail(module: nn.Module, channels: int) -> tuple[int, ...]:
+    """Return the last dimensions of what `inner` returns: its channels, and ones for positions that follow them."""
+    return (channels, *[1] * spatial(module)) if isinstance(module, Conv | ConvTranspose) else (channels,)
 
 
 def spatial(module: Conv | ConvTranspose) -> int:
@@ -70,10 +117,12 @@ def is_grouped(module: nn.Module) -> bool:
     return isinstance(module, Conv | ConvTranspose) and module.groups > 1
 
 
-def _transposed(module: ConvTranspose, weight: Tensor, x: Tensor, output_size: list[int] | None) -> Tensor:
+def _transposed(
+    module: ConvTranspose, weight: Tensor, x: Tensor, output_size: list[int] | None, bias: Tensor | None
+) -> Tensor:
     size: Any = module
     padding = size._output_padding(
         x, output_size, size.stride, size.padding, size.kernel_size, spatial(module), size.dilation
     )
     call: Any = TRANSPOSED[spatial(module)]
-    return cast("Tensor", call(x, weight, None, module.stride, module.padding, padding, module.groups, module.dilation))
+    return cast("Tensor", call(x, weight, bias, module.stride, module.padding, padding, module.groups, module.dilation))

@@ -102,7 +102,7 @@ def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool
             )
         _check_base(row, bases)
         find_way(
-            row.place(row.input),
+            row.source(),
             to=row.to,
             from_=row.from_,
             dtype=row.dtype,

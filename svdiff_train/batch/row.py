@@ -12,7 +12,9 @@ from svdiff_delta import __version__
 from svdiff_delta._json import canonical_json
 from svdiff_delta.base import Base, open_base
 from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
+from svdiff_delta.download import fetch_delta
 from svdiff_delta.errors import InputError
+from svdiff_delta.repository import Reference, locate
 from svdiff_train.tiny import NAME, open_tiny
 
 BLOCK: Final = 1 << 20
@@ -108,6 +110,15 @@ class Row:
         """Return where a path of this row leads."""
         return Path(self.folder) / path
 
+    def source(self) -> Path:
+        """Return where the input is; what it names on the Hub is fetched into the local cache.
+
+        Raises:
+            HubError: it could not be.
+        """
+        place = locate(self.input, Path(self.folder))
+        return fetch_delta(place) if isinstance(place, Reference) else place
+
     def open_base(self) -> Base:
         """Open the base.
 
@@ -129,7 +140,7 @@ class Row:
         """
         files = [file for component in base.components.values() for file in component.files]
         about = [[file.name, file.stat().st_size, str(file.stat().st_mtime_ns)] for file in files]
-        found = {"input": hash_path(self.place(self.input)), "base": hashlib.sha256(canonical_json(about)).hexdigest()}
+        found = {"input": hash_path(self.source()), "base": hashlib.sha256(canonical_json(about)).hexdigest()}
         if self.calibrate is not None:
             found["calibrate"] = hash_path(self.place(self.calibrate))
         return found

@@ -91,7 +91,7 @@ def convert_one(
             return Result(**about, status="passed over", **kept, output_sha256=stale)
         with one_thread():
             found = convert(
-                row.place(row.input),
+                row.source(),
                 to=row.to,
                 base=base,
                 from_=row.from_,

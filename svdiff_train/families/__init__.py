@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
-
-from torch import Tensor, nn
+from collections.abc import Callable
+from typing import Any, Final
 
 from svdiff_delta.errors import TrainError
 
+from .family import Conditioning as Conditioning
+from .family import Family as Family
+from .flux import Flux
 from .stable_diffusion import StableDiffusion
+from .stable_diffusion_3 import StableDiffusion3
+from .stable_diffusion_xl import StableDiffusionXL
 
-
-class Family(Protocol):
-    """What the training loop asks of a model family."""
-
-    denoiser: nn.Module
-    resolution: int
-    steps: int
-
-    def encode_images(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Return latents (batch, …) of pictures (batch, 3, height, width) in [−1, 1], sampled with `noise`."""
-
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Return the conditioning (batch, …) of prompts."""
-
-    def latent_shape(self, resolution: int) -> tuple[int, ...]:
-        """Return the shape of one picture's latents."""
-
-    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the noised latents z_t and the target that the denoiser must predict."""
-
-    def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: Tensor) -> Tensor:
-        """Return the denoiser's prediction."""
-
-
-FAMILIES: Final[dict[str, type[StableDiffusion]]] = {"StableDiffusionPipeline": StableDiffusion}
+FAMILIES: Final[dict[str, Callable[[Any], Family]]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+    "FluxPipeline": Flux,
+}
 """Family by the class name of the pipeline."""
 
 
@@ -42,7 +27,7 @@ def family_of(pipeline: Any) -> Family:
     """Return the family of a live pipeline.
 
     Raises:
-        TrainError: no family knows its class.
+        TrainError: no family knows its class, or what its scheduler predicts.
     """
     name = type(pipeline).__name__
     if name not in FAMILIES:

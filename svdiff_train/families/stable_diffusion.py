@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -9,59 +10,78 @@ from torch import Tensor, nn
 
 from svdiff_delta.errors import TrainError
 
+from .family import Conditioning
+from .latent import LatentFamily
 
-class StableDiffusion:
+
+class StableDiffusion(LatentFamily):
     """The family of `StableDiffusionPipeline`.
 
     Args:
         pipeline: the live pipeline.
+
+    Raises:
+        TrainError: its scheduler predicts neither epsilon nor v_prediction.
     """
 
+    slot = "unet"
+
     def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
         from diffusers import DDPMScheduler
 
-        self.pipeline = pipeline
-        self.denoiser: nn.Module = pipeline.unet
-        self.factor: int = pipeline.vae_scale_factor
-        self.resolution: int = pipeline.unet.config.sample_size * self.factor
+        config = pipeline.unet.config
+        self.resolution = config.sample_size * self.factor
+        self.unit = self.factor * 2 ** (len(config.block_out_channels) - 1)
         self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self.steps: int = self.scheduler.config.num_train_timesteps
+        self.prediction: str = self.scheduler.config.prediction_type
+        if self.prediction not in ("epsilon", "v_prediction"):
+            raise TrainError(
+                f"the base's scheduler predicts {self.prediction!r}",
+                fix="use a base that predicts epsilon or v_prediction",
+            )
 
-    def encode_images(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Return latents (batch, channels, height, width) of pictures in [−1, 1], sampled with `noise`."""
-        vae = self.pipeline.vae
-        with torch.no_grad():
-            posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
-            latents = posterior.mean + posterior.std * noise.to(vae.device, vae.dtype)
-        return cast("Tensor", latents * vae.config.scaling_factor)
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Return the text encoder's `states` (batch, tokens, width)."""
+        states, _ = self.pipeline.encode_prompt([*prompts], self.text_device, 1, False)
+        return {"states": states}
 
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Return the text encoder's states (batch, tokens, width)."""
-        tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
-        tokens = tokenizer(
-            prompts,
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return cast("Tensor", encoder(tokens.input_ids.to(encoder.device))[0])
-
-    def latent_shape(self, resolution: int) -> tuple[int, ...]:
-        """Return (channels, height, width) of one picture's latents."""
-        side = resolution // self.factor
-        return (self.pipeline.vae.config.latent_channels, side, side)
+    def draw_timestep(self, generator: torch.Generator) -> Tensor:
+        """Return one timestep (), all of them equally likely."""
+        return torch.randint(self.scheduler.config.num_train_timesteps, (), generator=generator)
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z_t and the target: ε, or the velocity of models that predict it."""
+        """Return z_t = √ᾱ_t z_0 + √(1 − ᾱ_t) ε and the target: ε, or the velocity √ᾱ_t ε − √(1 − ᾱ_t) z_0."""
+        noise, timesteps = noise.to(latents), timesteps.to(latents.device)
         noised = self.scheduler.add_noise(latents, noise, timesteps)
-        kind = self.scheduler.config.prediction_type
-        if kind == "epsilon":
+        if self.prediction == "epsilon":
             return noised, noise
-        if kind == "v_prediction":
-            return noised, self.scheduler.get_velocity(latents, noise, timesteps)
-        raise TrainError(f"the scheduler predicts {kind!r}", fix="use a base that predicts epsilon or v_prediction")
+        return noised, self.scheduler.get_velocity(latents, noise, timesteps)
 
-    def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: Tensor) -> Tensor:
-        """Return ε̂_θ(z_t | c, t)."""
-        return cast("Tensor", denoiser(noised, timesteps, conditioning).sample)
+    def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return ε̂_θ(z_t | c, t), or the predicted velocity."""
+        states = self.on_denoiser(conditioning["states"], noised)
+        prediction = denoiser(
+            noised.to(self.dtype),
+            timesteps.to(noised.device),
+            states,
+            return_dict=False,
+            **self.added(conditioning, noised),
+        )
+        return cast("Tensor", prediction[0])
+
+    def added(self, conditioning: Conditioning, noised: Tensor) -> dict[str, Any]:
+        """Return what else the UNet is told; nothing here."""
+        del conditioning, noised
+        return {}
+
+    def loss_weights(self, timesteps: Tensor, snr_gamma: float | None) -> Tensor:
+        """Return ones (batch,), or with γ min(SNR, γ)/SNR, which for the velocity is min(SNR, γ)/(SNR + 1)."""
+        if snr_gamma is None:
+            return torch.ones(timesteps.shape, device=timesteps.device)
+        from diffusers.training_utils import compute_snr
+
+        snr: Tensor = compute_snr(self.scheduler, timesteps)
+        if self.prediction == "epsilon":
+            return (snr_gamma / snr).clamp(max=1.0)  # and 1 where the SNR is 0
+        return snr.clamp(max=snr_gamma) / (snr + 1.0)

@@ -164,7 +164,9 @@ def test_train_refuses_a_selector_that_matches_nothing(tmp_path: Path) -> None:
 
 def interrupted_training(where: str, output: Path) -> subprocess.CompletedProcess[str]:
     """Train in a process that gets a SIGINT when it comes to `where`, a line of Python in the training loop."""
-    script = f"import os, signal, svdiff_train.loop as loop\n{where}\nfrom svdiff_cli.main import main; main()"
+    # A program that was started in the background may have been told to ignore SIGINT.
+    begin = "import os, signal, svdiff_train.loop as loop\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"{begin}\n{where}\nfrom svdiff_cli.main import main; main()"
     command = [sys.executable, "-c", script, "train", "tiny", str(pictures_path("black_cat")), "--prompt", PROMPT]
     command += ["--select", "mid-ca", "--steps", "500", "-o", str(output)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -181,12 +183,14 @@ def test_ctrl_c_while_training_saves_what_is_there_and_says_so(tmp_path: Path) -
     )
     done = interrupted_training(where, output)
     assert done.returncode == 130
-    assert done.stderr.splitlines()[-1] == f"interrupted: saved the state after 3 steps to {output}"
+    assert done.stderr.splitlines()[-1] == (
+        f"interrupted: saved the state after 3 steps to {output}; the same command with --resume goes on"
+    )
     assert (load(output).metadata.training or {})["steps"] == 3
 
 
 def test_ctrl_c_before_the_first_step_writes_nothing(tmp_path: Path) -> None:
-    where = "loop.find_images = lambda folder: signal.raise_signal(signal.SIGINT)"
+    where = "loop.open_pictures = lambda *given, **more: signal.raise_signal(signal.SIGINT)"
     done = interrupted_training(where, tmp_path / "a.safetensors")
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1] == "interrupted"

@@ -79,6 +79,11 @@ def test_a_light_module_imports_nothing_heavy(tmp_path: Path, module: str) -> No
     assert not imported_by(f"import {module}", tmp_path) & HEAVY
 
 
+def test_a_file_that_is_here_needs_nothing_of_the_hub(folder: Path) -> None:
+    code = "import sys\nfrom svdiff_delta import load\nload('a')\nprint('svdiff_delta.download' in sys.modules)"
+    assert python(code, folder=folder).out == "False\n"
+
+
 def test_the_whole_light_api_is_used_without_anything_heavy(folder: Path) -> None:
     use = (
         "from svdiff_delta import Delta, DeltaError, add, interpolate, load, save, scale, select\n"

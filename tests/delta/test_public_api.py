@@ -32,6 +32,8 @@ NAMES = [
     "load",
     "merge",
     "open_base",
+    "pull",
+    "push",
     "quantize",
     "rebase",
     "save",
@@ -49,6 +51,12 @@ SIGNATURES = {
     " weights: 'Sequence[float | Mapping[str, float] | Weight] | None' = None, density: 'float | None' = None,"
     " alpha: 'float | None' = None, seed: 'int | None' = None, dtype: 'StoredDtype' = 'F32',"
     " sample_size: 'int | None' = None) -> 'Delta'",
+    "pull": "(repository: 'str', output: 'str | PathLike[str] | None' = None, *, overwrite: 'bool' = False) -> 'Delta'",
+    "push": "(delta: 'Delta | str | PathLike[str]', repository: 'str', *, instance_prompt: 'str | None' = None,"
+    " license: 'str | None' = None, base_model: 'str | None' = None,"
+    " samples: 'Sequence[tuple[str | PathLike[str], str]]' = (), lora: 'str | PathLike[str] | None' = None,"
+    " private: 'bool' = False, revision: 'str | None' = None, create_pr: 'bool' = False,"
+    " message: 'str' = 'Push a delta with svdiff', overwrite: 'bool' = False, dry_run: 'bool' = False) -> 'Pushed'",
     "quantize": "(delta: 'Delta', dtype: 'StoredDtype' = 'I8', *, max_error: 'float' = 0.02) -> 'Delta'",
     "save": "(delta: 'Delta', path: 'str | PathLike[str]', *, overwrite: 'bool' = False,"
     " dtype: 'StoredDtype | None' = None) -> 'None'",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save
-from support.hub import Hub, fill_cache, folder_files, serve
+from support.hub import Hub, fill_cache, folder_files
 
 from svdiff_delta.base import open_base
 from svdiff_delta.errors import BaseError
@@ -33,30 +32,6 @@ PIPELINE = {
     "picture.png": b"PNG",
     "code.py": b"raise SystemExit",
 }
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "hub"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    return folder
-
-
-@pytest.fixture
-def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with serve(Hub()) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield hub
-
-
-@pytest.fixture
-def unreachable(cache: Path) -> Path:
-    assert constants.HF_HUB_OFFLINE  # as all tests are
-    return cache
 
 
 @pytest.mark.parametrize(

@@ -300,11 +300,15 @@ def test_with_a_base_the_weight_is_dropped_and_read_back(stored: tuple[nn.Module
     assert torch.equal(model.layer.weight, before)
 
 
-def test_a_state_dict_without_its_weights_is_refused(stored: tuple[nn.Module, Delta, Path]) -> None:
+@pytest.mark.parametrize("found", [False, True])
+def test_a_state_dict_holds_the_model_s_own_weights(stored: tuple[nn.Module, Delta, Path], found: bool) -> None:
     model, delta, path = stored
-    with attach(model, delta, base=open_base(path)), pytest.raises(AttachError, match=r"layer\.weight.*bake"):
-        model.state_dict()
-    assert model.state_dict()
+    before = copy.deepcopy(model.state_dict())
+    with attach(model, delta, base=open_base(path) if found else None):
+        shown = model.state_dict()
+    for state in (shown, model.state_dict()):
+        assert state.keys() == before.keys()
+        assert all(torch.equal(value, before[key]) for key, value in state.items())
 
 
 def test_a_weight_that_two_modules_share_is_not_dropped(tmp_path: Path) -> None:

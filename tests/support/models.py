@@ -38,15 +38,15 @@ def base_delta(base: Base, *selectors: str, size: float = 0.05, seed: int = 0) -
     return random_delta(zero_delta(base, *selectors), size=size, seed=seed)
 
 
-def live_zero(model: nn.Module, *, on_request: bool = False) -> Delta:
+def live_zero(model: nn.Module, *, slot: str = "model", on_request: bool = False) -> Delta:
     """Return δ = 0 for every weight of a live model that can be shifted."""
-    weights, cache = LiveWeights({"model": model}), BasisCache()
+    weights, cache = LiveWeights({slot: model}), BasisCache()
     parameters = {
-        f"model.{key}": prepare(weights, f"model.{key}", kind, axis, cache).parameter
+        f"{slot}.{key}": prepare(weights, f"{slot}.{key}", kind, axis, cache).parameter
         for key, kind, axis in shiftable(model, on_request=on_request)
     }
     zeros = {name: np.zeros(parameter.size) for name, parameter in parameters.items()}
-    return Delta(zeros, Metadata(BaseInfo({"model": type(model).__name__}), parameters))
+    return Delta(zeros, Metadata(BaseInfo({slot: type(model).__name__}), parameters))
 
 
 def named(layer: nn.Module) -> nn.Sequential:

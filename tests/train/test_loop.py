@@ -18,10 +18,11 @@ from svdiff_delta import Delta, attach, save
 from svdiff_delta.errors import InputError, SelectionError, TrainError
 from svdiff_train.config import TrainConfig
 from svdiff_train.families import family_of
-from svdiff_train.loop import Outcome, Watch, train
+from svdiff_train.loop import Outcome, train
 from svdiff_train.loss import denoising_loss
 from svdiff_train.pipelines import load_pipeline
 from svdiff_train.tiny import open_tiny, pictures_path
+from svdiff_train.watch import Report, Watch
 
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(prompt="a photo of a sks cat", steps=6, batch_size=2, learning_rate=5e-2, learning_rate_1d=1e-2)
@@ -38,9 +39,9 @@ def loss_on_pictures(delta: Delta | None) -> float:
 
     pipeline = load_pipeline(open_tiny())
     family = family_of(pipeline)
-    images = torch.stack([load_image(path, 64) for path in find_images(PICTURES)])
+    images = torch.stack([load_image(picture.path, 64).pixels for picture in find_images(PICTURES).pictures])
     generator = torch.Generator().manual_seed(7)
-    latents = family.encode_images(images, torch.randn(5, 4, 16, 16, generator=generator))
+    latents = family.sample_latents(family.encode_images(images), torch.randn(5, 4, 16, 16, generator=generator))
     noise = torch.randn(latents.shape, generator=generator)
     timesteps = torch.tensor([100, 300, 500, 700, 900])
     noised, target = family.noised(latents, noise, timesteps)
@@ -143,8 +144,8 @@ def test_norm_weights_have_a_learning_rate_of_their_own() -> None:
 
 
 def test_ctrl_c_ends_the_run_with_what_it_has() -> None:
-    def interrupt(done: int, total: int, loss: float) -> None:
-        if done == 2:
+    def interrupt(report: Report) -> None:
+        if report.step == 2:
             signal.raise_signal(signal.SIGINT)
 
     outcome = train(open_tiny(), PICTURES, CONFIG, watch=Watch(step=interrupt))
@@ -154,8 +155,8 @@ def test_ctrl_c_ends_the_run_with_what_it_has() -> None:
 
 
 def test_an_interrupted_run_equals_a_run_of_as_many_steps(outcome: Outcome, tmp_path: Path) -> None:
-    def interrupt(done: int, total: int, loss: float) -> None:
-        if done == 6:
+    def interrupt(report: Report) -> None:
+        if report.step == 6:
             signal.raise_signal(signal.SIGINT)
 
     longer = train(open_tiny(), PICTURES, replace(CONFIG, steps=50), watch=Watch(step=interrupt))
@@ -165,7 +166,7 @@ def test_an_interrupted_run_equals_a_run_of_as_many_steps(outcome: Outcome, tmp_
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
-    with pytest.raises(TrainError, match="the loss is nan at step 1"):
+    with pytest.raises(TrainError, match="the loss is nan at step 2"):
         train(open_tiny(), PICTURES, replace(CONFIG, learning_rate=1e30))
 
 

@@ -1,0 +1,200 @@
+"""What deltas on a live model of SD 1.5's size cost: attaching, swapping, the forward, memory.
+
+    python benchmarks/live.py [--json FILE] [--folder FOLDER] [--side 32]
+
+SD 1.5's UNet with random float32 weights and a δ on all its weights; bases in the cache, fingerprints remembered; one
+picture of latents of `side`². Seconds are those of the processor, on one thread, so that other work on the machine
+counts little. The floors, in the same run: for attaching, reading every basis of the cache with its checksum, and one
+product per matrix; for the forward, the base's own, alternating with the others.
+
+Swaps are the median of 50, each to another delta that was loaded from a file, and of another scale; those of the
+embedded base as well. Memory is that of a process of its own: what it has more once the delta is on the model, all
+resident pages counted, those of mapped files too, beside what it has with the model alone. The folder (by default a
+temporary one) needs 5 GB; `bake.py` makes and takes the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from support import sd15
+
+from svdiff_delta import Delta, Handle, attach, load, open_base, save, zero_delta
+from svdiff_delta.base import Base
+from svdiff_delta.basis import matricize
+from svdiff_delta.cache import BasisCache
+from svdiff_delta.entry import read_entry
+from svdiff_train.pipelines import load_pipeline
+from svdiff_train.tiny import open_tiny
+
+ATTACH, LIVE, FUSED, MEMORY, SWAP, TINY_SWAP = 1.3, 1.35, 1.0, 1.35, 0.010, 0.001
+
+NOISE = 0.02
+"""How far apart two runs of the same forward may be."""
+
+GROWTH = """
+import json, sys
+from pathlib import Path
+from diffusers import UNet2DConditionModel
+from svdiff_delta import attach, cache, load, open_base
+
+def resident(key="VmRSS"):
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines[key].split()[0])
+
+empty = UNet2DConditionModel(block_out_channels=(32, 32, 32, 32))  # loads the libraries
+del empty
+start = resident()
+model = UNet2DConditionModel.from_pretrained(sys.argv[1]).requires_grad_(False)
+for parameter in model.parameters():
+    parameter.data = parameter.data.clone()  # its own memory, not pages of the file
+size = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
+plain = resident() - start
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+attach(model, load(sys.argv[2]), base=open_base(sys.argv[1]), cache=cache.BasisCache(Path(sys.argv[3])))
+peak = resident("VmHWM") - start
+print(json.dumps({"model": size, "plain": plain, "attached": resident() - start, "peak": peak}))
+"""
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Processor time of one call."""
+    begun = time.process_time()
+    action()
+    return time.process_time() - begun
+
+
+def median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def make_deltas(base: Base, cache: BasisCache, folder: Path, count: int = 2) -> list[Delta]:
+    """Return random deltas on all weights, loaded from files."""
+    zero, random, found = zero_delta(base, cache=cache), np.random.default_rng(0), []
+    for index in range(count):
+        values = {name: 0.01 * random.standard_normal(shift.size) for name, shift in zero.items()}
+        save(Delta(values, zero.metadata), folder / f"{index}.safetensors")
+        found.append(load(folder / f"{index}.safetensors"))
+    return found
+
+
+def attach_floor(model: torch.nn.Module, delta: Delta, cache: BasisCache) -> float:
+    """Processor time of reading every basis, and of one product per matrix."""
+    modules, taken = dict(model.named_modules()), 0.0
+    for name, parameter in delta.metadata.parameters.items():
+        if parameter.kind == "spectral":
+            weight: Any = modules[name.removeprefix("unet.").removesuffix(".weight")].weight
+            matrix = matricize(weight.detach(), parameter.axis)
+            begun = time.process_time()
+            basis = read_entry(cache.path(parameter.fingerprint), once=False)
+            basis.factor @ (matrix if basis.left else matrix.T)
+            taken += time.process_time() - begun
+    return taken
+
+
+def swap_time(handle: Handle, deltas: list[Delta], *, times: int = 50) -> tuple[float, float]:
+    """Median seconds of a swap and of another scale."""
+    swaps = [seconds(partial(handle.swap, deltas[index % 2])) for index in range(times)]
+    scales = [seconds(partial(handle.set_scale, 0.5 + index / times)) for index in range(times)]
+    return median(swaps), median(scales)
+
+
+def tiny_swap_time(folder: Path) -> tuple[float, float]:
+    """The same on the embedded base."""
+    base, cache = open_tiny(), BasisCache(folder / "tiny")
+    places = folder / "tiny-deltas"
+    places.mkdir()
+    zero = zero_delta(base, "unet", cache=cache)
+    deltas = []
+    for index, size in enumerate((0.01, 0.02)):
+        values = {name: np.full(shift.size, size) for name, shift in zero.items()}
+        parameters = zero.metadata.parameters
+        for name, parameter in parameters.items():
+            values[name][parameter.size - parameter.null :] = 0
+        save(Delta(values, zero.metadata), places / f"{index}.safetensors")
+        deltas.append(load(places / f"{index}.safetensors"))
+    with attach(load_pipeline(base), deltas[0], base=base, cache=cache) as handle:
+        return swap_time(handle, deltas)
+
+
+def forwards(model: Any, base: Base, delta: Delta, cache: BasisCache, side: int, rounds: int) -> dict[str, float]:
+    """Least seconds of a forward without a delta, with one live, and with one fused, by turns."""
+    latents, states = torch.randn(1, 4, side, side), torch.randn(1, 77, 768)
+
+    def run() -> None:
+        with torch.no_grad():
+            model(latents, 10, states)
+
+    found: dict[str, list[float]] = {"base": [], "live": [], "fused": []}
+    run()
+    for _ in range(rounds):
+        found["base"].append(seconds(run))
+        for mode in ("live", "fused"):
+            with attach(model, delta, base=base, cache=cache, mode=mode):  # type: ignore[arg-type]
+                found[mode].append(min(seconds(run) for _ in range(2)))
+        found["base"].append(seconds(run))
+    return {mode: min(values) for mode, values in found.items()}
+
+
+def main() -> None:
+    from diffusers import UNet2DConditionModel
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path, help="where weights and cache lie or are made")
+    parser.add_argument("--side", type=int, default=32, help="of the latents")
+    parser.add_argument("--rounds", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        temporary = Path(name)
+        os.environ["SVDIFF_HOME"] = name  # fingerprints are remembered there
+        folder = arguments.folder or temporary / "unet"
+        folder.mkdir(exist_ok=True)
+        if not (folder / "diffusion_pytorch_model.safetensors").exists():
+            sd15.write(folder)
+        base, cache = open_base(folder), BasisCache(folder / "cache")
+        deltas = make_deltas(base, cache, temporary)
+        command = [sys.executable, "-c", GROWTH, folder, temporary / "0.safetensors", folder / "cache"]
+        memory = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        model: Any = UNet2DConditionModel.from_pretrained(folder).requires_grad_(False).eval()
+        floor = attach_floor(model, deltas[0], cache)
+        handles: list[Handle] = []
+        attaching = seconds(lambda: handles.append(attach(model, deltas[0], base=base, cache=cache)))
+        swap, scale = swap_time(handles[0], deltas)
+        handles[0].detach()
+        tiny, tiny_scale = tiny_swap_time(temporary)
+        forward = forwards(model, base, deltas[0], cache, arguments.side, arguments.rounds)
+    rows = {
+        "attach, of reading the cache and one product": (ATTACH, attaching / floor),
+        "swap, milliseconds": (1e3 * SWAP, 1e3 * swap),
+        "another scale, milliseconds": (1e3 * SWAP, 1e3 * scale),
+        "swap on the embedded base, milliseconds": (1e3 * TINY_SWAP, 1e3 * tiny),
+        "another scale there, milliseconds": (1e3 * TINY_SWAP, 1e3 * tiny_scale),
+        "live forward, of the base's": (LIVE, forward["live"] / forward["base"]),
+        "fused forward, of the base's": (FUSED + NOISE, forward["fused"] / forward["base"]),
+        "memory with a delta, of the model's": (MEMORY, memory["attached"] / memory["plain"]),
+        "the most on the way, of the model's": (MEMORY, memory["peak"] / memory["plain"]),
+    }
+    print(f"attach {attaching:.1f} s, its floor {floor:.1f} s; forward {forward['base']:.1f} s; one thread")
+    print(f"{'':<48}{'limit':>14}{'measured':>14}")
+    for label, (limit, value) in rows.items():
+        print(f"{label:<48}{limit:>14.2f}{value:>14.2f}")
+    sd15.save_figures(arguments.json, {label: value for label, (_, value) in rows.items()} | memory)
+    sys.exit(0 if all(value <= limit for limit, value in rows.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What is published of a delta: the delta itself, pictures, a LoRA copy, and what its card says; checked."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Final
+
+from ._text import printable
+from .delta import Delta
+from .errors import InputError
+from .file import dumps
+from .metadata import dump
+from .pictures import clean_picture
+from .repository import Reference, parse_reference
+from .usage import EMBEDDED
+
+_LOCAL: Final = re.compile(
+    r"(?<![\w:/.])(?:file:)?/+(?:home|Users|root|mnt|media|tmp|var|opt|srv|workspace)/[^\s\"',]+"
+    r"|(?<![\w/.])~/[^\s\"',]+|\b[A-Za-z]:\\+[^\s\"',]+"
+)
+"""Text that looks like a path on somebody's machine."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture: what it is called in the repository, its bytes without what cameras and programs wrote, its prompt."""
+
+    name: str
+    content: bytes
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is published, checked.
+
+    Attributes:
+        repository: where.
+        delta: what.
+        content: the bytes of its file.
+        prompt: the prompt that calls what it was trained on.
+        model: the base's repository, or the word for the embedded base.
+        samples: pictures.
+        lora: a copy as LoRA, a safetensors file.
+    """
+
+    repository: str
+    delta: Delta
+    content: bytes
+    prompt: str | None
+    model: str
+    samples: tuple[Sample, ...]
+    lora: Path | None
+
+    @property
+    def title(self) -> str:
+        """Its title, or the name of its repository."""
+        return self.delta.metadata.title or self.repository.rpartition("/")[2]
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the delta's file."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def base_model(self) -> str | None:
+        """The base as the Hub names models; None if it is not on the Hub."""
+        return None if self.model == EMBEDDED else self.model
+
+
+def publication(
+    delta: Delta,
+    repository: str,
+    *,
+    prompt: str | None = None,
+    base_model: str | None = None,
+    samples: Sequence[tuple[str | PathLike[str], str]] = (),
+    lora: str | PathLike[str] | None = None,
+) -> Publication:
+    """Return what is published; arguments as in `push`.
+
+    Raises:
+        InputError: a picture or the LoRA copy cannot be used, the base has no name that others know, or something
+            names a path on this machine.
+        FormatError: the delta is broken.
+    """
+    metadata = delta.metadata
+    check_private(dump(metadata).values(), "the delta's metadata")
+    model = base_model or metadata.base.repository
+    if base_model is not None and parse_reference(base_model) != Reference(base_model):
+        raise InputError(f"{base_model}: is not the name of a base on the Hub", fix="write it as owner/repo")
+    if model is None:
+        raise InputError(
+            "the delta does not say which repository its base came from", fix="name it with --base-model owner/repo"
+        )
+    if model != EMBEDDED and "/" not in model:
+        raise InputError(
+            f"the delta calls its base {model!r}, which names no repository of an owner",
+            fix="name it with --base-model owner/repo",
+        )
+    trained = (metadata.training or {}).get("prompt")
+    prompt = prompt or (trained if isinstance(trained, str) else None)
+    pictures = [(*clean_picture(Path(path)), text) for path, text in samples]
+    named = [Sample(f"images/sample-{i}{suffix}", raw, text) for i, (suffix, raw, text) in enumerate(pictures, 1)]
+    check_private([prompt or "", *(sample.prompt for sample in named)], "a prompt")
+    path = None if lora is None else Path(lora)
+    if path is not None:
+        _check_lora(path)
+    return Publication(repository, delta, dumps(delta), prompt, model, tuple(named), path)
+
+
+def check_private(texts: Iterable[str], what: str) -> None:
+    """Raise InputError if a text names a path on somebody's machine.
+
+    Args:
+        texts: what would be published.
+        what: what errors call it.
+    """
+    home = str(Path.home())
+    for text in texts:
+        match = _LOCAL.search(text)
+        found = match[0] if match else home if len(home) > 1 and f"{home}/" in text else None
+        if found is not None:
+            raise InputError(
+                f"{what}: names the local path {printable(found)}, which would be published", fix="take it out"
+            )
+
+
+def _check_lora(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    fix = "name a file that `svdiff convert --to diffusers` wrote"
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file", fix=fix)
+    try:
+        with safe_open(path, "numpy") as file:
+            keys, metadata = list(file.keys()), file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: is not a safetensors file ({error})", fix=fix) from None
+    if not any("lora" in key for key in keys):
+        raise InputError(f"{path}: holds no LoRA", fix=fix)
+    check_private(_strings(metadata), fspath(path))
+
+
+def _strings(metadata: Mapping[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in metadata.items()]

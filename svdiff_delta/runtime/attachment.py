@@ -1,0 +1,96 @@
+"""Putting deltas on a live model: everything is checked first, then every layer is changed, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from svdiff_delta.base import Base
+from svdiff_delta.cache import BasisCache
+from svdiff_delta.delta import Delta
+from svdiff_delta.errors import InputError
+
+from .board import Board
+from .fused import FusedSite
+from .handle import Handle
+from .places import Place, find_places
+from .sites import Site, install
+from .sums import Sums
+
+Mode = Literal["live", "fused"]
+"""Whether layers compute with δ beside them, or weights hold it."""
+
+
+def attach(
+    target: object,
+    delta: Delta | Mapping[str, Delta],
+    *,
+    name: str = "default",
+    scale: float = 1.0,
+    mode: Mode = "live",
+    base: Base | None = None,
+    exact: bool = False,
+    trainable: bool = False,
+    cache: BasisCache | None = None,
+) -> Handle:
+    """Put deltas on a live pipeline or model; nothing is touched before everything is checked.
+
+    Live, linear layers and convolutions run factored, and their weights are dropped while the factors stand for them;
+    models in half precision, and all with `exact=True`, keep the weights and add the shift's own two products. Fused,
+    the weights become W + ΔW: the forward costs what the base's does, and a change costs two products per layer.
+
+    Args:
+        target: a diffusers pipeline, one of its models, or a transformers model.
+        delta: what to put on it: one delta, or several by name, which are all active with weight 1.
+        name: what the handle calls a single delta.
+        scale: factor on all δ.
+        mode: "live" or "fused".
+        base: where the original weights are; the files the model was loaded from if not given, and the live weights
+            themselves if those are not here. Weights that were cast or offloaded need their files.
+        exact: whether to use the additive form `Wx + U(Δσ ⊙ Vᵀx)`, which equals the baked weight on any base.
+        trainable: whether δ takes gradients (see `Handle.parameters`); the model's own weights are left as they are.
+        cache: where bases are kept; the default cache if not given.
+
+    Returns:
+        The handle that weighs, swaps and detaches; as a context manager it detaches at the end.
+
+    Raises:
+        AttachError: a component or layer is not there, is of an unsupported class, or is shifted already.
+        BaseMismatchError: a delta was made for another base.
+        BaseError: a weight cannot be read or used.
+        TensorError: a δ differs where the base's singular values are tied, or is too large.
+        InputError: there is no delta, the mode is unknown, or what is to be trained is fused or several.
+    """
+    deltas = {name: delta} if isinstance(delta, Delta) else dict(delta)
+    _check_arguments(deltas, mode, exact=exact, trainable=trainable)
+    models, places = find_places(target, deltas, base, cache or BasisCache())
+    parameters = {key: place.parameter for key, place in places.items()}
+    sums = Sums(parameters, {key: place.runs for key, place in places.items() if place.runs.tied or place.runs.null})
+    used = {place.component for place in places.values()}
+    sites: list[Site] = []
+    try:
+        for place in places.values():
+            sites += _install(place, mode, exact=exact, trainable=trainable)
+        return Handle(Board({slot: models[slot] for slot in sorted(used)}, sums, sites), sums, deltas, scale)
+    except BaseException:
+        for site in reversed(sites):
+            site.restore()
+        raise
+
+
+def _install(place: Place, mode: Mode, *, exact: bool, trainable: bool) -> list[Site]:
+    return [FusedSite(place)] if mode == "fused" else [*install(place, exact=exact, trainable=trainable)]
+
+
+def _check_arguments(deltas: Mapping[str, Delta], mode: str, *, exact: bool, trainable: bool) -> None:
+    if not deltas:
+        raise InputError("there is nothing to attach", fix="give at least one delta")
+    if mode not in ("live", "fused"):
+        raise InputError(f'mode is "live" or "fused", not {mode!r}')
+    if mode == "fused" and (exact or trainable):
+        word = "exact" if exact else "trainable"
+        raise InputError(
+            f"`{word}` is about layers that compute with δ, fused weights are exact", fix='use `mode="live"`'
+        )
+    if trainable and len(deltas) > 1:
+        raise InputError(f"one delta is trained at a time, {len(deltas)} were given")

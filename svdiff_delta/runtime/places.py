@@ -1,0 +1,201 @@
+"""Where deltas go on a live model: every layer found, its class and values checked, before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, cast
+
+from torch import Tensor, nn
+
+from svdiff_delta.base import Base
+from svdiff_delta.basis import READER_TOLERANCE, Basis, Runs, find_runs, matricize
+from svdiff_delta.cache import BasisCache
+from svdiff_delta.combine import combine_parameters, unite
+from svdiff_delta.delta import Delta
+from svdiff_delta.errors import AttachError, BaseMismatchError
+from svdiff_delta.fitting import check_base, fit_all
+from svdiff_delta.identity import round_weight
+from svdiff_delta.kinds import kind_of
+from svdiff_delta.parameter import Parameter
+from svdiff_delta.prepare import Prepared, fit, prepare
+
+from .models import components, layer
+from .originals import LiveWeights, cast_as_live, find_base, live_values
+from .response import Form, additive
+
+SLOT: Final = "svdiff_shift"
+"""The attribute that marks a shifted layer, and holds its `Shift` if that computes the layer's output."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """One weight that deltas shift on a live model.
+
+    Attributes:
+        name: the parameter.
+        module: the layer.
+        twins: the other layers of the model that the same weight is tied to.
+        shared: whether other modules own the weight too, so that it must stay where it is.
+        parameter: what the deltas say about the weight, its runs widened to cover those found here.
+        runs: the runs of its singular values at a reader's tolerance, on which every δ must be projected.
+        read: reads the weight as its basis was made from it, on the CPU.
+        live: reads it as it was on the live model, on the CPU.
+        stored: whether these read a file.
+        cache: where its basis is.
+    """
+
+    name: str
+    module: nn.Module
+    twins: tuple[nn.Module, ...]
+    shared: bool
+    parameter: Parameter
+    runs: Runs
+    read: Callable[[], Tensor]
+    live: Callable[[], Tensor]
+    stored: bool
+    cache: BasisCache
+
+    @property
+    def component(self) -> str:
+        """The name of the model that the layer is in."""
+        return self.name.partition(".")[0]
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the weight is brought in only while the layer computes."""
+        return cast("Tensor", self.module.weight).device.type == "meta"
+
+    def basis(self) -> Basis:
+        """Return the basis of a spectral weight."""
+        key = self.parameter.fingerprint
+        found = self.cache.get(key)
+        if found is None:
+            rounded = round_weight(self.read(), self.parameter.dtype)
+            found = self.cache.obtain(key, rounded, self.parameter.axis)
+        return found
+
+    def prepared(self) -> Prepared:
+        """Return the weight made ready for δ, with its basis if it has one."""
+        return Prepared(self.parameter, self.basis() if self.parameter.kind == "spectral" else None, self.read)
+
+    def matrix(self) -> Tensor:
+        """Return the live weight as a matrix."""
+        return matricize(self.live(), self.parameter.axis)
+
+    def additive(self) -> Form:
+        """Return what stands for ΔW in additive form."""
+        prepared = self.prepared()
+        return additive(prepared, cast("Basis", prepared.basis))
+
+
+def find_places(
+    target: object, deltas: Mapping[str, Delta], base: Base | None, cache: BasisCache
+) -> tuple[dict[str, nn.Module], dict[str, Place]]:
+    """Return the models of a target by component, and all weights that deltas shift in them by sorted name.
+
+    Args:
+        target: a diffusers pipeline, one of its models, or a transformers model.
+        deltas: what is to be put on it, by the names that errors use.
+        base: where the original weights are; looked for if not given.
+        cache: where bases are kept.
+
+    Raises:
+        AttachError, BaseMismatchError, BaseError, TensorError: as `attach`.
+    """
+    parameters = combine_parameters(list(deltas.values()))
+    slots = [name.partition(".")[0] for name in parameters]
+    models = components(target, slots)
+    base = base or find_base(target, models, slots)
+    if base is not None:
+        fit_all(base, list(deltas.values()), cache)  # several bases at once
+    owners = _owners(models)
+    places: dict[str, Place] = {}
+    taken: dict[int, str] = {}
+    for name, parameter in parameters.items():
+        module = layer(models, name)
+        if (other := taken.setdefault(id(module.weight), name)) != name:
+            raise AttachError(f"{name}: shifts the same weight as {other}", fix="keep one of the two names")
+        sharers = owners.get(id(module.weight), [])
+        twins = tuple(other for slot, other in sharers if other is not module and slot == name.partition(".")[0])
+        for each in (module, *twins):
+            check_layer(name, each, parameter)
+        here = _identify(base or LiveWeights(models), name, deltas, cache)
+        united = unite({name: parameter}, {name: here.parameter})[name]
+        runs = find_runs(here.basis.sigma, READER_TOLERANCE) if here.basis else Runs((), 0)
+        read, live = _readers(name, module, base)
+        stored = base is not None
+        places[name] = Place(name, module, twins, len(sharers) > 1, united, runs, read, live, stored, cache)
+    return models, places
+
+
+def check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
+    """Check that a layer is of a kind that can be shifted live as a delta says, and is not shifted yet.
+
+    Raises:
+        AttachError: it is not.
+    """
+    if hasattr(module, SLOT):
+        raise AttachError(f"{name}: has a delta on it already", fix="`add` to the handle that shifts it, or detach it")
+    found = kind_of(module, on_request=True)
+    dtype = cast("Tensor", module.weight).dtype
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        raise AttachError(
+            f"{name}: the live weight is quantized ({str(dtype).removeprefix('torch.')})",
+            fix="load the model in F16, BF16 or F32, or use `bake` on its unquantized base",
+        )
+    if found is None or getattr(module, "max_norm", None) is not None:
+        raise AttachError(f"{name}: layers of class {type(module).__name__} cannot be shifted live", fix="use `bake`")
+    if found != (parameter.kind, parameter.axis):
+        raise AttachError(
+            f"{name}: the delta says {parameter.kind} on axis {parameter.axis}, "
+            f"{type(module).__name__} is {found[0]} on axis {found[1]}"
+        )
+
+
+def _identify(weights: Base | LiveWeights, name: str, deltas: Mapping[str, Delta], cache: BasisCache) -> Prepared:
+    """Return the weight that deltas shift, identified; a file's was compared before with what they say.
+
+    They agree among themselves, so the first one that names it speaks for all.
+    """
+    delta = next(delta for delta in deltas.values() if name in delta)
+    if isinstance(weights, Base):
+        said = delta.metadata.parameters[name]
+        return prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
+    try:
+        return fit(weights, name, delta, cache)
+    except BaseMismatchError as error:
+        check_base(weights, delta)  # says which others differ too
+        raise error from None
+
+
+def _readers(name: str, module: nn.Module, base: Base | None) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Return what reads a weight as it was stored, and as it is on the live model.
+
+    Raises:
+        AttachError: the live weight is not the file's.
+    """
+    if base is None:
+        kept = cast("Tensor", live_values(module))  # its own storage, which outlives the parameter
+        return (lambda: kept), (lambda: kept)
+    read = partial(base.read, name)
+    casts = cast_as_live(name, module, read())
+    return read, lambda: _cast(read(), casts)
+
+
+def _cast(weight: Tensor, dtypes: tuple[object, ...]) -> Tensor:
+    for dtype in dtypes:
+        weight = weight.to(dtype)  # type: ignore[call-overload]
+    return weight
+
+
+def _owners(models: Mapping[str, nn.Module]) -> dict[int, list[tuple[str, nn.Module]]]:
+    """Return the modules, each with its component, that own each `weight`, by the identity of the parameter."""
+    found: dict[int, list[tuple[str, nn.Module]]] = {}
+    for slot, model in models.items():
+        for module in model.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    found.setdefault(id(parameter), []).append((slot, module))
+    return found

@@ -1,0 +1,94 @@
+"""How the gain of a shifted layer depends on δ, and the two products around it: Z form and additive form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from svdiff_delta.basis import Basis, matricize
+from svdiff_delta.prepare import Prepared
+
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """An affine map from Δ = max(δ, floor) to the gain: `gain = offset + slope ⊙ Δ[pick]`, all float64.
+
+    Attributes:
+        floor: (size,): −σ; −∞ where δ is not clipped.
+        offset: (R,).
+        slope: (R,).
+        pick: (R,) which entry of Δ each gain follows; None if R = size and each follows its own.
+    """
+
+    floor: Tensor
+    offset: Tensor
+    slope: Tensor
+    pick: Tensor | None = None
+
+    @staticmethod
+    def of_change(sigma: Tensor) -> Response:
+        """The gain is Δσ = max(δ, −σ) itself (spec, section 6.6)."""
+        return Response(-sigma, torch.zeros_like(sigma), torch.ones_like(sigma))
+
+    @staticmethod
+    def of_shift(size: int) -> Response:
+        """The gain is δ itself: norm weights are not clipped."""
+        zeros = torch.zeros(size, dtype=torch.float64)
+        return Response(zeros - torch.inf, zeros, zeros + 1)
+
+
+class Form(NamedTuple):
+    """What stands for one matricized weight, or for its change: `columns @ (gain ⊙ (rows @ x))`.
+
+    Attributes:
+        rows: (R, columns of the matrix) float32.
+        columns: (rows of the matrix, R) float32.
+        response: how the gain depends on δ.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    response: Response
+
+
+def additive(prepared: Prepared, basis: Basis) -> Form:
+    """Return Vᵀ and U, between which Δσ stands: `W x + U (Δσ ⊙ Vᵀ x)`."""
+    long = basis.long_rows(matricize(prepared.rounded, prepared.parameter.axis))
+    rows, columns = (long, basis.factor.T) if basis.left else (basis.factor, long.T)
+    return Form(rows, columns, Response.of_change(basis.sigma))
+
+
+def factored(matrix: Tensor, basis: Basis) -> Form:
+    """Return Z and U (or Vᵀ and WV where V is the square factor), with the tail's own rows below: the whole W + ΔW.
+
+    With `g = 1 + Δσ/σ`, and 1 on tail and null rows: `U (g ⊙ Z x) + U_t (Δσ_t ⊙ V_t x)`.
+
+    Args:
+        matrix: the matricized weight as it is, (rows, columns).
+        basis: its basis.
+    """
+    matrix = matrix.float()
+    start, stop = basis.split
+    slope = torch.zeros_like(basis.sigma)
+    slope[:start] = 1 / basis.sigma[:start]
+    offset = torch.ones_like(basis.sigma)
+    low = basis.factor[start:stop]
+    short = torch.cat([basis.factor, low])
+    # The product is written where it stays, with room for the tail.
+    if basis.left:
+        rows, columns = torch.empty(len(short), matrix.shape[1]), short.T
+        torch.mm(basis.factor, matrix, out=rows[: len(basis.factor)])
+        rows[len(basis.factor) :] = basis.tail
+    else:
+        rows, columns = short, torch.empty(matrix.shape[0], len(short))
+        torch.mm(matrix, basis.factor.T, out=columns[:, : len(basis.factor)])
+        columns[:, len(basis.factor) :] = basis.tail.T
+    if start == stop:
+        return Form(rows, columns, Response(-basis.sigma, offset, slope))
+    length = stop - start
+    pick = torch.cat([torch.arange(basis.sigma.numel()), torch.arange(start, stop)])
+    offset, slope = torch.cat([offset, offset.new_zeros(length)]), torch.cat([slope, slope.new_ones(length)])
+    return Form(rows, columns, Response(-basis.sigma, offset, slope, pick))

@@ -1,0 +1,84 @@
+"""The lines of Python and shell that use a delta of the Hub: what its card shows."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Final
+
+from .metadata import BaseInfo
+from .repository import is_commit
+
+EMBEDDED: Final = "tiny"
+"""What deltas of the embedded base call it."""
+
+PAINTERS: Final = frozenset(
+    {"UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel"}
+)
+"""Denoisers of pipelines that make pictures from prompts."""
+
+_ALONE: Final = "model"
+"""What the one component of a base that is no pipeline is called."""
+
+
+def paints(components: Mapping[str, str]) -> bool:
+    """Tell whether a base makes pictures from prompts, by the class names of its components."""
+    return bool(PAINTERS & {*components.values()}) or any(name.startswith("text_encoder") for name in components)
+
+
+def pinned(base: BaseInfo, model: str) -> str | None:
+    """Return the commit of a base that a delta was made for, if that is known of this repository."""
+    return base.revision if model == base.repository and is_commit(base.revision) else None
+
+
+def python_usage(repository: str, base: BaseInfo, model: str, prompt: str | None) -> str:
+    """Return a few lines of Python that put a delta on its base and, if that paints, paint with it.
+
+    Args:
+        repository: of the delta.
+        base: what the delta says of its base.
+        model: the base's repository, or the word for the embedded base.
+        prompt: what to paint.
+    """
+    alone = base.components.get(_ALONE)
+    package, name = ("diffusers", "DiffusionPipeline") if alone is None else ("transformers", _class_name(alone))
+    live = "pipe" if alone is None else "model"
+    revision = pinned(base, model)
+    if model == EMBEDDED:
+        source, extra = "base_path()", ["from svdiff_train.tiny import base_path"]
+    else:
+        source = _quoted(model) + (f", revision={_quoted(revision)}" if revision else "")
+        extra = []
+    lines = [
+        f"from {package} import {name}",
+        "from svdiff_delta import attach, pull",
+        *extra,
+        "",
+        f"{live} = {name}.from_pretrained({source})",
+        f"attach({live}, pull({_quoted(repository)}))",
+    ]
+    if paints(base.components):
+        lines.append(f'pipe({_quoted(prompt or "a photo")}).images[0].save("picture.png")')
+    return "\n".join(lines)
+
+
+def shell_usage(repository: str, base: BaseInfo, model: str, prompt: str | None) -> str:
+    """Return a command line that paints with a delta, or bakes it where the base does not paint; as `python_usage`."""
+    revision = pinned(base, model)
+    reference = f"{model}@{revision}" if revision else model
+    if paints(base.components):
+        said = " ".join((prompt or "a photo").split())
+        words = ["svdiff", "generate", reference, repository, "--prompt", said, "-o", "picture.png"]
+    else:
+        words = ["svdiff", "bake", reference, repository, "-o", "baked"]
+    return shlex.join(words)
+
+
+def _class_name(name: str) -> str:
+    return name if name.isidentifier() and name.isascii() else "AutoModel"
+
+
+def _quoted(text: str) -> str:
+    """Return a text as a Python literal on one line."""
+    return json.dumps(text, ensure_ascii=not text.isprintable())

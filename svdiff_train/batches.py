@@ -1,0 +1,139 @@
+"""What every step sees: pictures, noise and timesteps, drawn from hash(seed, step, sample)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import draws
+from .data import Cut, draw_cut, draw_pictures
+from .data.buckets import Size
+from .families import Conditioning, Family
+from .pictures import Pictures
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of one process, the subject's samples first.
+
+    Attributes:
+        latents: (batch, channels, height, width).
+        noise: the same shape.
+        timesteps: (batch,).
+        prompts: what describes each sample.
+        sizes: (batch, 6).
+        subjects: how many samples are the subject's.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    prompts: tuple[str, ...]
+    sizes: Tensor
+    subjects: int
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """One sample: its picture's moments (2, channels, height, width), and what chance gave it."""
+
+    moments: Tensor
+    posterior: Tensor
+    noise: Tensor
+    timestep: Tensor
+    sizes: Tensor
+    prompt: str
+
+
+class Batches:
+    """Draws batches. What is drawn depends on the seed, the step and the sample's number in the whole batch only.
+
+    Args:
+        family: of the model.
+        sets: the subject's pictures; then the class's, if they take part.
+        seed: of all draws.
+        crop: whether pictures are cut anywhere; at the centre otherwise.
+        flip: whether half of the pictures are mirrored.
+    """
+
+    def __init__(self, family: Family, sets: Sequence[Pictures], *, seed: int, crop: bool, flip: bool) -> None:
+        self.family, self.sets, self.seed, self.crop, self.flip = family, list(sets), seed, crop, flip
+        self._known: dict[tuple[int, int, Size, Cut], tuple[Tensor, Tensor]] = {}
+
+    def batch(self, step: int, samples: Sequence[int]) -> Batch:
+        """Return the batch of these samples of a step; all pictures of a step have one size.
+
+        Of the subject, only pictures of that size take part; those of the class are cut to it.
+        """
+        subjects, *others = self.sets
+        chosen = draw_pictures(subjects.sizes, self.seed, step, samples, "picture 0")
+        size = subjects.sizes[chosen[0]]
+        drawn = [self._draw(0, index, size, step, sample) for index, sample in zip(chosen, samples, strict=True)]
+        for kind, pictures in enumerate(others, 1):
+            for sample in samples:
+                index = draws.integer(len(pictures.sizes), self.seed, step, sample, f"picture {kind}")
+                drawn.append(self._draw(kind, index, size, step, sample))
+        device = next(self.family.denoiser.parameters()).device
+        moments, posterior, noise, timesteps, sizes = (
+            torch.stack([getattr(one, name) for one in drawn]).to(device)
+            for name in ("moments", "posterior", "noise", "timestep", "sizes")
+        )
+        return Batch(
+            latents=self.family.sample_latents(moments, posterior),
+            noise=noise,
+            timesteps=timesteps,
+            prompts=tuple(one.prompt for one in drawn),
+            sizes=sizes,
+            subjects=len(samples),
+        )
+
+    def _draw(self, kind: int, index: int, size: Size, step: int, sample: int) -> _Drawn:
+        at = (self.seed, step, sample)
+        cut = draw_cut(*at, crop=self.crop, flip=self.flip, purpose=f"cut {kind}")
+        moments, sizes = self._encoded(kind, index, size, cut)
+        shape = tuple(moments.shape[1:])
+        return _Drawn(
+            moments=moments,
+            posterior=draws.noise(shape, *at, f"posterior {kind}"),
+            noise=draws.noise(shape, *at, f"noise {kind}"),
+            timestep=self.family.draw_timestep(draws.generator(*at, f"timestep {kind}")),
+            sizes=sizes,
+            prompt=self.sets[kind].prompt(index),
+        )
+
+    def _encoded(self, kind: int, index: int, size: Size, cut: Cut) -> tuple[Tensor, Tensor]:
+        """Return a picture's moments (2, channels, height, width) and sizes (6,), on the CPU.
+
+        Without random cuts there are at most two of each picture, and each is encoded once.
+        """
+        key = (kind, index, size, cut)
+        if key in self._known:
+            return self._known[key]
+        loaded = self.sets[kind].open(index, size, cut)
+        moments = self.family.encode_images(loaded.pixels[None])[0].cpu()
+        found = moments, torch.tensor(loaded.sizes)
+        if not self.crop:
+            self._known[key] = found
+        return found
+
+
+class Texts:
+    """What the denoiser is told about prompts: computed once each, unless a text encoder is trained."""
+
+    def __init__(self, family: Family, *, trained: bool) -> None:
+        self.family, self.trained = family, trained
+        self._known: dict[str, Mapping[str, Tensor]] = {}
+
+    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        """Return the conditioning of prompts, (batch, …)."""
+        if self.trained:
+            return self.family.encode_prompts(prompts)
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._known:
+                with torch.no_grad():
+                    self._known[prompt] = self.family.encode_prompts([prompt])
+        rows = [self._known[prompt] for prompt in prompts]
+        return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}

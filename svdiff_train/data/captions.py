@@ -1,0 +1,112 @@
+"""Captions of pictures: text files beside them, or a metadata.jsonl as the `datasets` library's imagefolder has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from svdiff_delta._json import strict_json
+from svdiff_delta.errors import InputError, MetadataError
+
+METADATA: Final = "metadata.jsonl"
+OTHER_FORMS: Final = ("metadata.csv", "metadata.parquet")
+"""What imagefolder reads too, and this does not."""
+
+
+@dataclass(frozen=True)
+class _Caption:
+    """A caption and where it stands."""
+
+    text: str
+    source: str
+
+
+def read_captions(folder: Path, pictures: Sequence[str], texts: Sequence[str]) -> dict[str, str]:
+    """Return the captions of pictures by file name; a picture may have none.
+
+    A file `a.txt` holds one line, the caption of every picture `a`. Each line of metadata.jsonl is an object with
+    `file_name` and `text`; its other keys are not read. Both may be there if they say the same.
+
+    Args:
+        folder: where they are.
+        pictures: names of the pictures in it.
+        texts: names of the text files in it.
+
+    Raises:
+        InputError: a caption is empty, is for a picture that is not there, or disagrees with another; a line of
+            metadata.jsonl is broken; metadata has another form.
+    """
+    for name in OTHER_FORMS:
+        if (folder / name).exists():
+            raise InputError(f"{folder / name}: captions are not read from it", fix=f"write them to {METADATA}")
+    found = _from_metadata(folder, set(pictures))
+    for picture, caption in _from_texts(folder, pictures, texts):
+        if (other := found.setdefault(picture, caption)).text != caption.text:
+            raise InputError(
+                f"{folder / picture}: has two captions, {caption.text!r} in {caption.source} and "
+                f"{other.text!r} in {other.source}",
+                fix="keep one of them",
+            )
+    return {picture: found[picture].text for picture in sorted(found)}
+
+
+def _from_texts(folder: Path, pictures: Sequence[str], texts: Sequence[str]) -> Iterator[tuple[str, _Caption]]:
+    for name in texts:
+        path = folder / name
+        named = [picture for picture in pictures if Path(picture).stem == path.stem]
+        if not named:
+            raise InputError(
+                f"{path}: is the caption of a picture that is not there",
+                fix="give it its picture's name, or take it out of the folder",
+            )
+        lines = [line.strip() for line in _read(path).splitlines() if line.strip()]
+        if len(lines) != 1:
+            what = "is empty" if not lines else f"has {len(lines)} lines"
+            raise InputError(f"{path}: {what}", fix="write the caption on one line, or remove the file")
+        for picture in named:
+            yield picture, _Caption(lines[0], name)
+
+
+def _from_metadata(folder: Path, pictures: set[str]) -> dict[str, _Caption]:
+    path, found = folder / METADATA, dict[str, _Caption]()
+    if not path.exists():
+        return found
+    for number, line in enumerate(_read(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        name, text = _fields(where, line)
+        if name not in pictures:
+            why = "lies in a sub-folder, and those are not read" if "/" in name else "is not there"
+            raise InputError(f"{where}: {name} {why}", fix="mend the name, or remove the line")
+        if name in found:
+            raise InputError(f"{where}: {name} stands in {found[name].source} already", fix="keep one of the lines")
+        found[name] = _Caption(text, f"line {number} of {METADATA}")
+    return found
+
+
+def _fields(where: str, line: str) -> tuple[str, str]:
+    """Return `file_name` and `text` of one line of metadata."""
+    try:
+        given: Any = strict_json(line.encode("utf-8"), where, MetadataError)
+    except MetadataError as error:
+        raise InputError(error.message, fix="write one JSON object per line") from None
+    fields: list[str] = []
+    for key in ("file_name", "text"):
+        value = given.get(key) if isinstance(given, Mapping) else None
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{where}: has no {key}", fix='write {"file_name": "a.png", "text": "a caption"}')
+        fields.append(value.strip())
+    return fields[0], fields[1]
+
+
+def _read(path: Path) -> str:
+    """Return a text file's content, without the byte order mark that some editors write."""
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 (byte {error.start})", fix="save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: could not be read ({error.strerror})") from None

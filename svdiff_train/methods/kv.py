@@ -1,0 +1,68 @@
+"""Custom Diffusion (Kumari et al. 2023): keys and values of the cross-attention, and the token's embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from svdiff_delta.choice import choose_kinds
+from svdiff_delta.errors import TrainError
+from svdiff_train.families import Family
+
+from .full import TunedWeights
+from .method import Job
+
+SUBSET = "unet-ca-kv"
+
+
+class CustomDiffusion:
+    """The paper's second baseline."""
+
+    def half(self) -> bool:
+        """Return False: a small step is lost in a weight in half precision."""
+        return False
+
+    def selectors(self, family: Family) -> tuple[str, ...]:
+        """Return keys and values of the cross-attention.
+
+        Raises:
+            TrainError: the family's denoiser has no cross-attention of its own.
+        """
+        if family.slot != "unet":
+            raise TrainError("kv trains cross-attention, which only UNets have", fix="use another method")
+        return (SUBSET,)
+
+    @contextmanager
+    def tune(self, job: Job) -> Iterator[TunedWeights]:
+        """Let the chosen weights, and the token's row of every text encoder's embedding, take gradients."""
+        names = choose_kinds(job.base, job.config.selectors or self.selectors(job.family))
+        weights = {name: _weight(job, name) for name in names}
+        rows = {}
+        token = job.config.find_token() or ""
+        for slot in job.family.text_slots:
+            name, embedding, row = _embedding(job, slot, token)
+            weights[name], rows[name] = embedding, [row]
+        yield TunedWeights(job, frozenset(name.partition(".")[0] for name in weights), weights, rows)
+
+
+def _weight(job: Job, name: str) -> nn.Parameter:
+    slot, _, key = name.partition(".")
+    weight: nn.Parameter = getattr(job.family.pipeline, slot).get_parameter(key)
+    return weight
+
+
+def _embedding(job: Job, slot: str, token: str) -> tuple[str, nn.Parameter, int]:
+    """Return name and weight of a text encoder's embedding, and the token's row in it."""
+    pipeline = job.family.pipeline
+    encoder, tokenizer = getattr(pipeline, slot), getattr(pipeline, slot.replace("text_encoder", "tokenizer"))
+    ids = tokenizer(token, add_special_tokens=False).input_ids
+    if len(ids) != 1:
+        raise TrainError(
+            f"{token!r} is {len(ids)} tokens of {slot}'s tokenizer, and kv trains the embedding of one",
+            fix="use a word that is a single token, such as sks",
+        )
+    weight = encoder.get_input_embeddings().weight
+    name = next(key for key, value in encoder.named_parameters() if value is weight)
+    return f"{slot}.{name}", weight, ids[0]

@@ -1,0 +1,118 @@
+"""LoRA through PEFT: low-rank factors beside the chosen layers. The baseline that most people know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from svdiff_delta._atomic import replace_folder
+from svdiff_delta._json import JSON
+from svdiff_delta.choice import choose_kinds
+from svdiff_delta.errors import MissingExtraError, TrainError
+from svdiff_train.families import Family
+
+from .method import Job
+
+ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""The layers that diffusers' own training examples put LoRA on."""
+
+
+class Lora:
+    """LoRA on the denoiser."""
+
+    def half(self) -> bool:
+        """Return True: the factors stay float32."""
+        return True
+
+    def selectors(self, family: Family) -> tuple[str, ...]:
+        """Return the attention projections of the denoiser."""
+        names = (name for name, _ in family.denoiser.named_modules())
+        chosen = tuple(f"{family.slot}.{name}.weight" for name in names if name.endswith(ATTENTION))
+        return chosen or (family.slot,)
+
+    @contextmanager
+    def tune(self, job: Job) -> Iterator[TunedFactors]:
+        """Add an adapter of rank and alpha `lora_rank`, drawn from the run's seed."""
+        try:
+            from peft import LoraConfig
+        except ImportError:
+            raise MissingExtraError("peft", "train") from None
+        names = choose_kinds(job.base, job.config.selectors or self.selectors(job.family))
+        slots = {name.partition(".")[0] for name in names}
+        if slots != {job.family.slot}:
+            raise TrainError(
+                f"lora trains {job.family.slot}, and the selectors name {', '.join(sorted(slots))}",
+                fix=f"select from {job.family.slot}",
+            )
+        modules = [
+            name.partition(".")[2].removesuffix(".weight") for name, (kind, _) in names.items() if kind == "spectral"
+        ]
+        rank = job.config.lora_rank
+        model: Any = job.family.denoiser
+        with torch.random.fork_rng():
+            torch.manual_seed(job.config.seed)
+            model.add_adapter(
+                LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=modules), "default"
+            )
+        factors = {key: weight for key, weight in model.named_parameters() if "lora_" in key}
+        for weight in factors.values():
+            weight.data = weight.data.float()
+        try:
+            yield TunedFactors(job, model, factors)
+        finally:
+            model.delete_adapters("default")
+
+
+class TunedFactors:
+    """LoRA's factors on a live model."""
+
+    def __init__(self, job: Job, model: Any, factors: Mapping[str, nn.Parameter]) -> None:
+        self.job, self.model, self.factors = job, model, dict(factors)
+        self.components = frozenset({job.family.slot})
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Return the factors."""
+        return self.factors
+
+    def groups(self) -> Sequence[dict[str, Any]]:
+        """Return all factors with one rate."""
+        return [{"params": list(self.factors.values()), "lr": self.job.config.rate}]
+
+    def mask_gradients(self) -> None:
+        """Do nothing: all factors are trained."""
+
+    def dead(self) -> None:
+        """Return None: there are no shifts."""
+        return
+
+    def result(self, facts: Mapping[str, JSON]) -> TrainedLora:
+        """Return the factors as they are now."""
+        from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
+        from peft import get_peft_model_state_dict
+
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.model))
+        copies = {key: value.detach().cpu().clone() for key, value in layers.items()}
+        return TrainedLora(self.job.family, copies, facts)
+
+
+class TrainedLora:
+    """LoRA's factors, as `load_lora_weights` takes them."""
+
+    def __init__(self, family: Family, layers: Mapping[str, Tensor], facts: Mapping[str, JSON]) -> None:
+        self.family, self.layers, self.facts = family, layers, facts
+
+    def titled(self, title: str | None) -> TrainedLora:  # noqa: ARG002
+        """Return the same: there is no place for a title."""
+        return self
+
+    def save(self, path: Path, *, overwrite: bool = False) -> None:
+        """Write a folder with `pytorch_lora_weights.safetensors`."""
+        with replace_folder(path, overwrite=overwrite) as folder:
+            self.family.pipeline.save_lora_weights(
+                str(folder), **{f"{self.family.slot}_lora_layers": dict(self.layers)}, safe_serialization=True
+            )

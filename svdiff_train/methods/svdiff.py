@@ -1,0 +1,115 @@
+"""Spectral shifts (section 3.2 of the paper): δ of every selected weight, through `attach` with trainable δ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svdiff_delta._json import JSON
+from svdiff_delta.build import zero_delta
+from svdiff_delta.delta import Delta
+from svdiff_delta.errors import TrainError
+from svdiff_delta.file import save
+from svdiff_delta.runtime import Handle, attach
+from svdiff_train.config import TrainConfig
+from svdiff_train.families import Family
+
+from .method import Job
+
+
+class Svdiff:
+    """The method of this project."""
+
+    def half(self) -> bool:
+        """Return True: δ and its gains stay float32 on a model in half precision."""
+        return True
+
+    def selectors(self, family: Family) -> tuple[str, ...]:
+        """Return all layers of the denoiser."""
+        return (family.slot,)
+
+    @contextmanager
+    def tune(self, job: Job) -> Iterator[TunedShifts]:
+        """Attach δ = 0."""
+        config = job.config
+        selectors = config.selectors or self.selectors(job.family)
+        start = zero_delta(job.base, *selectors, cache=job.cache, progress=job.progress)
+        pipeline = job.family.pipeline
+        with attach(pipeline, start, base=job.base, trainable=True, cache=job.cache) as handle:
+            if config.revive:
+                handle.revive()
+            yield TunedShifts(handle, config)
+
+
+class TunedShifts:
+    """δ on a live model."""
+
+    def __init__(self, handle: Handle, config: TrainConfig) -> None:
+        self.handle, self.config = handle, config
+        self.kinds = handle.kinds()
+        self.components = frozenset(name.partition(".")[0] for name in self.kinds)
+        if not dict(handle.parameters()):
+            raise TrainError("nothing to train", fix="choose selectors that match a weight")
+        self.masks = self._masks(config.train_rank)
+
+    def _masks(self, rank: int | None) -> dict[str, Tensor]:
+        """Return 1 for the free numbers of the `rank` largest singular values of each weight, 0 for the others."""
+        if rank is None:
+            return {}
+        masks = {}
+        for name, shift in self.handle.trained().items():
+            if self.kinds[name] == "spectral":
+                first = torch.zeros(shift.parameter.size)
+                first[:rank] = 1
+                masks[name] = (shift.gather(first) > 0).float()
+        return masks
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Return the free numbers of δ by parameter name."""
+        return dict(self.handle.parameters())
+
+    def groups(self) -> Sequence[dict[str, Any]]:
+        """Return shifts of singular values, and those of norm weights with a rate of their own."""
+        groups = []
+        for kind, rate in (("spectral", self.config.rate), ("elementwise", self.config.learning_rate_1d)):
+            chosen = [parameter for name, parameter in self.handle.parameters() if self.kinds[name] == kind]
+            if chosen:
+                groups.append({"params": chosen, "lr": rate})
+        return groups
+
+    def mask_gradients(self) -> None:
+        """Let shifts beyond the rank that is trained stay 0."""
+        for name, parameter in self.handle.parameters() if self.masks else ():
+            if name in self.masks and parameter.grad is not None:
+                parameter.grad.mul_(self.masks[name])
+
+    def dead(self) -> int:
+        """Return the number of singular values with σ + δ < 0."""
+        return int(sum(shift.dead() for shift in self.handle.trained().values()))
+
+    def result(self, facts: Mapping[str, JSON]) -> TrainedDelta:
+        """Return δ as it is now."""
+        trained = self.handle.delta(training=dict(facts))
+        side = facts.get("resolution")
+        metadata = trained.metadata.with_modelspec("resolution", f"{side}x{side}")
+        return TrainedDelta(Delta.from_stored(trained.stored, metadata))
+
+
+class TrainedDelta:
+    """A delta that training made."""
+
+    def __init__(self, delta: Delta) -> None:
+        self.delta = delta
+
+    def titled(self, title: str | None) -> TrainedDelta:
+        """Return the delta with a title."""
+        return TrainedDelta(self.delta.with_title(title))
+
+    def save(self, path: Path, *, overwrite: bool = False) -> None:
+        """Write a delta file."""
+        save(self.delta, path, overwrite=overwrite)

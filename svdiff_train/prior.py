@@ -1,0 +1,90 @@
+"""Pictures of the class from the base itself: z^pr of Eq. 3. Painted once, kept in a folder on request, used again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from svdiff_delta._atomic import replace_file
+from svdiff_delta._json import JSON, as_object, canonical_json, strict_json
+from svdiff_delta.errors import InputError, MetadataError
+
+from .sample import Sampling, generate
+
+SAMPLING: Final = Sampling(steps=30, guidance=4.0, batch_size=8)
+RECORD: Final = "class.json"
+"""Says in the folder what its pictures show."""
+
+
+def class_pictures(
+    pipeline: Any,
+    prompt: str,
+    count: int,
+    seed: int,
+    *,
+    base: str = "",
+    folder: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Image.Image]:
+    """Return pictures of a class; picture i is painted from seed `seed + i`.
+
+    Args:
+        pipeline: the live base.
+        prompt: describes the class.
+        count: how many.
+        seed: of the first.
+        base: what the base is called, for the folder's record.
+        folder: where they are kept; what lies there is not painted again. None keeps nothing.
+        progress: called with pictures done and in all.
+
+    Raises:
+        InputError: the folder has pictures of something else.
+        OutputError: a picture cannot be written.
+    """
+    if folder is not None:
+        _check_record(folder, {"prompt": prompt, "seed": seed, "base": base})
+    have = {} if folder is None else {index: folder / _name(index) for index in range(count)}
+    missing = [index for index in range(count) if index not in have or not have[index].is_file()]
+    painted: dict[int, Image.Image] = {}
+    for start in range(0, len(missing), SAMPLING.batch_size):
+        chunk = missing[start : start + SAMPLING.batch_size]
+        pictures = generate(pipeline, [(prompt, seed + index) for index in chunk], SAMPLING)
+        for index, picture in zip(chunk, pictures, strict=True):
+            painted[index] = picture
+            if folder is not None:
+                with replace_file(folder / _name(index), overwrite=True) as stream:
+                    picture.save(stream, "PNG")
+        if progress is not None:
+            progress(start + len(chunk), len(missing))
+    return [painted[index] if index in painted else _open(have[index]) for index in range(count)]
+
+
+def _name(index: int) -> str:
+    return f"{index:06d}.png"
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise InputError(f"{path}: could not be read as a picture ({error})", fix="delete it") from None
+
+
+def _check_record(folder: Path, wanted: dict[str, JSON]) -> None:
+    """Check that the folder's pictures, if any, show what is wanted, and write that down."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RECORD
+    if not path.exists():
+        with replace_file(path, overwrite=False) as stream:
+            stream.write(canonical_json(wanted))
+        return
+    found = as_object(strict_json(path.read_bytes(), str(path), MetadataError), str(path))
+    if found != wanted:
+        names = [name for name in wanted if found.get(name) != wanted[name]]
+        raise InputError(
+            f"{folder}: its pictures were painted with another {' and '.join(names)}", fix="name another folder"
+        )

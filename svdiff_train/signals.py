@@ -1,0 +1,37 @@
+"""Ending a run in good order: Ctrl-C and SIGTERM are remembered, and the run stops after its step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def remember_signals() -> Iterator[Callable[[], int | None]]:
+    """Yield a function that returns the signal that came, if any; a second one has its usual effect at once."""
+    came: int | None = None
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if came is None:
+            came = number
+        elif number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        else:
+            raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None  # signals reach the main thread only
+        return
+    previous = {number: signal.signal(number, remember) for number in SIGNALS}
+    try:
+        yield lambda: came
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

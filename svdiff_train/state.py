@@ -1,0 +1,150 @@
+"""Where a run stands, as a file: what is trained, the optimizer's memory, the step; newest few kept, never pickled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from svdiff_delta._atomic import replace_file
+from svdiff_delta._json import as_object, canonical_json, strict_json
+from svdiff_delta.errors import DeltaError, InputError, MetadataError, TrainError
+
+KEY: Final = "svdiff_train"
+"""The metadata key of a state file."""
+
+_NAME: Final = re.compile(r"step-(\d{6,})\.safetensors")
+_MOMENTS: Final = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class State:
+    """What a state file says.
+
+    Attributes:
+        step: steps that were done.
+        facts: the run's settings and data.
+        scaler: the gradient scaler's numbers, of fp16 runs.
+        tensors: values and moments.
+    """
+
+    step: int
+    facts: Mapping[str, Any]
+    scaler: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def states(folder: Path) -> list[Path]:
+    """Return the state files in a folder, oldest first."""
+    found = [path for path in folder.glob("step-*.safetensors") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_step)
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def save_state(
+    folder: Path,
+    step: int,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    facts: Mapping[str, Any],
+    scaler: Mapping[str, Any] | None = None,
+    keep: int = 2,
+) -> Path:
+    """Write a state file and remove all but the newest few.
+
+    Args:
+        folder: where state files lie; made if it is not there.
+        step: steps that were done.
+        parameters: what is trained, by name.
+        optimizer: an AdamW over them.
+        facts: the run's settings and data, which a resume compares.
+        scaler: the gradient scaler's numbers.
+        keep: how many files stay.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    tensors = {}
+    for name, parameter in parameters.items():
+        tensors[f"value/{name}"] = parameter.detach().cpu().contiguous()
+        for moment in _MOMENTS:
+            if parameter in optimizer.state:
+                tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].detach().cpu().contiguous()
+    document = canonical_json({"step": step, "facts": dict(facts), "scaler": dict(scaler or {})}).decode()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:06d}.safetensors"
+    with replace_file(path, overwrite=True) as stream:
+        stream.write(to_bytes(tensors, metadata={KEY: document}))
+    for old in states(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_state(path: Path) -> State:
+    """Read a state file.
+
+    Raises:
+        InputError: it is no state file, or is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {})[KEY].encode()
+            document: dict[str, Any] = as_object(strict_json(text, KEY, MetadataError), KEY)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+        return State(int(document["step"]), document["facts"], document["scaler"], tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, DeltaError) as error:
+        raise InputError(
+            f"{path}: is no state of a training run ({error})", fix="delete it; the run goes on from an older one"
+        ) from None
+
+
+def restore(state: State, path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Let parameters and optimizer be what they were.
+
+    Raises:
+        TrainError: the state is of something else.
+    """
+    wanted = {f"value/{name}": parameter.shape for name, parameter in parameters.items()}
+    found = {key: value.shape for key, value in state.tensors.items() if key.startswith("value/")}
+    if wanted != found:
+        odd = sorted(set(wanted.items()) ^ set(found.items()))[0][0].removeprefix("value/")
+        raise TrainError(f"{path}: {odd} is not what this run trains", fix="start anew, without --resume")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state.tensors[f"value/{name}"])
+            moments = {moment: state.tensors.get(f"{moment}/{name}") for moment in _MOMENTS}
+            if all(value is not None for value in moments.values()):
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(float(state.step)),
+                    **{key: value.to(parameter.device) for key, value in moments.items() if value is not None},
+                }
+
+
+def check_same(state: State, path: Path, facts: Mapping[str, Any]) -> None:
+    """Check that a run is the one that the state is of; it may be longer.
+
+    Raises:
+        TrainError: other settings or data; the differences are listed.
+    """
+    names = sorted((state.facts.keys() | facts.keys()) - {"steps"})
+    differing = [
+        f"{name} (was {state.facts.get(name, 'not set')!r}, is {facts.get(name, 'not set')!r})"
+        for name in names
+        if state.facts.get(name) != facts.get(name)
+    ]
+    if differing:
+        raise TrainError(
+            f"{path}: was made with other settings: {', '.join(differing)}",
+            fix="give the same, or start anew without --resume",
+        )

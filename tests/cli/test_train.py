@@ -1,0 +1,114 @@
+"""`svdiff train`: settings, run files, dry runs, resuming."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+from support.commands import Outcome, svdiff
+
+from svdiff_cli.train import SETTINGS
+from svdiff_delta import load
+from svdiff_train.config import RATES, TrainConfig
+from svdiff_train.tiny import pictures_path
+
+PICTURES = pictures_path("black_cat")
+FEW = ("--select", "unet-ca-kv", "--quiet")
+PROMPT = ("--prompt", "a photo of a sks cat")
+
+
+def run(*arguments: object) -> Outcome:
+    return svdiff(*map(str, arguments))
+
+
+def refused(done: Outcome, why: str) -> None:
+    assert done.code == 1
+    assert why in done.err
+
+
+def test_every_setting_of_a_run_is_an_option() -> None:
+    assert {setting.name for setting in SETTINGS} == {field.name for field in fields(TrainConfig)}
+
+
+def test_help_names_the_defaults_that_hold() -> None:
+    said = {setting.name: setting.default for setting in SETTINGS if setting.kind is not bool}
+    held = {field.name: field.default for field in fields(TrainConfig) if field.default not in (MISSING, None)}
+    assert {name: said[name] for name in held.keys() & said.keys()} == {
+        name: str(default) for name, default in held.items() if name in said
+    }
+    assert said["learning_rate"].split("; ")[0] == str(RATES["svdiff"])
+    assert all(f"of {name} {RATES[name]}" in said["learning_rate"] for name in ("full", "lora", "kv"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A delta of two steps, with its run file and state beside it."""
+    output = tmp_path_factory.mktemp("trained") / "cat.safetensors"
+    done = run("train", "tiny", PICTURES, *PROMPT, *FEW, "--steps", 2, "--save-every", 1, "-o", output)
+    assert done.code == 0, done.err
+    return output
+
+
+def test_the_run_file_repeats_the_run(trained: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.safetensors"
+    assert run("train", "--config", trained.with_suffix(".toml"), "-o", again, "-q").code == 0
+    assert again.read_bytes() == trained.read_bytes()
+
+
+def test_options_win_over_the_run_file(trained: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    assert run("train", "--config", trained.with_suffix(".toml"), "--seed", 3, "-o", other, "-q").code == 0
+    assert (load(other).metadata.training or {})["seed"] == 3
+
+
+def test_resume_goes_on_from_the_newest_state(trained: Path, tmp_path: Path) -> None:
+    longer = ("train", "tiny", PICTURES, *PROMPT, *FEW, "--steps", 3)
+    folder = trained.with_suffix(".run")
+    assert sorted(path.name for path in (folder / "state").iterdir()) == [
+        "step-000001.safetensors",
+        "step-000002.safetensors",
+    ]
+    done = run(*longer, "--run-folder", folder, "--resume", "-o", tmp_path / "resumed.safetensors")
+    assert done.code == 0, done.err
+    assert run(*longer, "-o", tmp_path / "whole.safetensors").code == 0
+    assert (tmp_path / "resumed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_a_run_folder_with_states_is_not_taken_over_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "run" / "state").mkdir(parents=True)
+    (tmp_path / "run" / "state" / "step-000001.safetensors").touch()
+    done = run("train", "tiny", PICTURES, *PROMPT, "--run-folder", tmp_path / "run", "-o", tmp_path / "a.safetensors")
+    refused(done, "holds states of a run: go on from them with --resume, or start anew with --force")
+
+
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "a.safetensors"
+    done = run("train", "tiny", PICTURES, *PROMPT, "--select", "unet-ca-kv", "--dry-run", "--json", "-o", output)
+    found = json.loads(done.out)
+    assert (found["images"], found["resolution"], found["steps"]) == (5, 64, 500)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_json_says_where_what_is(tmp_path: Path) -> None:
+    output = tmp_path / "a.safetensors"
+    done = run("train", "tiny", PICTURES, *PROMPT, "--select", "unet-ca-kv", "--steps", 1, "--json", "-o", output)
+    found = json.loads(done.out)
+    assert (found["output"], found["steps"], found["bytes"]) == (str(output), 1, output.stat().st_size)
+    assert found["loss"] > 0
+    assert found["interrupted"] is False
+
+
+@pytest.mark.parametrize(
+    ("more", "missing"), [((), "Missing argument BASE"), (("tiny",), "IMAGES"), (("tiny", "x"), "option --prompt")]
+)
+def test_what_no_file_and_no_option_says_is_missing(tmp_path: Path, more: tuple[str, ...], missing: str) -> None:
+    done = run("train", *more, "-o", tmp_path / "a.safetensors")
+    assert done.code == 2
+    assert missing in done.err
+
+
+def test_a_prompt_without_the_token_is_refused(tmp_path: Path) -> None:
+    done = run("train", "tiny", PICTURES, *PROMPT, "--token", "zwx", "-o", tmp_path / "a.safetensors")
+    refused(done, "does not have the token 'zwx': put it into the prompt")

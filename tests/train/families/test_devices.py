@@ -1,0 +1,74 @@
+"""One step of every family on an accelerator: whatever is on another device than it should be is an error.
+
+No GPU is needed: tensors that only know shape, dtype and device run through the code. They are on "cuda" where torch
+was built with CUDA; without it torch cannot slice such tensors, so they are on a device of another name, which proves
+the same of the code here: nothing in it names a device. Values and kernels are not tested by this.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from support.commands import python
+
+FAKE = """
+import torch
+from support.models import live_zero
+from support.pipelines import PIPELINES
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from svdiff_delta import attach
+from svdiff_train.families import family_of
+from svdiff_train.loss import denoising_loss
+
+CUDA = torch.backends.cuda.is_built()
+if not CUDA:
+    _setup_privateuseone_for_python_backend("other")
+DEVICE = "cuda" if CUDA else "other"
+
+class Fake(FakeTensorMode):
+    avoid_device_init = True
+
+def move(model):
+    for module in model.modules():
+        for place in (module._parameters, module._buffers):
+            for key, tensor in place.items():
+                if tensor is not None:
+                    moved = torch.empty(tensor.shape, dtype=tensor.dtype, device=DEVICE)
+                    place[key] = nn.Parameter(moved, tensor.requires_grad) if place is module._parameters else moved
+
+for name in ("sd2", "sdxl", "sd3", "flux"):
+    pipeline = PIPELINES[name]()
+    family = family_of(pipeline)
+    handle = attach(pipeline, live_zero(family.denoiser, slot=family.slot), trainable=True)
+    times = torch.stack([family.draw_timestep(torch.Generator()) for _ in range(2)])
+    with Fake(allow_non_fake_inputs=True):
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                move(part)
+        # What comes from the disk or is drawn is on the CPU.
+        shape = (2, *family.latent_shape(16, 24))
+        latents = family.sample_latents(family.encode_images(torch.empty(2, 3, 16, 24)), torch.empty(shape))
+        noised, target = family.noised(latents, torch.empty(shape), times)
+        text = {**family.encode_prompts(["a cat", "a house"]), "sizes": torch.empty(2, 6)}
+        prediction = family.predict(family.denoiser, noised, times, text)
+        weights = family.loss_weights(times.to(DEVICE), None)
+        (weights * denoising_loss(prediction, target)).mean().backward()
+        found = {parameter.grad.device.type for _, parameter in handle.parameters()}
+        print(name, found == {DEVICE}, {part.device.type for part in (latents, target, prediction)} == {DEVICE})
+        try:
+            family.predict(family.denoiser, noised.cpu(), times, text)
+        except RuntimeError as error:
+            print("found at least two devices" in str(error) or "same device" in str(error))
+"""
+
+
+def test_a_step_on_another_device_mixes_no_devices() -> None:
+    done = python(FAKE, PYTHONPATH=os.pathsep.join(sys.path), PYTHONWARNINGS="")
+    assert done.code == 0, done.err
+    assert done.out.splitlines() == [
+        line for name in ("sd2", "sdxl", "sd3", "flux") for line in (f"{name} True True", "True")
+    ]

@@ -1,0 +1,60 @@
+"""Pictures of the class: painted once, kept, and used again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from svdiff_delta.errors import InputError
+from svdiff_train import prior
+from svdiff_train.prior import class_pictures
+
+
+@pytest.fixture
+def painted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The jobs that were painted, in place of a model."""
+    jobs: list[tuple[str, int]] = []
+
+    def generate(pipeline: Any, chunk: list[tuple[str, int]], sampling: Any) -> list[Image.Image]:
+        jobs.extend(chunk)
+        return [Image.new("RGB", (8, 8), (seed, 0, 0)) for _, seed in chunk]
+
+    monkeypatch.setattr(prior, "generate", generate)
+    return jobs
+
+
+def test_pictures_have_seeds_of_their_own(painted: list[tuple[str, int]]) -> None:
+    pictures = class_pictures(None, "a dog", 3, 7)
+    assert painted == [("a dog", 7), ("a dog", 8), ("a dog", 9)]
+    assert [int(np.asarray(picture)[0, 0, 0]) for picture in pictures] == [7, 8, 9]
+
+
+def test_what_lies_in_the_folder_is_not_painted_again(painted: list[tuple[str, int]], tmp_path: Path) -> None:
+    class_pictures(None, "a dog", 2, 7, folder=tmp_path / "class")
+    painted.clear()
+    pictures = class_pictures(None, "a dog", 3, 7, folder=tmp_path / "class")
+    assert painted == [("a dog", 9)]
+    assert [int(np.asarray(picture)[0, 0, 0]) for picture in pictures] == [7, 8, 9]
+
+
+def test_progress_counts_what_is_missing(painted: list[tuple[str, int]]) -> None:
+    seen: list[tuple[int, int]] = []
+    class_pictures(None, "a dog", 10, 0, progress=lambda *done: seen.append(done))
+    assert seen == [(8, 10), (10, 10)]
+
+
+def test_pictures_of_something_else_are_refused(painted: list[tuple[str, int]], tmp_path: Path) -> None:
+    class_pictures(None, "a dog", 1, 0, base="one", folder=tmp_path)
+    with pytest.raises(InputError, match="painted with another prompt and base: name another folder"):
+        class_pictures(None, "a cat", 1, 0, base="two", folder=tmp_path)
+
+
+def test_a_damaged_picture_is_named(painted: list[tuple[str, int]], tmp_path: Path) -> None:
+    class_pictures(None, "a dog", 1, 0, folder=tmp_path)
+    (tmp_path / "000000.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"000000\.png: could not be read as a picture .*: delete it"):
+        class_pictures(None, "a dog", 1, 0, folder=tmp_path)

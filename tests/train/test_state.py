@@ -1,0 +1,148 @@
+"""States of a run: written, kept, read, compared; and a run that goes on equals one that never stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from svdiff_delta import save
+from svdiff_delta.errors import InputError, TrainError
+from svdiff_train.config import TrainConfig
+from svdiff_train.loop import Keeping, train
+from svdiff_train.state import check_same, load_state, restore, save_state, states
+from svdiff_train.tiny import open_tiny, pictures_path
+from svdiff_train.watch import Report, Watch
+
+PICTURES = pictures_path("black_cat")
+CONFIG = TrainConfig(
+    prompt="a photo of a sks cat", selectors=("unet-ca-kv",), steps=6, learning_rate=5e-2, schedule="cosine", flip=True
+)
+
+
+def stepped(seed: int) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
+    generator = torch.Generator().manual_seed(seed)
+    parameters = {name: nn.Parameter(torch.randn(3, generator=generator)) for name in ("b", "a")}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=0.1)
+    sum((parameter**2).sum() for parameter in parameters.values()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    return parameters, optimizer
+
+
+def test_a_state_brings_back_values_and_moments(tmp_path: Path) -> None:
+    parameters, optimizer = stepped(0)
+    path = save_state(tmp_path, 1, parameters, optimizer, {"seed": 0})
+    others, theirs = stepped(1)
+    restore(load_state(path), path, others, theirs)
+    for name in parameters:
+        assert torch.equal(parameters[name], others[name])
+        assert all(
+            torch.equal(value, theirs.state[others[name]][key])
+            for key, value in optimizer.state[parameters[name]].items()
+        )
+
+
+def test_the_same_state_is_the_same_bytes(tmp_path: Path) -> None:
+    parameters, optimizer = stepped(0)
+    first = save_state(tmp_path / "a", 1, parameters, optimizer, {"seed": 0})
+    second = save_state(tmp_path / "b", 1, dict(reversed(parameters.items())), optimizer, {"seed": 0})
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_only_the_newest_stay(tmp_path: Path) -> None:
+    parameters, optimizer = stepped(0)
+    for step in (5, 10, 15):
+        save_state(tmp_path, step, parameters, optimizer, {}, keep=2)
+    assert [path.name for path in states(tmp_path)] == ["step-000010.safetensors", "step-000015.safetensors"]
+
+
+def test_other_settings_are_listed(tmp_path: Path) -> None:
+    parameters, optimizer = stepped(0)
+    path = save_state(tmp_path, 1, parameters, optimizer, {"seed": 0, "prompt": "a", "steps": 5})
+    with pytest.raises(TrainError, match=r"prompt \(was 'a', is 'b'\), seed \(was 0, is 1\): give the same"):
+        check_same(load_state(path), path, {"seed": 1, "prompt": "b", "steps": 5})
+
+
+def test_a_run_may_become_longer(tmp_path: Path) -> None:
+    parameters, optimizer = stepped(0)
+    path = save_state(tmp_path, 1, parameters, optimizer, {"steps": 5})
+    check_same(load_state(path), path, {"steps": 50})
+
+
+def test_a_state_of_other_parameters_is_refused(tmp_path: Path) -> None:
+    parameters, optimizer = stepped(0)
+    path = save_state(tmp_path, 1, parameters, optimizer, {})
+    with pytest.raises(TrainError, match="b is not what this run trains"):
+        restore(load_state(path), path, {"a": parameters["a"]}, optimizer)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x10" + bytes(7) + b'{"a":1}         '])
+def test_a_damaged_state_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "step-000001.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is no state of a training run"):
+        load_state(path)
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
+    keeping = Keeping(folder=tmp_path, resume=True)
+    train(open_tiny(), PICTURES, replace(CONFIG, steps=1), keeping=keeping)
+    with pytest.raises(TrainError, match=r"flip \(was True, is 'not set'\), seed \(was 0, is 1\)"):
+        train(open_tiny(), PICTURES, replace(CONFIG, steps=2, seed=1, flip=False), keeping=keeping)
+
+
+def test_a_run_that_was_interrupted_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    def interrupt(report: Report) -> None:
+        if report.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    keeping = Keeping(folder=tmp_path / "run", every=100, resume=True)
+    first = train(open_tiny(), PICTURES, CONFIG, watch=Watch(step=interrupt), keeping=keeping)
+    assert (first.steps, first.signal) == (2, signal.SIGTERM)
+    save(train(open_tiny(), PICTURES, CONFIG, keeping=keeping).delta, tmp_path / "again")
+    save(train(open_tiny(), PICTURES, CONFIG).delta, tmp_path / "whole")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from svdiff_delta import save
+from svdiff_train.config import TrainConfig
+from svdiff_train.loop import Keeping, train
+from svdiff_train.tiny import open_tiny, pictures_path
+from svdiff_train.watch import Watch
+folder, killed = Path(sys.argv[1]), int(sys.argv[2])
+config = TrainConfig(prompt="a photo of a sks cat", class_prompt="a photo of a cat", class_images=2, steps=20,
+                     learning_rate=5e-2, selectors=("unet-ca",), warmup=5, schedule="cosine", accumulate=2)
+def step(report):
+    if report.step == killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+keeping = Keeping(folder=folder / "run", every=5, resume=True)
+outcome = train(open_tiny(), pictures_path("black_cat"), config, keeping=keeping, watch=Watch(step=step),
+                class_folder=folder / "class")
+save(outcome.delta, folder / "delta.safetensors")
+"""
+
+
+@pytest.mark.slow
+def test_twenty_steps_equal_ten_a_kill_and_ten_more(tmp_path: Path) -> None:
+    def run(folder: Path, killed: int) -> int:
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder), str(killed)]
+        return subprocess.run(command, env=dict(os.environ), check=False).returncode
+
+    assert run(tmp_path / "whole", 0) == 0
+    assert run(tmp_path / "killed", 11) == -signal.SIGKILL  # the newest state is of step 10
+    assert run(tmp_path / "killed", 0) == 0
+    first, second = ((tmp_path / name / "delta.safetensors").read_bytes() for name in ("whole", "killed"))
+    assert first == second
