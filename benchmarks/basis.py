@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from support import sd15
+from common import sd15
 
 from svdiff_delta import build_basis, open_base
 from svdiff_delta.cache import BasisCache

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import sd15
 from peft import LoraConfig, get_peft_model
-from support import sd15
 from torch import Tensor
 
 from svdiff_delta import Delta, attach, open_base, select, zero_delta

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from support import sd15
+from common import sd15
 
 from svdiff_delta import Delta, Handle, attach, load, open_base, save, zero_delta
 from svdiff_delta.base import Base

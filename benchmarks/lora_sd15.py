@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from support import sd15
+from common import sd15
 
 from svdiff_delta import Delta, open_base, save, select, zero_delta
 from svdiff_delta.cache import BasisCache

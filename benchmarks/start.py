@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from support import sd15
+from common import sd15
 
 from svdiff_delta import build_basis, open_base
 from svdiff_delta.cache import BasisCache

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from support import sd15
+from common import sd15
 
 THREADS, WAYS = 2, ("svdiff", "lora", "full", "rematerialized")
 LIMITS = {
