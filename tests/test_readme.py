@@ -41,7 +41,10 @@ def command_lines() -> list[str]:
 
 def leaves(group: click.Group, path: str = "svdiff") -> Iterator[str]:
     """Yield every command of a group that is not a group itself, by its whole name."""
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None, name
         if isinstance(command, click.Group):
             yield from leaves(command, f"{path} {name}")
         else:

@@ -3,19 +3,50 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Final
 
 import click
 
 from svdiff_delta.errors import DeltaError
 
-from . import bake, basis, calculate, compare, convert, demo, generate, hub, look, merge, plot, train
-
 INTERRUPTED = 130
+
+
+COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "look": ("info", "verify", "lineage"),
+    "calculate": ("add", "interpolate", "scale", "slice", "truncate", "quantize"),
+    "merge": ("merge",),
+    "compare": ("diff", "correlate", "interfere"),
+    "plot": ("plot",),
+    "basis": ("basis",),
+    "bake": ("bake",),
+    "convert": ("convert", "rebase"),
+    "hub": ("push", "pull"),
+    "train": ("train",),
+    "generate": ("generate",),
+    "demo": ("demo",),
+}
+"""The commands by the module they are in, which is imported when one of them is asked for."""
+
+PLACES: Final = {name: module for module, names in COMMANDS.items() for name in names}
 
 
 class ErrorHandling(click.Group):
     """A group that prints a DeltaError as one line and exits with 1, and exits with 130 after Ctrl-C."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names of all commands."""
+        return sorted(PLACES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Return a command, imported now; None if there is none of this name."""
+        if cmd_name not in PLACES:
+            return None
+        module = import_module(f"svdiff_cli.{PLACES[cmd_name]}")
+        found = (value for value in vars(module).values() if isinstance(value, click.Command))
+        return next((command for command in found if command.name == cmd_name), None)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -41,31 +72,3 @@ def main() -> None:
     model's folder, a safetensors file, owner/repo[@revision] on the Hub, or the word `tiny`, the embedded base;
     BASE:fp16 opens a variant's files. What exists as a path is one; hf:// in front forces the Hub.
     """
-
-
-for command in (
-    look.info,
-    look.verify,
-    look.lineage,
-    calculate.add,
-    calculate.interpolate,
-    calculate.scale,
-    calculate.slice_,
-    calculate.truncate,
-    calculate.quantize,
-    merge.merge,
-    compare.diff,
-    compare.correlate,
-    compare.interfere,
-    plot.plot,
-    basis.basis,
-    bake.bake,
-    convert.convert,
-    convert.rebase,
-    hub.push,
-    hub.pull,
-    train.train,
-    generate.generate,
-    demo.demo,
-):
-    main.add_command(command)
