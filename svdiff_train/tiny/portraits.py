@@ -16,7 +16,7 @@ from svdiff_train.tiny.subjects import HELD_OUT, TRAINED, Subject
 
 LEARNED: Final = (
     "black cat", "police car",  # the demo's
-    "poodle", "fire engine", "polar bear", "white rabbit", "pagoda", "hibiscus", "racehorse",
+    "poodle", "fire engine", "polar bear", "white rabbit", "pagoda", "hibiscus", "racehorse", "guide dog", "banjo",
 )  # fmt: skip
 """The held-out subjects that have pictures."""
 
