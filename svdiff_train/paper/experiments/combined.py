@@ -1,0 +1,106 @@
+"""(e) Individually trained results in one model (section 4.4): their sum (Fig. 8) and interpolations (Fig. 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from svdiff_delta import ops
+from svdiff_delta.file import load
+from svdiff_train.config import MethodName
+from svdiff_train.paper.cell import Cell, Measured
+from svdiff_train.paper.lab import Job, Lab
+from svdiff_train.paper.recipe import Recipe
+from svdiff_train.paper.sight import Sight
+from svdiff_train.paper.subjects import COMBINED, SUBJECTS, THINGS, WITHIN
+from svdiff_train.tuned import open_difference, tuned_weights
+
+from .judge import jobs
+from .pairs import judged as judged_pairs
+from .pairs import jobs as pair_jobs
+from .singles import single
+
+METHODS: Final[tuple[MethodName, ...]] = ("svdiff", "full")
+ALPHAS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
+SEEDS: Final = (0, 1, 2, 3)
+THING: Final = "thing"
+
+
+def cells() -> list[Cell]:
+    """Return sums of three pairs, and interpolations between two classes and within one, by SVDiff and full."""
+    found = []
+    for method in METHODS:
+        for names in COMBINED:
+            recipes = tuple(single(name, method) for name in names)
+            label = "+".join(names).replace(" ", "_")
+            found.append(Cell("e", f"sum-{label}-{method}", partial(_sum, recipes), recipes, shown=True))
+        for kind, names, noun in (("things", THINGS, THING), ("within", WITHIN, None)):
+            ends = tuple(Recipe(method=method, subjects=(name,), noun=noun) for name in names)
+            found.append(Cell("e", f"{kind}-{method}", partial(_interpolate, ends), ends, shown=True))
+    return found
+
+
+def _sum(recipes: Sequence[Recipe], lab: Lab, sight: Sight) -> Measured:
+    """Measure each subject in its own model and in the sum, and both in one picture by the sum."""
+    subjects = [SUBJECTS[recipe.subjects[0]] for recipe in recipes]
+    alone, together, rows = [], [], {}
+    with combined(lab, recipes, (1.0, 1.0)) as pipeline:
+        both = [lab.paint(pipeline, jobs(subject.phrase())) for subject in subjects]
+        pair = lab.paint(pipeline, pair_jobs(subjects))
+    for recipe, subject, pictures in zip(recipes, subjects, both, strict=True):
+        with lab.with_result(recipe, lab.trained(recipe).last) as pipeline:
+            own = lab.paint(pipeline, jobs(subject.phrase()))
+        references = sight.references(subject)
+        alone.append(round(float(sight.image_alignment(own, references).mean()), 5))
+        together.append(round(float(sight.image_alignment(pictures, references).mean()), 5))
+        rows[subject.name.replace(" ", "_")] = pictures[::2]
+    rows["pair"] = pair[::3]
+    duo = (subjects[0], subjects[1])
+    return Measured({"alone": alone, "together": together, "pair": judged_pairs(sight, [(duo, pair)], subjects)}, rows)
+
+
+def _interpolate(ends: Sequence[Recipe], lab: Lab, sight: Sight) -> Measured:
+    """Measure how like the first and the second end pictures are on the way between them."""
+    first, second = (SUBJECTS[recipe.subjects[0]] for recipe in ends)
+    like, rows = [], {}
+    for alpha in ALPHAS:
+        with combined(lab, ends, (alpha, 1.0 - alpha)) as pipeline:
+            pictures = [
+                picture for subject in (first, second) for picture in lab.paint(pipeline, _jobs(ends, subject.token))
+            ]
+        means = [sight.image_alignment(pictures, sight.references(subject)).mean() for subject in (first, second)]
+        like.append([round(float(value), 5) for value in means])
+        rows[f"{alpha:g}"] = pictures
+    return Measured(
+        {"alphas": list(ALPHAS), "like": like, "smooth": _steps(rows)}, {"strip": [row[0] for row in rows.values()]}
+    )
+
+
+def _jobs(ends: Sequence[Recipe], token: str) -> list[Job]:
+    noun = ends[0].noun or SUBJECTS[ends[0].subjects[0]].noun
+    return [(f"a photo of a {token} {noun}", seed) for seed in SEEDS]
+
+
+def _steps(rows: dict[str, list[Image.Image]]) -> list[float]:
+    """Return the mean difference of colours between neighbours on the way, of 255."""
+    stacked = [np.stack([np.asarray(picture, np.float64) for picture in row]) for row in rows.values()]
+    return [round(float(np.abs(b - a).mean()), 3) for a, b in pairwise(stacked)]
+
+
+@contextmanager
+def combined(lab: Lab, recipes: Sequence[Recipe], weights: Sequence[float]) -> Iterator[Any]:
+    """Give a pipeline with W + Σ wᵢ ΔWᵢ, or with σ + Σ wᵢ δᵢ (Eq. 4 and 5)."""
+    paths = [lab.trained(recipe).last for recipe in recipes]
+    if recipes[0].method == "svdiff":
+        with lab.with_delta(ops.add(*map(load, paths), weights=tuple(weights))) as pipeline:
+            yield pipeline
+        return
+    tuned = [open_difference(path, lab.base) for path in paths]
+    with tuned_weights(lab.pipeline, list(zip(tuned, weights, strict=True))):
+        yield lab.pipeline

@@ -1,0 +1,154 @@
+"""(b) Two and three subjects (sections 3.3 and 4.2, Fig. 6), with and without Cut-Mix-Unmix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import combinations
+from typing import Any, Final, Literal
+
+import numpy as np
+from PIL import Image
+
+from svdiff_train.config import MethodName
+from svdiff_train.paper.cell import Cell, Measured
+from svdiff_train.paper.lab import Job, Lab
+from svdiff_train.paper.recipe import STEPS, Recipe
+from svdiff_train.paper.sight import SEAM, Sight, half, seam
+from svdiff_train.paper.subjects import PAIRS, SUBJECTS, TRIPLE, Subject
+
+Variant = Literal["plain", "mix", "unmix"]
+VARIANTS: Final[tuple[Variant, ...]] = ("plain", "mix", "unmix")
+METHODS: Final[tuple[MethodName, ...]] = ("svdiff", "full")
+SEEDS: Final = (0, 1)
+MIX: Final = 0.6
+UNMIX: Final = 0.1
+"""The weight of the unmix regularization in this report."""
+
+STEPS_OF_PAIRS: Final = 2 * STEPS
+"""Two subjects are learned in one run, so it takes as many steps as two runs."""
+
+TEMPLATES: Final = (
+    "a photo of {0} beside {1}",
+    "a photo of {1} next to {0}",
+    "{0} and {1} in the snow",
+    "{0} beside {1} on a purple background",
+)
+"""Other wordings than those of the mixed samples that are learned from."""
+NEGATIVE: Final = "photo of {0} on the left and {1} on the right"
+PICTURE_SEEDS: Final = (0, 1, 2)
+
+
+def recipe(names: tuple[str, ...], method: MethodName, variant: Variant, seed: int) -> Recipe:
+    """Return the training of several subjects."""
+    return Recipe(
+        method=method,
+        subjects=names,
+        seed=seed,
+        mix=0.0 if variant == "plain" else MIX,
+        unmix=UNMIX if variant == "unmix" else 0.0,
+        steps=STEPS_OF_PAIRS,
+    )
+
+
+def cells() -> list[Cell]:
+    """Return four pairs with every method and variant, twice; then three subjects at once."""
+    found = [
+        _cell(names, method, variant, seed)
+        for seed in SEEDS
+        for names in PAIRS
+        for variant in VARIANTS
+        for method in METHODS
+    ]
+    return found + [
+        _cell(TRIPLE, method, variant, seed) for seed in SEEDS for variant in VARIANTS[:2] for method in METHODS
+    ]
+
+
+def cell_name(names: tuple[str, ...], method: str, variant: str, seed: int) -> str:
+    """Return what a cell is called."""
+    return f"{'+'.join(names).replace(' ', '_')}-{method}-{variant}-{seed}"
+
+
+def _cell(names: tuple[str, ...], method: MethodName, variant: Variant, seed: int) -> Cell:
+    made = recipe(names, method, variant, seed)
+    return Cell("b", cell_name(names, method, variant, seed), partial(_measure, made), (made,), shown=seed == 0)
+
+
+def _measure(made: Recipe, lab: Lab, sight: Sight) -> Measured:
+    trained = lab.trained(made)
+    subjects = [SUBJECTS[name] for name in made.subjects]
+    duos = list(combinations(subjects, 2))
+    numbers: dict[str, Any] = {"seconds": trained.seconds}
+    rows: dict[str, Sequence[Image.Image]] = {}
+    with lab.with_result(made, trained.last) as pipeline:
+        painted = [(duo, lab.paint(pipeline, jobs(duo))) for duo in duos]
+        numbers["positive"] = judged(sight, painted, subjects)
+        rows["painted"] = painted[0][1][:: len(PICTURE_SEEDS)]
+        if made.mix:
+            avoided = [
+                (duo, lab.paint(pipeline, jobs(duo), NEGATIVE.format(*(subject.phrase() for subject in duo))))
+                for duo in duos
+            ]
+            numbers["negative"] = judged(sight, avoided, subjects)
+            rows["negative"] = avoided[0][1][:: len(PICTURE_SEEDS)]
+    return Measured(numbers, rows)
+
+
+def jobs(duo: Sequence[Subject]) -> list[Job]:
+    """Return every prompt with every seed."""
+    phrases = [subject.phrase() for subject in duo]
+    return [(template.format(*phrases), seed) for template in TEMPLATES for seed in PICTURE_SEEDS]
+
+
+def judged(
+    sight: Sight, painted: Sequence[tuple[tuple[Subject, Subject], list[Image.Image]]], subjects: Sequence[Subject]
+) -> dict[str, list[Any]]:
+    """Return what each picture shows.
+
+    `both`: whether both subjects are there; `crossed`: whether both halves show the same one; `seam`: how far the
+    ground jumps in the middle; `score`: the lesser similarity of the two.
+    """
+    found: dict[str, list[Any]] = {"both": [], "crossed": [], "seam": [], "score": []}
+    kinds = [sight.small_references(subject) for subject in subjects]
+    for duo, pictures in painted:
+        wanted = [subjects.index(subject) for subject in duo]
+        seen = {side: sight.nearest([half(picture, side) for picture in pictures], kinds) for side in ("left", "right")}
+        named = {side: sight.named([half(picture, side) for picture in pictures]) for side in ("left", "right")}
+        for index, picture in enumerate(pictures):
+            labels = [int(seen[side][0][index]) for side in ("left", "right")]
+            means = [seen[side][1][index] for side in ("left", "right")]
+            nouns = [named[side][index] for side in ("left", "right")]
+            right = sorted(labels) == sorted(wanted) and all(
+                _fits(noun, subjects[label]) for noun, label in zip(nouns, labels, strict=True)
+            )
+            found["both"].append(int(right))
+            found["crossed"].append(int(labels[0] == labels[1]))
+            found["seam"].append(round(seam(picture), 2))
+            found["score"].append(round(_score(means, wanted), 5))
+    return found
+
+
+def _fits(noun: str, subject: Subject) -> bool:
+    """Tell whether a half is named by the subject's class: "dog face" is a dog."""
+    return subject.noun in noun.split()
+
+
+def _score(means: Sequence[np.ndarray[Any, Any]], wanted: Sequence[int]) -> float:
+    """Return the lesser of the two subjects' similarities to a half each, in the better order."""
+    first, second = wanted
+    return float(max(min(means[0][first], means[1][second]), min(means[0][second], means[1][first])))
+
+
+def wins(ours: dict[str, list[Any]], theirs: dict[str, list[Any]]) -> list[int]:
+    """Return of each picture whether ours is better than theirs from the same prompt and seed.
+
+    The paper asked its raters for both subjects on one consistent ground; where that does not decide, the score does.
+    """
+    found = []
+    for index in range(len(ours["both"])):
+        mine, other = (
+            (side["both"][index] and side["seam"][index] < SEAM, side["score"][index]) for side in (ours, theirs)
+        )
+        found.append(int(mine > other))
+    return found

@@ -1,0 +1,99 @@
+"""One training of the report, as a value: what the cache of trainings is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from svdiff_delta._json import canonical_json
+from svdiff_train.concept import Concept
+from svdiff_train.config import MethodName, TrainConfig
+
+from .subjects import SCENE, SUBJECTS
+
+STEPS: Final = 200
+"""Steps of a training; a result is kept after half of them too, and the better one is measured."""
+
+BATCH: Final = 2
+CLASS_IMAGES: Final = 16
+
+RATES: Final[Mapping[MethodName, float]] = {"svdiff": 5e-2, "full": 2e-4, "lora": 2e-3, "kv": 2e-3}
+"""Learning rates on the embedded base, by `python -m svdiff_train.paper.search` on a subject of no experiment."""
+
+RATE_1D: Final = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to train.
+
+    Attributes:
+        method: how.
+        subjects: names of one subject, or of several that are learned together.
+        scene: a picture to edit, in place of subjects.
+        seed: of all draws.
+        noun: a class word in place of the subjects' own.
+        mix: the probability of Cut-Mix-Unmix.
+        unmix: the weight of the unmix regularization.
+        selectors: what is trained; None takes what the method trains by itself.
+        rank: train the largest singular values only.
+        faster: factor on the learning rate.
+        steps: how many.
+    """
+
+    method: MethodName = "svdiff"
+    subjects: tuple[str, ...] = ()
+    scene: str | None = None
+    seed: int = 0
+    noun: str | None = None
+    mix: float = 0.0
+    unmix: float = 0.0
+    selectors: tuple[str, ...] | None = None
+    rank: int | None = None
+    faster: float = 1.0
+    steps: int = STEPS
+
+    def key(self) -> str:
+        """Return a name that tells this training from every other."""
+        plain: dict[str, Any] = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
+        plain |= {"rate": self.rate, "rate_1d": RATE_1D, "batch": BATCH, "class_images": CLASS_IMAGES}
+        return hashlib.sha256(canonical_json(plain)).hexdigest()[:16]
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return RATES[self.method] * self.faster
+
+    def config(self) -> TrainConfig:
+        """Return the settings of the run: prior preservation for subjects, λ = 0 for a picture to edit."""
+        rest: dict[str, Any] = {
+            "method": self.method,
+            "steps": self.steps,
+            "batch_size": BATCH,
+            "learning_rate": self.rate,
+            "learning_rate_1d": RATE_1D * self.faster,
+            "seed": self.seed,
+            "selectors": self.selectors,
+            "train_rank": self.rank,
+            "class_images": CLASS_IMAGES,
+        }
+        if self.scene is not None:
+            return TrainConfig(prompt=SCENE[self.scene].prompt, **rest)
+        concepts = tuple(self._concept(name) for name in self.subjects)
+        if len(concepts) > 1:
+            return TrainConfig(concepts=concepts, mix_probability=self.mix, unmix_weight=self.unmix or None, **rest)
+        one = concepts[0]
+        return TrainConfig(prompt=one.prompt, class_prompt=one.class_prompt, token=one.token, **rest)
+
+    def _concept(self, name: str) -> Concept:
+        subject = SUBJECTS[name]
+        return Concept(
+            images=subject.folder,
+            prompt=f"a photo of {subject.phrase(self.noun)}",
+            class_prompt=f"a photo of a {self.noun or subject.noun}",
+            token=subject.token,
+        )

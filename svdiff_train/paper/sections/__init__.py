@@ -1,0 +1,1 @@
+"""The sections of the report, made of the numbers of cells alone."""

@@ -1,0 +1,76 @@
+"""The cells of the report: how many, and that every training they name can be."""
+
+from __future__ import annotations
+
+import pytest
+
+from svdiff_train.paper.cell import Cell
+from svdiff_train.paper.plan import all_cells, quick_cells, trainings
+from svdiff_train.paper.subjects import SCENES, SEARCHED, SUBJECTS
+
+CELLS = all_cells()
+
+
+def test_there_are_at_most_220_trainings() -> None:
+    assert 180 < trainings(CELLS) <= 220
+
+
+def test_no_two_cells_share_a_name() -> None:
+    names = [(cell.experiment, cell.name) for cell in CELLS]
+    assert len(set(names)) == len(names)
+
+
+def test_every_experiment_of_the_issue_has_cells() -> None:
+    assert {cell.experiment for cell in CELLS} == set("abcdefgh")
+
+
+def test_cells_are_counted_as_asked_for() -> None:
+    def count(letter: str) -> int:
+        return sum(cell.experiment == letter for cell in CELLS)
+
+    assert count("a") == 5 * 3 * 4  # subjects, seeds, methods
+    assert count("b") == 4 * 2 * 3 * 2 + 2 * 2 * 2  # pairs, seeds, variants, methods; three subjects without unmix
+    assert count("c") == 5 * 2 * 3  # pictures, seeds, methods
+    assert count("d") == 3 * 12  # subjects, subsets
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.experiment}-{cell.name}")
+def test_every_training_can_be_described(cell: Cell) -> None:
+    assert cell.recipes
+    for recipe in cell.recipes:
+        config = recipe.config()
+        assert config.steps == recipe.steps
+        assert config.method == recipe.method
+
+
+def test_a_key_tells_trainings_apart() -> None:
+    recipes = {recipe for cell in CELLS for recipe in cell.recipes}
+    assert len({recipe.key() for recipe in recipes}) == len(recipes)
+
+
+def test_the_subject_of_the_search_is_in_no_experiment() -> None:
+    assert all(SEARCHED not in recipe.subjects for cell in CELLS for recipe in cell.recipes)
+
+
+def test_seed_0_of_every_experiment_comes_first() -> None:
+    seeds = [max(recipe.seed for recipe in cell.recipes) for cell in CELLS]
+    assert seeds.index(1) == seeds.count(0)
+    assert {cell.experiment for cell in CELLS[:16]} == set("abcdefgh")
+
+
+def test_quick_is_one_subject_and_one_seed() -> None:
+    cells = quick_cells()
+    assert {"a", "b", "c", "d", "h"} <= {cell.experiment for cell in cells}
+    assert all(recipe.seed == 0 for cell in cells for recipe in cell.recipes)
+    assert trainings(cells) <= 12
+
+
+@pytest.mark.parametrize("name", sorted(SUBJECTS))
+def test_every_subject_has_five_pictures(name: str) -> None:
+    assert len(list(SUBJECTS[name].folder.glob("*.png"))) == 5
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
+def test_every_scene_has_its_picture_and_three_edits(scene: object) -> None:
+    assert scene.path.is_file()  # type: ignore[attr-defined]
+    assert len(scene.edits) == 3  # type: ignore[attr-defined]

@@ -1,0 +1,111 @@
+"""The report, made of numbers alone."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from svdiff_delta._json import canonical_json
+from svdiff_train.paper.cell import Cell, Measured
+from svdiff_train.paper.plan import all_cells
+from svdiff_train.paper.recipe import Recipe
+from svdiff_train.paper.report import write_report
+
+BASE = "0" * 16
+
+
+def numbers_of(cell: Cell) -> dict[str, Any]:
+    """Numbers as a cell of its experiment has them, SVDiff's better than the others'."""
+    ours = cell.recipes[0].method == "svdiff"
+    jitter = cell.recipes[0].seed * 0.001
+    if cell.experiment == "a" or cell.name.startswith("rank") or cell.experiment == "d":
+        return {
+            "text": 0.3 + jitter, "image": (0.8 if ours else 0.6) + jitter, "identity": 0.9, "checkpoint": 1,
+            "seconds": 20.0, "size": 40_000 if ours else 33_000_000,
+        }  # fmt: skip
+    if cell.experiment == "b":
+        mixed = int(cell.recipes[0].mix > 0)
+        judged = {"both": [mixed] * 12, "crossed": [1 - mixed] * 12, "seam": [9.0] * 12, "score": [0.5 + ours] * 12}
+        return {"seconds": 40.0, "positive": judged, "negative": judged}
+    if cell.experiment == "c":
+        edit = {"check": "ground", "succeeded": [1, 0, 1], "survived": [1, 1, 0], "like": [0.5, 0.6, 0.7]}
+        return {"seconds": 20.0, "faithful": 0.9 if ours else 0.5, "plain": [edit] * 3, "inverted": [edit] * 3}
+    if cell.experiment == "e":
+        if cell.name.startswith("sum"):
+            judged = {"both": [1, 0], "crossed": [0, 0], "seam": [1.0, 1.0], "score": [0.5, 0.5]}
+            return {"alone": [0.9, 0.9], "together": [0.7, 0.8 + jitter], "pair": judged}
+        return {"alphas": [0, 0.25, 0.5, 0.75, 1], "like": [[0.1 * i, 1 - 0.1 * i] for i in range(5)], "smooth": [1.0]}
+    if cell.experiment == "f":
+        both = {"geometry": 0.9, "appearance": 0.5 + jitter}
+        return {"shape": both, "colour": {"geometry": 0.2, "appearance": 0.7}, "parents": 0.1}
+    if cell.experiment == "g":
+        return {"names": ["x", "y"], "matrix": [[0.9, 0.1], [0.1, 0.9]]}
+    return {"scales": [{"scale": s, "text": 0.3 - s / 20, "image": 0.5, "identity": 1.0} for s in range(7)]}
+
+
+def keep(folder: Path, cell: Cell, key: list[str]) -> None:
+    path = cell.path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(canonical_json({"key": key, "numbers": numbers_of(cell), "seconds": 1.0}))
+
+
+def test_a_full_report_judges_every_claim(tmp_path: Path) -> None:
+    for cell in all_cells():
+        keep(tmp_path, cell, cell.key(BASE))
+    text = write_report(tmp_path, all_cells(), BASE).read_text("utf-8")
+    assert "not measured**" not in text
+    for letter in "abcdefgh":
+        assert f"## ({letter}) " in text
+    assert "| 3.3, 4.2, Fig. 6 | Cut-Mix-Unmix lets SVDiff show" in text
+    line = next(line for line in text.splitlines() if "lets SVDiff show" in line)
+    assert line.endswith("**agrees** |")
+    preference = next(line for line in text.splitlines() if "preferred to full weights" in line)
+    assert "1.00 [" in preference
+    assert preference.endswith("**agrees** |")
+
+
+def test_the_same_numbers_give_the_same_text(tmp_path: Path) -> None:
+    for cell in all_cells()[:40]:
+        keep(tmp_path, cell, cell.key(BASE))
+    first = write_report(tmp_path, all_cells(), BASE).read_bytes()
+    assert write_report(tmp_path, all_cells(), BASE).read_bytes() == first
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+    text = write_report(tmp_path, all_cells(), BASE).read_text("utf-8")
+    assert f"0 of {len(all_cells())} cells are measured" in text
+    assert "**agrees**" not in text
+    assert "**differs**" not in text
+
+
+def test_numbers_of_another_base_are_not_used(tmp_path: Path) -> None:
+    for cell in all_cells():
+        keep(tmp_path, cell, cell.key("1" * 16))
+    assert "0 of " in write_report(tmp_path, all_cells(), BASE).read_text("utf-8")
+
+
+def made(lab: object, sight: object) -> Measured:
+    return Measured({"value": 1}, {"painted": [Image.new("RGB", (4, 4))] * 3})
+
+
+def failing(lab: object, sight: object) -> Measured:
+    raise AssertionError("measured again")
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_cell_is_measured_once(tmp_path: Path, shown: bool) -> None:
+    recipe = Recipe(subjects=("black cat",))
+    cell = Cell("a", "one", partial(made), (recipe,), shown)
+    assert cell.known(tmp_path, BASE) is None
+    cell.run(None, None, tmp_path, BASE)  # type: ignore[arg-type]
+    assert cell.known(tmp_path, BASE) == {"value": 1}
+    picture = tmp_path / "pictures" / "a" / "one.painted.png"
+    assert picture.exists() == shown
+    if shown:
+        assert Image.open(picture).size == (12, 4)
+    other = Cell("a", "one", failing, (Recipe(subjects=("black cat",), seed=1),))
+    assert other.known(tmp_path, BASE) is None, "another training's numbers were taken"
