@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from svdiff_delta.errors import InputError
-
 from . import options
-from .progress import Bar
-from .references import needs, open_deltas, open_reference, say, split_weight
+from .references import needs, open_deltas, open_reference
 
 if TYPE_CHECKING:
-    from svdiff_delta import Base, Delta
-    from svdiff_train.evaluate import Candidate, Clip, Detector, Questions, Scores
+    from svdiff_delta import Base
+    from svdiff_train.evaluate import Questions, Scores
 
 _folder: Any = click.Path(path_type=Path)
 
@@ -89,10 +86,13 @@ def _measure(base: str, given: dict[str, Any], *, quiet: bool) -> tuple[dict[str
     """Check everything, paint or read pictures, and measure them; None on a dry run."""
     from svdiff_train.evaluate import score
 
+    from .candidates import find_candidates
+    from .questions import find_questions
+
     opened, weights = open_deltas(given["deltas"])
     model = open_reference(base)
-    settings, candidates, prompts = _candidates(model, opened, weights, given, quiet=quiet)
-    questions = _questions(model, given, prompts, quiet=quiet)
+    settings, candidates, prompts = find_candidates(model, opened, weights, given, quiet=quiet)
+    questions = find_questions(model, given, prompts, quiet=quiet)
     if given["dry_run"]:
         click.echo(f"would measure {len(prompts)} prompts by {len(questions.references)} pictures of the subject")
         return None
@@ -101,122 +101,6 @@ def _measure(base: str, given: dict[str, Any], *, quiet: bool) -> tuple[dict[str
         results.append(score(candidate.label, candidate.images, candidate.prompts, questions))
         facts.append(results[-1].facts(candidate.about))
     return {**settings, **_about(model, questions), "results": facts}, results
-
-
-def _candidates(
-    base: Base, deltas: Sequence[Delta], weights: Sequence[float], given: dict[str, Any], *, quiet: bool
-) -> tuple[dict[str, Any], Iterable[Candidate], list[str]]:
-    """Return what results say of how pictures were made, the pictures (painted when asked for), and all prompts."""
-    from svdiff_train.evaluate import paint_candidates, read_candidates
-    from svdiff_train.sample import Sampling
-
-    asked = [*given["prompt"], *(_lines(given["prompts"]) if given["prompts"] else [])]
-    if given["pictures"]:
-        if asked or deltas:
-            raise InputError("with --pictures nothing is painted", fix="leave out prompts and deltas, or --pictures")
-        read, remarks = read_candidates(given["pictures"], skip_bad=given["skip_bad"])
-        for remark in remarks:
-            say(remark, quiet=quiet)
-        return {}, read, [prompt for candidate in read for prompt in candidate.prompts]
-    if not asked:
-        raise InputError(
-            "there are no prompts", fix="give some with --prompt or --prompts, or pictures with --pictures"
-        )
-    seeds = [given["seed"] + number for number in range(given["seeds"])]
-    sampling = Sampling(steps=given["steps"], guidance=given["guidance"])
-    jobs = [(prompt, seed) for prompt in asked for seed in seeds]
-    subjects = _subjects(base, deltas, weights, given["deltas"], each=given["each"])
-
-    def painted() -> Iterable[Candidate]:
-        with Bar("painting", quiet=quiet) as bar:
-            yield from paint_candidates(base, subjects, jobs, sampling, device=given["device"], progress=bar)
-
-    return {"steps": sampling.steps, "guidance": sampling.guidance}, painted(), asked
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror})", fix="name a text file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 (byte {error.start})", fix="save it as UTF-8") from None
-    if not (lines := [line.strip() for line in text.splitlines() if line.strip()]):
-        raise InputError(f"{path}: holds no prompts", fix="write one per line")
-    return lines
-
-
-def _subjects(
-    base: Base, deltas: Sequence[Delta], weights: Sequence[float], written: Sequence[str], *, each: bool
-) -> dict[str, Delta | None]:
-    """Return what is put on the base, by label."""
-    from svdiff_delta.ops import add
-
-    if not deltas:
-        return {base.repository or base.path.resolve().name: None}
-    labels = [_label(*pair) for pair in zip(written, deltas, weights, strict=True)]
-    if not each:
-        return {" + ".join(labels): add(*deltas, weights=weights)}
-    if len(set(labels)) < len(labels):
-        labels = list(written)
-    if len(set(labels)) < len(labels):
-        raise InputError("a delta is named twice", fix="name it once, or with another weight")
-    return {label: add(delta, weights=[w]) for label, delta, w in zip(labels, deltas, weights, strict=True)}
-
-
-def _label(written: str, delta: Delta, weight: float) -> str:
-    name = delta.metadata.title or Path(split_weight(written)[0]).stem
-    return name if weight == 1 else f"{name}:{weight:g}"
-
-
-def _questions(base: Base, given: dict[str, Any], prompts: Sequence[str], *, quiet: bool) -> Questions:
-    from svdiff_train.evaluate import Clip, Dino, Lpips, Questions, find_clip, read_references, without_tokens
-
-    for token in given["token"]:
-        if all(without_tokens(prompt, [token]) == " ".join(prompt.split()) for prompt in prompts):
-            raise InputError(f"{token}: stands in no prompt", fix="mend --token, or leave it out")
-    references, remarks = read_references(given["images"], skip_bad=given["skip_bad"])
-    reference, name = (given["clip"], None) if given["clip"] else find_clip(base)
-    clip = Clip.load(reference, device=given["device"], name=name)
-    scorers: dict[str, Any] = {"clip": clip}
-    if given["dino"]:
-        scorers = {"dino": Dino.load(given["dino"], device=given["device"]), **scorers}
-    if given["lpips"]:
-        scorers = {"lpips": Lpips.load(given["lpips"], device=given["device"]), **scorers}
-    regions, asked, detector = _regions(clip, given)
-    for text in clip.too_long([without_tokens(prompt, given["token"]) for prompt in dict.fromkeys(prompts)]):
-        remarks.append(f"too long for {clip.name}, only its beginning is compared: {text}")
-    for remark in remarks:
-        say(remark, quiet=quiet)
-    return Questions(clip, scorers, references, given["token"], regions, asked, detector)
-
-
-def _regions(clip: Clip, given: dict[str, Any]) -> tuple[list[Any], list[str], Detector | None]:
-    """Return where to look, what should be there, and what tells it."""
-    from svdiff_train.evaluate import Detector, parse_region, read_references
-
-    pairs = [_split(text, "--region", "left=dog") for text in given["region"]]
-    if not pairs:
-        if given["among"] or given["concept"]:
-            raise InputError("there are no regions to look at", fix="add --region left=NAME")
-        return [], [], None
-    regions, asked = [parse_region(region) for region, _ in pairs], [name for _, name in pairs]
-    if not given["concept"]:
-        return regions, asked, Detector.from_names(clip, [*dict.fromkeys([*asked, *given["among"]])])
-    if given["among"]:
-        raise InputError("names and pictures are not compared with each other", fix="use --among or --concept")
-    folders = dict(_split(text, "--concept", "dog=FOLDER") for text in given["concept"])
-    if lacking := [name for name in asked if name not in folders]:
-        raise InputError(f"{lacking[0]}: has no pictures", fix=f"add --concept {lacking[0]}=FOLDER")
-    pictures = {name: read_references([Path(path)], skip_bad=given["skip_bad"])[0] for name, path in folders.items()}
-    return regions, asked, Detector.from_pictures(clip, pictures)
-
-
-def _split(text: str, option: str, example: str) -> tuple[str, str]:
-    first, _, second = text.partition("=")
-    if not first.strip() or not second.strip():
-        raise InputError(f"{option} {text}: names one thing", fix=f"write it as {option} {example}")
-    return first.strip(), second.strip()
 
 
 def _about(base: Base, questions: Questions) -> dict[str, Any]:
