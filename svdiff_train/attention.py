@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -142,12 +142,11 @@ def probabilities(attn: Any, latents: Tensor, prompt: Tensor, mask: Tensor | Non
         layer(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         for layer, states in ((attn.to_q, latents), (attn.to_k, prompt))
     )
-    query, key = (
-        states if norm is None else norm(states) for norm, states in ((attn.norm_q, query), (attn.norm_k, key))
-    )
+    query = query if attn.norm_q is None else attn.norm_q(query)
+    key = key if attn.norm_k is None else attn.norm_k(key)
     with torch.autocast(latents.device.type, enabled=False):  # a product in half precision would be rounded
         found: Tensor = attn.get_attention_scores(query.float().flatten(0, 1), key.float().flatten(0, 1), mask)
-    return found.unflatten(0, (len(latents), -1)).mean(1)
+    return cast("Tensor", found.unflatten(0, (len(latents), -1)).mean(1))
 
 
 def _mask(attn: Any, mask: Tensor | None, rows: Tensor) -> Tensor | None:

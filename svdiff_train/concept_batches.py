@@ -12,7 +12,7 @@ from . import draws
 from .batches import Batch, Batches, Drawn
 from .concept import Concept
 from .cut_mix import Mix, Mixing, compose, half
-from .data import Cut, draw_cut
+from .data import draw_cut
 from .data.buckets import Size
 from .families import Family
 from .pictures import Pictures
@@ -52,7 +52,8 @@ class ConceptBatches(Batches):
         flip: bool,
     ) -> None:
         super().__init__(family, [], seed=seed, crop=crop, flip=flip)
-        self.kinds, self.mixing = [*zip(*sets, strict=True)], mixing
+        self.kinds: list[tuple[Pictures, ...]] = [*zip(*sets, strict=True)]
+        self.mixing = mixing
         self.phrases = ([concept.noun for concept in concepts], [concept.class_noun for concept in concepts])
         self._mixed: dict[tuple[Hashable, ...], Tensor] = {}
 

@@ -117,8 +117,8 @@ def train(
         watch: whom to tell how far it is.
         keeping: what is kept on the way; nothing if not given.
         validation: pictures to paint on the way.
-        class_folder: where pictures of the class are kept and found again; of several concepts, in a sub-folder for each
-            class prompt.
+        class_folder: where pictures of the class are kept and found again; of several concepts, in a sub-folder for
+            each class prompt.
         trackers: names of trackers as accelerate knows them, such as "tensorboard"; they need `keeping`.
         skip_bad: whether pictures that cannot be read are left out.
 
@@ -126,8 +126,8 @@ def train(
         InputError: no pictures, an unreadable one, or a resolution that the model cannot take.
         BaseError: the base cannot be loaded.
         SelectionError: a selector matches nothing that can be shifted, or no attention that can be regularized.
-        TrainError: no family knows the base, nothing would be trained, the base has no cross-attention and `unmix_weight`
-            is not 0, a state is of another run, there is not enough memory, or the loss is not finite.
+        TrainError: no family knows the base, nothing would be trained, the base has no cross-attention and
+            `unmix_weight` is not 0, a state is of another run, there is not enough memory, or the loss is not finite.
         OutputError: something cannot be kept.
     """
     watch, method, factor = watch or Watch(), METHODS[config.method], rate_factor(config)

@@ -20,10 +20,8 @@ def token_places(pipeline: Any, slots: Sequence[str], prompt: str, word: str) ->
     Raises:
         TrainError: the prompt does not have it, or has it where it is cut off, or tokenizers disagree.
     """
-    found = {
-        slot: _places(getattr(pipeline, slot.replace("text_encoder", "tokenizer")), prompt, word) for slot in slots
-    }
-    places, *others = found.values()
+    tokenizers = [getattr(pipeline, slot.replace("text_encoder", "tokenizer")) for slot in slots]
+    places, *others = (_places(tokenizer, prompt, word) for tokenizer in tokenizers)
     if any(other != places for other in others):
         raise TrainError(
             f"the tokenizers of {', '.join(slots)} put {word!r} in different places of {prompt!r}",
