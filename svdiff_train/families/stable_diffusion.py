@@ -104,4 +104,4 @@ def _side(sample_size: Any) -> int:
             f"the UNet's configuration has the sample_size {sample_size!r}",
             fix="write there the latents' side, such as 64",
         )
-    return min(sides)
+    return int(min(sides))
