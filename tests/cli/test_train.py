@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -112,3 +113,18 @@ def test_what_no_file_and_no_option_says_is_missing(tmp_path: Path, more: tuple[
 def test_a_prompt_without_the_token_is_refused(tmp_path: Path) -> None:
     done = run("train", "tiny", PICTURES, *PROMPT, "--token", "zwx", "-o", tmp_path / "a.safetensors")
     refused(done, "does not have the token 'zwx': put it into the prompt")
+
+
+def test_pictures_that_cannot_be_read_are_named_and_left_out_on_request(tmp_path: Path) -> None:
+    folder, output = tmp_path / "pictures", tmp_path / "a.safetensors"
+    shutil.copytree(PICTURES, folder)
+    (folder / "05.png").write_bytes(b"no picture")
+    command = ("train", "tiny", folder, *PROMPT, "--select", "unet-ca-kv", "--steps", 1, "-o", output)
+    done = run(*command)
+    refused(done, "05.png: could not be read as a picture")
+    assert "go on without (--skip-bad)" in done.err
+    assert not output.exists()
+    done = run(*command, "--skip-bad")
+    assert done.code == 0, done.err
+    assert f"skipped: {folder / '05.png'}: could not be read as a picture" in done.err
+    assert (load(output).metadata.training or {})["images"] == 5
