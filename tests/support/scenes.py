@@ -9,6 +9,8 @@ from PIL import Image
 from svdiff_train.tiny import pictures_path
 
 CAT, CAR = "black_cat", "police_car"
+SIDE = 36
+"""Side in pixels of a portrait in a scene, whose subject then is as large as in the pairs that the CLIP learned."""
 
 
 def portraits(subject: str) -> list[Image.Image]:
@@ -17,10 +19,12 @@ def portraits(subject: str) -> list[Image.Image]:
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Return a picture of two portraits at half their size, on the ground of the left one."""
+    """Return a picture of two portraits, each made small enough for its half, on the ground of the left one."""
     canvas = Image.new("RGB", (64, 64), left.getpixel((0, 0)))
     for x, portrait in ((0, left), (32, right)):
-        canvas.paste(portrait.resize((32, 32), Image.Resampling.LANCZOS), (x, 16))
+        small = portrait.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        spare = (SIDE - 32) // 2  # only ground
+        canvas.paste(small.crop((spare, 0, spare + 32, SIDE)), (x, (64 - SIDE) // 2))
     return canvas
 
 
