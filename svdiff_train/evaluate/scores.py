@@ -86,8 +86,8 @@ class Scores:
             any_order = self.detection.crossed(self.asked, any_order=True)
             found["all"] = share_interval(self.detection.appear(self.asked))
             found["all in any order"] = share_interval(self.detection.appear(self.asked, any_order=True))
-            found["crossed over"] = share_interval(self.detection.crossed(self.asked).any(1))
-            found["crossed over in any order"] = share_interval(any_order.any(1))
+            found["crossed over"] = share_interval(np.asarray(self.detection.crossed(self.asked).any(1)))
+            found["crossed over in any order"] = share_interval(np.asarray(any_order.any(1)))
         return found
 
     def facts(self, pictures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

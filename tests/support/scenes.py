@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from svdiff_train.tiny import pictures_path
+from svdiff_train.tiny import base_path, pictures_path
 
 CAT, CAR = "black_cat", "police_car"
 SIDE = 36
@@ -16,6 +16,18 @@ SIDE = 36
 def portraits(subject: str) -> list[Image.Image]:
     """Return a subject's five pictures of 64 by 64 pixels, each on a ground of its own colour."""
     return [Image.open(path).convert("RGB") for path in sorted(pictures_path(subject).iterdir())]
+
+
+PAINTED = {"panda": 1, "cat face": 2, "strawberry": 7, "tractor": 8}
+"""Pictures of the card's sheet, by number, that the embedded CLIP names rightly among all the names that it knows."""
+
+
+def painted(name: str) -> Image.Image:
+    """Return a picture of 64 by 64 pixels that the embedded base painted."""
+    row, column = divmod(PAINTED[name], 5)
+    with Image.open(base_path() / "samples.png") as sheet:
+        small = sheet.convert("RGB").resize((5 * 64, 4 * 64), Image.Resampling.NEAREST)
+    return small.crop((64 * column, 64 * row, 64 * column + 64, 64 * row + 64))
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
