@@ -96,7 +96,8 @@ def _measure(base: str, given: dict[str, Any], *, quiet: bool) -> tuple[dict[str
     if given["dry_run"]:
         click.echo(f"would measure {len(prompts)} prompts by {len(questions.references)} pictures of the subject")
         return None
-    results, facts = list[Scores](), list[dict[str, Any]]()
+    results: list[Scores] = []
+    facts: list[dict[str, Any]] = []
     for candidate in candidates:
         results.append(score(candidate.label, candidate.images, candidate.prompts, questions))
         facts.append(results[-1].facts(candidate.about))

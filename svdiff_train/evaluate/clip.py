@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from svdiff_delta.base import Base
+from svdiff_delta.errors import InputError
 
 from .model import find_folder, load_model, load_part, short_name
 from .vision import Vectors, Vision, remember
@@ -18,6 +19,7 @@ from .vision import Vectors, Vision, remember
 DEFAULT: Final = "openai/clip-vit-large-patch14"
 """What bases without a CLIP of their own are measured with."""
 WHAT: Final = "CLIP"
+TOKENIZERS: Final = ("tokenizer.json", "vocab.json")
 
 
 def find_clip(base: Base) -> tuple[str | Path, str]:
@@ -63,6 +65,9 @@ class Clip(Vision):
             MissingExtraError: transformers is not installed.
         """
         folder = find_folder(reference, WHAT, ("clip",))
+        if not any((folder / name).is_file() for name in TOKENIZERS):
+            # transformers would make an empty tokenizer, which reads every word as the same.
+            raise InputError(f"{folder}: is no whole CLIP, it has no tokenizer", fix="fetch it again, or name another")
         model = load_model("CLIPModel", folder, WHAT, device)
         tokenizer = load_part("AutoTokenizer", folder, WHAT)
         processor = load_part("AutoImageProcessor", folder, WHAT, backend="pil")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from svdiff_delta.errors import InputError
@@ -79,14 +80,14 @@ class Scores:
         """Return how often each region shows what it should, all do, all do in any order, and features cross over."""
         if self.detection is None:
             return {}
-        right = np.equal(self.detection.labels, np.asarray(self.asked))
+        right: NDArray[np.bool_] = np.asarray(self.detection.labels == np.asarray(self.asked))
         found = {name: share_interval(right[:, i]) for i, name in enumerate(self.detection.regions)}
         if len(self.asked) > 1:
             any_order = self.detection.crossed(self.asked, any_order=True)
             found["all"] = share_interval(self.detection.appear(self.asked))
             found["all in any order"] = share_interval(self.detection.appear(self.asked, any_order=True))
-            found["crossed over"] = share_interval(self.detection.crossed(self.asked).any(1))
-            found["crossed over in any order"] = share_interval(any_order.any(1))
+            found["crossed over"] = share_interval(np.asarray(self.detection.crossed(self.asked).any(1)))
+            found["crossed over in any order"] = share_interval(np.asarray(any_order.any(1)))
         return found
 
     def facts(self, pictures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from PIL import Image
 from support.commands import Outcome, svdiff
 from support.files import listing
 from support.models import base_delta
-from support.scenes import CAR, CAT, pairs, portraits, save_all
+from support.scenes import CAR, CAT, painted, pairs, portraits, save_all, side_by_side
 
 from svdiff_delta import add, load, save
 from svdiff_delta.runtime import attach
@@ -126,13 +126,9 @@ def test_a_dry_run_checks_and_writes_nothing(deltas: tuple[Path, Path], tmp_path
     refused("no prompts", "tiny", *CATS, "--dry-run", "-o", tmp_path / "both.json")
 
 
-@pytest.mark.parametrize("known_by", ["words", "pictures"])
-def test_regions_of_pictures_that_exist_are_told(known_by: str, scenes: Path, tmp_path: Path) -> None:
+def test_regions_are_told_by_pictures(scenes: Path, tmp_path: Path) -> None:
     regions = ["--region", "left=cat", "--region", "right=car"]
-    if known_by == "words":
-        regions += ["--among", "dog", "--among", "house"]
-    else:
-        regions += ["--concept", f"cat={pictures_path(CAT)}", "--concept", f"car={pictures_path(CAR)}"]
+    regions += ["--concept", f"cat={pictures_path(CAT)}", "--concept", f"car={pictures_path(CAR)}"]
     both = (*CATS, "--images", pictures_path(CAR))
     done = run("tiny", "--pictures", scenes, *both, *regions, "-o", tmp_path / "scenes.json")
     assert done.code == 0, done.err
@@ -150,6 +146,16 @@ def test_regions_of_pictures_that_exist_are_told(known_by: str, scenes: Path, tm
     }
     assert found["pictures"][3]["file"] == "3.png"
     assert found["pictures"][3]["regions"] == {"left": "car", "right": "cat"}
+
+
+def test_regions_are_told_by_words(tmp_path: Path) -> None:
+    folder = save_all([side_by_side(painted("tractor"), painted("panda"))], tmp_path / "scenes")
+    (folder / "0.txt").write_text("a tractor on the left and a panda on the right")
+    regions = ("--region", "left=tractor", "--region", "right=strawberry", "--among", "panda", "--among", "car")
+    assert run("tiny", "--pictures", folder, *CATS, *regions, "-o", tmp_path / "x.json").code == 0
+    (found,) = json.loads((tmp_path / "x.json").read_bytes())["results"]
+    assert found["pictures"][0]["regions"] == {"left": "tractor", "right": "panda"}
+    assert (found["shares"]["left"]["mean"], found["shares"]["right"]["mean"]) == (1, 0)
 
 
 def test_the_same_pictures_give_the_same_bytes(scenes: Path, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
-from support.scenes import CAR, CAT, pairs, portraits
+from support.scenes import CAR, CAT, PAINTED, painted, pairs, portraits, side_by_side
 
 from svdiff_delta.errors import InputError
 from svdiff_train.evaluate import REGIONS, Clip, Detection, Detector
@@ -24,11 +26,12 @@ def clip() -> Clip:
 
 
 def test_words_name_both_sides(clip: Clip) -> None:
-    detector = Detector.from_names(clip, ["cat", "car", "dog", "house", "tree"])
-    found = detector.regions([*pairs(CAT, CAR), *pairs(CAR, CAT)])
-    assert found.labels.tolist() == [["cat", "car"]] * 5 + [["car", "cat"]] * 5
+    truth = [*permutations(PAINTED, 2)]
+    scenes = [side_by_side(painted(left), painted(right)) for left, right in truth]
+    found = Detector.from_names(clip, NAMES).regions(scenes)
+    assert found.labels.tolist() == [list(pair) for pair in truth]
     assert found.regions == ("left", "right")
-    assert found.scores.shape == (10, 2, 5)
+    assert found.scores.shape == (len(truth), 2, len(NAMES))
     assert found.scores.dtype == np.float32
 
 

@@ -91,7 +91,7 @@ def plain(net: nn.Sequential, weights: Weights, x: Image.Image, y: Image.Image) 
 def alexnet_like(net: nn.Sequential) -> nn.Sequential:
     copy = alexnet()
     copy.load_state_dict(net.state_dict())
-    return copy.double()
+    return copy.double().requires_grad_(False)
 
 
 def test_distances_follow_the_formula(net: nn.Sequential, weights: Weights, lpips: Lpips) -> None:

@@ -32,7 +32,7 @@ def clip() -> Clip:
 
 @pytest.fixture(scope="module")
 def questions(clip: Clip) -> Questions:
-    detector = Detector.from_names(clip, ["cat", "car"])
+    detector = Detector.from_pictures(clip, {"cat": portraits(CAT), "car": portraits(CAR)})
     return Questions(clip, {"clip": clip}, portraits(CAT), ["V1", "V2"], SIDES, ["cat", "car"], detector)
 
 
