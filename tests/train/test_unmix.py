@@ -97,7 +97,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_the_subjects_samples(name: str) ->
     mixes = (Mix(1, 0, True, 0), None, Mix(0, 1, False, 1))
     given, unmix = batch(family, mixes, 8), regularization(family)
     with unmix.watching(), unmix.on(given):
-        found = float(passed(family, unmix, given))
+        found = float(passed(family, unmix, given).detach())
         maps = unmix.maps
         assert maps is not None
         expected = 0.0
@@ -135,7 +135,7 @@ def test_its_gradient_lowers_attention_on_the_wrong_half() -> None:
                     optimizer.zero_grad()
                     loss.backward()
                 optimizer.step()
-                losses.append(float(loss))
+                losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
 
 
