@@ -79,10 +79,12 @@ class Calibration:
         collect: runs the base, and returns the moments of layers by parameter name; layers that it cannot measure, or
             that were never run, are missing.
         facts: what a lineage says of it.
+        remarks: what was assumed.
     """
 
     collect: Callable[[Mapping[str, Probe]], Mapping[str, Moments]]
     facts: Mapping[str, JSON]
+    remarks: tuple[str, ...] = ()
 
 
 def bytes_of(shape: Sequence[int], axis: int) -> int:

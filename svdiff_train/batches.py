@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import draws
+from .cut_mix import Mix
 from .data import Cut, draw_cut, draw_pictures
 from .data.buckets import Size
 from .families import Conditioning, Family
@@ -26,6 +27,7 @@ class Batch:
         prompts: what describes each sample.
         sizes: (batch, 6).
         subjects: how many samples are the subject's.
+        mixes: of each of the subject's samples, what it shows if it is mixed; empty if nothing is mixed.
     """
 
     latents: Tensor
@@ -34,10 +36,11 @@ class Batch:
     prompts: tuple[str, ...]
     sizes: Tensor
     subjects: int
+    mixes: tuple[Mix | None, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class Drawn:
     """One sample: its picture's moments (2, channels, height, width), and what chance gave it."""
 
     moments: Tensor
@@ -61,7 +64,7 @@ class Batches:
 
     def __init__(self, family: Family, sets: Sequence[Pictures], *, seed: int, crop: bool, flip: bool) -> None:
         self.family, self.sets, self.seed, self.crop, self.flip = family, list(sets), seed, crop, flip
-        self._known: dict[tuple[int, int, Size, Cut], tuple[Tensor, Tensor]] = {}
+        self._known: dict[tuple[Pictures, int, Size, Cut], tuple[Tensor, Tensor]] = {}
 
     def batch(self, step: int, samples: Sequence[int]) -> Batch:
         """Return the batch of these samples of a step; all pictures of a step have one size.
@@ -71,11 +74,15 @@ class Batches:
         subjects, *others = self.sets
         chosen = draw_pictures(subjects.sizes, self.seed, step, samples, "picture 0")
         size = subjects.sizes[chosen[0]]
-        drawn = [self._draw(0, index, size, step, sample) for index, sample in zip(chosen, samples, strict=True)]
+        drawn = [
+            self._draw(0, subjects, index, size, step, sample) for index, sample in zip(chosen, samples, strict=True)
+        ]
         for kind, pictures in enumerate(others, 1):
-            for sample in samples:
-                index = draws.integer(len(pictures.sizes), self.seed, step, sample, f"picture {kind}")
-                drawn.append(self._draw(kind, index, size, step, sample))
+            drawn += [self._draw_any(kind, pictures, size, step, sample) for sample in samples]
+        return self._stacked(drawn, len(samples))
+
+    def _stacked(self, drawn: Sequence[Drawn], subjects: int, mixes: tuple[Mix | None, ...] = ()) -> Batch:
+        """Return samples as a batch, the subject's first."""
         device = next(self.family.denoiser.parameters()).device
         moments, posterior, noise, timesteps, sizes = (
             torch.stack([getattr(one, name) for one in drawn]).to(device)
@@ -87,32 +94,40 @@ class Batches:
             timesteps=timesteps,
             prompts=tuple(one.prompt for one in drawn),
             sizes=sizes,
-            subjects=len(samples),
+            subjects=subjects,
+            mixes=mixes,
         )
 
-    def _draw(self, kind: int, index: int, size: Size, step: int, sample: int) -> _Drawn:
-        at = (self.seed, step, sample)
-        cut = draw_cut(*at, crop=self.crop, flip=self.flip, purpose=f"cut {kind}")
-        moments, sizes = self._encoded(kind, index, size, cut)
-        shape = tuple(moments.shape[1:])
-        return _Drawn(
+    def _draw_any(self, kind: int, pictures: Pictures, size: Size, step: int, sample: int) -> Drawn:
+        """Return a sample of any of the pictures, cut to a size."""
+        index = draws.integer(len(pictures.sizes), self.seed, step, sample, f"picture {kind}")
+        return self._draw(kind, pictures, index, size, step, sample)
+
+    def _draw(self, kind: int, pictures: Pictures, index: int, size: Size, step: int, sample: int) -> Drawn:
+        cut = draw_cut(self.seed, step, sample, crop=self.crop, flip=self.flip, purpose=f"cut {kind}")
+        return self._noised(kind, *self._encoded(pictures, index, size, cut), pictures.prompt(index), step, sample)
+
+    def _noised(self, kind: int, moments: Tensor, sizes: Tensor, prompt: str, step: int, sample: int) -> Drawn:
+        """Return a sample with what chance gives it."""
+        at, shape = (self.seed, step, sample), tuple(moments.shape[1:])
+        return Drawn(
             moments=moments,
             posterior=draws.noise(shape, *at, f"posterior {kind}"),
             noise=draws.noise(shape, *at, f"noise {kind}"),
             timestep=self.family.draw_timestep(draws.generator(*at, f"timestep {kind}")),
             sizes=sizes,
-            prompt=self.sets[kind].prompt(index),
+            prompt=prompt,
         )
 
-    def _encoded(self, kind: int, index: int, size: Size, cut: Cut) -> tuple[Tensor, Tensor]:
+    def _encoded(self, pictures: Pictures, index: int, size: Size, cut: Cut) -> tuple[Tensor, Tensor]:
         """Return a picture's moments (2, channels, height, width) and sizes (6,), on the CPU.
 
         Without random cuts there are at most two of each picture, and each is encoded once.
         """
-        key = (kind, index, size, cut)
+        key = (pictures, index, size, cut)
         if key in self._known:
             return self._known[key]
-        loaded = self.sets[kind].open(index, size, cut)
+        loaded = pictures.open(index, size, cut)
         moments = self.family.encode_images(loaded.pixels[None])[0].cpu()
         found = moments, torch.tensor(loaded.sizes)
         if not self.crop:

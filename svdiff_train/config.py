@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
+from pathlib import Path
 from typing import Any, Final, Literal, Self, get_args
 
 from svdiff_delta.errors import InputError
+
+from .concept import Concept, check_concepts
+from .wording import ABOVE, BESIDE, check_templates
 
 Precision = Literal["no", "fp16", "bf16"]
 MethodName = Literal["svdiff", "full", "lora", "kv"]
@@ -19,10 +23,15 @@ RATES: Final[Mapping[str, float]] = {"svdiff": 1e-3, "full": 5e-6, "lora": 1e-4,
 BATCH_SIZES: Final[Mapping[str, int]] = {"svdiff": 1, "full": 1, "lora": 1, "kv": 2}
 """The batch of each method where none is given: Custom Diffusion's is 2."""
 
+MIX_PROBABILITY: Final = 0.6
+"""How often samples are mixed where it is not said: the paper's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """What to train and how. The defaults are the paper's and its author's.
+
+    A run learns one concept, which `prompt`, `class_prompt` and `token` describe, or several, which are `concepts`.
 
     Attributes:
         prompt: describes the subject's pictures, with its rare token: "a photo of a V1 dog".
@@ -55,9 +64,19 @@ class TrainConfig:
         train_rank: train only the shifts of so many largest singular values of each weight; None for all.
         revive: let shifts that made a singular value negative come back, by the projected gradient.
         lora_rank: rank of LoRA's factors, which is its alpha too.
+        concepts: what is learned together, in place of `prompt`, `class_prompt`, `token` and a folder of pictures: of
+            each sample, one of them at random. Either all have class prompts or none.
+        mix_probability: of Cut-Mix, that a sample shows two concepts, cut and pasted (section 3.3); None takes 0.6
+            where there are several concepts, 0 turns it off.
+        mix_beside: wordings of mixed samples whose `{first}` is left of `{second}`; None takes the paper's two.
+        mix_above: the same where it is above.
+        unmix_weight: of the unmix regularization: on mixed samples, the squared cross-attention of each concept's
+            token on the other one's half; None and 0 leave it out. Families without cross-attention take no other.
+        unmix_layers: which cross-attention it looks at, by globs on the modules' names or parts of them; None for all.
+        unmix_resolutions: which maps it looks at, by the sides that they have in square pictures; None for all.
     """
 
-    prompt: str
+    prompt: str = ""
     class_prompt: str | None = None
     token: str | None = None
     method: MethodName = "svdiff"
@@ -85,10 +104,16 @@ class TrainConfig:
     train_rank: int | None = None
     revive: bool = False
     lora_rank: int = 4
+    concepts: tuple[Concept, ...] | None = None
+    mix_probability: float | None = None
+    mix_beside: tuple[str, ...] | None = None
+    mix_above: tuple[str, ...] | None = None
+    unmix_weight: float | None = None
+    unmix_layers: tuple[str, ...] | None = None
+    unmix_resolutions: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.prompt.strip():
-            raise InputError("the prompt is empty", fix="describe the pictures, such as 'a photo of a V1 dog'")
+        self._check_subjects()
         for name, kinds in (("method", MethodName), ("crop", Crop), ("mixed_precision", Precision)):
             if getattr(self, name) not in get_args(kinds):
                 raise InputError(f"{name} {getattr(self, name)!r} is unknown", fix=f"use {', '.join(get_args(kinds))}")
@@ -96,7 +121,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, is {value}")
-        for name in ("learning_rate", "learning_rate_1d", "weight_decay", "max_grad_norm", "prior_weight", "snr_gamma"):
+        for name in NUMBERS:
             value = getattr(self, name)
             if value is not None and (not isfinite(value) or value < 0):
                 raise InputError(f"{name} must be a finite number from 0, is {value}")
@@ -105,19 +130,84 @@ class TrainConfig:
         if not 0 <= self.warmup <= self.steps:
             raise InputError(f"warmup must be from 0 to steps, is {self.warmup}")
         self._check_method()
-        self.find_token()
+        self._check_mixing()
+
+    def _check_subjects(self) -> None:
+        if self.concepts is not None:
+            if not self.concepts:
+                raise InputError("concepts is empty", fix="give at least one, or a prompt")
+            if said := [name for name in ("prompt", "class_prompt", "token") if getattr(self, name)]:
+                raise InputError(f"{said[0]} and concepts are both given", fix="let each concept say its own")
+        subjects = self.subjects()
+        if len(subjects) > 1:
+            check_concepts(subjects)
+
+    def _check_mixing(self) -> None:
+        for name, templates in (("mix_beside", self.mix_beside), ("mix_above", self.mix_above)):
+            if templates is not None:
+                check_templates(name, templates)
+        if self.mix_probability is not None and not 0 <= self.mix_probability <= 1:
+            raise InputError(f"mix_probability must be from 0 to 1, is {self.mix_probability}")
+        if any(side < 1 for side in self.unmix_resolutions or ()):
+            raise InputError("unmix_resolutions must be at least 1")
+        said = [name for name in MIXING if getattr(self, name)]
+        if said and len(self.subjects()) < 2:
+            raise InputError(f"{said[0]} is for several concepts, and there is one", fix="give two concepts or more")
+        if said and self.mixing == 0:
+            raise InputError(f"{said[0]} is for mixed samples, and mix_probability is 0", fix=f"leave out {said[0]}")
+        if self.unmix_weight is None and (self.unmix_layers or self.unmix_resolutions):
+            raise InputError("unmix_layers or unmix_resolutions without unmix_weight does nothing", fix="give it too")
+        if self.unmix and self.compile:
+            raise InputError("unmix reads what goes on inside the denoiser", fix="leave out compile")
+        if self.unmix:
+            self._need_tokens("the unmix regularization looks for each concept's token")
+
+    def _need_tokens(self, why: str) -> None:
+        if None in self.tokens():
+            raise InputError(f"{why}, and none is named", fix="say `token`, or a class prompt that lacks it")
 
     def _check_method(self) -> None:
         for name in ("train_rank", "revive"):
             if getattr(self, name) and self.method != "svdiff":
                 raise InputError(f"{name} is for spectral shifts, the method is {self.method}", fix=f"leave out {name}")
-        if self.method == "kv" and self.find_token() is None:
-            raise InputError("kv trains the embedding of a token, and none is named", fix="say `token`")
+        if self.method == "kv":
+            self._need_tokens("kv trains the embedding of a token")
+
+    def subjects(self, images: Path | None = None) -> tuple[Concept, ...]:
+        """Return the concepts, or the one that `prompt`, `class_prompt` and `token` describe.
+
+        Args:
+            images: the folder of that one's pictures.
+        """
+        if self.concepts is not None:
+            return self.concepts
+        return (Concept(images or Path(), self.prompt, self.class_prompt, self.token),)
+
+    def tokens(self) -> tuple[str | None, ...]:
+        """Return the token of every concept; None for one of which nothing says which it is."""
+        return tuple(concept.find_token() for concept in self.subjects())
 
     @property
     def with_prior(self) -> bool:
         """Whether the second term of Eq. 3 takes part."""
-        return self.class_prompt is not None and self.prior_weight > 0
+        return self.subjects()[0].class_prompt is not None and self.prior_weight > 0
+
+    @property
+    def mixing(self) -> float:
+        """The probability that a sample shows two concepts."""
+        if len(self.subjects()) < 2:
+            return 0.0
+        return MIX_PROBABILITY if self.mix_probability is None else self.mix_probability
+
+    @property
+    def unmix(self) -> float:
+        """The weight of the unmix regularization."""
+        return self.unmix_weight or 0.0
+
+    @property
+    def templates(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The wordings of mixed samples: of those side by side, and of those one above the other."""
+        return self.mix_beside or BESIDE, self.mix_above or ABOVE
 
     @property
     def batch(self) -> int:
@@ -130,40 +220,37 @@ class TrainConfig:
         return RATES[self.method] if self.learning_rate is None else self.learning_rate
 
     def find_token(self) -> str | None:
-        """Return the concept's token; None if nothing says which it is.
+        """Return the token of the only concept; None if nothing says which it is.
 
         Raises:
-            InputError: the prompt does not have it, or has nothing that the class prompt lacks.
+            InputError: the prompt does not have it, or has nothing that the class prompt lacks; or there are several
+                concepts.
         """
-        words = self.prompt.split()
-        if self.token is not None:
-            if self.token not in words:
-                raise InputError(
-                    f"the prompt {self.prompt!r} does not have the token {self.token!r}", fix="put it into the prompt"
-                )
-            return self.token
-        if self.class_prompt is None:
-            return None
-        own = [word for word in words if word not in self.class_prompt.split()]
-        if not own:
-            raise InputError(
-                f"the prompt {self.prompt!r} has no word that the class prompt lacks, so nothing names the subject",
-                fix="give the subject a rare token, such as V1",
-            )
-        return own[0]
+        if len(self.subjects()) > 1:
+            raise InputError("there are several concepts", fix="ask for `tokens`")
+        return self.tokens()[0]
 
     def facts(self) -> dict[str, Any]:
-        """Return what a result records of the run: every setting that is not the default, and what all runs have."""
+        """Return what a result records of the run: every setting that is not the default, and what all runs have.
+
+        Of concepts it says how they are called, never where their pictures are; `from_facts` takes them with `images`.
+        """
         filled = replace(self, batch_size=self.batch, learning_rate=self.rate)
         values = asdict(filled)
         kept = {name: values[name] for name in ALWAYS}
         kept |= {name: value for name, value in values.items() if name in DEFAULTS and value != DEFAULTS[name]}
+        kept = {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
         if self.with_prior:
             kept |= {name: values[name] for name in PRIOR}
         else:
             kept = {name: value for name, value in kept.items() if name not in PRIOR}
-        if self.selectors is not None:
-            kept["selectors"] = list(self.selectors)
+        if self.concepts is not None:
+            kept = {name: value for name, value in kept.items() if name not in ("prompt", "class_prompt")}
+            kept["concepts"] = [concept.facts(with_prior=self.with_prior) for concept in self.concepts]
+        if len(self.subjects()) > 1:
+            kept["mix_probability"] = self.mixing
+        if not self.unmix:
+            kept.pop("unmix_weight", None)
         return kept
 
     @classmethod
@@ -175,12 +262,16 @@ class TrainConfig:
         """
         known = {field.name for field in fields(cls)}
         values: dict[str, Any] = {
-            name: tuple(value) if name == "selectors" else value for name, value in facts.items() if name in known
+            name: tuple(value) if isinstance(value, list) else value for name, value in facts.items() if name in known
         }
+        if not values.get("prompt") and not values.get("concepts"):
+            raise InputError("the run's description is incomplete (it has no prompt)", fix="say a prompt, or concepts")
+        if values.get("concepts"):
+            values["concepts"] = tuple(Concept.from_facts(concept) for concept in values["concepts"])
         try:
             return cls(**values)
         except TypeError as error:
-            raise InputError(f"the run's description is incomplete ({error})") from None
+            raise InputError(f"the run's description is broken ({error})") from None
 
 
 ALWAYS: Final = (
@@ -189,10 +280,20 @@ ALWAYS: Final = (
 )  # fmt: skip
 """Settings that are recorded whatever they are."""
 
+NUMBERS: Final = (
+    "learning_rate", "learning_rate_1d", "weight_decay", "max_grad_norm", "prior_weight", "snr_gamma", "unmix_weight",
+)  # fmt: skip
+"""Settings that are finite numbers from 0."""
+
+MIXING: Final = (
+    "mix_probability", "mix_beside", "mix_above", "unmix_weight", "unmix_layers", "unmix_resolutions",
+)  # fmt: skip
+"""Settings that only runs with several concepts have."""
+
 PRIOR: Final = ("class_prompt", "class_images", "prior_weight")
 """Settings that are recorded of runs with prior preservation only."""
 
 DEFAULTS: Final = {
-    field.name: field.default for field in fields(TrainConfig) if field.name not in ("prompt", *ALWAYS, *PRIOR)
+    field.name: field.default for field in fields(TrainConfig) if field.name not in ("concepts", *ALWAYS, *PRIOR)
 }
 """Every other setting's default; it is recorded where it differs."""

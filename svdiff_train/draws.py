@@ -29,3 +29,8 @@ def noise(shape: tuple[int, ...], seed: int, step: int, sample: int, purpose: st
 def integer(limit: int, seed: int, step: int, sample: int, purpose: str) -> int:
     """Return a whole number from 0 to limit − 1."""
     return int(torch.randint(limit, (1,), generator=generator(seed, step, sample, purpose)))
+
+
+def share(seed: int, step: int, sample: int, purpose: str) -> float:
+    """Return a number from 0 to 1, less than 1, all equally likely."""
+    return float(torch.rand((), generator=generator(seed, step, sample, purpose), dtype=torch.float64))

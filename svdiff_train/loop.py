@@ -16,16 +16,13 @@ from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.choice import choose_kinds
 from svdiff_delta.delta import Delta
-from svdiff_delta.errors import InputError, TrainError
+from svdiff_delta.errors import TrainError
 
 from .batches import Batch, Batches, Texts
 from .config import TrainConfig
-from .families import Family, family_of
 from .loss import prior_preserving_loss
 from .methods import METHODS, Job, Result, TrainedDelta, Tuned
-from .pictures import ClassPictures, FolderPictures, Pictures, open_pictures
-from .pipelines import load_pipeline
-from .prior import class_pictures
+from .opening import Opened, open_run
 from .schedule import rate_factor
 from .signals import remember_signals
 from .state import check_same, load_state, restore, save_state, states
@@ -33,7 +30,6 @@ from .validate import Validation
 from .watch import Report, Watch, peak_memory
 
 HALF: Final[Mapping[str, torch.dtype]] = {"fp16": torch.float16, "bf16": torch.bfloat16}
-NAMES: Final[Mapping[str, str]] = {"no": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +93,7 @@ class Outcome:
 
 def train(
     base: Base,
-    images: Path,
+    images: Path | None,
     config: TrainConfig,
     *,
     cache: BasisCache | None = None,
@@ -108,29 +104,30 @@ def train(
     trackers: Sequence[str] = (),
     skip_bad: bool = False,
 ) -> Outcome:
-    """Train a delta, or a baseline, from a few pictures.
+    """Train a delta, or a baseline, from a few pictures of one concept, or of several.
 
     Ctrl-C and SIGTERM end the run after the current step: its state is kept, and what it has is returned. All processes
     of `torchrun` or `accelerate launch` must call this; each returns the same.
 
     Args:
         base: the opened pipeline.
-        images: a folder of the subject's pictures.
+        images: a folder of the subject's pictures; None if the config has concepts, which name their own.
         config: what to train and how.
         cache: where bases are kept; the default cache if not given.
         watch: whom to tell how far it is.
         keeping: what is kept on the way; nothing if not given.
         validation: pictures to paint on the way.
-        class_folder: where pictures of the class are kept and found again.
+        class_folder: where pictures of the class are kept and found again; of several concepts, in a sub-folder for
+            each class prompt.
         trackers: names of trackers as accelerate knows them, such as "tensorboard"; they need `keeping`.
         skip_bad: whether pictures that cannot be read are left out.
 
     Raises:
         InputError: no pictures, an unreadable one, or a resolution that the model cannot take.
         BaseError: the base cannot be loaded.
-        SelectionError: a selector matches nothing that can be shifted.
-        TrainError: no family knows the base, nothing would be trained, a state is of another run, there is not enough
-            memory, or the loss is not finite.
+        SelectionError: a selector matches nothing that can be shifted, or no attention that can be regularized.
+        TrainError: no family knows the base, nothing would be trained, the base has no cross-attention and
+            `unmix_weight` is not 0, a state is of another run, there is not enough memory, or the loss is not finite.
         OutputError: something cannot be kept.
     """
     watch, method, factor = watch or Watch(), METHODS[config.method], rate_factor(config)
@@ -139,69 +136,33 @@ def train(
         log_with=list(trackers) or None,
         project_dir=None if keeping is None else str(keeping.folder),
     )
-    opened = _open(base, images, config, accelerator.device, skip_bad=skip_bad)
+    opened = open_run(base, images, config, accelerator.device, skip_bad=skip_bad)
     if watch.say is not None:
-        for line in opened.subjects.counts().lines():
+        for line in opened.lines():
             watch.say(line)
     pipeline, family = opened.family.pipeline, opened.family
-    sets: list[Pictures] = [opened.subjects]
-    if config.with_prior:
-        prompt = config.class_prompt or ""
-        with accelerator.main_process_first():  # the others find its pictures in the folder
-            painted = class_pictures(
-                pipeline,
-                prompt,
-                config.class_images,
-                config.seed,
-                base=base.info.repository or "",
-                folder=class_folder,
-                progress=watch.class_images,
-            )
-        sets.append(ClassPictures(painted, prompt))
+    with accelerator.main_process_first():  # the others find pictures of the class in the folder
+        batches = opened.batches(base, class_folder, watch.class_images)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
     facts = {**config.facts(), **opened.facts()}
-    with method.tune(Job(base, family, config, cache or BasisCache(), watch.basis)) as tuned:
-        run = _Run(config, family, tuned, accelerator, sets, factor, facts, digest=opened.subjects.digest())
+    watching = nullcontext() if opened.unmix is None else opened.unmix.watching()
+    with method.tune(Job(base, family, config, cache or BasisCache(), watch.basis)) as tuned, watching:
+        run = _Run(opened, tuned, accelerator, batches, factor, facts)
         with _trackers(accelerator, trackers, facts):
             return run.go(watch, keeping, validation)
 
 
-def plan(base: Base, images: Path, config: TrainConfig, *, skip_bad: bool = False) -> dict[str, Any]:
+def plan(base: Base, images: Path | None, config: TrainConfig, *, skip_bad: bool = False) -> dict[str, Any]:
     """Check everything that can be checked before a run, and return what it would be.
 
     Arguments and errors are those of `train`.
     """
     rate_factor(config)
-    opened = _open(base, images, config, torch.device("cpu"), skip_bad=skip_bad)
+    opened = open_run(base, images, config, torch.device("cpu"), skip_bad=skip_bad)
     weights = len(choose_kinds(base, opened.selectors))
-    return {**config.facts(), **opened.facts(), "weights": weights, "pictures": [*opened.subjects.counts().lines()]}
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """What a run starts from: the model's family, the pictures, and what is trained on what size."""
-
-    family: Family
-    subjects: FolderPictures
-    selectors: tuple[str, ...]
-    resolution: int
-
-    def facts(self) -> dict[str, Any]:
-        """Return what is recorded of them."""
-        return {"selectors": list(self.selectors), "images": len(self.subjects.sizes), "resolution": self.resolution}
-
-
-def _open(base: Base, images: Path, config: TrainConfig, device: torch.device, *, skip_bad: bool) -> _Opened:
-    method = METHODS[config.method]
-    dtype = NAMES[config.mixed_precision] if method.half() else "F32"
-    family = family_of(load_pipeline(base, device=device, dtype=dtype))
-    resolution = config.resolution or family.resolution
-    if resolution % family.unit:
-        raise InputError(f"the model cannot take {resolution} pixels", fix=f"use a multiple of {family.unit}")
-    subjects = open_pictures(images, config, resolution, family.unit, skip_bad=skip_bad)
-    return _Opened(family, subjects, config.selectors or method.selectors(family), resolution)
+    return {**config.facts(), **opened.facts(), "weights": weights, "pictures": [*opened.lines()]}
 
 
 @contextmanager
@@ -221,24 +182,22 @@ class _Run:
 
     def __init__(
         self,
-        config: TrainConfig,
-        family: Family,
+        opened: Opened,
         tuned: Tuned,
         accelerator: Accelerator,
-        sets: Sequence[Pictures],
+        batches: Batches,
         factor: Callable[[int], float],
         facts: Mapping[str, Any],
-        *,
-        digest: str,
     ) -> None:
+        config, family = opened.config, opened.family
         self.config, self.family, self.tuned, self.accelerator = config, family, tuned, accelerator
-        self.factor, self.facts, self.digest = factor, dict(facts), digest
+        self.batches, self.unmix, self.digest = batches, opened.unmix, opened.digest()
+        self.factor, self.facts = factor, dict(facts)
         self.parameters = dict(tuned.parameters())
         groups = tuned.groups()
         self.rates = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.mixed_precision == "fp16")
-        self.batches = Batches(family, sets, seed=config.seed, crop=config.crop == "random", flip=config.flip)
         self.texts = Texts(family, trained=not tuned.components.isdisjoint(family.text_slots))
         denoiser: Any = family.denoiser
         if config.gradient_checkpointing:
@@ -299,8 +258,10 @@ class _Run:
         self.optimizer.zero_grad()
         loss = torch.zeros((), device=self.accelerator.device)
         for part in range(self.config.accumulate):
-            one = self._loss(self.batches.batch(step, self._samples(part))) / self.config.accumulate
-            self.scaler.scale(one).backward()
+            batch = self.batches.batch(step, self._samples(part))
+            with nullcontext() if self.unmix is None else self.unmix.on(batch):
+                one = self._loss(batch) / self.config.accumulate
+                self.scaler.scale(one).backward()
             loss += one.detach()
         self.tuned.mask_gradients()
         loss = self._share(loss)
@@ -322,7 +283,7 @@ class _Run:
         return list(range(first, first + size))
 
     def _loss(self, batch: Batch) -> Tensor:
-        """Return Eq. 3 on a batch."""
+        """Return Eq. 3 on a batch, with the unmix regularization if it is asked for."""
         noised, target = self.family.noised(batch.latents, batch.noise, batch.timesteps)
         conditioning = {**self.texts.conditioning(batch.prompts), "sizes": batch.sizes}
         half = HALF.get(self.config.mixed_precision)
@@ -330,7 +291,8 @@ class _Run:
         with cast:
             found = self.family.predict(self.denoiser, noised, batch.timesteps, conditioning)
         weights = self.family.loss_weights(batch.timesteps, self.config.snr_gamma)
-        return prior_preserving_loss(found, target, batch.subjects, self.config.prior_weight, weights)
+        loss = prior_preserving_loss(found, target, batch.subjects, self.config.prior_weight, weights)
+        return loss if self.unmix is None else loss + self.config.unmix * self.unmix.loss(batch)
 
     def _share(self, loss: Tensor) -> Tensor:
         """Let gradients and loss be the mean over all processes; δ is small, so one message does it."""

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from svdiff_delta.errors import InputError
 
+from .concept import Concept
 from .config import TrainConfig
 from .data import Counts, Cut, Found, Loaded, choose_buckets, count, find_images, load_image, make_buckets, to_tensor
 from .data.buckets import Size
@@ -32,8 +33,16 @@ class Pictures(Protocol):
         """Return a picture, scaled and cut to a size."""
 
 
-def open_pictures(folder: Path, config: TrainConfig, resolution: int, unit: int, *, skip_bad: bool) -> FolderPictures:
-    """Find and check the subject's pictures.
+def open_pictures(
+    folder: Path,
+    config: TrainConfig,
+    resolution: int,
+    unit: int,
+    *,
+    skip_bad: bool,
+    concept: Concept | None = None,
+) -> FolderPictures:
+    """Find and check a subject's pictures.
 
     Args:
         folder: where they are.
@@ -41,12 +50,14 @@ def open_pictures(folder: Path, config: TrainConfig, resolution: int, unit: int,
         resolution: side of the square in pixels.
         unit: sides are multiples of it.
         skip_bad: whether to go on without pictures that cannot be read.
+        concept: what they show; the config's only one if not given.
 
     Raises:
         InputError: there are none, one cannot be read, or a caption does not have the concept's token.
     """
     found = find_images(folder, skip_bad=skip_bad)
-    token = config.find_token()
+    (concept,) = config.subjects(folder) if concept is None else (concept,)
+    token = concept.find_token()
     for picture in found.pictures:
         if token is not None and picture.caption is not None and token not in picture.caption.split():
             raise InputError(
@@ -59,7 +70,7 @@ def open_pictures(folder: Path, config: TrainConfig, resolution: int, unit: int,
         if config.buckets
         else (square,) * len(found.pictures)
     )
-    return FolderPictures(found, sizes, config.prompt)
+    return FolderPictures(found, sizes, concept.prompt)
 
 
 class FolderPictures:

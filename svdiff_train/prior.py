@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -60,6 +62,12 @@ def class_pictures(
         if progress is not None:
             progress(start + len(chunk), len(missing))
     return [painted[index] if index in painted else _open(have[index]) for index in range(count)]
+
+
+def class_folder(folder: Path, prompt: str) -> Path:
+    """Return the sub-folder for one of several classes: named by its prompt, and by a digest that sets it apart."""
+    words = "-".join(re.findall(r"[a-z0-9]+", prompt.casefold()))[:40]
+    return folder / f"{words}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}".lstrip("-")
 
 
 def _name(index: int) -> str:

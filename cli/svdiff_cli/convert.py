@@ -15,7 +15,7 @@ from . import options
 from .manifest import TwoForms
 from .progress import Bar
 from .references import local_file, needs, open_reference, say, sole_component
-from .writing import Writing, writes_delta
+from .writing import Writing, writes, writes_delta
 
 if TYPE_CHECKING:
     from svdiff_delta import Base, Conversion
@@ -51,18 +51,23 @@ layers_too = click.option("--layers", is_flag=True, help="List every parameter."
 @click.option("--embeddings", is_flag=True, help="Shift embeddings too, where they changed.")
 @click.option(
     "--calibrate",
-    metavar="PROMPTS.txt",
+    metavar="PROMPTS.txt|FOLDER",
     type=click.Path(path_type=Path),
     help="Choose shifts that do to the layers' inputs what the change does, measured while BASE paints these prompts, "
-    "one per line.",
+    "one per line, or sees the noised pictures of a folder with their captions, as svdiff train reads it. A language "
+    "model reads the lines.",
 )
 @click.option(
-    "--calibrate-steps", type=click.IntRange(1), default=20, show_default=True, help="Denoising steps of each prompt."
+    "--calibrate-steps",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Denoising steps of each prompt, or timesteps of each picture.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where --calibrate runs BASE, such as cuda.")
 @layers_too
 @options.stored_dtype
-@writes_delta
+@writes("The file to write; with --to peft a folder.")
 def convert(
     source: str,
     to: str,
@@ -108,6 +113,7 @@ def convert(
         svdiff convert dog-model --from full --base tiny --min-energy 0.9 -o dog.safetensors
         svdiff convert spectral_shifts.safetensors --base sd15 -o old-dog.safetensors
         svdiff convert dog-model --from full --base tiny --calibrate prompts.txt -o dog.safetensors
+        svdiff convert dog-model --from full --base tiny --calibrate pictures -o dog.safetensors
 
     Many files, side by side, where each row of the manifest has input, output, base and options:
 
@@ -190,15 +196,12 @@ def rebase(
     _finish(found, delta, writing, layers=layers)
 
 
-def _calibration(base: Base, prompts: Path, steps: int, device: str) -> Calibration:
-    """Return what runs BASE on a file of prompts; it is loaded when the input is found to be one to calibrate."""
+def _calibration(model: Base, path: Path, steps: int, device: str) -> Calibration:
+    """Return what runs BASE on prompts or pictures; it is loaded when the input is found to be one to calibrate."""
     needs("diffusers", "train")
-    from svdiff_delta.devices import find_device
-    from svdiff_train.calibrate import calibration_on, read_prompts
-    from svdiff_train.pipelines import load_pipeline
+    from svdiff_train.calibrate import calibration_from
 
-    place = find_device(device)
-    return calibration_on(lambda: load_pipeline(base, device=place), read_prompts(prompts), steps=steps)
+    return calibration_from(path, model, steps=steps, device=device)
 
 
 def _files(base: Base) -> list[Path]:

@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "hub": ("push", "pull"),
     "train": ("train",),
     "generate": ("generate",),
+    "evaluate": ("evaluate",),
     "demo": ("demo",),
 }
 """The commands by the module they are in, which is imported when one of them is asked for."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from svdiff_delta._text import printable
 
 from . import options
 from .references import needs
@@ -61,6 +64,63 @@ def heat_map(names: Sequence[str], matrix: NDArray[np.float64], output: Path, *,
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
     figure.colorbar(image, label="mean cosine over layers")
     _save(figure, output, overwrite=overwrite)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A labelled point of a scatter plot, each of its places a mean with a lower and an upper end, if those are known.
+
+    Attributes:
+        label: what stands beside it.
+        across: on the horizontal axis.
+        up: on the vertical axis.
+    """
+
+    label: str
+    across: tuple[float, float | None, float | None]
+    up: tuple[float, float | None, float | None]
+
+
+def scatter(marks: Sequence[Mark], across: str, up: str, output: Path, *, overwrite: bool) -> None:
+    """Draw labelled points with error bars, such as text and image alignment (paper, Fig. 9b).
+
+    Args:
+        marks: the points.
+        across: what the horizontal axis shows.
+        up: what the vertical axis shows.
+        output: the PNG to write.
+        overwrite: whether it may replace a file.
+    """
+    figure = _figure(6, 5)
+    axes = figure.subplots()
+    for mark in marks:
+        bars = {"xerr": _reach(*mark.across), "yerr": _reach(*mark.up)}
+        axes.errorbar(mark.across[0], mark.up[0], **bars, fmt="o", capsize=3)
+        # A label is no formula, whatever characters it has.
+        axes.annotate(
+            printable(mark.label),
+            (mark.across[0], mark.up[0]),
+            xytext=(6, 6),
+            textcoords="offset points",
+            parse_math=False,
+        )
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.margins(0.15)
+    _save(figure, output, overwrite=overwrite)
+
+
+def _reach(mean: float, low: float | None, high: float | None) -> list[list[float]] | None:
+    """Return how far an error bar goes down and up."""
+    return None if low is None or high is None else [[mean - low], [high - mean]]
+
+
+def check_plot(output: Path, *, overwrite: bool) -> None:
+    """Refuse early what a drawing would refuse late; as `check_output`, and `needs` of matplotlib."""
+    from svdiff_delta._atomic import check_output
+
+    check_output(output, overwrite=overwrite)
+    needs("matplotlib", "plot")
 
 
 def _figure(width: float, height: float) -> Any:

@@ -36,6 +36,8 @@ class Setting:
         help: what it says in the help text.
         default: what the help text names as default.
         many: whether it may be given several times.
+        flag: what the option is called, if not as the field.
+        metavar: names of its values, if it takes several at once.
     """
 
     name: str
@@ -43,11 +45,15 @@ class Setting:
     help: str
     default: str = ""
     many: bool = False
+    flag: str = ""
+    metavar: tuple[str, ...] = ()
 
     def __call__(self, command: Callable[..., Any]) -> Callable[..., Any]:
         """Add the option to a command."""
-        flag = "--select" if self.name == "selectors" else f"--{self.name.replace('_', '-')}"
+        flag = self.flag or f"--{self.name.replace('_', '-')}"
         more: dict[str, Any] = {"is_flag": True} if self.kind is bool else {"type": self.kind, "multiple": self.many}
+        if self.metavar:
+            more |= {"nargs": len(self.metavar), "metavar": " ".join(self.metavar)}
         text = f"{self.help} [default: {self.default}]" if self.default else self.help
         return click.option(flag, self.name, default=None, help=text, **more)(command)
 
@@ -62,7 +68,14 @@ SETTINGS = (
         "Shifts, or a baseline: all weights, LoRA, Custom Diffusion's K and V.",
         "svdiff",
     ),
-    Setting("selectors", str, "What is trained; may be given several times.", "all layers of the denoiser", many=True),
+    Setting(
+        "selectors",
+        str,
+        "What is trained; may be given several times.",
+        "all layers of the denoiser",
+        many=True,
+        flag="--select",
+    ),
     Setting("steps", click.IntRange(1), "Optimizer steps.", "500"),
     Setting("batch_size", click.IntRange(1), "Pictures of the subject per batch and process.", "1; of kv 2"),
     Setting("accumulate", click.IntRange(1), "Batches that make one step.", "1"),
@@ -91,8 +104,63 @@ SETTINGS = (
     Setting("train_rank", click.IntRange(1), "Shift only so many largest singular values of each weight.", "all"),
     Setting("revive", bool, "Let shifts below −σ come back (projected gradient)."),
     Setting("lora_rank", click.IntRange(1), "Rank of LoRA.", "4"),
+    Setting(
+        "concepts",
+        str,
+        "One of several concepts, in place of IMAGES and --prompt; '' for no class prompt. Once for each concept.",
+        many=True,
+        flag="--concept",
+        metavar=("IMAGES", "PROMPT", "CLASS_PROMPT"),
+    ),
+    Setting(
+        "mix_probability",
+        click.FloatRange(0, 1),
+        "Of Cut-Mix: that a sample shows two concepts, cut and pasted.",
+        "0.6 with several concepts",
+    ),
+    Setting(
+        "mix_beside",
+        str,
+        "Describes mixed samples with {first} left of {second}; may be given several times.",
+        "the paper's two wordings",
+        many=True,
+    ),
+    Setting(
+        "mix_above",
+        str,
+        "Describes mixed samples with {first} above {second}; may be given several times.",
+        "as for beside",
+        many=True,
+    ),
+    Setting(
+        "unmix_weight",
+        float,
+        "Of the attention of each concept's token on the other's half; 0 goes on without, as models without "
+        "cross-attention (SD 3, Flux) need.",
+        "0",
+    ),
+    Setting(
+        "unmix_layers",
+        str,
+        "Which cross-attention that is, by glob or part of the name; may be given several times.",
+        "all",
+        many=True,
+        flag="--unmix-layer",
+    ),
+    Setting(
+        "unmix_resolutions",
+        click.IntRange(1),
+        "Which maps those are, by the side they have in square pictures; may be given several times.",
+        "all",
+        many=True,
+        flag="--unmix-resolution",
+    ),
 )
 """Every setting of a run."""
+
+
+SINGLE = ("images", "prompt", "class_prompt", "token")
+"""What describes the only concept of a run."""
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,25 +192,30 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
 @options.as_json
 @options.quiet
 def train(base: str | None, images: str | None, run_file: Path | None, output: Path, **given: Any) -> None:
-    """Train a delta from a few pictures in a folder.
+    """Train a delta from a few pictures in a folder, or from several folders of one concept each.
 
     This is DreamBooth on spectral shifts (Eq. 1 and 3 of the paper). Ctrl-C and SIGTERM end the run after the current
     step; its state is kept, and --resume goes on from it. Next to the result stands OUTPUT.toml, which
     repeats the run.
 
+    With --concept in place of IMAGES, several concepts are learned together: samples show one of them, or by Cut-Mix
+    two (section 3.3 of the paper). In a run file each is a table [[concepts]], which may have a token and a phrase too.
+
     \b
         svdiff train tiny pictures --prompt 'a photo of a sks dog' --class-prompt 'a photo of a dog' -o dog.safetensors
         svdiff train --config dog.toml -o again.safetensors
+        svdiff train tiny --concept dogs 'a photo of a V1 dog' 'a photo of a dog' \\
+                          --concept cats 'a photo of a V2 cat' 'a photo of a cat' -o both.safetensors
     """
     own = {setting.name: given.pop(setting.name) for setting in SETTINGS}
     command = _Command(output, **given)
     command.check()
     needs("diffusers", "train")
     described = _described(run_file, base, images, own)
-    base, images = described.pop("base"), described.pop("images")
+    base, images = described.pop("base"), described.pop("images", None)
     from svdiff_train.config import TrainConfig
 
-    command.run(base, Path(images), TrainConfig.from_facts(described))
+    command.run(base, None if images is None else Path(images), TrainConfig.from_facts(described))
 
 
 def _described(run_file: Path | None, base: str | None, images: str | None, own: dict[str, Any]) -> dict[str, Any]:
@@ -151,11 +224,24 @@ def _described(run_file: Path | None, base: str | None, images: str | None, own:
 
     found = {} if run_file is None else read_run(run_file)
     places = {"base": base, "images": images}
-    found |= {key: value for key, value in {**own, **places}.items() if value is not None and value not in ((), False)}
-    for key in ("base", "images", "prompt"):
+    said = {key: value for key, value in {**own, **places}.items() if value not in (None, ()) and value is not False}
+    if "concepts" in said:
+        said["concepts"] = [_concept(*concept) for concept in said["concepts"]]
+    if ("concepts" in said or "concepts" in found) and (single := [key for key in SINGLE if key in said]):
+        name = "IMAGES" if single[0] == "images" else f"--{single[0].replace('_', '-')}"
+        raise click.UsageError(f"{name} is for one concept; several say it by --concept or in the run file.")
+    if "concepts" in said:  # of the file's description of what is learned, nothing holds
+        found = {key: value for key, value in found.items() if key not in SINGLE}
+    found |= said
+    for key in ("base",) if "concepts" in found else ("base", "images", "prompt"):
         if key not in found:
             raise click.UsageError(f"Missing {'option --prompt' if key == 'prompt' else f'argument {key.upper()}'}.")
     return found
+
+
+def _concept(images: str, prompt: str, class_prompt: str) -> dict[str, Any]:
+    """Return a concept as a run file has it."""
+    return {"images": images, "prompt": prompt} | ({"class_prompt": class_prompt} if class_prompt else {})
 
 
 @dataclass(frozen=True)
@@ -222,7 +308,7 @@ class _Command:
             return None
         return Validation(prompts=self.validation_prompts, every=self.validate_every)
 
-    def run(self, base: str, images: Path, config: TrainConfig) -> None:
+    def run(self, base: str, images: Path | None, config: TrainConfig) -> None:
         """Train, write the result and its run file, and say so."""
         from svdiff_train.loop import plan, train
 
@@ -248,13 +334,14 @@ class _Command:
         if outcome.signal is not None:
             sys.exit(SIGNALLED + outcome.signal)
 
-    def write(self, outcome: Outcome, base: str, images: Path, config: TrainConfig) -> None:
+    def write(self, outcome: Outcome, base: str, images: Path | None, config: TrainConfig) -> None:
         """Write the result and its run file, and say so."""
         from svdiff_train.runfile import write_run
 
         overwrite = self.force or self.resume
         outcome.result.titled(self.title).save(self.output, overwrite=overwrite)
-        write_run(self.run_file, config.facts(), base, images, overwrite=overwrite)
+        places = images or [concept.images for concept in config.subjects()]
+        write_run(self.run_file, config.facts(), base, places, overwrite=overwrite)
         files = [self.output] if self.output.is_file() else [path for path in self.output.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
         if self.as_json:

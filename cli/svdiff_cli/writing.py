@@ -60,15 +60,26 @@ class Writing:
             click.echo(f"{verb} {self.output}: {len(result)} parameters, {numbers:,} numbers, {size:,} bytes")
 
 
-def writes_delta(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `Writing`, which it gets as its argument `writing`."""
+def writes(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of `Writing`, which it gets as its argument `writing`.
 
-    @functools.wraps(command)
-    def wrapped(**arguments: Any) -> None:
-        own = {field.name: arguments.pop(field.name) for field in fields(Writing)}
-        command(**arguments, writing=Writing(**own))
+    Args:
+        what: what the help says of -o.
+    """
 
-    decorated: Callable[..., None] = wrapped
-    for option in (options.quiet, options.as_json, options.dry_run, options.force, options.title):
-        decorated = option(decorated)
-    return options.output("The delta file to write.")(decorated)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def wrapped(**arguments: Any) -> None:
+            own = {field.name: arguments.pop(field.name) for field in fields(Writing)}
+            command(**arguments, writing=Writing(**own))
+
+        decorated: Callable[..., None] = wrapped
+        for option in (options.quiet, options.as_json, options.dry_run, options.force, options.title):
+            decorated = option(decorated)
+        return options.output(what)(decorated)
+
+    return decorate
+
+
+writes_delta = writes("The delta file to write.")
+"""Give a command that makes a delta the options of `Writing`."""

@@ -186,7 +186,8 @@ def _project(path: str, way: Way, job: Job) -> Conversion:
     metadata = _metadata(changes, parameters, arguments, job)
     delta = Delta(values, metadata, dtypes=dict.fromkeys(values, job.dtype))
     unchanged = changes.unchanged + len(changes.kinds) - len(values)
-    return Conversion(delta, layers, changes.left_out, unchanged, outputs=outputs, remarks=changes.remarks)
+    remarks = changes.remarks + (job.calibration.remarks if job.calibration else ())
+    return Conversion(delta, layers, changes.left_out, unchanged, outputs=outputs, remarks=remarks)
 
 
 def _projections(

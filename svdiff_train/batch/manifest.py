@@ -14,7 +14,7 @@ from svdiff_delta.convert.ranking import make_ranking
 from svdiff_delta.convert.way import find_way
 from svdiff_delta.devices import find_device
 from svdiff_delta.errors import DeltaError, InputError, MetadataError
-from svdiff_train.calibrate import read_prompts
+from svdiff_train.calibrate import digest_of
 
 from .row import TYPES, Row
 
@@ -110,7 +110,7 @@ def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool
             ranking=make_ranking(row.rank, row.energy, row.max_rank),
         )
         if row.calibrate is not None:
-            read_prompts(row.place(row.calibrate))
+            digest_of(row.place(row.calibrate))
             find_device(row.device)
         check_output(row.place(row.output), overwrite=allowed(row))
 

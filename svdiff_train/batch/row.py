@@ -15,6 +15,7 @@ from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
 from svdiff_delta.download import fetch_delta
 from svdiff_delta.errors import InputError
 from svdiff_delta.repository import Reference, locate
+from svdiff_train.calibrate import digest_of
 from svdiff_train.tiny import NAME, open_tiny
 
 BLOCK: Final = 1 << 20
@@ -41,9 +42,9 @@ class Row:
         min_energy: the least share of the change that must be captured; that of the dialect if not given.
         allow_unmatched: whether what cannot be carried over may be left out.
         embeddings: whether changed embeddings may be shifted too.
-        calibrate: a file of prompts to calibrate on.
-        calibrate_steps: denoising steps of each prompt.
-        device: where the base paints them, such as cuda.
+        calibrate: a file of prompts or texts, or a folder of pictures, to calibrate on.
+        calibrate_steps: denoising steps of each prompt, or timesteps of each picture.
+        device: where the base runs on them, such as cuda.
         folder: what relative paths are relative to; "" is the working folder.
     """
 
@@ -133,16 +134,16 @@ class Row:
     def states(self, base: Base) -> dict[str, str]:
         """Return what tells whether the input or the base is another than at an earlier run.
 
-        The input and the prompts count by their SHA-256, the weight files of the base by name, size and time.
+        The input and what is calibrated on count by their SHA-256, the weight files of the base by name, size and time.
 
         Raises:
-            InputError: the input cannot be read.
+            InputError: the input, or what is calibrated on, cannot be read.
         """
         files = [file for component in base.components.values() for file in component.files]
         about = [[file.name, file.stat().st_size, str(file.stat().st_mtime_ns)] for file in files]
         found = {"input": hash_path(self.source()), "base": hashlib.sha256(canonical_json(about)).hexdigest()}
         if self.calibrate is not None:
-            found["calibrate"] = hash_path(self.place(self.calibrate))
+            found["calibrate"] = digest_of(self.place(self.calibrate))
         return found
 
 

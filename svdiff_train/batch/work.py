@@ -12,10 +12,8 @@ from svdiff_delta.basis import one_thread
 from svdiff_delta.calibration import Calibration
 from svdiff_delta.conversion import Conversion, total_energy
 from svdiff_delta.convert import convert
-from svdiff_delta.devices import find_device
 from svdiff_delta.errors import DeltaError
-from svdiff_train.calibrate import calibration_on, read_prompts
-from svdiff_train.pipelines import load_pipeline
+from svdiff_train.calibrate import calibration_from
 
 from .row import Row, hash_path
 
@@ -118,9 +116,7 @@ def convert_one(
 def _calibration(row: Row, base: Base) -> Calibration | None:
     if row.calibrate is None:
         return None
-    prompts = read_prompts(row.place(row.calibrate))
-    device = find_device(row.device)
-    return calibration_on(lambda: load_pipeline(base, device=device), prompts, steps=row.calibrate_steps)
+    return calibration_from(row.place(row.calibrate), base, steps=row.calibrate_steps, device=row.device)
 
 
 _KEPT: Final = ("captured", "retained", "parameters", "bytes", "unchanged", "left_out", "remarks", "seconds")

@@ -52,14 +52,14 @@ class Found:
     folders: tuple[str, ...]
 
 
-def find_images(folder: Path, *, skip_bad: bool = False) -> Found:
+def find_images(folder: Path, *, skip_bad: bool | None = False) -> Found:
     """Return the pictures of a folder with their captions; each is read to its end once.
 
     Sub-folders are not read, and files whose name starts with a dot do not count.
 
     Args:
         folder: where they are.
-        skip_bad: whether to go on without pictures that cannot be read.
+        skip_bad: whether to go on without pictures that cannot be read; None where nobody can ask for that.
 
     Raises:
         InputError: there is no such folder, no picture in it, or one cannot be read; or captions are wrong
@@ -81,7 +81,7 @@ def find_images(folder: Path, *, skip_bad: bool = False) -> Found:
     captions = read_captions(folder, [path.name for path in images], [path.name for path in texts])
     sizes, skipped = _inspect(images)
     if skipped and (not skip_bad or not sizes):
-        raise _refusal(folder, skipped, every=not sizes)
+        raise _refusal(folder, skipped, every=not sizes, optional=skip_bad is not None)
     pictures = tuple(Picture(path, *size, captions.get(path.name)) for path, size in sizes.items())
     return Found(pictures, MappingProxyType({name: error.message for name, error in skipped.items()}), ignored, folders)
 
@@ -97,7 +97,7 @@ def _inspect(images: list[Path]) -> tuple[dict[Path, tuple[int, int]], dict[str,
     return sizes, skipped
 
 
-def _refusal(folder: Path, skipped: Mapping[str, InputError], *, every: bool) -> InputError:
+def _refusal(folder: Path, skipped: Mapping[str, InputError], *, every: bool, optional: bool) -> InputError:
     first = next(iter(skipped.values()))
     if every and len(skipped) > 1:
         return InputError(f"{folder}: none of its {len(skipped)} pictures can be used; {first.message}", fix=first.fix)
@@ -105,4 +105,5 @@ def _refusal(folder: Path, skipped: Mapping[str, InputError], *, every: bool) ->
         return InputError(first.message, fix=first.fix)
     others = [*skipped][1:]
     also = f" (and {', '.join(others[: SHOWN - 1])}{', …' if len(others) >= SHOWN else ''})" if others else ""
-    return InputError(f"{first.message}{also}", fix=f"{first.fix}, or go on without (--skip-bad)")
+    without = ", or go on without (--skip-bad)" if optional else ""
+    return InputError(f"{first.message}{also}", fix=f"{first.fix}{without}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
@@ -25,6 +26,7 @@ class Flux(FlowMatching):
     """
 
     density = "none"
+    readers = ("text_encoder", "text_encoder_2")
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
@@ -46,16 +48,19 @@ class Flux(FlowMatching):
         """Return the predicted velocity, unpacked."""
         batch, _, height, width = noised.shape
         device, states = noised.device, self.on_denoiser(conditioning["states"], noised)
-        velocity = denoiser(
-            hidden_states=self.pack(noised.to(self.dtype)),
-            timestep=timesteps.to(device) / 1000,  # the transformer multiplies by 1000
-            guidance=torch.full((batch,), GUIDANCE, device=device) if self.guided else None,
-            pooled_projections=self.on_denoiser(conditioning["pooled"], noised),
-            encoder_hidden_states=states,
-            txt_ids=torch.zeros(states.shape[1], 3, device=device, dtype=self.dtype),
-            img_ids=self.pipeline._prepare_latent_image_ids(batch, height // 2, width // 2, device, self.dtype),
-            return_dict=False,
-        )[0]
+        with warnings.catch_warnings():
+            # That weights in float32 under autocast take the slower way is a hint, and nobody can act on it.
+            warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
+            velocity = denoiser(
+                hidden_states=self.pack(noised.to(self.dtype)),
+                timestep=timesteps.to(device) / 1000,  # the transformer multiplies by 1000
+                guidance=torch.full((batch,), GUIDANCE, device=device) if self.guided else None,
+                pooled_projections=self.on_denoiser(conditioning["pooled"], noised),
+                encoder_hidden_states=states,
+                txt_ids=torch.zeros(states.shape[1], 3, device=device, dtype=self.dtype),
+                img_ids=self.pipeline._prepare_latent_image_ids(batch, height // 2, width // 2, device, self.dtype),
+                return_dict=False,
+            )[0]
         return self.unpack(velocity, height, width)
 
     def pack(self, latents: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ class LatentFamily:
     """
 
     slot: str
+    readers: tuple[str, ...]
+    """The text encoders without which its pipeline cannot read prompts."""
     text_slots: tuple[str, ...]
     resolution: int
     unit: int
@@ -36,10 +38,11 @@ class LatentFamily:
 
     @property
     def text_device(self) -> torch.device:
-        """Where the text encoders are; raises TrainError if the pipeline has none."""
-        if not self.text_slots:
+        """Where the text encoders are; raises TrainError if the pipeline lacks one that it reads prompts with."""
+        if lacking := [name for name in self.readers if name not in self.text_slots]:
             raise TrainError(
-                f"{type(self.pipeline).__name__}: has no text encoder to read prompts with",
+                f"{type(self.pipeline).__name__}: has no {lacking[0] if self.text_slots else 'text encoder'} to read "
+                "prompts with",
                 fix="load the pipeline with its text encoders",
             )
         return cast("torch.device", getattr(self.pipeline, self.text_slots[0]).device)

@@ -21,17 +21,19 @@ class StableDiffusion(LatentFamily):
         pipeline: the live pipeline.
 
     Raises:
-        TrainError: its scheduler predicts neither epsilon nor v_prediction.
+        TrainError: its scheduler predicts neither epsilon nor v_prediction, or its UNet does not say which size it was
+            made for.
     """
 
     slot = "unet"
+    readers = ("text_encoder",)
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
         from diffusers import DDPMScheduler
 
         config = pipeline.unet.config
-        self.resolution = config.sample_size * self.factor
+        self.resolution = _side(config.sample_size) * self.factor
         self.unit = self.factor * 2 ** (len(config.block_out_channels) - 1)
         self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.prediction: str = self.scheduler.config.prediction_type
@@ -85,3 +87,21 @@ class StableDiffusion(LatentFamily):
         if self.prediction == "epsilon":
             return (snr_gamma / snr).clamp(max=1.0)  # and 1 where the SNR is 0
         return snr.clamp(max=snr_gamma) / (snr + 1.0)
+
+
+def _side(sample_size: Any) -> int:
+    """Return the side of the square that fits into what a UNet was made for, in latents.
+
+    Args:
+        sample_size: of its configuration: one number, or height and width.
+
+    Raises:
+        TrainError: it is neither.
+    """
+    sides = list(sample_size) if isinstance(sample_size, list | tuple) else [sample_size]
+    if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise TrainError(
+            f"the UNet's configuration has the sample_size {sample_size!r}",
+            fix="write there the latents' side, such as 64",
+        )
+    return int(min(sides))

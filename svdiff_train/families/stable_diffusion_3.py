@@ -22,6 +22,7 @@ class StableDiffusion3(FlowMatching):
     """
 
     density = "logit_normal"
+    readers = ("text_encoder", "text_encoder_2")
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)

@@ -22,6 +22,8 @@ class StableDiffusionXL(StableDiffusion):
         TrainError: its scheduler predicts neither epsilon nor v_prediction.
     """
 
+    readers = ("text_encoder_2",)
+
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Return both encoders' `states` (batch, tokens, width) and the second one's `pooled` (batch, width)."""
         states, _, pooled, _ = self.pipeline.encode_prompt(

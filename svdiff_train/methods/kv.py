@@ -1,4 +1,4 @@
-"""Custom Diffusion (Kumari et al. 2023): keys and values of the cross-attention, and the token's embedding."""
+"""Custom Diffusion (Kumari et al. 2023): keys and values of the cross-attention, and the tokens' embeddings."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ class CustomDiffusion:
 
     @contextmanager
     def tune(self, job: Job) -> Iterator[TunedWeights]:
-        """Let the chosen weights, and the token's row of every text encoder's embedding, take gradients."""
+        """Let the chosen weights, and each concept's row of every text encoder's embedding, take gradients."""
         names = choose_kinds(job.base, job.config.selectors or self.selectors(job.family))
         weights = {name: _weight(job, name) for name in names}
-        rows = {}
-        token = job.config.find_token() or ""
+        rows: dict[str, list[int]] = {}
         for slot in job.family.text_slots:
-            name, embedding, row = _embedding(job, slot, token)
-            weights[name], rows[name] = embedding, [row]
+            for token in job.config.tokens():
+                name, embedding, row = _embedding(job, slot, token or "")
+                weights[name] = embedding
+                rows.setdefault(name, []).append(row)
         yield TunedWeights(job, frozenset(name.partition(".")[0] for name in weights), weights, rows)
 
 

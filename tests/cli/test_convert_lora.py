@@ -48,6 +48,24 @@ def test_the_help_says_the_default_of_adapters() -> None:
     assert "From an adapter less than a tenth is refused" in " ".join((command.convert.help or "").split())
 
 
+def test_the_help_says_what_is_written(delta: Path) -> None:
+    def said(of: click.Command) -> str:
+        (option,) = [p for p in of.params if p.name == "output"]
+        assert isinstance(option, click.Option)
+        return option.help or ""
+
+    assert said(command.convert) == "The file to write; with --to peft a folder."
+    assert said(command.rebase) == "The delta file to write."
+    written = {}
+    for dialect in DIALECTS:
+        if DIALECTS[dialect].write:
+            rank = [] if dialect == "full" else ["--rank", "2"]
+            run = svdiff("convert", delta, "--to", dialect, "--base", "tiny", *rank, "-o", dialect)
+            assert run.code == 0, run.err
+            written[dialect] = Path(dialect).is_dir()
+    assert [dialect for dialect, folder in written.items() if folder] == ["peft"]
+
+
 def test_a_delta_becomes_lora_and_a_delta_again(delta: Path) -> None:
     run = svdiff("convert", delta, "--to", "kohya", "--base", "tiny", "--rank", "500", "-o", "lora.safetensors")
     assert (run.code, run.err) == (0, "")

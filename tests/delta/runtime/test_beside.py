@@ -16,8 +16,10 @@ from support.models import base_delta, live_zero, named, random_delta
 from support.weights import normal
 from torch import Tensor, nn
 
+from svdiff_delta import select
 from svdiff_delta.errors import AttachError
 from svdiff_delta.runtime import attach
+from svdiff_delta.runtime.attachment import Mode
 from svdiff_train.pipelines import load_pipeline
 from svdiff_train.tiny import open_tiny
 
@@ -122,6 +124,23 @@ def test_a_forward_that_something_else_has_replaced_keeps_everything_attached() 
     assert torch.equal(model(normal(2, 6)), expected)
     model[1].layer.forward = inside
     handle.detach()
+
+
+@pytest.mark.parametrize("mode", ["live", "fused"])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first first", "last first"])
+def test_two_handles_on_layers_of_one_model_come_off_in_any_order(mode: Mode, order: tuple[int, int]) -> None:
+    model, x = nn.Sequential(named(nn.Linear(6, 6)), named(nn.Linear(6, 6))), normal(2, 6)
+    delta, plain = random_delta(live_zero(model), size=0.3), model(x)
+    parts = [select(delta, f"model.{index}.*") for index in range(2)]
+    handles = [attach(model, part, mode=mode) for part in parts]
+    first, last = order
+    handles[first].detach()
+    left = model(x)
+    assert relative(left, plain) > 0.01
+    handles[last].detach()
+    assert torch.equal(model(x), plain)
+    with attach(model, parts[last], mode=mode):
+        assert torch.equal(model(x), left)
 
 
 class Counter(ModelHook):

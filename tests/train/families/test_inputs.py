@@ -155,7 +155,43 @@ def test_a_pipeline_without_text_encoders_cannot_read_prompts() -> None:
         family_of(pipeline).encode_prompts(["a cat"])
 
 
+@pytest.mark.parametrize(
+    ("name", "slot"), [("sd2", "text_encoder"), ("sdxl", "text_encoder_2"), ("sd3", "text_encoder_2")]
+)
+def test_a_text_encoder_that_is_needed_and_not_there_is_named(name: str, slot: str) -> None:
+    pipeline = PIPELINES[name]()
+    pipeline.register_modules(**{slot: None})
+    what = slot if len(family_of(pipeline).text_slots) else "text encoder"
+    with pytest.raises(TrainError, match=f"has no {what} to read prompts with: load the pipeline with its text"):
+        family_of(pipeline).encode_prompts(["a cat"])
+
+
+@pytest.mark.parametrize(("size", "side"), [((8, 12), 16), ([12, 8], 16), (8, 16)])
+def test_a_unet_that_was_made_for_no_square_takes_the_square_that_fits_in(size: Any, side: int) -> None:
+    pipeline = small_sd2()
+    pipeline.unet.register_to_config(sample_size=size)
+    assert family_of(pipeline).resolution == side
+
+
+@pytest.mark.parametrize("size", [None, [], "8", [8, None]])
+def test_a_unet_that_does_not_say_its_size_is_refused(size: Any) -> None:
+    pipeline = small_sd2()
+    pipeline.unet.register_to_config(sample_size=size)
+    with pytest.raises(TrainError, match=r"the UNet's configuration has the sample_size .*: write there"):
+        family_of(pipeline)
+
+
 # --- Dtypes and wrappers ---
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_weights_in_float32_run_under_autocast_without_a_warning(name: str) -> None:
+    family = family_of(PIPELINES[name]())
+    noised = draws.noise((1, *family.latent_shape(16, 16)), 0, 0, 0)
+    times = family.draw_timestep(draws.generator(0, 0, 0, "t")).view(1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = family.predict(family.denoiser, noised, times, family.encode_prompts(["a cat"]))
+    assert found.isfinite().all()
 
 
 class Wrapper(nn.Module):

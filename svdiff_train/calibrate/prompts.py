@@ -35,6 +35,11 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
+def digest_lines(lines: Sequence[str]) -> str:
+    """Return the SHA-256 of lines, joined by U+000A."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def calibration_on(load: Callable[[], Any], prompts: Sequence[str], *, steps: int = 20) -> Calibration:
     """Return the calibration on what a pipeline's layers meet while it paints some prompts.
 
@@ -50,8 +55,7 @@ def calibration_on(load: Callable[[], Any], prompts: Sequence[str], *, steps: in
     """
     if not prompts or steps < 1:
         raise InputError("calibration needs at least 1 prompt and 1 step")
-    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
-    facts = {"prompts": len(prompts), "sha256": digest, "steps": steps}
+    facts = {"prompts": len(prompts), "sha256": digest_lines(prompts), "steps": steps}
     return Calibration(lambda probes: collect(load(), prompts, probes, steps=steps), facts)
 
 
