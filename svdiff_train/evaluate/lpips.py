@@ -43,7 +43,7 @@ SMALLEST: Final = 31
 BATCH: Final = 8
 
 
-def _keys() -> dict[str, tuple[int, ...]]:
+def shapes() -> dict[str, tuple[int, ...]]:
     """Return the tensors of a file and their shapes: the keys of `lpips.LPIPS(net="alex").state_dict()`."""
     found: dict[str, tuple[int, ...]] = {}
     for number, (key, shape, _, _) in enumerate(LAYERS):
@@ -85,12 +85,12 @@ class Lpips:
             given = load_file(path)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: could not be read as safetensors ({error})", fix=CONVERT) from None
-        for key, shape in _keys().items():
+        for key, shape in shapes().items():
             if key not in given:
                 raise InputError(f"{path}: has no {key}: these are not LPIPS's weights for AlexNet", fix=CONVERT)
             if (found := tuple(given[key].shape)) != shape:
                 raise InputError(f"{path}: {key} has the shape {found}, not {shape}", fix=CONVERT)
-        return cls({key: given[key] for key in _keys()}, path.name, device=device)
+        return cls({key: given[key] for key in shapes()}, path.name, device=device)
 
     @torch.no_grad()
     def distances(self, images: Sequence[Image.Image], references: Sequence[Image.Image]) -> Vectors:

@@ -46,7 +46,7 @@ EDIT_SCENES: Final = (
 
 
 def paint_portraits(sprites: Sprites, out: Path) -> None:
-    """Write five pictures of each subject of `LEARNED` to its folder in `out`, and those of `EDIT_SCENES` to `edits`."""
+    """Write five pictures of each subject of `LEARNED` to its folder in `out`, and `EDIT_SCENES` to `edits`."""
     subjects = {subject.name: subject for subject in TRAINED + HELD_OUT}
     for number, name in enumerate(LEARNED):
         folder = out / name.replace(" ", "_")

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from support.commands import Outcome, svdiff
 from support.files import listing
 from support.models import base_delta
@@ -18,7 +20,8 @@ from support.scenes import CAR, CAT, painted, pairs, portraits, save_all, side_b
 
 from svdiff_delta import add, load, save
 from svdiff_delta.runtime import attach
-from svdiff_train.evaluate import Clip, image_alignment, mean_interval, text_alignment
+from svdiff_train.evaluate import Clip, Lpips, image_alignment, mean_interval, text_alignment
+from svdiff_train.evaluate.lpips import shapes
 from svdiff_train.pipelines import load_pipeline
 from svdiff_train.sample import Sampling, generate
 from svdiff_train.tiny import base_path, open_tiny, pictures_path
@@ -156,6 +159,20 @@ def test_regions_are_told_by_words(tmp_path: Path) -> None:
     (found,) = json.loads((tmp_path / "x.json").read_bytes())["results"]
     assert found["pictures"][0]["regions"] == {"left": "tractor", "right": "panda"}
     assert (found["shares"]["left"]["mean"], found["shares"]["right"]["mean"]) == (1, 0)
+
+
+def test_lpips_measures_beside_clip(scenes: Path, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = {key: torch.randn(shape, generator=generator) for key, shape in shapes().items()}
+    save_file(weights, tmp_path / "alex.safetensors")
+    lpips = ("--lpips", tmp_path / "alex.safetensors")
+    done = run("tiny", "--pictures", scenes, *CATS, *lpips, "--json", "-o", tmp_path / "x.json")
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
+    assert facts["measures"] == {"clip": "tiny/clip", "lpips": "alex.safetensors"}
+    images = [Image.open(scenes / f"{number}.png") for number in range(4)]
+    expected = image_alignment(Lpips.load(lpips[1]), images, portraits(CAT))
+    assert facts["results"][0]["image_alignment"]["lpips"] == mean_interval(expected).facts()
 
 
 def test_the_same_pictures_give_the_same_bytes(scenes: Path, tmp_path: Path) -> None:
