@@ -22,8 +22,8 @@ from svdiff_train.paper.subjects import COMBINED, SUBJECTS, THINGS, WITHIN
 from svdiff_train.tuned import open_difference, tuned_weights
 
 from .judge import jobs
-from .pairs import judged as judged_pairs
 from .pairs import jobs as pair_jobs
+from .pairs import judged as judged_pairs
 from .singles import single
 
 METHODS: Final[tuple[MethodName, ...]] = ("svdiff", "full")
@@ -62,7 +62,7 @@ def _sum(recipes: Sequence[Recipe], lab: Lab, sight: Sight) -> Measured:
         rows[subject.name.replace(" ", "_")] = pictures[::2]
     rows["pair"] = pair[::3]
     duo = (subjects[0], subjects[1])
-    return Measured({"alone": alone, "together": together, "pair": judged_pairs(sight, [(duo, pair)], subjects)}, rows)
+    return Measured({"alone": alone, "together": together, "pair": judged_pairs(sight, [(duo, pair)])}, rows)
 
 
 def _interpolate(ends: Sequence[Recipe], lab: Lab, sight: Sight) -> Measured:

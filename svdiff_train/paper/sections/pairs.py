@@ -17,11 +17,10 @@ PAPER_WINS: Final = 0.609
 """How often the paper's raters preferred SVD to full weights."""
 ABOUT: Final = """\
 Four pairs ({pairs}), two seeds, one run for both subjects; twelve pictures each, by prompts that no training sample
-had. *Both appear*: one half of the picture is nearest to the pictures of the one subject, the other half to those
-of the other, and each half is named as its class among all 150 names the base knows. *Crossed over*: both halves
-are nearest to the same subject. *Stitched*: the ground's colour jumps by {seam:g} of 255 or more at the middle.
-Mixed samples have a probability of {mix:g}; the unmix regularization a weight of {unmix:g}. Shares with 95 %
-(Wilson) intervals.
+had. *Both appear*: of ten held-out subjects, one half of the picture is nearest to the one that was asked for, by
+its pictures, and the other half to the other. *Crossed over*: both halves are nearest to the same subject.
+*Stitched*: the ground's colour jumps by {seam:g} of 255 or more at the middle. Mixed samples have a probability of
+{mix:g}; the unmix regularization a weight of {unmix:g}. Shares with 95 % (Wilson) intervals.
 """
 LABELS: Final = {"svdiff": "SVDiff", "full": "full"}
 ROWS: Final = (
