@@ -194,8 +194,9 @@ def _calibration(base: Base, prompts: Path, steps: int, device: str) -> Calibrat
     """Return what runs BASE on a file of prompts; it is loaded when the input is found to be one to calibrate."""
     needs("diffusers", "train")
     from svdiff_delta.devices import find_device
-    from svdiff_train.calibrate import calibration_on, read_prompts
+    from svdiff_train.calibrate import calibration_on
     from svdiff_train.pipelines import load_pipeline
+    from svdiff_train.prompts import read_prompts
 
     place = find_device(device)
     return calibration_on(lambda: load_pipeline(base, device=place), read_prompts(prompts), steps=steps)

@@ -26,6 +26,8 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "hub": ("push", "pull"),
     "train": ("train",),
     "generate": ("generate",),
+    "morph": ("morph",),
+    "edit": ("edit",),
     "demo": ("demo",),
 }
 """The commands by the module they are in, which is imported when one of them is asked for."""

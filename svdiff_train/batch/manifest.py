@@ -14,7 +14,7 @@ from svdiff_delta.convert.ranking import make_ranking
 from svdiff_delta.convert.way import find_way
 from svdiff_delta.devices import find_device
 from svdiff_delta.errors import DeltaError, InputError, MetadataError
-from svdiff_train.calibrate import read_prompts
+from svdiff_train.prompts import read_prompts
 
 from .row import TYPES, Row
 

@@ -14,8 +14,9 @@ from svdiff_delta.conversion import Conversion, total_energy
 from svdiff_delta.convert import convert
 from svdiff_delta.devices import find_device
 from svdiff_delta.errors import DeltaError
-from svdiff_train.calibrate import calibration_on, read_prompts
+from svdiff_train.calibrate import calibration_on
 from svdiff_train.pipelines import load_pipeline
+from svdiff_train.prompts import read_prompts
 
 from .row import Row, hash_path
 

@@ -15,4 +15,5 @@ from .folder import Picture as Picture
 from .folder import find_images as find_images
 from .picture import Loaded as Loaded
 from .picture import load_image as load_image
+from .picture import open_image as open_image
 from .picture import to_tensor as to_tensor

@@ -47,7 +47,7 @@ def load_image(path: Path, height: int, width: int | None = None, cut: Cut = CEN
         InputError: it cannot be read as a picture.
     """
     width = height if width is None else width
-    picture = _open(path)
+    picture = open_image(path)
     if cut.flipped:
         picture = ImageOps.mirror(picture)
     scale = max(height / picture.height, width / picture.width)
@@ -79,8 +79,12 @@ _ORIENTATION: Final = 0x0112
 _ON_THEIR_SIDE: Final = frozenset({5, 6, 7, 8})
 
 
-def _open(path: Path) -> Image.Image:
-    """Return a picture upright, in RGB."""
+def open_image(path: Path) -> Image.Image:
+    """Return a picture upright by its EXIF tag, on white where it is transparent, in RGB.
+
+    Raises:
+        InputError: it cannot be read as a picture.
+    """
     try:
         with Image.open(path) as image:
             _check(path, image)
