@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,11 @@ from svdiff_delta.component import aliases
 from svdiff_delta.components import paired
 from svdiff_delta.conversion import check_left_out
 from svdiff_delta.convert.dialect import Changes, Job
+from svdiff_delta.convert.tensors import peek
 from svdiff_delta.convert.tuned import compare
 from svdiff_delta.convert.way import find_way
 from svdiff_delta.errors import AttachError, InputError
+from svdiff_delta.metadata import KEY
 from svdiff_delta.prepare import Progress
 from svdiff_delta.projection import check_same_weight
 
@@ -89,10 +91,11 @@ def open_difference(
     job = Job(base, cache or BasisCache(), progress=progress)
     if (place / "model_index.json").is_file() or (place / "config.json").is_file():
         return _of_model(place, job)
-    way = find_way(place)
-    if way.read is None:
-        raise InputError(f"{place}: is a delta", fix="load it as one")
-    return _of_changes(place, way.read(str(place), job), base)
+    header = peek(place)
+    if header is not None and KEY in header.metadata:
+        raise InputError(f"{place}: is a delta, no difference of weights", fix="open it with `load`")
+    read = cast("Callable[[str, Job], Changes]", find_way(place).read)  # what is no delta has one
+    return _of_changes(place, read(str(place), job), base)
 
 
 def _of_model(path: Path, job: Job) -> Difference:
@@ -177,17 +180,32 @@ def _total(name: str, live: Tensor, terms: Sequence[tuple[Difference, float]]) -
 
 
 def _live_weights(pipeline: Any, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return the tensors of a live pipeline's state by the base's parameter names; writing to them changes it."""
-    states: dict[str, dict[str, Tensor]] = {}
+    """Return the tensors of a live pipeline by the base's parameter names; writing to them changes it."""
     found = {}
     for name in names:
         slot, _, key = name.partition(".")
-        if slot not in states:
-            model = getattr(pipeline, slot, None)
-            states[slot] = model.state_dict() if isinstance(model, nn.Module) else {}
-        tensor = next((states[slot][each] for each in aliases(key) if each in states[slot]), None)
+        tensor = _find(getattr(pipeline, slot, None), key)
         if tensor is None or tensor.device.type == "meta" or not tensor.is_floating_point():
             state = "is not on the live pipeline" if tensor is None else "is offloaded or quantized there"
             raise AttachError(f"{name}: {state}", fix="load the base as it is, and take off what else is on it")
-        found[name] = tensor
+        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
+            raise AttachError(
+                f"{name}: a delta is on it live, and its weight was dropped", fix='attach that with `mode="fused"`'
+            )
+        found[name] = tensor.detach()
     return found
+
+
+def _find(model: object, key: str) -> Tensor | None:
+    """Return a parameter or buffer of a model; None if it has none of this name."""
+    if not isinstance(model, nn.Module):
+        return None
+    for each in aliases(key):
+        path, _, attribute = each.rpartition(".")
+        try:
+            tensor = getattr(model.get_submodule(path), attribute)
+        except AttributeError:
+            continue
+        if isinstance(tensor, Tensor):
+            return tensor
+    return None

@@ -13,6 +13,7 @@ from support.commands import SVDIFF, Outcome, python, svdiff
 from support.deltas import saved
 from support.files import listing
 from support.models import base_delta
+from support.pipelines import small_sd3
 from support.tuned import tuned_base
 
 from svdiff_delta import load, style_mix
@@ -31,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with two deltas."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("a", "b")):
-        saved(base_delta(open_tiny(), "mid-ca", size=0.5, seed=seed), tmp_path / f"{name}.safetensors")
+        saved(base_delta(open_tiny(), "mid-ca", size=3.0, seed=seed), tmp_path / f"{name}.safetensors")
     return tmp_path
 
 
@@ -70,6 +71,7 @@ def test_the_same_command_writes_the_same_bytes_in_another_process() -> None:
     assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' own scheduler
 def test_a_picture_says_how_it_was_painted_and_no_path() -> None:
     given = ["--seed", "3", "--negative-prompt", "blue", "--scheduler", "eulerdiscrete", "--size", "48x64"]
     generate("a.safetensors:0.5", "./b.safetensors", "--prompt", PROMPT, *given, "-o", "out.png")
@@ -248,8 +250,6 @@ def test_edit_refuses_with_one_line_and_writes_nothing(arguments: list[str], mes
 
 
 def test_edit_refuses_flow_matching() -> None:
-    from support.pipelines import small_sd3
-
     small_sd3().save_pretrained("sd3")
     line = refused("edit", "sd3", str(PICTURE), "--prompt", PROMPT, "-o", "sheet.png")
     assert "DDIM inverts diffusion only" in line

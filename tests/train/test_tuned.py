@@ -91,10 +91,17 @@ def test_a_weight_that_is_not_there_is_refused_before_any_changes(pipeline: Any,
     with (
         Stage(pipeline, open_tiny(), [base_delta(open_tiny(), "mid-ca")]) as stage,
         stage.showing([1.0]),
-        pytest.raises(AttachError, match=r"unet\.mid_block\S+to_k\.weight: is not on the live pipeline"),
+        pytest.raises(AttachError, match=r"unet\.mid_block\S+to_k\.weight: a delta is on it live"),
         tuned_weights(pipeline, [(pair[0], 1.0)]),
     ):
         raise AssertionError("must not be reached")
+
+
+def test_a_pipeline_without_the_component_is_refused(pipeline: Any, pair: tuple[Difference, ...]) -> None:
+    unet, pipeline.unet = pipeline.unet, None
+    with pytest.raises(AttachError, match=r"unet\.conv_in\.bias: is not on the live pipeline"):
+        tuned_weights(pipeline, [(pair[0], 1.0)]).__enter__()
+    pipeline.unet = unet
 
 
 def test_a_folder_with_the_base_s_own_weights_is_refused() -> None:
