@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .ops import add as add
     from .ops import interpolate as interpolate
     from .ops import scale as scale
+    from .ops import style_mix as style_mix
     from .quantize import quantize as quantize
     from .rebase import rebase as rebase
     from .runtime import Handle as Handle
@@ -63,6 +64,7 @@ _HOME: Final = {
     "save": "file",
     "scale": "ops",
     "select": "select",
+    "style_mix": "ops",
     "truncate": "truncate",
     "zero_delta": "build",
 }
@@ -92,6 +94,7 @@ __all__ = [
     "save",
     "scale",
     "select",
+    "style_mix",
     "truncate",
     "zero_delta",
 ]

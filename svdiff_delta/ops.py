@@ -9,16 +9,21 @@ from typing import Final
 
 from ._json import JSON
 from .codec import StoredDtype
-from .combine import Combined, combine_metadata
+from .combine import Combined, combine_metadata, combine_parameters
 from .delta import Delta
 from .errors import InputError
 from .file import identify
 from .lineage import Record, Source
+from .selectors import match
 from .totals import Totals
 from .weights import Weight, as_factor, as_weight
 
 PENDING: Final = 4
 """Inputs that may wait to be hashed while others are summed: what is held stays bounded however many there are."""
+
+
+GEOMETRY: Final = "(16,down,1)-(8,down,0)"
+"""The layers of SD 1.5 that give geometry in the paper's style mixing (section 4.4)."""
 
 
 def add(
@@ -81,6 +86,48 @@ def scale(delta: Delta, factor: float, *, dtype: StoredDtype = "F32") -> Delta:
     """
     weight = Weight(as_factor(factor, "the factor"))
     return total([(delta, weight)], lambda _: _record("scale", dtype, factor=weight.default), dtype)
+
+
+def style_mix(
+    geometry: Delta,
+    appearance: Delta,
+    *,
+    layers: str | Sequence[str] = GEOMETRY,
+    sample_size: int | None = None,
+    dtype: StoredDtype = "F32",
+) -> Delta:
+    """Return `geometry` in some layers and `appearance` in all others (section 4.4, Fig. 10).
+
+    It is `add` with weights 1 and 0 in these layers, 0 and 1 elsewhere, and stands in the lineage as that. An
+    appearance that shifts none of the layers counts as a whole.
+
+    Args:
+        geometry: gives the layers; it must shift some of them.
+        appearance: gives the rest.
+        layers: selectors, such as ranges of addresses; the paper's, which are those of SD 1.5, if not given.
+        sample_size: the width of the latents that addresses count from; what each file says if not given.
+        dtype: stored dtype of the result.
+
+    Raises:
+        InputError: there is no selector, or `sample_size` is less than 1.
+        SelectionError: a selector is unknown, or names nothing in the geometry.
+        BaseMismatchError, TensorError: as `add`.
+    """
+    selectors = [layers] if isinstance(layers, str) else list(layers)
+    if not selectors:
+        raise InputError("no layer gives geometry", fix=f"name some, such as {GEOMETRY}")
+    there = [selector for selector in selectors if _names_some(selector, geometry, appearance, sample_size)]
+    shape = Weight(0.0, dict.fromkeys(selectors, 1.0))
+    look = Weight(1.0, dict.fromkeys(there, 0.0))
+    return add(geometry, appearance, weights=[shape, look], dtype=dtype, sample_size=sample_size)
+
+
+def _names_some(selector: str, told: Delta, delta: Delta, sample_size: int | None) -> bool:
+    """Tell whether a selector names parameters of a delta, as another one tells where the base has what."""
+    base, known = told.metadata.base, combine_parameters([told, delta])
+    size = base.sample_size if sample_size is None else sample_size
+    shapes = {name: parameter.shape for name, parameter in known.items()}
+    return not delta.keys().isdisjoint(match(shapes, [selector], sample_size=size, layout=base.attentions))
 
 
 def _record(operation: str, dtype: StoredDtype, **arguments: JSON) -> Record:

@@ -38,7 +38,7 @@ class TrainConfig:
         class_prompt: describes its class, "a photo of a dog"; None trains without prior preservation.
         token: the rare token, which prompt and captions must have; None takes what the class prompt lacks.
         method: "svdiff"; or, as baselines, "full" (DreamBooth), "lora", "kv" (Custom Diffusion: keys and values of
-            the cross-attention, and the token's embedding).
+            the cross-attention, and the tokens' embeddings).
         selectors: which weights are trained, as `select` takes them; None takes what the method trains by itself.
         steps: optimizer steps.
         batch_size: pictures of the subject per step and process; as many of the class come with them. None takes the

@@ -19,7 +19,7 @@ class Report:
     Attributes:
         step: steps done.
         steps: in all.
-        loss: of this step (Eq. 3), over all processes.
+        loss: of this step (Eq. 3, and the unmix regularization where it is on), over all processes.
         rate: the learning rate of the first group.
         dead: shifts with σ + δ < 0; None where there are no shifts.
         memory: the most that this process has used so far, in bytes, of the GPU where it has one.

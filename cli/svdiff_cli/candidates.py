@@ -21,9 +21,10 @@ def find_candidates(
 ) -> tuple[dict[str, Any], Iterable[Candidate], list[str]]:
     """Return what results say of how pictures were made, the pictures (painted when asked for), and all prompts."""
     from svdiff_train.evaluate import paint_candidates, read_candidates
+    from svdiff_train.prompts import read_prompts
     from svdiff_train.sample import Sampling
 
-    asked = [*given["prompt"], *(_lines(given["prompts"]) if given["prompts"] else [])]
+    asked = [*given["prompt"], *(read_prompts(given["prompts"]) if given["prompts"] else [])]
     if given["pictures"]:
         if asked or deltas:
             raise InputError("with --pictures nothing is painted", fix="leave out prompts and deltas, or --pictures")
@@ -45,18 +46,6 @@ def find_candidates(
             yield from paint_candidates(base, subjects, jobs, sampling, device=given["device"], progress=bar)
 
     return {"steps": sampling.steps, "guidance": sampling.guidance}, painted(), asked
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror})", fix="name a text file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 (byte {error.start})", fix="save it as UTF-8") from None
-    if not (lines := [line.strip() for line in text.splitlines() if line.strip()]):
-        raise InputError(f"{path}: holds no prompts", fix="write one per line")
-    return lines
 
 
 def _subjects(

@@ -2,66 +2,177 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import options
+from .painting import all_prompts, all_seeds, open_given, say_cut
 from .progress import Bar
-from .references import needs, open_deltas, open_reference
+from .references import needs, open_reference
+
+if TYPE_CHECKING:
+    from svdiff_delta import Delta
+    from svdiff_train.gallery import Gallery
+    from svdiff_train.sample import Sampling
+    from svdiff_train.stage import Part
 
 
 @click.command()
 @click.argument("base", metavar="BASE")
 @click.argument("deltas", metavar="[DELTA[:WEIGHT]]...", nargs=-1)
-@click.option("--prompt", "prompts", multiple=True, required=True, help="What to paint; may be given several times.")
-@click.option("--negative-prompt", help="What not to paint.")
-@click.option("--seed", "seeds", multiple=True, type=int, default=[0], show_default=True, help="One picture per seed.")
-@click.option("--steps", default=50, show_default=True, help="Denoising steps.")
-@click.option("--guidance", default=7.5, show_default=True, help="Classifier-free guidance scale.")
+@click.option("--prompt", "given_prompts", multiple=True, help="What to paint; may be given several times.")
+@click.option("--prompts", "prompt_file", type=click.Path(path_type=Path), help="A text file with a prompt per line.")
+@options.negative_prompt
+@click.option("--seed", "given_seeds", multiple=True, type=options.SEED, help="One picture per seed [default: 0].")
+@click.option("--seeds", "seed_count", metavar="N", type=click.IntRange(1), help="Or the seeds 0 to N-1.")
+@options.steps
+@options.guidance
+@options.scheduler
+@options.eta
+@options.size
+@options.batch_size
+@click.option("--each", is_flag=True, help="A row for the base, and one for every delta alone.")
+@click.option("--geometry", metavar="DELTA", help="Style mixing: what gives --layers.")
+@click.option("--appearance", metavar="DELTA", help="Style mixing: what gives all other layers.")
+@click.option("--layers", metavar="SELECTOR", help="Of the geometry [default: (16,down,1)-(8,down,0), for SD 1.5].")
+@click.option("--separate", type=click.Path(path_type=Path), help="A folder for one PNG per picture, too.")
 @options.device
 @options.output("The PNG to write; a labelled sheet if there are several pictures.")
 @options.force
+@options.as_json
 @options.quiet
-def generate(
-    base: str,
-    deltas: tuple[str, ...],
-    prompts: tuple[str, ...],
-    negative_prompt: str | None,
-    seeds: tuple[int, ...],
-    steps: int,
-    guidance: float,
-    device: str,
-    output: Path,
-    force: bool,
-    quiet: bool,
-) -> None:
+def generate(base: str, deltas: tuple[str, ...], **given: Any) -> None:
     """Paint pictures with BASE and a sum of deltas.
+
+    A DELTA may also be a tuned model's folder (`svdiff train --method full` or `kv`), a file of full differences, or
+    a LoRA: then the sum is one of weights. Each PNG says how it was painted. The same command writes the same bytes.
 
     \b
         svdiff generate tiny dog.safetensors --prompt 'a photo of a sks dog' --seed 0 --seed 1 -o dog.png
+        svdiff generate sd15 dog.safetensors:0.8 cat.safetensors --each --prompts prompts.txt --seeds 4 -o sheet.png
+        svdiff generate sd15 --geometry shape.safetensors --appearance look.safetensors --prompt 'a V1 cup' -o mixed.png
     """
-    from svdiff_delta._atomic import check_output, replace_file
+    _Command(**given).run(base, deltas)
 
-    check_output(output, overwrite=force)
-    needs("diffusers", "train")
-    opened, weights = open_deltas(deltas)
-    model = open_reference(base)
-    from svdiff_delta.ops import add
-    from svdiff_delta.runtime import attach
-    from svdiff_train.pipelines import load_pipeline
-    from svdiff_train.sample import Sampling, sheet
-    from svdiff_train.sample import generate as paint
 
-    sampling = Sampling(steps=steps, guidance=guidance, negative_prompt=negative_prompt)
-    pipeline = load_pipeline(model, device=device)
-    if opened:
-        attach(pipeline, add(*opened, weights=weights), base=model)
-    with Bar("painting", quiet=quiet) as bar:
-        images = paint(pipeline, [(prompt, seed) for prompt in prompts for seed in seeds], sampling, bar)
-    rows = [(prompt, images[row * len(seeds) :][: len(seeds)]) for row, prompt in enumerate(prompts)]
-    picture = images[0] if len(images) == 1 else sheet(rows, [f"seed {seed}" for seed in seeds])
-    with replace_file(output, overwrite=force) as stream:
-        picture.save(stream, "PNG")
-    if not quiet:
-        click.echo(f"wrote {output}: {len(images)} pictures")
+@dataclass(frozen=True)
+class _Command:
+    """What was asked for, as the options say."""
+
+    given_prompts: tuple[str, ...]
+    prompt_file: Path | None
+    negative_prompt: str | None
+    given_seeds: tuple[int, ...]
+    seed_count: int | None
+    steps: int
+    guidance: float
+    scheduler: str | None
+    eta: float
+    size: tuple[int, int] | None
+    batch_size: int
+    each: bool
+    geometry: str | None
+    appearance: str | None
+    layers: str | None
+    separate: Path | None
+    device: str
+    output: Path
+    force: bool
+    as_json: bool
+    quiet: bool
+
+    @property
+    def silent(self) -> bool:
+        """Whether remarks would be in the way."""
+        return self.quiet or self.as_json
+
+    def run(self, base: str, references: Sequence[str]) -> None:
+        """Check, paint, write, and say so."""
+        from svdiff_delta._atomic import check_output
+
+        for path in filter(None, (self.output, self.separate)):
+            check_output(path, overwrite=self.force)
+        if (self.geometry is None) != (self.appearance is None) or (self.layers and self.geometry is None):
+            raise click.UsageError("--geometry and --appearance go together, and --layers with them.")
+        needs("diffusers", "train")
+        prompts, seeds = all_prompts(self.given_prompts, self.prompt_file), all_seeds(self.given_seeds, self.seed_count)
+        given, mixed = open_given(references), self._mixed()
+        model = open_reference(base)
+        from svdiff_train.gallery import Plan
+        from svdiff_train.pipelines import load_pipeline
+        from svdiff_train.png import sampling_facts
+        from svdiff_train.sample import check_sampling
+
+        sampling, pipeline = self._sampling(), load_pipeline(model, device=self.device)
+        check_sampling(pipeline, sampling)
+        facts = sampling_facts(pipeline, model, sampling, prompts, seeds)
+        cut = say_cut(pipeline, [*prompts, *filter(None, [self.negative_prompt])], quiet=self.silent)
+        parts: dict[str, tuple[Part, float]] = {}
+        for each in given:
+            parts[_free(each.label, parts)] = each.part(model, quiet=self.silent), each.weight
+        if mixed is not None:
+            parts[_free("mixed", parts)] = mixed, 1.0
+        plan = Plan(parts, prompts, seeds, sampling, each=self.each)
+        with Bar("painting", quiet=self.silent) as bar:
+            gallery = plan.paint(pipeline, model, bar)
+        self._write(gallery, facts)
+        self._tell(gallery, facts, cut)
+
+    def _mixed(self) -> Delta | None:
+        """Return the style mix, if one was asked for."""
+        if self.geometry is None or self.appearance is None:
+            return None
+        from svdiff_delta.file import load
+        from svdiff_delta.ops import GEOMETRY, style_mix
+
+        return style_mix(load(self.geometry), load(self.appearance), layers=self.layers or GEOMETRY)
+
+    def _sampling(self) -> Sampling:
+        from svdiff_train.sample import Sampling
+
+        width, height = self.size or (None, None)
+        return Sampling(
+            steps=self.steps,
+            guidance=self.guidance,
+            negative_prompt=self.negative_prompt,
+            batch_size=self.batch_size,
+            scheduler=self.scheduler,
+            eta=self.eta,
+            height=height,
+            width=width,
+        )
+
+    def _write(self, gallery: Gallery, facts: Mapping[str, Any]) -> None:
+        from svdiff_delta._atomic import replace_folder
+        from svdiff_train.png import png_bytes, save_png
+
+        if self.separate is not None:
+            with replace_folder(self.separate, overwrite=self.force) as folder:
+                for name, image, own in gallery.separate(facts):
+                    (folder / name).write_bytes(png_bytes(image, own))
+        save_png(gallery.whole(), self.output, gallery.facts(facts), overwrite=self.force)
+
+    def _tell(self, gallery: Gallery, facts: Mapping[str, Any], cut: Mapping[str, str]) -> None:
+        count = len(gallery.images)
+        if self.as_json:
+            found: dict[str, Any] = {"output": str(self.output), "pictures": count, "rows": list(gallery.plan.rows)}
+            found |= {"separate": None if self.separate is None else str(self.separate), "cut": dict(cut)}
+            click.echo(json.dumps({**found, **gallery.facts(facts)}))
+        elif not self.quiet:
+            click.echo(f"wrote {self.output}: {count} pictures")
+            if self.separate is not None:
+                click.echo(f"wrote {self.separate}: each of them")
+
+
+def _free(label: str, taken: Mapping[str, Any]) -> str:
+    """Return a label that no other row has."""
+    count, free = 1, label
+    while free in taken or free == "base":
+        count += 1
+        free = f"{label} ({count})"
+    return free

@@ -27,6 +27,8 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "train": ("train",),
     "generate": ("generate",),
     "evaluate": ("evaluate",),
+    "morph": ("morph",),
+    "edit": ("edit",),
     "demo": ("demo",),
 }
 """The commands by the module they are in, which is imported when one of them is asked for."""

@@ -48,3 +48,28 @@ sample_size = click.option(
 )
 seed = click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, show_default=True, help="Of all draws.")
 device = click.option("--device", default="cpu", show_default=True, help="Where to run, such as cuda or cuda:1.")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return width and height of WIDTHxHEIGHT; raise BadParameter if it is written otherwise."""
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise click.BadParameter(f"{text!r} is not WIDTHxHEIGHT, such as 512x768.")
+    return int(sides[0]), int(sides[1])
+
+
+SEED = click.IntRange(0, 2**53 - 1)
+
+steps = click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Denoising steps.")
+guidance = click.option("--guidance", default=7.5, show_default=True, help="Classifier-free guidance scale.")
+negative_prompt = click.option("--negative-prompt", help="What not to paint.")
+eta = click.option(
+    "--eta", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="η of DDIM: 0 adds no noise on the way."
+)
+size = click.option("--size", type=parse_size, metavar="WxH", help="Of each picture, in pixels [default: the model's].")
+batch_size = click.option(
+    "--batch-size", default=4, show_default=True, type=click.IntRange(1), help="Pictures painted at a time."
+)
+scheduler = click.option(
+    "--scheduler", metavar="NAME", help="A scheduler of diffusers, such as EulerDiscrete [default: DDIM]."
+)

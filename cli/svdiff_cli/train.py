@@ -172,7 +172,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.argument("base", metavar="BASE", required=False)
-@click.argument("images", metavar="IMAGES", required=False)
+@click.argument("images", metavar="[IMAGES]", required=False)
 @click.option("--config", "run_file", type=click.Path(path_type=Path), help="A run file; options given here win.")
 @settings
 @click.option("--run-folder", type=click.Path(path_type=Path), help="Folder of states and so on [default: OUTPUT.run].")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Final
@@ -25,8 +24,14 @@ REAL: Final = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 @dataclass
-class _Found:
-    """What comparing two models shows."""
+class Comparison:
+    """What comparing a tuned model with its base shows.
+
+    Attributes:
+        changed: the parameters that differ, of whatever kind, by the base's names.
+        left_out: what cannot be compared, with the reason.
+        unchanged: how many are the base's own.
+    """
 
     changed: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -48,9 +53,8 @@ def read_tuned(source: str, job: Job) -> Changes:
         InputError: the two are equal.
     """
     tuned = paired(open_base(source), job.base)
-    common = {name: part for name, part in job.base.components.items() if name in tuned.components}
-    kinds = base_kinds(replace(job.base, components=common), on_request=job.embeddings)
-    found = _compare(tuned, common, job)
+    found = compare(tuned, job)
+    kinds = base_kinds(replace(job.base, components=_common(tuned, job.base)), on_request=job.embeddings)
     for name in found.changed:
         if name not in kinds:
             found.left_out[name] = "differs, and is of no kind that can be shifted"
@@ -69,9 +73,21 @@ def read_tuned(source: str, job: Job) -> Changes:
     )
 
 
-def _compare(tuned: Base, common: Mapping[str, Component], job: Job) -> _Found:
-    """Compare every weight of the components that a tuned model has in common with the base."""
-    base, found, seen = job.base, _Found(), set()
+def _common(tuned: Base, base: Base) -> dict[str, Component]:
+    return {name: part for name, part in base.components.items() if name in tuned.components}
+
+
+def compare(tuned: Base, job: Job) -> Comparison:
+    """Compare every weight of the components that a tuned model has in common with the base.
+
+    Args:
+        tuned: the model, its components named as those of the base.
+        job: with the base.
+
+    Raises:
+        BaseError: a weight of the tuned model is quantized, or holds NaN or infinity.
+    """
+    base, common, found, seen = job.base, _common(tuned, job.base), Comparison(), set()
     names = [name for name in base.names() if name.partition(".")[0] in common]
     meter = Meter(job, sum(prod(base.shape(name)) for name in names))
     for name in names:
@@ -97,7 +113,7 @@ def _place(model: Base, name: str) -> tuple[str, Entry] | None:
     return None
 
 
-def _compare_one(name: str, tuned: Base, base: Base, there: Entry, found: _Found) -> None:
+def _compare_one(name: str, tuned: Base, base: Base, there: Entry, found: Comparison) -> None:
     here = base.locate(name)[3]
     if there.shape != here.shape:
         found.left_out[name] = f"has shape {list(there.shape)}, the base has {list(here.shape)}"

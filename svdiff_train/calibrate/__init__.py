@@ -7,5 +7,4 @@ from .choose import digest_of as digest_of
 from .pictures import calibration_on_pictures as calibration_on_pictures
 from .pictures import find_pictures as find_pictures
 from .prompts import calibration_on as calibration_on
-from .prompts import read_prompts as read_prompts
 from .texts import calibration_on_texts as calibration_on_texts

@@ -10,9 +10,10 @@ from svdiff_delta.base import Base
 from svdiff_delta.calibration import Calibration
 from svdiff_delta.devices import find_device
 from svdiff_train.pipelines import load_pipeline
+from svdiff_train.prompts import read_prompts
 
 from .pictures import calibration_on_pictures, digest_pictures, find_pictures
-from .prompts import calibration_on, digest_lines, read_prompts
+from .prompts import calibration_on, digest_lines
 from .texts import calibration_on_texts, is_language_model, load_language_model
 
 

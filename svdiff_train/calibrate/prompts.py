@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -18,21 +17,6 @@ GUIDANCE: Final = 7.5
 
 BATCH: Final = 4
 """Prompts that are painted at a time."""
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Return the prompts in a file, one per line that is not empty.
-
-    Raises:
-        InputError: it cannot be read, is not UTF-8, or has none.
-    """
-    try:
-        prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: could not be read ({error})") from None
-    if not prompts:
-        raise InputError(f"{path}: has no prompt", fix="write one per line")
-    return prompts
 
 
 def digest_lines(lines: Sequence[str]) -> str:

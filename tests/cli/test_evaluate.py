@@ -214,7 +214,7 @@ def test_missing_and_unreadable_prompts_are_refused(tmp_path: Path, unwritten: P
     empty = tmp_path / "empty.txt"
     refused("could not be read", *ask, "--prompts", empty)
     empty.write_text("\n \n")
-    refused("holds no prompts", *ask, "--prompts", empty)
+    refused("has no prompt", *ask, "--prompts", empty)
     empty.write_bytes(b"\xff\xfe")
     refused("is not UTF-8", *ask, "--prompts", empty)
     refused("zwx: stands in no prompt", *ask, "--prompt", PROMPT, "--token", "zwx")

@@ -39,6 +39,7 @@ NAMES = [
     "save",
     "scale",
     "select",
+    "style_mix",
     "truncate",
     "zero_delta",
 ]
@@ -61,6 +62,8 @@ SIGNATURES = {
     "save": "(delta: 'Delta', path: 'str | PathLike[str]', *, overwrite: 'bool' = False,"
     " dtype: 'StoredDtype | None' = None) -> 'None'",
     "scale": "(delta: 'Delta', factor: 'float', *, dtype: 'StoredDtype' = 'F32') -> 'Delta'",
+    "style_mix": "(geometry: 'Delta', appearance: 'Delta', *, layers: 'str | Sequence[str]' = '(16,down,1)-(8,down,0)',"
+    " sample_size: 'int | None' = None, dtype: 'StoredDtype' = 'F32') -> 'Delta'",
     "truncate": "(delta: 'Delta', *, rank: 'int | None' = None, energy: 'float | None' = None) -> 'Delta'",
     "select": "(delta: 'Delta', *selectors: 'str', sample_size: 'int | None' = None) -> 'Delta'",
 }

@@ -160,3 +160,14 @@ def test_a_caption_without_its_concepts_token_is_refused(tmp_path: Path) -> None
     (tmp_path / "a.txt").write_text("a V1 car")
     with pytest.raises(InputError, match=r"a\.png: its caption 'a V1 car' does not have the token 'V2'"):
         plan(open_tiny(), None, replace(CONFIG, concepts=(CAT, replace(CAR, images=tmp_path))))
+
+
+@pytest.mark.parametrize(
+    ("setting", "tolerance"), [({"gradient_checkpointing": True}, 1e-5), ({"mixed_precision": "bf16"}, 0.05)]
+)
+def test_the_first_loss_is_about_the_same_however_it_is_computed(setting: dict[str, Any], tolerance: float) -> None:
+    told: list[float] = []
+    config = replace(ALONE, steps=1, mix_probability=1.0, unmix_weight=100.0)
+    for each in (config, replace(config, **setting)):
+        run(each, watch=Watch(step=lambda report: told.append(report.loss)))
+    assert told[1] == pytest.approx(told[0], rel=tolerance)
