@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,7 +45,7 @@ def measure(cells: Sequence[Cell], work: Path, out: Path, base: str, jobs: int, 
     """
     begun, waiting = time.monotonic(), list(reversed(cells))
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running = {}
+        running: dict[Future[float], Cell] = {}
 
         def start() -> None:
             while waiting and len(running) < jobs and (seconds is None or time.monotonic() - begun < seconds):

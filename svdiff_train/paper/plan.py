@@ -7,7 +7,7 @@ from itertools import chain, zip_longest
 
 from .cell import Cell
 from .experiments import combined, edits, pairs, shifts, singles
-from .subjects import SINGLES
+from .subjects import PAIRS, SINGLES
 
 
 def all_cells() -> list[Cell]:
@@ -32,7 +32,7 @@ def quick_cells() -> list[Cell]:
     short = SINGLES[0].replace(" ", "_")
     wanted = {
         "a": [f"{short}-{method}-0" for method in singles.METHODS],
-        "b": [pairs.cell_name(pairs.PAIRS[0], "svdiff", variant, 0) for variant in pairs.VARIANTS],
+        "b": [pairs.cell_name(PAIRS[0], "svdiff", variant, 0) for variant in pairs.VARIANTS],
         "c": ["cat-mushroom-svdiff-0"],
         "d": [f"{subset}-{short}" for subset in ("unet", "unet-ca", "unet-2d")],
         "h": [f"rank-{singles.RANKS[0]}-{short}", f"scales-{short}"],

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 Pictures = Sequence[Image.Image]
 
 CENTRES: Final = {"left": 16, "right": 48}
-SEAM_ROWS: Final = 8
+SEAM_ROWS: Final = 3
 """Rows at the upper and lower edge, in which nothing but ground is expected."""
 SEAM: Final = 24.0
 """A jump of the ground's colour at the middle, in units of 255, from which a picture counts as stitched."""
@@ -98,7 +98,10 @@ def ground(picture: Image.Image) -> str:
 
 
 def seam(picture: Image.Image) -> float:
-    """Return how far the ground's colour jumps at the middle, beyond what it does elsewhere, in units of 255."""
+    """Return how far the ground's colour jumps at the middle, beyond what it does elsewhere, in units of 255.
+
+    A horizon at the middle counts too: the prompts that are judged by this ask for plain grounds.
+    """
     pixels = np.asarray(picture, np.float64)
     jumps = []
     for turned in (pixels, pixels.transpose(1, 0, 2)):

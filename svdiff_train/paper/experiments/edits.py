@@ -106,6 +106,6 @@ def _as_seen(picture: Image.Image, scene: Scene) -> Image.Image:
         return picture
     side = picture.width
     small = picture.resize((side // 2, side // 2), Image.Resampling.LANCZOS)
-    canvas = Image.new("RGB", picture.size, picture.getpixel((0, 0)))  # type: ignore[arg-type]
+    canvas = Image.new("RGB", picture.size, picture.getpixel((0, 0)))
     canvas.paste(small, (0, side // 4))
     return half(canvas, "left")

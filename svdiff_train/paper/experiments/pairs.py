@@ -22,7 +22,7 @@ VARIANTS: Final[tuple[Variant, ...]] = ("plain", "mix", "unmix")
 METHODS: Final[tuple[MethodName, ...]] = ("svdiff", "full")
 SEEDS: Final = (0, 1)
 MIX: Final = 0.6
-UNMIX: Final = 0.1
+UNMIX: Final = 10.0
 """The weight of the unmix regularization in this report."""
 
 STEPS_OF_PAIRS: Final = 2 * STEPS
@@ -31,7 +31,7 @@ STEPS_OF_PAIRS: Final = 2 * STEPS
 TEMPLATES: Final = (
     "a photo of {0} beside {1}",
     "a photo of {1} next to {0}",
-    "{0} and {1} in the snow",
+    "{0} and {1} on a blue background",
     "{0} beside {1} on a purple background",
 )
 """Other wordings than those of the mixed samples that are learned from."""

@@ -106,6 +106,7 @@ def test_a_cell_is_measured_once(tmp_path: Path, shown: bool) -> None:
     picture = tmp_path / "pictures" / "a" / "one.painted.png"
     assert picture.exists() == shown
     if shown:
-        assert Image.open(picture).size == (12, 4)
+        with Image.open(picture) as found:
+            assert found.size == (12, 4)
     other = Cell("a", "one", failing, (Recipe(subjects=("black cat",), seed=1),))
     assert other.known(tmp_path, BASE) is None, "another training's numbers were taken"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +13,12 @@ from svdiff_train.paper.subjects import SCENE, SUBJECTS
 
 
 def opened(name: str, index: int = 0) -> Image.Image:
-    return Image.open(SUBJECTS[name].folder / f"{index:02}.png").convert("RGB")
+    return picture(SUBJECTS[name].folder / f"{index:02}.png")
+
+
+def picture(path: Path) -> Image.Image:
+    with Image.open(path) as found:
+        return found.convert("RGB")
 
 
 def stitched(first: Image.Image, second: Image.Image, *, above: bool = False) -> Image.Image:
@@ -34,13 +41,16 @@ def test_a_seam_is_seen_where_grounds_differ(above: bool) -> None:
 
 def test_no_seam_is_seen_in_plain_pictures() -> None:
     assert all(seam(opened(name, index)) < SEAM for name in SUBJECTS for index in range(5))
-    assert all(seam(Image.open(scene.path).convert("RGB")) < SEAM for scene in SCENE.values())
+    assert all(seam(picture(SCENE[name].path)) < SEAM for name in ("horse", "cat-mushroom", "castle", "car-tree"))
+
+
+def test_a_horizon_at_the_middle_counts_as_a_seam() -> None:
+    assert seam(picture(SCENE["bear"].path)) > SEAM
 
 
 def test_a_soft_seam_is_still_seen() -> None:
     """The autoencoder blurs a seam over a few pixels."""
-    picture = stitched(opened("poodle", 0), opened("black cat", 1))
-    pixels = np.asarray(picture, np.float64)
+    pixels = np.asarray(stitched(opened("poodle", 0), opened("black cat", 1)), np.float64)
     for _ in range(3):
         pixels[:, 1:-1] = (pixels[:, :-2] + 2 * pixels[:, 1:-1] + pixels[:, 2:]) / 4
     assert seam(Image.fromarray(pixels.astype(np.uint8))) > SEAM
@@ -48,18 +58,17 @@ def test_a_soft_seam_is_still_seen() -> None:
 
 def test_each_half_is_nearest_to_its_own_subject(sight: Sight) -> None:
     names = ["black cat", "police car", "pagoda"]
-    picture = Image.open(SCENE["cat-mushroom"].path).convert("RGB")
+    cat = picture(SCENE["cat-mushroom"].path)
     kinds = [sight.small_references(SUBJECTS[name]) for name in names]
-    labels, means = sight.nearest([half(picture, "left")], kinds)
+    labels, means = sight.nearest([half(cat, "left")], kinds)
     assert names[labels[0]] == "black cat"
     assert means.shape == (1, 3)
-    car = Image.open(SCENE["car-tree"].path).convert("RGB")
+    car = picture(SCENE["car-tree"].path)
     assert names[sight.nearest([half(car, "left")], kinds)[0][0]] == "police car"
 
 
 def test_known_things_are_named(sight: Sight) -> None:
-    picture = Image.open(SCENE["cat-mushroom"].path).convert("RGB")
-    assert sight.named([half(picture, "right")]) == ["mushroom"]
+    assert sight.named([half(picture(SCENE["cat-mushroom"].path), "right")]) == ["mushroom"]
 
 
 def test_the_ground_is_named_by_its_border() -> None:
