@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from svdiff_train.edit import EditConfig, Edited
 
+LEGIBLE = 100
+"""Pixels that the longest label needs."""
 WAYS = {True: "inverted", False: "from noise"}
 
 
@@ -178,4 +180,5 @@ def _sheet(edits: Sequence[str], configs: Sequence[EditConfig], found: Sequence[
         for index, seed in enumerate(config.seeds):
             label = f"{WAYS[config.invert]}, seed {seed}"
             rows.append((label, [source, back, *(pictures[index] for pictures in edited.pictures)]))
-    return sheet(rows, ["source", "reconstruction", *edits])
+    zoom = 1 if source.width >= LEGIBLE else 2  # so that labels do not run into each other
+    return sheet(rows, ["source", "reconstruction", *edits], zoom=zoom)

@@ -21,7 +21,7 @@ from svdiff_train.tiny import open_tiny, pictures_path
 
 EDITS = ["a photo of a cat", "a photo of a house"]
 PICTURE = sorted(pictures_path("black_cat").glob("*.*"))[0]
-FEW = {"steps": 2, "guidance": 3.0}
+FEW: dict[str, Any] = {"steps": 2, "guidance": 3.0}
 
 
 @pytest.fixture(scope="module")
