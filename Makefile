@@ -6,13 +6,15 @@ STAMP := $(VENV)/.installed
 # One process for each core, each with one thread: more threads than cores would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: help demo test lint test-slow fuzz clean
+.PHONY: help demo test lint test-slow fuzz paper clean
 
 help:
 	@echo "make demo       train, add, bake and paint two deltas on the embedded base; see demo-out/sheet.png"
 	@echo "make test       ruff, mypy, import-linter, pytest"
 	@echo "make test-slow  the slow proofs"
 	@echo "make fuzz       100,000 broken files, each refused or read correctly"
+	@echo "make paper      the paper's experiments on the embedded base; takes hours, goes on where it was stopped"
+	@echo "                (QUICK=1: one subject and one seed, in a folder of its own)"
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -43,5 +45,9 @@ test-slow: $(STAMP)
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz.py
 
+paper: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m svdiff_train.paper --work paper-out \
+		$(if $(QUICK),--quick --out paper-out/quick,--out reports)
+
 clean:
-	rm -rf $(VENV) demo-out
+	rm -rf $(VENV) demo-out paper-out
