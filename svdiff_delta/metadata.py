@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, cast
 
 from ._json import JSON, as_object, canonical_json, strict_json, take
 from .addresses import Layout
@@ -78,7 +78,7 @@ class Metadata:
     @property
     def numbers(self) -> int:
         """The length of all δ together."""
-        return sum(parameter.size for parameter in self.parameters.values())
+        return cast("Table", self.parameters).numbers
 
     @property
     def title(self) -> str | None:

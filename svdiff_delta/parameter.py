@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Literal, cast, get_args
 
@@ -59,6 +59,11 @@ class Parameter:
 
 class Table(dict[str, Parameter]):
     """Parameters by name, in sorted order. Files of one base share one, so it is not to be changed."""
+
+    @cached_property
+    def numbers(self) -> int:
+        """The length of all δ together."""
+        return sum(parameter.size for parameter in self.values())
 
 
 def _default_kind(shape: tuple[int, ...]) -> Kind:

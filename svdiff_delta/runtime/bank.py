@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import is_
 from typing import cast
 
 import numpy as np
@@ -26,12 +27,15 @@ class Bank:
     def __init__(self, sums: Sums, shifts: Sequence[Shift]) -> None:
         self._sums, self._shifts = sums, shifts
         self._responses: list[Response] = []
+        self._buffers = [shift._buffers for shift in shifts]
+        self._seen: list[Tensor | None] = []
+        self._grouped: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
         self._lay_out()
 
     def _lay_out(self) -> None:
         """Put the responses of all layers side by side, unless they are those from before; a cast may change one."""
         responses = [shift.response for shift in self._shifts]
-        if len(self._responses) == len(responses) and all(map(_same, responses, self._responses)):
+        if len(self._responses) == len(responses) and all(map(is_, responses, self._responses)):
             return
         self._responses = responses
         self._floor = np.full(self._sums.size, -np.inf)
@@ -62,11 +66,20 @@ class Bank:
         """Let all samples have this δ (D,)."""
         self._lay_out()
         self._respond(total, self._gains)
-        gains = [cast("Tensor", shift._buffers["gain"]) for shift in self._shifts]  # much faster than the attribute
-        for device in {gain.device for gain in gains}:
+        for device, (indices, gains) in self._targets().items():
             parts = self._parts if device == self._gains.device else self._gains.to(device).split(self._lengths)
-            here = [index for index, gain in enumerate(gains) if gain.device == device]
-            torch._foreach_copy_([gains[index] for index in here], [parts[index] for index in here])
+            torch._foreach_copy_(gains, [parts[index] for index in indices])
+
+    def _targets(self) -> Mapping[torch.device, tuple[list[int], list[Tensor]]]:
+        """Return numbers of layers and their gains by device; what `.to()` or offloading put in their place is seen."""
+        gains = [buffers["gain"] for buffers in self._buffers]  # much faster than the attributes
+        if len(gains) != len(self._seen) or not all(map(is_, gains, self._seen)):
+            self._seen, self._grouped = gains, {}
+            for index, gain in enumerate(cast("list[Tensor]", gains)):
+                indices, found = self._grouped.setdefault(gain.device, ([], []))
+                indices.append(index)
+                found.append(gain)
+        return self._grouped
 
     def write_rows(self, totals: Sequence[NDArray[np.float64]]) -> None:
         """Let every sample have its own δ (D,)."""
@@ -85,7 +98,3 @@ class Bank:
         """Let all samples have the same δ again."""
         for shift in self._shifts:
             shift.rows = None
-
-
-def _same(a: Response, b: Response) -> bool:
-    return a is b
