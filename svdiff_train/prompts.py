@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from svdiff_delta.errors import InputError
 
+from .text import read_text
+
 TOKENIZERS: Final = ("tokenizer", "tokenizer_2", "tokenizer_3")
 """What pipelines call their tokenizers."""
 
@@ -17,10 +19,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         InputError: it cannot be read, is not UTF-8, or has none.
     """
-    try:
-        prompts = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: could not be read ({error})") from None
+    prompts = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not prompts:
         raise InputError(f"{path}: has no prompt", fix="write one per line")
     return prompts

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from svdiff_delta._json import strict_json
 from svdiff_delta.errors import InputError, MetadataError
+from svdiff_train.text import read_text
 
 METADATA: Final = "metadata.jsonl"
 OTHER_FORMS: Final = ("metadata.csv", "metadata.parquet")
@@ -61,7 +62,7 @@ def _from_texts(folder: Path, pictures: Sequence[str], texts: Sequence[str]) -> 
                 f"{path}: is the caption of a picture that is not there",
                 fix="give it its picture's name, or take it out of the folder",
             )
-        lines = [line.strip() for line in _read(path).splitlines() if line.strip()]
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         if len(lines) != 1:
             what = "is empty" if not lines else f"has {len(lines)} lines"
             raise InputError(f"{path}: {what}", fix="write the caption on one line, or remove the file")
@@ -73,7 +74,7 @@ def _from_metadata(folder: Path, pictures: set[str]) -> dict[str, _Caption]:
     path, found = folder / METADATA, dict[str, _Caption]()
     if not path.exists():
         return found
-    for number, line in enumerate(_read(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"
@@ -100,13 +101,3 @@ def _fields(where: str, line: str) -> tuple[str, str]:
             raise InputError(f"{where}: has no {key}", fix='write {"file_name": "a.png", "text": "a caption"}')
         fields.append(value.strip())
     return fields[0], fields[1]
-
-
-def _read(path: Path) -> str:
-    """Return a text file's content, without the byte order mark that some editors write."""
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 (byte {error.start})", fix="save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror})") from None

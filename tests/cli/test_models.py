@@ -165,8 +165,9 @@ def test_train_refuses_a_selector_that_matches_nothing(tmp_path: Path) -> None:
 def interrupted_training(where: str, output: Path) -> subprocess.CompletedProcess[str]:
     """Train in a process that gets a SIGINT when it comes to `where`, a line of Python in the training loop."""
     # A program that was started in the background may have been told to ignore SIGINT.
-    begin = "import os, signal, svdiff_train.loop as loop\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
-    script = f"{begin}\n{where}\nfrom svdiff_cli.main import main; main()"
+    begin = "import os, signal\nfrom svdiff_train import loop, opening"
+    listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"{begin}\n{listen}\n{where}\nfrom svdiff_cli.main import main; main()"
     command = [sys.executable, "-c", script, "train", "tiny", str(pictures_path("black_cat")), "--prompt", PROMPT]
     command += ["--select", "mid-ca", "--steps", "500", "-o", str(output)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -190,7 +191,7 @@ def test_ctrl_c_while_training_saves_what_is_there_and_says_so(tmp_path: Path) -
 
 
 def test_ctrl_c_before_the_first_step_writes_nothing(tmp_path: Path) -> None:
-    where = "loop.open_pictures = lambda *given, **more: signal.raise_signal(signal.SIGINT)"
+    where = "opening.open_pictures = lambda *given, **more: signal.raise_signal(signal.SIGINT)"
     done = interrupted_training(where, tmp_path / "a.safetensors")
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1] == "interrupted"
