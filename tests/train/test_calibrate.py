@@ -92,7 +92,7 @@ def test_shifts_are_not_calibrated(prompts: Path, tmp_path: Path) -> None:
 def test_a_file_without_prompts_is_refused_before_anything_runs(tuned: Path, tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(text)
-    with pytest.raises(InputError, match=r"prompts\.txt: (has no prompt|could not be read)"):
+    with pytest.raises(InputError, match=r"prompts\.txt: (has no prompt|is not UTF-8)"):
         read_prompts(path)
     outcome = svdiff("convert", tuned, "--from", "full", "--base", "tiny", "--calibrate", path, "-o", tmp_path / "out")
     assert (outcome.code, listing(tmp_path)) == (1, ["prompts.txt"])

@@ -51,7 +51,7 @@ def test_prompts_stand_one_per_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(b"", "has no prompt"), (b"\xff\xfe", "could not be read"), (None, "could not be read")]
+    ("text", "message"), [(b"", "has no prompt"), (b"\xff\xfe", "is not UTF-8"), (None, "could not be read")]
 )
 def test_a_file_without_prompts_is_refused(tmp_path: Path, text: bytes | None, message: str) -> None:
     path = tmp_path / "prompts.txt"
