@@ -163,8 +163,8 @@ class Lab:
 
     @contextmanager
     def with_delta(self, delta: Delta, scale: float = 1.0) -> Iterator[Any]:
-        """Give the base with a delta on it."""
-        with attach(self.pipeline, delta, scale=scale, base=self.base, cache=self.cache):
+        """Give the base with a delta on it, fused: dozens of forwards pay for the products."""
+        with attach(self.pipeline, delta, scale=scale, base=self.base, cache=self.cache, mode="fused"):
             yield self.pipeline
 
     def paint(self, pipeline: Any, jobs: Sequence[Job], negative: str | None = None) -> list[Image.Image]:
