@@ -140,11 +140,11 @@ def forwards(model: Any, base: Base, delta: Delta, cache: BasisCache, side: int,
     found: dict[str, list[float]] = {"base": [], "live": [], "fused": []}
     run()
     for _ in range(rounds):
-        found["base"].append(seconds(run))
+        found["base"] += [seconds(run) for _ in range(3)]
         for mode in ("live", "fused"):
             with attach(model, delta, base=base, cache=cache, mode=mode):  # type: ignore[arg-type]
-                found[mode].append(min(seconds(run) for _ in range(2)))
-        found["base"].append(seconds(run))
+                found[mode].append(min(seconds(run) for _ in range(6)))
+        found["base"] += [seconds(run) for _ in range(3)]
     return {mode: min(values) for mode, values in found.items()}
 
 

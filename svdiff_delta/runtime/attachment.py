@@ -13,6 +13,7 @@ from svdiff_delta.errors import InputError
 from .board import Board
 from .fused import FusedSite
 from .handle import Handle
+from .memory import give_back
 from .places import Place, find_places
 from .sites import Site, install
 from .sums import Sums
@@ -71,6 +72,7 @@ def attach(
     try:
         for place in places.values():
             sites += _install(place, mode, exact=exact, trainable=trainable)
+        give_back()
         return Handle(Board({slot: models[slot] for slot in sorted(used)}, sums, sites), sums, deltas, scale)
     except BaseException:
         for site in reversed(sites):
