@@ -32,7 +32,7 @@ LIMITS = {
 
 
 def measure(way: str, folder: Path, steps: int) -> dict[str, float]:
-    """Take some steps one way; return the median time after the first, and the most memory that was resident in them."""
+    """Take some steps one way; return the median time after the first, and the most memory resident in them."""
     import gc
     import statistics
     import time
@@ -61,7 +61,7 @@ def measure(way: str, folder: Path, steps: int) -> dict[str, float]:
 
 
 def load(folder: Path) -> Any:
-    """The UNet, frozen, in memory of its own: dropped pages of a mapped file would count for as long as it is mapped."""
+    """The UNet, frozen, in memory of its own: dropped pages of a mapped file count as long as it is mapped."""
     from diffusers import UNet2DConditionModel
 
     model = UNet2DConditionModel.from_pretrained(folder).requires_grad_(False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,8 +11,7 @@ from svdiff_delta.runtime import memory
 
 
 def resident() -> int:
-    with open("/proc/self/statm") as stream:
-        return int(stream.read().split()[1])
+    return int(Path("/proc/self/statm").read_text().split()[1])
 
 
 def test_freed_pages_go_back_to_the_system() -> None:

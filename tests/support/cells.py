@@ -1,0 +1,17 @@
+"""Cells that processes of their own can find by name."""
+
+from __future__ import annotations
+
+from svdiff_train.paper.cell import Measured
+from svdiff_train.paper.lab import Lab
+from svdiff_train.paper.sight import Sight
+
+
+def answered(lab: Lab, sight: Sight) -> Measured:
+    """Measure nothing."""
+    return Measured({"answer": 42})
+
+
+def failed(lab: Lab, sight: Sight) -> Measured:
+    """Go wrong."""
+    raise ArithmeticError("no number")
