@@ -20,7 +20,7 @@ BATCH: Final = 2
 CLASS_IMAGES: Final = 16
 
 RATES: Final[Mapping[MethodName, float]] = {"svdiff": 5e-2, "full": 2e-4, "lora": 2e-3, "kv": 2e-3}
-"""Learning rates on the embedded base, by `python -m svdiff_train.paper.search` on a subject of no experiment."""
+"""Learning rates on the embedded base: first guesses, for `python -m svdiff_train.paper.search` to replace."""
 
 RATE_1D: Final = 1e-2
 

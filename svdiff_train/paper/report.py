@@ -26,8 +26,9 @@ INTRODUCTION: Final = """\
 SVDiff (Han et al., ICCV 2023) makes its claims on Stable Diffusion. This report trains and measures all of its
 experiments on the embedded base, a Stable Diffusion of 10 million weights that knows 150 emoji, so that anyone can
 repeat them on two CPU cores: `make paper`. What agrees here agrees at this scale; what differs here may hold at the
-paper's. Measures were fixed before the runs; nothing was tuned on them but learning rates, on a subject of no
-experiment. Pictures are judged by the base's own CLIP and by plain pixels, not by people.
+paper's. Measures were fixed before the runs; nothing was tuned on them. Learning rates are first
+guesses, not yet searched for: until they are, differences between methods say little. Pictures are judged by the base's
+own CLIP and by plain pixels, not by people.
 
 A claim *agrees* where the 95 % interval of what was measured lies on its side, *differs* where it lies on the other,
 and is *undecided* where it holds both.

@@ -52,7 +52,7 @@ SINGLES: Final = ("black cat", "police car", "polar bear", "pagoda", "hibiscus")
 """The five subjects of single-subject generation."""
 
 SEARCHED: Final = "banjo"
-"""The subject on which learning rates were chosen; no experiment uses it."""
+"""The subject on which learning rates are searched; no experiment uses it."""
 
 ABLATED: Final = ("black cat", "police car", "pagoda")
 """The three subjects of ablations."""

@@ -18,8 +18,8 @@ SIMILAR: Final = 0.03
 """A difference of cosines that counts as none."""
 ABOUT: Final = """\
 Five held-out subjects, three seeds each, {steps} steps of two pictures with prior preservation; the better of the
-checkpoints after half and after all steps, by the sum of both alignments. Learning rates ({rates}) were chosen on a
-subject that no experiment uses. *Text*: cosine of picture and prompt, its token left out; *image*: mean cosine with
+checkpoints after half and after all steps, by the sum of both alignments. Learning rates: {rates}, first
+guesses. *Text*: cosine of picture and prompt, its token left out; *image*: mean cosine with
 the subject's pictures; *identity*: share of pictures nearer to those than to the base's own of the class. Means
 with 95 % intervals. The size is that of the file that holds what was trained: for full fine-tuning the UNet; Custom
 Diffusion's result is kept as whole components too, though only keys, values and one embedding change.
