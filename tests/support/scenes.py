@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from svdiff_train.tiny import base_path, pictures_path
+from svdiff_train.tiny import pictures_path
 
 CAT, CAR = "black_cat", "police_car"
 SIDE = 36
@@ -18,16 +18,14 @@ def portraits(subject: str) -> list[Image.Image]:
     return [Image.open(path).convert("RGB") for path in sorted(pictures_path(subject).iterdir())]
 
 
-PAINTED = {"panda": 1, "cat face": 2, "strawberry": 7, "tractor": 8}
-"""Pictures of the card's sheet, by number, that the embedded CLIP names rightly among all the names that it knows."""
+PAINTED = ("panda", "cat face", "strawberry", "tractor")
+"""Pictures that an embedded base painted, and that its CLIP names rightly among all the names that it knows."""
 
 
 def painted(name: str) -> Image.Image:
-    """Return a picture of 64 by 64 pixels that the embedded base painted."""
-    row, column = divmod(PAINTED[name], 5)
-    with Image.open(base_path() / "samples.png") as sheet:
-        small = sheet.convert("RGB").resize((5 * 64, 4 * 64), Image.Resampling.NEAREST)
-    return small.crop((64 * column, 64 * row, 64 * column + 64, 64 * row + 64))
+    """Return a picture of 64 by 64 pixels that an embedded base painted; later ones paint others."""
+    with Image.open(Path(__file__).parents[1] / "data" / "painted" / f"{name.replace(' ', '_')}.png") as picture:
+        return picture.convert("RGB")
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
