@@ -48,7 +48,7 @@ def test_two_processes_train_what_one_does_with_twice_the_batch(tmp_path: Path) 
         subprocess.run([*command, str(script), str(tmp_path / name), str(batch)], check=True, env=environment)
     assert {path.name for path in (tmp_path / "two").glob("process-*")} == {"process-0-of-2", "process-1-of-2"}
     two, one = (load(tmp_path / name / "delta.safetensors") for name in ("two", "one"))
-    assert max(np.abs(one[name]).max() for name in one) > 1e-2
+    assert max(np.abs(one[name]).max() for name in one) > 1e-3
     for name in one:
         # The sums are the same but for their order.
-        np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-8)
