@@ -12,9 +12,7 @@ Memory is the most that a process had that bakes: all resident pages, those of m
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import sd15
+from common import process, sd15
 
 from svdiff_delta import Delta, open_base, save, zero_delta
 from svdiff_delta.cache import BasisCache
@@ -30,22 +28,14 @@ from svdiff_delta.cache import BasisCache
 TIMES, MEMORY, OPENING, THREADS = 1.3, 1_500_000_000, 0.05, 2
 
 BAKE = """
-import json, sys, threading, time
+import json, sys, time
 from pathlib import Path
 import torch
+from common.process import watched
 from svdiff_delta import bake, cache, load, open_base
 
 torch.set_num_threads(int(sys.argv[5]))
-peak, opening, running = {"VmRSS": 0}, 0.0, True
-
-def watch():
-    while running:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key in peak:
-                peak[key] = max(peak[key], 1024 * int(value.split()[0]))
-        time.sleep(0.02)
-
+opening = 0.0
 get = cache.BasisCache.get
 def timed(self, key):
     global opening
@@ -56,14 +46,11 @@ def timed(self, key):
         opening += time.perf_counter() - begun
 
 cache.BasisCache.get = timed
-watcher = threading.Thread(target=watch)
-watcher.start()
 begun = time.perf_counter()
-bake(open_base(sys.argv[1]), [load(sys.argv[2])], sys.argv[3], cache=cache.BasisCache(Path(sys.argv[4])))
+with watched("VmRSS") as most:
+    bake(open_base(sys.argv[1]), [load(sys.argv[2])], sys.argv[3], cache=cache.BasisCache(Path(sys.argv[4])))
 taken = time.perf_counter() - begun
-running = False
-watcher.join()
-print(json.dumps({"seconds": taken, "opening": opening, **peak}))
+print(json.dumps({"seconds": taken, "opening": opening, **most}))
 """
 
 
@@ -91,18 +78,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary) / "unet"
-        folder.mkdir(exist_ok=True)
-        if not (folder / "diffusion_pytorch_model.safetensors").exists():
-            sd15.write(folder)
+        folder = sd15.folder_of(arguments.folder, Path(temporary))
         base, cache = open_base(folder), BasisCache(folder / "cache")
         zero = zero_delta(base, cache=cache)
         random = np.random.default_rng(0)
         delta = Delta({name: 0.01 * random.standard_normal(value.size) for name, value in zero.items()}, zero.metadata)
         save(delta, Path(temporary) / "delta.safetensors")
         places = [folder, Path(temporary) / "delta.safetensors", Path(temporary) / "out", cache.root.parent, THREADS]
-        command = [sys.executable, "-c", BAKE, *map(str, places)]
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        found = process.child(BAKE, *places)
         shutil.rmtree(Path(temporary) / "out")
         products, copying = floor(folder, cache, delta, Path(temporary) / "copy")
     ratio, opening = found["seconds"] / (products + copying), found["opening"] / found["seconds"]

@@ -5,7 +5,9 @@
 SD 1.5's UNet with random float32 weights and a δ on all its weights; bases in the cache, fingerprints remembered; one
 picture of latents of `side`². Seconds are those of the processor, on one thread, so that other work on the machine
 counts little. The floors, in the same run: for attaching, reading every basis of the cache with its checksum, and one
-product per matrix; for the forward, the base's own, alternating with the others.
+product per matrix; for the forward, the base's own, alternating with the others. Beside the floors stand what
+explains a miss: the floor with bases and products kept, as an attached delta must keep them, and how many operations a
+live forward has.
 
 Swaps are the median of 50, each to another delta that was loaded from a file, and of another scale; those of the
 embedded base as well. Memory is that of a process of its own: what it has more once the delta is on the model, all
@@ -16,9 +18,7 @@ temporary one) needs 5 GB; `bake.py` makes and takes the same.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,12 +30,15 @@ from typing import Any
 import numpy as np
 import torch
 from common import sd15
+from common.process import Spent, child, spending
+from torch.utils.flop_counter import FlopCounterMode
 
 from svdiff_delta import Delta, Handle, attach, load, open_base, save, zero_delta
 from svdiff_delta.base import Base
 from svdiff_delta.basis import matricize
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.entry import read_entry
+from svdiff_delta.runtime.memory import give_back
 from svdiff_train.pipelines import load_pipeline
 from svdiff_train.tiny import open_tiny
 
@@ -47,12 +50,9 @@ NOISE = 0.02
 GROWTH = """
 import json, sys
 from pathlib import Path
+from common.process import resident, restart_peak
 from diffusers import UNet2DConditionModel
 from svdiff_delta import attach, cache, load, open_base
-
-def resident(key="VmRSS"):
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(lines[key].split()[0])
 
 empty = UNet2DConditionModel(block_out_channels=(32, 32, 32, 32))  # loads the libraries
 del empty
@@ -62,7 +62,7 @@ for parameter in model.parameters():
     parameter.data = parameter.data.clone()  # its own memory, not pages of the file
 size = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
 plain = resident() - start
-Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+restart_peak()
 attach(model, load(sys.argv[2]), base=open_base(sys.argv[1]), cache=cache.BasisCache(Path(sys.argv[3])))
 peak = resident("VmHWM") - start
 print(json.dumps({"model": size, "plain": plain, "attached": resident() - start, "peak": peak}))
@@ -90,18 +90,19 @@ def make_deltas(base: Base, cache: BasisCache, folder: Path, count: int = 2) -> 
     return found
 
 
-def attach_floor(model: torch.nn.Module, delta: Delta, cache: BasisCache) -> float:
-    """Processor time of reading every basis, and of one product per matrix."""
-    modules, taken = dict(model.named_modules()), 0.0
+def attach_floor(model: torch.nn.Module, delta: Delta, cache: BasisCache, *, keep: bool) -> Spent:
+    """What reading every basis, and one product per matrix, take; `keep` lets both stay in memory, as they must."""
+    modules, spent, kept = dict(model.named_modules()), Spent(), []
     for name, parameter in delta.metadata.parameters.items():
         if parameter.kind == "spectral":
             weight: Any = modules[name.removeprefix("unet.").removesuffix(".weight")].weight
             matrix = matricize(weight.detach(), parameter.axis)
-            begun = time.process_time()
-            basis = read_entry(cache.path(parameter.fingerprint), once=False)
-            basis.factor @ (matrix if basis.left else matrix.T)
-            taken += time.process_time() - begun
-    return taken
+            with spending(spent):
+                basis = read_entry(cache.path(parameter.fingerprint), once=False)
+                product = basis.factor @ (matrix if basis.left else matrix.T)
+            if keep:
+                kept.append((basis, product))
+    return spent
 
 
 def swap_time(handle: Handle, deltas: list[Delta], *, times: int = 50) -> tuple[float, float]:
@@ -129,8 +130,10 @@ def tiny_swap_time(folder: Path) -> tuple[float, float]:
         return swap_time(handle, deltas)
 
 
-def forwards(model: Any, base: Base, delta: Delta, cache: BasisCache, side: int, rounds: int) -> dict[str, float]:
-    """Least seconds of a forward without a delta, with one live, and with one fused, by turns."""
+def forwards(
+    model: Any, base: Base, delta: Delta, cache: BasisCache, side: int, rounds: int
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Least seconds of a forward without a delta, with one live, and with one fused, by turns; and operations."""
     latents, states = torch.randn(1, 4, side, side), torch.randn(1, 77, 768)
 
     def run() -> None:
@@ -138,14 +141,22 @@ def forwards(model: Any, base: Base, delta: Delta, cache: BasisCache, side: int,
             model(latents, 10, states)
 
     found: dict[str, list[float]] = {"base": [], "live": [], "fused": []}
-    run()
+    operations = {"base": counted(run)}
     for _ in range(rounds):
         found["base"] += [seconds(run) for _ in range(3)]
         for mode in ("live", "fused"):
             with attach(model, delta, base=base, cache=cache, mode=mode):  # type: ignore[arg-type]
+                operations[mode] = counted(run)
                 found[mode].append(min(seconds(run) for _ in range(6)))
         found["base"] += [seconds(run) for _ in range(3)]
-    return {mode: min(values) for mode, values in found.items()}
+    return {mode: min(values) for mode, values in found.items()}, operations
+
+
+def counted(run: Callable[[], None]) -> int:
+    """Operations of products and convolutions; the run also fills what a first one must."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def main() -> None:
@@ -161,24 +172,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         temporary = Path(name)
         os.environ["SVDIFF_HOME"] = name  # fingerprints are remembered there
-        folder = arguments.folder or temporary / "unet"
-        folder.mkdir(exist_ok=True)
-        if not (folder / "diffusion_pytorch_model.safetensors").exists():
-            sd15.write(folder)
+        folder = sd15.folder_of(arguments.folder, temporary)
         base, cache = open_base(folder), BasisCache(folder / "cache")
         deltas = make_deltas(base, cache, temporary)
-        command = [sys.executable, "-c", GROWTH, folder, temporary / "0.safetensors", folder / "cache"]
-        memory = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        memory = child(GROWTH, folder, temporary / "0.safetensors", folder / "cache")
         model: Any = UNet2DConditionModel.from_pretrained(folder).requires_grad_(False).eval()
-        floor = attach_floor(model, deltas[0], cache)
-        handles: list[Handle] = []
-        attaching = seconds(lambda: handles.append(attach(model, deltas[0], base=base, cache=cache)))
-        swap, scale = swap_time(handles[0], deltas)
-        handles[0].detach()
+        floor, kept = (attach_floor(model, deltas[0], cache, keep=keep) for keep in (False, True))
+        give_back()  # attaching must not find what the floor kept
+        attaching = Spent()
+        with spending(attaching):
+            handle = attach(model, deltas[0], base=base, cache=cache)
+        swap, scale = swap_time(handle, deltas)
+        handle.detach()
         tiny, tiny_scale = tiny_swap_time(temporary)
-        forward = forwards(model, base, deltas[0], cache, arguments.side, arguments.rounds)
+        forward, operations = forwards(model, base, deltas[0], cache, arguments.side, arguments.rounds)
     rows = {
-        "attach, of reading the cache and one product": (ATTACH, attaching / floor),
+        "attach, of reading the cache and one product": (ATTACH, attaching.processor / floor.processor),
         "swap, milliseconds": (1e3 * SWAP, 1e3 * swap),
         "another scale, milliseconds": (1e3 * SWAP, 1e3 * scale),
         "swap on the embedded base, milliseconds": (1e3 * TINY_SWAP, 1e3 * tiny),
@@ -188,11 +197,20 @@ def main() -> None:
         "memory with a delta, of the model's": (MEMORY, memory["attached"] / memory["plain"]),
         "the most on the way, of the model's": (MEMORY, memory["peak"] / memory["plain"]),
     }
-    print(f"attach {attaching:.1f} s, its floor {floor:.1f} s; forward {forward['base']:.1f} s; one thread")
+    for label, spent in {"attach": attaching, "its floor": floor, "the floor, all of it kept": kept}.items():
+        print(f"{label:<48}{spent}")
+    print(f"forward {forward['base']:.1f} s, of {operations['base'] / 1e9:.1f} G operations; one thread")
     print(f"{'':<48}{'limit':>14}{'measured':>14}")
     for label, (limit, value) in rows.items():
         print(f"{label:<48}{limit:>14.2f}{value:>14.2f}")
-    sd15.save_figures(arguments.json, {label: value for label, (_, value) in rows.items()} | memory)
+    beside = {
+        "attach, of the floor with all of it kept": attaching.processor / kept.processor,
+        "operations of a live forward, of the base's": operations["live"] / operations["base"],
+    }
+    for label, value in beside.items():
+        print(f"{label:<48}{'':>14}{value:>14.2f}")
+    figures = {label: value for label, (_, value) in rows.items()} | beside | memory
+    sd15.save_figures(arguments.json, figures | {"attach": vars(attaching), "floor": vars(floor), "kept": vars(kept)})
     sys.exit(0 if all(value <= limit for limit, value in rows.values()) else 1)
 
 

@@ -14,17 +14,15 @@ those of mapped files that the system can take back at any time.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from common import sd15
+from common.process import Spent, child, spending
 
 from svdiff_delta import Delta, open_base, save, select, zero_delta
 from svdiff_delta.cache import BasisCache
@@ -32,49 +30,34 @@ from svdiff_delta.cache import BasisCache
 TIMES, MEMORY = 1.5, 1_000_000_000
 
 CONVERT = """
-import json, sys, threading, time
+import json, sys
 from pathlib import Path
 import torch
+from common.process import Spent, spending, watched
 from svdiff_delta import convert, open_base
 from svdiff_delta.cache import BasisCache
 import svdiff_delta.convert.kohya
 
 torch.set_num_threads(1)
-peak, running = {"RssAnon": 0, "VmRSS": 0}, True
-
-def watch():
-    while running:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key in peak:
-                peak[key] = max(peak[key], 1024 * int(value.split()[0]))
-        time.sleep(0.02)
-
-watcher = threading.Thread(target=watch)
-watcher.start()
-begun, busy = time.perf_counter(), time.process_time()
-base, cache = open_base(sys.argv[1]), BasisCache(Path(sys.argv[4]))
-found = convert(sys.argv[2], to="kohya", base=base, rank=int(sys.argv[5]), output=sys.argv[3], cache=cache)
-taken, busy = time.perf_counter() - begun, time.process_time() - busy
-running = False
-watcher.join()
-print(json.dumps({"seconds": taken, "processor": busy, "bytes": found.size, **peak}))
+spent = Spent()
+with watched("RssAnon", "VmRSS") as most, spending(spent):
+    base, cache = open_base(sys.argv[1]), BasisCache(Path(sys.argv[4]))
+    found = convert(sys.argv[2], to="kohya", base=base, rank=int(sys.argv[5]), output=sys.argv[3], cache=cache)
+print(json.dumps({"seconds": spent.clock, "processor": spent.processor, "bytes": found.size, **most}))
 """
 
 
 def floor(folder: Path, cache: BasisCache, delta: Delta, rank: int) -> dict[str, float]:
     """Seconds, and those of the processor, to read the rows and the weights, and to multiply them."""
-    parameters, seconds, processor = delta.metadata.parameters, 0.0, 0.0
+    parameters, spent = delta.metadata.parameters, Spent()
     for key, matrix in sd15.matrices(folder):
         basis = cache.get(parameters[f"unet.{key}"].fingerprint)
         assert basis is not None
         kept = torch.from_numpy(np.argsort(-np.abs(delta[f"unet.{key}"]))[:rank].copy())
-        begun, busy = time.perf_counter(), time.process_time()
-        work = (matrix if basis.left else matrix.T).clone()
-        basis.factor[kept] @ work
-        seconds += time.perf_counter() - begun
-        processor += time.process_time() - busy
-    return {"seconds": seconds, "processor": processor}
+        with spending(spent):
+            work = (matrix if basis.left else matrix.T).clone()
+            basis.factor[kept] @ work
+    return {"seconds": spent.clock, "processor": spent.processor}
 
 
 def main() -> None:
@@ -87,21 +70,17 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["SVDIFF_HOME"] = temporary  # fingerprints are remembered there
-        folder = arguments.folder or Path(temporary) / "unet"
-        folder.mkdir(exist_ok=True)
-        if not (folder / "diffusion_pytorch_model.safetensors").exists():
-            sd15.write(folder)
+        folder = sd15.folder_of(arguments.folder, Path(temporary))
         base, cache = open_base(folder), BasisCache(folder / "cache")
         zero = select(zero_delta(base, cache=cache), "2d", "4d")
         random = np.random.default_rng(0)
         delta = Delta({name: 0.01 * random.standard_normal(value.size) for name, value in zero.items()}, zero.metadata)
         save(delta, Path(temporary) / "delta.safetensors")
         places = [folder, Path(temporary) / "delta.safetensors", Path(temporary) / "out.safetensors"]
-        command = [sys.executable, "-c", CONVERT, *map(str, [*places, cache.root.parent, arguments.rank])]
         runs, floors = [], []
         for _ in range(arguments.times):
             places[2].unlink(missing_ok=True)
-            runs.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+            runs.append(child(CONVERT, *places, cache.root.parent, arguments.rank))
             floors.append(floor(folder, cache, delta, arguments.rank))
         found = {name: min(run[name] for run in runs) for name in ("seconds", "processor", "bytes")}
         found |= {name: max(run[name] for run in runs) for name in ("RssAnon", "VmRSS")}

@@ -3,22 +3,21 @@
     python benchmarks/start.py [--json FILE] [--folder FOLDER]
 
 SD 1.5's UNet with random float32 weights, shifts on all its weights. The floor, in a process of its own as well: the
-imports of training, loading the model, and one product per matrix with a square factor in memory. Threads: 2. The
-folder (by default a temporary one) needs 5 GB.
+imports of training, loading the model, and one product per matrix with a square factor in memory. Beside it, the same
+with factors and products kept, as a start must keep them: what pages of new memory cost. Threads: 2. The folder (by
+default a temporary one) needs 5 GB.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
 from common import sd15
+from common.process import Spent, child
 
 from svdiff_delta import build_basis, open_base
 from svdiff_delta.cache import BasisCache
@@ -26,9 +25,11 @@ from svdiff_delta.cache import BasisCache
 LIMIT, THREADS, RUNS = 1.3, 2, 3
 
 BEGIN = """
-import time
-begun = time.perf_counter()
-import sys
+import json, sys
+from common.process import Spent, spending
+spent = Spent()
+watch = spending(spent)
+watch.__enter__()
 from pathlib import Path
 import torch
 torch.set_num_threads(int(sys.argv[2]))
@@ -38,6 +39,11 @@ folder = Path(sys.argv[1])
 model = UNet2DConditionModel.from_pretrained(folder).requires_grad_(False)
 """
 
+END = """
+watch.__exit__(None, None, None)
+print(json.dumps(vars(spent)))
+"""
+
 START = (
     BEGIN
     + """
@@ -45,8 +51,8 @@ from svdiff_delta import attach, open_base, zero_delta
 from svdiff_delta.cache import BasisCache
 base, cache = open_base(folder), BasisCache(folder / "cache")
 handle = attach(model, zero_delta(base, cache=cache), base=base, trainable=True, cache=cache)
-print(time.perf_counter() - begun)
 """
+    + END
 )
 
 FLOOR = (
@@ -54,15 +60,24 @@ FLOOR = (
     + """
 from svdiff_delta.basis import matricize
 from svdiff_delta.kinds import shiftable
+kept = []
 for key, kind, axis in shiftable(model):
     if kind == "spectral":
         matrix = matricize(model.get_parameter(key), axis)
         short = min(matrix.shape)
         factor = torch.empty(short, short)
-        factor @ matrix if short == matrix.shape[0] else matrix @ factor
-print(time.perf_counter() - begun)
+        product = factor @ matrix if short == matrix.shape[0] else matrix @ factor
+        KEEP
 """
+    + END
 )
+
+KEPT = FLOOR.replace("factor = torch.empty(short, short)", "factor = torch.ones(short, short)")
+CODES = {
+    "start": START,
+    "floor": FLOOR.replace("KEEP", ""),
+    "kept": KEPT.replace("KEEP", "kept.append((factor, product))"),
+}
 
 
 def main() -> None:
@@ -72,24 +87,22 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary) / "unet"
-        folder.mkdir(exist_ok=True)
-        if not (folder / "diffusion_pytorch_model.safetensors").exists():
-            sd15.write(folder)
+        folder = sd15.folder_of(arguments.folder, Path(temporary))
         build_basis(open_base(folder), cache=BasisCache(folder / "cache"))
-        taken = {name: [run(code, folder) for _ in range(RUNS)] for name, code in (("start", START), ("floor", FLOOR))}
-    start, floor = (statistics.median(times) for times in taken.values())
-    print(f"start {start:.1f} s; imports, loading and products {floor:.1f} s; {THREADS} threads, medians of {RUNS}")
+        taken = {name: [Spent(**child(code, folder, THREADS)) for _ in range(RUNS)] for name, code in CODES.items()}
+    middle = {name: sorted(runs, key=lambda run: run.clock)[RUNS // 2] for name, runs in taken.items()}
+    for name, run in middle.items():
+        print(f"{name:<48}{run}")
+    print(f"{THREADS} threads, medians of {RUNS}")
+    ratio = middle["start"].clock / middle["floor"].clock
     print(f"{'':<48}{'limit':>10}{'measured':>10}")
-    print(f"{'start, of imports, loading and products':<48}{LIMIT:>10.2f}{start / floor:>10.2f}")
-    sd15.save_figures(arguments.json, {"threads": THREADS, **taken, "ratio": start / floor})
-    sys.exit(0 if start <= LIMIT * floor else 1)
-
-
-def run(code: str, folder: Path) -> float:
-    """Return the seconds that a process measures."""
-    command = [sys.executable, "-W", "ignore", "-c", code, str(folder), str(THREADS)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    print(f"{'start, of imports, loading and products':<48}{LIMIT:>10.2f}{ratio:>10.2f}")
+    print(
+        f"{'start, of the same with Z and bases kept':<48}{'':>10}{middle['start'].clock / middle['kept'].clock:>10.2f}"
+    )
+    figures = {name: [vars(run) for run in runs] for name, runs in taken.items()}
+    sd15.save_figures(arguments.json, {"threads": THREADS, **figures, "ratio": ratio})
+    sys.exit(0 if ratio <= LIMIT else 1)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import sd15
+from common import process, sd15
 
 THREADS, WAYS = 2, ("svdiff", "lora", "full", "rematerialized")
 LIMITS = {
@@ -32,12 +32,13 @@ LIMITS = {
 
 
 def measure(way: str, folder: Path, steps: int) -> dict[str, float]:
-    """Take some steps one way; return the median time after the first, and the most memory resident in them."""
+    """Take some steps one way; return the median time after the first, the most memory resident, and operations."""
     import gc
     import statistics
     import time
 
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     torch.set_num_threads(THREADS)
     model, parameters = WAY[way](folder)
@@ -45,19 +46,28 @@ def measure(way: str, folder: Path, steps: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     latents, noise = torch.randn(2, 1, 4, 32, 32, generator=generator)
     states = torch.randn(1, 77, 768, generator=generator)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    taken = []
-    for _ in range(steps + 1):
-        begun = time.perf_counter()
+
+    def step() -> None:
         optimizer.zero_grad()
         loss = torch.nn.functional.mse_loss(model(latents, torch.tensor([500]), states).sample, noise)
         loss.backward()
         optimizer.step()
+
+    gc.collect()
+    process.restart_peak()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    taken = []
+    for _ in range(steps):
+        begun = time.perf_counter()
+        step()
         taken.append(time.perf_counter() - begun)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    memory = 1024 * int(status["VmHWM"].split()[0])
-    return {"seconds": statistics.median(taken[1:]), "memory": memory, "trained": sum(p.numel() for p in parameters)}
+    return {
+        "seconds": statistics.median(taken),
+        "memory": process.resident("VmHWM"),
+        "trained": sum(parameter.numel() for parameter in parameters),
+        "operations": counter.get_total_flops(),
+    }
 
 
 def load(folder: Path) -> Any:
@@ -156,22 +166,19 @@ def main() -> None:
         print(json.dumps(measure(arguments.way, arguments.folder, arguments.steps)))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary) / "unet"
-        folder.mkdir(exist_ok=True)
+        folder = sd15.folder_of(arguments.folder, Path(temporary))
         found = {way: run(way, folder, arguments.steps) for way in prepared(folder)}
     sys.exit(0 if report(found, arguments.json) else 1)
 
 
 def prepared(folder: Path) -> tuple[str, ...]:
-    """Write weights and bases that are not there; return what is to be measured."""
+    """Write bases that are not there; return what is to be measured."""
     import torch
 
     from svdiff_delta import build_basis, open_base
     from svdiff_delta.cache import BasisCache
 
     torch.set_num_threads(THREADS)
-    if not (folder / "diffusion_pytorch_model.safetensors").exists():
-        sd15.write(folder)
     build_basis(open_base(folder), cache=BasisCache(folder / "cache"))
     return WAYS
 
@@ -183,6 +190,7 @@ def run(way: str, folder: Path, steps: int) -> dict[str, float]:
     result: dict[str, float] = json.loads(done.stdout)
     print(
         f"{way:<16}{result['seconds']:>8.2f} s/step {result['memory'] / 1e9:>8.2f} GB {result['trained']:>14,} trained"
+        f"{result['operations'] / 1e12:>8.3f} T operations"
     )
     return result
 
@@ -195,6 +203,9 @@ def report(found: dict[str, dict[str, float]], path: Path | None) -> bool:
     print(f"\n{THREADS} threads\n{'':<40}{'limit':>10}{'measured':>10}")
     for (name, limit), ratio in zip(LIMITS.items(), ratios, strict=True):
         print(f"{name:<40}{limit:>10.3f}{ratio:>10.3f}")
+    print("\nfor comparison, operations of products and convolutions in a step, which no program with this form avoids")
+    for way in WAYS[1:]:
+        print(f"{'of ' + way:<40}{'':>10}{own['operations'] / found[way]['operations']:>10.3f}")
     sd15.save_figures(path, {"threads": THREADS, **found, "ratios": dict(zip(LIMITS, ratios, strict=True))})
     return all(ratio <= limit for ratio, limit in zip(ratios, LIMITS.values(), strict=True))
 

@@ -24,6 +24,15 @@ def skeleton() -> Any:
         return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
 
 
+def folder_of(named: Path | None, temporary: Path) -> Path:
+    """Return the folder that was named, or a temporary one, with weights in it."""
+    folder = named or temporary / "unet"
+    folder.mkdir(exist_ok=True)
+    if not (folder / "diffusion_pytorch_model.safetensors").exists():
+        write(folder)
+    return folder
+
+
 def write(folder: Path, seed: int = 0) -> int:
     """Write configuration and float32 weights; return the number of weights' elements."""
     model = skeleton()
