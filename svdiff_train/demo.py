@@ -120,8 +120,8 @@ def _train(base: Base, subject: Subject, folder: Path, steps: int, seed: int, ca
         steps=steps,
         batch_size=4,
         # The embedded base is small and weakly trained: it takes larger steps than the paper's model.
-        learning_rate=5e-2,
-        learning_rate_1d=1e-2,
+        learning_rate=1e-2,
+        learning_rate_1d=2e-3,
         seed=seed,
     )
     outcome = train(base, pictures_path(subject.name), config, cache=cache, watch=watch)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import chain, zip_longest
 
 from .cell import Cell
-from .experiments import combined, edits, pairs, shifts, singles
+from .experiments import combined, edits, pairs, search, shifts, singles
 from .subjects import PAIRS, SINGLES
 
 
@@ -23,6 +23,7 @@ def all_cells() -> list[Cell]:
         [*singles.rank_cells(), *shifts.scale_cells()],
     ]
     first = [[cell for cell in cells if _seed(cell) == 0] for cells in experiments]
+    first.append(search.cells())
     rest = [[cell for cell in cells if _seed(cell) > 0] for cells in experiments]
     return [*_in_turn(first), *_in_turn(rest)]
 

@@ -15,20 +15,21 @@ from .plan import trainings
 from .sections.edits import edits
 from .sections.pairs import pairs
 from .sections.results import Results
+from .sections.search import search
 from .sections.shifts import combined, correlation, styles
 from .sections.single import singles, subsets, sweeps
 
 NAME: Final = "paper.md"
-SECTIONS: Final = (singles, pairs, edits, subsets, combined, styles, correlation, sweeps)
+SECTIONS: Final = (singles, pairs, edits, subsets, combined, styles, correlation, sweeps, search)
 INTRODUCTION: Final = """\
 # The paper's claims on the embedded base
 
 SVDiff (Han et al., ICCV 2023) makes its claims on Stable Diffusion. This report trains and measures all of its
 experiments on the embedded base, a Stable Diffusion of 10 million weights that knows 150 emoji, so that anyone can
 repeat them on two CPU cores: `make paper`. What agrees here agrees at this scale; what differs here may hold at the
-paper's. Measures were fixed before the runs; nothing was tuned on them. Learning rates are first
-guesses, not yet searched for: until they are, differences between methods say little. Pictures are judged by the base's
-own CLIP and by plain pixels, not by people.
+paper's. Measures were fixed before the runs. Learning rates were chosen on a subject that no other
+experiment has, by the same rule for every method (i). Pictures are judged by the base's own CLIP and by plain pixels,
+not by people.
 
 A claim *agrees* where the 95 % interval of what was measured lies on its side, *differs* where it lies on the other,
 and is *undecided* where it holds both.

@@ -29,7 +29,7 @@ def single(name: str, method: MethodName = "svdiff", seed: int = 0) -> Recipe:
 def cells() -> list[Cell]:
     """Return (a): every subject by every method, three times."""
     return [
-        _cell("a", f"{_slug(name)}-{method}-{seed}", single(name, method, seed), shown=seed == 0)
+        single_cell("a", f"{_slug(name)}-{method}-{seed}", single(name, method, seed), shown=seed == 0)
         for seed in SEEDS
         for name in SINGLES
         for method in METHODS
@@ -39,7 +39,7 @@ def cells() -> list[Cell]:
 def subset_cells() -> list[Cell]:
     """Return (d): three subjects on each of the paper's twelve subsets."""
     return [
-        _cell("d", f"{subset}-{_slug(name)}", subset_recipe(name, subset), shown=name == ABLATED[0])
+        single_cell("d", f"{subset}-{_slug(name)}", subset_recipe(name, subset), shown=name == ABLATED[0])
         for name in ABLATED
         for subset in PAPER
     ]
@@ -53,13 +53,14 @@ def subset_recipe(name: str, subset: str) -> Recipe:
 def rank_cells() -> list[Cell]:
     """Return the first half of (h): three subjects with the largest singular values only."""
     return [
-        _cell("h", f"rank-{rank}-{_slug(name)}", Recipe(subjects=(name,), rank=rank), shown=name == ABLATED[0])
+        single_cell("h", f"rank-{rank}-{_slug(name)}", Recipe(subjects=(name,), rank=rank), shown=name == ABLATED[0])
         for name in ABLATED
         for rank in RANKS
     ]
 
 
-def _cell(letter: str, name: str, recipe: Recipe, *, shown: bool) -> Cell:
+def single_cell(letter: str, name: str, recipe: Recipe, *, shown: bool) -> Cell:
+    """Return a cell that measures one subject."""
     return Cell(letter, name, partial(_measure, recipe), (recipe,), shown)
 
 

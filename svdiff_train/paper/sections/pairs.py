@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from svdiff_train.evaluate.statistics import Interval, wilson_interval
 from svdiff_train.paper.claim import Claim, Verdict, ends, interval_shown, table
-from svdiff_train.paper.experiments.pairs import MIX, SEEDS, UNMIX, cell_name, wins
+from svdiff_train.paper.experiments.pairs import FASTER, MIX, SEEDS, STEPS_OF_PAIRS, UNMIX, cell_name, wins
 from svdiff_train.paper.sight import SEAM
 from svdiff_train.paper.subjects import PAIRS, SIMILAR, TRIPLE
 
@@ -16,11 +16,12 @@ from .results import Results, Section
 PAPER_WINS: Final = 0.609
 """How often the paper's raters preferred SVD to full weights."""
 ABOUT: Final = """\
-Four pairs ({pairs}), two seeds, one run for both subjects; twelve pictures each, by prompts that no training sample
-had. *Both appear*: of ten held-out subjects, one half of the picture is nearest to the one that was asked for, by
-its pictures, and the other half to the other. *Crossed over*: both halves are nearest to the same subject.
-*Stitched*: the ground's colour jumps by {seam:g} of 255 or more at the middle. Mixed samples have a probability of
-{mix:g}; the unmix regularization a weight of {unmix:g}. Shares with 95 % (Wilson) intervals.
+Four pairs ({pairs}), two seeds, one run of {steps} steps for both
+subjects, at {faster:g} times the learning rates of (a); twelve pictures each, by prompts that no training sample had.
+*Both appear*: of ten held-out subjects, one half of the picture is nearest to the one that was asked for, by its
+pictures, and the other half to the other. *Crossed over*: both halves are nearest to the same subject. *Stitched*: the
+ground's colour jumps by {seam:g} of 255 or more at the middle. Mixed samples have a probability of {mix:g}; the unmix
+regularization a weight of {unmix:g}. Shares with 95 % (Wilson) intervals.
 """
 LABELS: Final = {"svdiff": "SVDiff", "full": "full"}
 ROWS: Final = (
@@ -73,9 +74,20 @@ def more_often(ours: Sequence[int], theirs: Sequence[int]) -> Verdict:
 def pairs(results: Results) -> Section:
     """Return section (b)."""
     body = [
-        ABOUT.format(pairs="; ".join(" and ".join(pair) for pair in PAIRS), seam=SEAM, mix=MIX, unmix=UNMIX),
+        ABOUT.format(
+            pairs="; ".join(" and ".join(pair) for pair in PAIRS),
+            steps=STEPS_OF_PAIRS,
+            faster=FASTER,
+            seam=SEAM,
+            mix=MIX,
+            unmix=UNMIX,
+        ),
     ]
-    for title, groups in (("Pairs of similar class", SIMILAR), ("All pairs", PAIRS), ("Three subjects", (TRIPLE,))):
+    for title, groups in (
+        ("Pairs of similar class", SIMILAR),
+        ("All pairs", PAIRS),
+        ("Three subjects, one seed", (TRIPLE,)),
+    ):
         rows = [
             [f"{LABELS[method]} {label}", *_Judged(results, groups, method, variant, kind).shares()]
             for method in LABELS

@@ -9,7 +9,7 @@ from svdiff_delta.subsets import PAPER
 from svdiff_train.paper.claim import Claim, all_of, higher, shown, similar, table
 from svdiff_train.paper.experiments.shifts import SCALES
 from svdiff_train.paper.experiments.singles import METHODS, RANKS, SEEDS
-from svdiff_train.paper.recipe import RATES, STEPS
+from svdiff_train.paper.recipe import BATCH, PRIOR, RATES, STEPS
 from svdiff_train.paper.subjects import ABLATED, SINGLES
 
 from .results import Results, Section
@@ -17,9 +17,9 @@ from .results import Results, Section
 SIMILAR: Final = 0.03
 """A difference of cosines that counts as none."""
 ABOUT: Final = """\
-Five held-out subjects, three seeds each, {steps} steps of two pictures with prior preservation; the better of the
-checkpoints after half and after all steps, by the sum of both alignments. Learning rates: {rates}, first
-guesses. *Text*: cosine of picture and prompt, its token left out; *image*: mean cosine with
+Five held-out subjects, three seeds each, {steps} steps of {batch} pictures, λ = {prior:g}; the better of the
+checkpoints after half and after all steps, by the sum of both alignments. Learning rates: {rates}, chosen
+in (i). *Text*: cosine of picture and prompt, its token left out; *image*: mean cosine with
 the subject's pictures; *identity*: share of pictures nearer to those than to the base's own of the class. Means
 with 95 % intervals. The size is that of the file that holds what was trained: for full fine-tuning the UNet; Custom
 Diffusion's result is kept as whole components too, though only keys, values and one embedding change.
@@ -56,7 +56,7 @@ def singles(results: Results) -> Section:
     text = {method: results.differences("a", against[method], _score("text")) for method in METHODS}
     rates = ", ".join(f"{LABELS[name]} {rate:g}" for name, rate in RATES.items())
     body = [
-        ABOUT.format(steps=STEPS, rates=rates),
+        ABOUT.format(steps=STEPS, batch=BATCH, prior=PRIOR, rates=rates),
         "",
         *table(["method", "text", "image", "identity", "size", "training", "runs"], rows),
         "",

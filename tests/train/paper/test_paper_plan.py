@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from svdiff_train.paper.cell import Cell
+from svdiff_train.paper.experiments.pairs import FASTER, UNMIX
+from svdiff_train.paper.experiments.search import GRID, PAIR_FACTORS, PRIORS, UNMIXES, prior_name
 from svdiff_train.paper.plan import all_cells, quick_cells, trainings
+from svdiff_train.paper.recipe import PRIOR, RATES
 from svdiff_train.paper.subjects import SCENES, SEARCHED, SUBJECTS
 
 CELLS = all_cells()
@@ -20,8 +23,8 @@ def test_no_two_cells_share_a_name() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_every_experiment_of_the_issue_has_cells() -> None:
-    assert {cell.experiment for cell in CELLS} == set("abcdefgh")
+def test_every_experiment_and_the_search_have_cells() -> None:
+    assert {cell.experiment for cell in CELLS} == set("abcdefghi")
 
 
 def test_cells_are_counted_as_asked_for() -> None:
@@ -29,7 +32,7 @@ def test_cells_are_counted_as_asked_for() -> None:
         return sum(cell.experiment == letter for cell in CELLS)
 
     assert count("a") == 5 * 3 * 4  # subjects, seeds, methods
-    assert count("b") == 4 * 2 * 3 * 2 + 2 * 2 * 2  # pairs, seeds, variants, methods; three subjects without unmix
+    assert count("b") == 4 * 2 * 3 * 2 + 2 * 2  # pairs, seeds, variants, methods; three subjects once, without unmix
     assert count("c") == 5 * 2 * 3  # pictures, seeds, methods
     assert count("d") == 3 * 12  # subjects, subsets
 
@@ -49,13 +52,22 @@ def test_a_key_tells_trainings_apart() -> None:
 
 
 def test_the_subject_of_the_search_is_in_no_experiment() -> None:
-    assert all(SEARCHED not in recipe.subjects for cell in CELLS for recipe in cell.recipes)
+    for cell in CELLS:
+        assert all((SEARCHED in recipe.subjects) == (cell.experiment == "i") for recipe in cell.recipes)
+
+
+def test_the_search_holds_what_was_chosen() -> None:
+    assert all(RATES[method] in rates for method, rates in GRID.items())
+    assert PRIOR in PRIORS
+    assert UNMIX in UNMIXES
+    assert FASTER in PAIR_FACTORS
+    assert prior_name(PRIOR) in {cell.name for cell in CELLS if cell.experiment == "i"}
 
 
 def test_seed_0_of_every_experiment_comes_first() -> None:
     seeds = [max(recipe.seed for recipe in cell.recipes) for cell in CELLS]
     assert seeds.index(1) == seeds.count(0)
-    assert {cell.experiment for cell in CELLS[:16]} == set("abcdefgh")
+    assert {cell.experiment for cell in CELLS[:18]} == set("abcdefghi")
 
 
 def test_quick_is_one_subject_and_one_seed() -> None:

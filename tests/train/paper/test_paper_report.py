@@ -22,7 +22,10 @@ def numbers_of(cell: Cell) -> dict[str, Any]:
     """Numbers as a cell of its experiment has them, SVDiff's better than the others'."""
     ours = cell.recipes[0].method == "svdiff"
     jitter = cell.recipes[0].seed * 0.001
-    if cell.experiment == "a" or cell.name.startswith("rank") or cell.experiment == "d":
+    if cell.name.startswith(("unmix", "pair")):
+        judged = {"both": [1, 0], "crossed": [0, 1], "seam": [9.0, 90.0], "score": [0.5, 0.25]}
+        return {"seconds": 40.0, "positive": judged, "negative": judged}
+    if cell.experiment == "a" or cell.name.startswith("rank") or cell.experiment in "di":
         return {
             "text": 0.3 + jitter, "image": (0.8 if ours else 0.6) + jitter, "identity": 0.9, "checkpoint": 1,
             "seconds": 20.0, "size": 40_000 if ours else 33_000_000,
