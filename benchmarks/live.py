@@ -5,9 +5,9 @@
 SD 1.5's UNet with random float32 weights and a δ on all its weights; bases in the cache, fingerprints remembered; one
 picture of latents of `side`². Seconds are those of the processor, on one thread, so that other work on the machine
 counts little. The floors, in the same run: for attaching, reading every basis of the cache with its checksum, and one
-product per matrix; for the forward, the base's own, alternating with the others. Beside the floors stand what
-explains a miss: the floor with bases and products kept, as an attached delta must keep them, and how many operations a
-live forward has.
+product per matrix; for the forward, that of another copy of the model, one by turns with the other. Beside the floors
+stands what explains a miss: the floor with bases and products kept, as an attached delta must keep them, and how many
+operations a live forward has.
 
 Swaps are the median of 50, each to another delta that was loaded from a file, and of another scale; those of the
 embedded base as well. Memory is that of a process of its own: what it has more once the delta is on the model, all
@@ -131,25 +131,28 @@ def tiny_swap_time(folder: Path) -> tuple[float, float]:
 
 
 def forwards(
-    model: Any, base: Base, delta: Delta, cache: BasisCache, side: int, rounds: int
-) -> tuple[dict[str, float], dict[str, int]]:
-    """Least seconds of a forward without a delta, with one live, and with one fused, by turns; and operations."""
+    models: tuple[Any, Any], base: Base, delta: Delta, cache: BasisCache, side: int, rounds: int
+) -> tuple[dict[str, float], dict[str, float], float]:
+    """Compare forwards of two copies of the model, the second with a delta, one by turns with the other.
+
+    Returns:
+        Median ratio of their seconds, and ratio of operations, by mode; and the median seconds of the first.
+    """
     latents, states = torch.randn(1, 4, side, side), torch.randn(1, 77, 768)
 
-    def run() -> None:
+    def run(model: Any) -> None:
         with torch.no_grad():
             model(latents, 10, states)
 
-    found: dict[str, list[float]] = {"base": [], "live": [], "fused": []}
-    operations = {"base": counted(run)}
-    for _ in range(rounds):
-        found["base"] += [seconds(run) for _ in range(3)]
-        for mode in ("live", "fused"):
-            with attach(model, delta, base=base, cache=cache, mode=mode):  # type: ignore[arg-type]
-                operations[mode] = counted(run)
-                found[mode].append(min(seconds(run) for _ in range(6)))
-        found["base"] += [seconds(run) for _ in range(3)]
-    return {mode: min(values) for mode, values in found.items()}, operations
+    times, operations, plain = {}, {}, []
+    whole = counted(partial(run, models[0]))
+    for mode in ("live", "fused"):
+        with attach(models[1], delta, base=base, cache=cache, mode=mode):  # type: ignore[arg-type]
+            operations[mode] = counted(partial(run, models[1])) / whole
+            pairs = [tuple(seconds(partial(run, model)) for model in models) for _ in range(rounds)]
+        times[mode] = median([shifted / own for own, shifted in pairs])
+        plain += [own for own, _ in pairs]
+    return times, operations, median(plain)
 
 
 def counted(run: Callable[[], None]) -> int:
@@ -166,7 +169,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help="where weights and cache lie or are made")
     parser.add_argument("--side", type=int, default=32, help="of the latents")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=10, help="pairs of forwards in each mode")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -185,27 +188,28 @@ def main() -> None:
         swap, scale = swap_time(handle, deltas)
         handle.detach()
         tiny, tiny_scale = tiny_swap_time(temporary)
-        forward, operations = forwards(model, base, deltas[0], cache, arguments.side, arguments.rounds)
+        models = model, UNet2DConditionModel.from_pretrained(folder).requires_grad_(False).eval()
+        forward, operations, plain = forwards(models, base, deltas[0], cache, arguments.side, arguments.rounds)
     rows = {
         "attach, of reading the cache and one product": (ATTACH, attaching.processor / floor.processor),
         "swap, milliseconds": (1e3 * SWAP, 1e3 * swap),
         "another scale, milliseconds": (1e3 * SWAP, 1e3 * scale),
         "swap on the embedded base, milliseconds": (1e3 * TINY_SWAP, 1e3 * tiny),
         "another scale there, milliseconds": (1e3 * TINY_SWAP, 1e3 * tiny_scale),
-        "live forward, of the base's": (LIVE, forward["live"] / forward["base"]),
-        "fused forward, of the base's": (FUSED + NOISE, forward["fused"] / forward["base"]),
+        "live forward, of the base's": (LIVE, forward["live"]),
+        "fused forward, of the base's": (FUSED + NOISE, forward["fused"]),
         "memory with a delta, of the model's": (MEMORY, memory["attached"] / memory["plain"]),
         "the most on the way, of the model's": (MEMORY, memory["peak"] / memory["plain"]),
     }
     for label, spent in {"attach": attaching, "its floor": floor, "the floor, all of it kept": kept}.items():
         print(f"{label:<48}{spent}")
-    print(f"forward {forward['base']:.1f} s, of {operations['base'] / 1e9:.1f} G operations; one thread")
+    print(f"forward {plain:.1f} s; one thread")
     print(f"{'':<48}{'limit':>14}{'measured':>14}")
     for label, (limit, value) in rows.items():
         print(f"{label:<48}{limit:>14.2f}{value:>14.2f}")
     beside = {
         "attach, of the floor with all of it kept": attaching.processor / kept.processor,
-        "operations of a live forward, of the base's": operations["live"] / operations["base"],
+        "operations of a live forward, of the base's": operations["live"],
     }
     for label, value in beside.items():
         print(f"{label:<48}{'':>14}{value:>14.2f}")

@@ -72,7 +72,7 @@ def attach(
     try:
         for place in places.values():
             sites += _install(place, mode, exact=exact, trainable=trainable)
-        give_back()
+            give_back()  # as they are replaced, or for a while there would be half of the weights twice
         return Handle(Board({slot: models[slot] for slot in sorted(used)}, sums, sites), sums, deltas, scale)
     except BaseException:
         for site in reversed(sites):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,5 +65,6 @@ def write_report(folder: Path, cells: Sequence[Cell], base: str) -> Path:
         lines += ["", f"## {section.title}", *section.body]
     path = folder / NAME
     with replace_file(path, overwrite=True) as stream:
-        stream.write(("\n".join(lines).rstrip() + "\n").encode())
+        text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines).rstrip())  # one empty line after a text, whoever adds it
+        stream.write(f"{text}\n".encode())
     return path

@@ -97,8 +97,10 @@ a few points of chance):
 
 ## Limits
 It knows no other subject, style or word, and nothing of the world. Pictures are small and a little soft, since the
-autoencoder keeps a twelfth of the numbers. Pairs fail more often than single subjects. It shows no people and was
-trained on no photograph. Do not judge methods by its beauty: judge them by whether they work on it.
+autoencoder keeps a twelfth of the numbers. Pairs fail more often than single subjects. Its text encoder never saw the
+rare tokens and all but ignores them, so prior preservation keeps a subject from being learned: train without a class
+prompt. It shows no people and was trained on no photograph. Do not judge methods by its beauty: judge them by whether
+they work on it.
 
 ## Licences
 The weights were trained on Noto Emoji (copyright Google, Apache-2.0) and Twemoji (copyright Twitter, Inc. and other

@@ -22,7 +22,7 @@ VARIANTS: Final[tuple[Variant, ...]] = ("plain", "mix", "unmix")
 METHODS: Final[tuple[MethodName, ...]] = ("svdiff", "full")
 SEEDS: Final = (0, 1)
 MIX: Final = 0.6
-UNMIX: Final = 10.0
+UNMIX: Final = 1.0
 """The weight of the unmix regularization: of those in `search`, that with the highest mean score."""
 
 STEPS_OF_PAIRS: Final = 3 * STEPS
