@@ -135,7 +135,7 @@ SETTINGS = (
     Setting(
         "unmix_weight",
         float,
-        "Of the attention of each concept's token on the other's half: try 1; 0 goes on without, as models without "
+        "Of the attention of each concept's token on the other's half: try 10; 0 goes on without, as models without "
         "cross-attention (SD 3, Flux) need.",
         "0",
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .lab import base_digest
 from .measure import measure
-from .plan import all_cells, quick_cells, trainings
+from .plan import all_cells, quick_cells, search_cells, trainings
 from .report import write_report
 
 
@@ -28,18 +28,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--work", type=Path, default=Path("paper-out"), help="folder of trainings, which may be deleted"
     )
     parser.add_argument("--quick", action="store_true", help="one subject and one seed, in a report of its own")
+    parser.add_argument("--search", action="store_true", help="measure what recipes are chosen by, no experiment")
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
     parser.add_argument("--minutes", type=float, help="begin no cell after so many minutes")
     parser.add_argument("--only", help="letters of experiments, such as ab")
     args = parser.parse_args(argv)
     base = base_digest()
     cells = quick_cells() if args.quick else all_cells()
-    chosen = [cell for cell in cells if args.only is None or cell.experiment in args.only]
+    wanted = search_cells() if args.search else cells
+    chosen = [cell for cell in wanted if args.only is None or cell.experiment in args.only]
     missing = [cell for cell in chosen if cell.known(args.out, base) is None]
     say(f"{len(missing)} of {len(chosen)} cells to measure, {trainings(missing)} trainings")
     limit = None if args.minutes is None else args.minutes * 60
     measure(missing, args.work, args.out, base, args.jobs, limit, say)
-    print(f"wrote {write_report(args.out, cells, base)}")
+    print(f"wrote {write_report(args.out, cells, base, search_cells())}")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,13 @@ def all_cells() -> list[Cell]:
         [*singles.rank_cells(), *shifts.scale_cells()],
     ]
     first = [[cell for cell in cells if _seed(cell) == 0] for cells in experiments]
-    first.append(search.cells())
     rest = [[cell for cell in cells if _seed(cell) > 0] for cells in experiments]
     return [*_in_turn(first), *_in_turn(rest)]
+
+
+def search_cells() -> list[Cell]:
+    """Return what recipes are chosen by: measured on request, before the experiments."""
+    return search.cells()
 
 
 def quick_cells() -> list[Cell]:

@@ -28,32 +28,33 @@ INTRODUCTION: Final = """\
 SVDiff (Han et al., ICCV 2023) makes its claims on Stable Diffusion. This report trains and measures all of its
 experiments on the embedded base, a Stable Diffusion of 10 million weights that knows 150 emoji, so that anyone can
 repeat them on two CPU cores: `make paper`. What agrees here agrees at this scale; what differs here may hold at the
-paper's. Measures were fixed before the runs. Learning rates were chosen on a subject that no other
-experiment has, by the same rule for every method (i). Pictures are judged by the base's own CLIP and by plain pixels,
-not by people.
+paper's. Measures were fixed before the runs. Learning rates were chosen on two other subjects, by the same rule for
+every method (i). Pictures are judged by the base's own CLIP and by plain pixels, not by people.
 
 A claim *agrees* where the 95 % interval of what was measured lies on its side, *differs* where it lies on the other,
 and is *undecided* where it holds both.
 """
 
 
-def write_report(folder: Path, cells: Sequence[Cell], base: str) -> Path:
+def write_report(folder: Path, cells: Sequence[Cell], base: str, searched: Sequence[Cell] = ()) -> Path:
     """Write the report from the numbers of cells in a folder, and return its path; the same numbers give the same text.
 
     Args:
         folder: holds `cells` and `pictures`.
         cells: every cell that belongs to the report.
         base: the base's digest; numbers of another are not used.
+        searched: the cells that recipes were chosen by.
     """
-    known = {(cell.experiment, cell.name): cell.known(folder, base) for cell in cells}
+    known = {(cell.experiment, cell.name): cell.known(folder, base) for cell in (*cells, *searched)}
     results = Results({key: numbers for key, numbers in known.items() if numbers is not None}, folder / "pictures")
+    measured = sum((cell.experiment, cell.name) in results.found for cell in cells)
     sections = [section(results) for section in SECTIONS]
     claims = [claim for section in sections for claim in section.claims]
     counted = Counter(claim.verdict for claim in claims)
     verdicts = ", ".join(f"{counted[verdict]} {verdict}" for verdict in get_args(Verdict) if counted[verdict])
     lines = [
         INTRODUCTION,
-        f"{len(results.found)} of {len(cells)} cells are measured ({trainings(cells)} trainings in all).",
+        f"{measured} of {len(cells)} cells are measured ({trainings(cells)} trainings in all).",
         f"Of {len(claims)} claims: {verdicts}.",
         "",
         *table(

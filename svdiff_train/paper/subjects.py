@@ -51,8 +51,8 @@ SUBJECTS: Final[Mapping[str, Subject]] = {subject.name: subject for subject in _
 SINGLES: Final = ("black cat", "police car", "polar bear", "pagoda", "hibiscus")
 """The five subjects of single-subject generation."""
 
-SEARCHED: Final = "banjo"
-"""The subject on which learning rates are searched; no experiment uses it."""
+SEARCHED: Final = ("banjo", "guide dog")
+"""The subjects on which recipes are searched: no experiment has the first, and one interpolation alone the second."""
 
 ABLATED: Final = ("black cat", "police car", "pagoda")
 """The three subjects of ablations."""

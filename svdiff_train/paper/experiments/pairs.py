@@ -22,14 +22,14 @@ VARIANTS: Final[tuple[Variant, ...]] = ("plain", "mix", "unmix")
 METHODS: Final[tuple[MethodName, ...]] = ("svdiff", "full")
 SEEDS: Final = (0, 1)
 MIX: Final = 0.6
-UNMIX: Final = 1.0
+UNMIX: Final = 10.0
 """The weight of the unmix regularization: of those in `search`, that with the highest mean score."""
 
 STEPS_OF_PAIRS: Final = 3 * STEPS
 """Two subjects, and what they look like together, are learned in one run."""
 
-FASTER: Final = 2.0
-"""Factor on the learning rate of single subjects; `search` measures it beside that rate itself."""
+FASTER: Final = 1.0
+"""Factor on the learning rate of single subjects; of those in the search, that with the highest mean score."""
 
 TEMPLATES: Final = (
     "a photo of {0} beside {1}",

@@ -41,9 +41,9 @@ class Results:
         ]
 
     def row(self, experiment: str, name: str, label: str, *, height: int = 64) -> str:
-        """Return an image of a row of pictures, or a dash."""
+        """Return an image of a row of pictures of a cell that was measured, or a dash."""
         path = self.pictures / experiment / f"{name}.{label}.png"
-        if not path.exists():
+        if (experiment, name) not in self.found or not path.exists():
             return "–"
         return f'<img src="{self.pictures.name}/{experiment}/{path.name}" height="{height}">'
 

@@ -11,9 +11,11 @@ from PIL import Image
 
 from svdiff_delta._json import canonical_json
 from svdiff_train.paper.cell import Cell, Measured
-from svdiff_train.paper.plan import all_cells
-from svdiff_train.paper.recipe import Recipe
+from svdiff_train.paper.experiments.pairs import FASTER, UNMIX
+from svdiff_train.paper.plan import all_cells, search_cells
+from svdiff_train.paper.recipe import PRIOR, RATES, Recipe
 from svdiff_train.paper.report import write_report
+from svdiff_train.paper.sections.single import LABELS
 
 BASE = "0" * 16
 
@@ -113,3 +115,16 @@ def test_a_cell_is_measured_once(tmp_path: Path, shown: bool) -> None:
             assert found.size == (12, 4)
     other = Cell("a", "one", failing, (Recipe(subjects=("black cat",), seed=1),))
     assert other.known(tmp_path, BASE) is None, "another training's numbers were taken"
+
+
+def test_what_recipes_were_chosen_by_is_a_section_and_counts_as_no_experiment(tmp_path: Path) -> None:
+    for cell in search_cells():
+        keep(tmp_path, cell, cell.key(BASE))
+    text = write_report(tmp_path, all_cells(), BASE, search_cells()).read_text("utf-8")
+    assert f"0 of {len(all_cells())} cells are measured" in text
+    section = text.partition("## (i)")[2]
+    for method, rate in RATES.items():
+        own = 0.8 if method == "svdiff" else 0.6
+        assert f"| {LABELS[method]} | **{rate:g}** | 0.300 | {own:.3f} | 0.900 |" in section
+    assert f"| **{PRIOR:g}** | 0.300 | 0.800 |" in section
+    assert f"| {FASTER:g} | **{UNMIX:g}** | 0.375 | 0.50 | 0.50 |" in section
