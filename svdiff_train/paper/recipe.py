@@ -27,8 +27,8 @@ RATE_1D: Final = 0.2
 
 PRIOR: Final = 0.0
 """λ in Eq. 3. The embedded base's text encoder never saw a rare token and all but ignores it, so a subject and its
-class are one prompt to the model: with λ = 1, the paper's, their pictures pull each weight both ways, and no method
-that leaves the text encoder alone learns the subject. `search` measures it."""
+class are one prompt to the UNet: with λ = 1, the paper's, SVDiff does not learn the search's subjects.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,16 +31,11 @@ LEARNED: Final = 0.9
 PRIORS: Final = (0.0, 1.0)
 """λ that are tried, by SVDiff at its rate."""
 
-
 UNMIXES: Final = (1.0, 10.0, 100.0)
-"""Weights of the unmix regularization that are tried, by SVDiff at its rate."""
-
-SEARCHED_PAIR: Final = (SEARCHED, "guide dog")
-"""The pair that they are tried on."""
-
+"""Weights of the unmix regularization that are tried on both subjects at once, by SVDiff."""
 
 PAIR_FACTORS: Final = (0.5, 1.0)
-"""Factors on the learning rate that are tried on it, with mixed samples and without unmix."""
+"""Factors on the learning rate that are tried on both subjects at once, with mixed samples and without unmix."""
 
 
 def rate_name(subject: str, method: str, rate: float) -> str:
