@@ -32,8 +32,8 @@ SCORES: Final = ("text", "image", "identity")
 ABOUT: Final = """\
 Two more subjects, {subjects}, one seed, everything else as in (a); no other experiment has the first, and one
 interpolation alone the second. Means over both. Of each method the lowest learning rate was chosen with which both
-subjects are learned, with an identity of {learned:g} or more; bold is what the report uses. The rule was changed once, for
-all methods: at first the highest sum of both alignments counted, but what one gains the other loses, and the first
+subjects are learned, with an identity of {learned:g} or more; bold is what the report uses. The rule was changed once,
+for all methods: at first the highest sum of both alignments counted, but what one gains the other loses, and the first
 cells of (a) to (h) showed a black cat that was hardly learned. The rate of norm weights is a fifth of it.
 """
 PRIORS_ABOUT: Final = """\
