@@ -71,8 +71,8 @@ class TrainConfig:
         mix_beside: wordings of mixed samples whose `{first}` is left of `{second}`; None takes the paper's two.
         mix_above: the same where it is above.
         unmix_weight: of the unmix regularization: on mixed samples, the squared cross-attention of each concept's
-            token on the other one's half; None and 0 leave it out, and 10 was best of 1, 10 and 100 in the report's
-            search. Families without cross-attention take no other than 0.
+            token on the other one's half; None and 0 leave it out. Of 1, 10 and 100, 10 did best in the report's
+            search, but not better than none. Families without cross-attention take no other than 0.
         unmix_layers: which cross-attention it looks at, by globs on the modules' names or parts of them; None for all.
         unmix_resolutions: which maps it looks at, by the sides that they have in square pictures; None for all.
     """

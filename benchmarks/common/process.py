@@ -42,9 +42,11 @@ def watched(*keys: str) -> Iterator[dict[str, int]]:
     most, over = dict.fromkeys(keys, 0), threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.02):
+        while True:
             for key in keys:
                 most[key] = max(most[key], resident(key))
+            if over.wait(0.02):
+                return
 
     watcher = threading.Thread(target=watch)
     watcher.start()
