@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Final, get_args
 
@@ -73,8 +72,3 @@ def _measure(recipe: Recipe, lab: Lab, sight: Sight) -> Measured:
 
 def _slug(name: str) -> str:
     return name.replace(" ", "_")
-
-
-def mean(values: Sequence[float]) -> float:
-    """Return the mean."""
-    return sum(values) / len(values)
