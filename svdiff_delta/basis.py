@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final
 
 import torch
@@ -105,11 +104,12 @@ def find_runs(sigma: Tensor, tolerance: float = TOLERANCE) -> Runs:
         return Runs((), 0)
     values = sigma.double()
     limit = tolerance * float(values[0])
-    starts = [0, *(torch.nonzero(values[:-1] - values[1:] > limit).flatten() + 1).tolist(), values.numel()]
-    smallest = values[torch.tensor(starts[1:]) - 1].tolist()  # of each run
-    null = sum(stop - first for (first, stop), least in zip(pairwise(starts), smallest, strict=True) if least <= limit)
-    tied = ((first, stop - 1) for (first, stop), least in zip(pairwise(starts), smallest, strict=True) if least > limit)
-    return Runs(tuple(run for run in tied if run[1] > run[0]), null)
+    breaks = torch.nonzero(values[:-1] - values[1:] > limit).flatten() + 1
+    starts, stops = torch.cat([breaks.new_zeros(1), breaks]), torch.cat([breaks, breaks.new_full((1,), values.numel())])
+    null = values[stops - 1] <= limit  # by the smallest of each run
+    tied = ~null & (stops - starts > 1)
+    pairs = zip(starts[tied].tolist(), (stops[tied] - 1).tolist(), strict=True)
+    return Runs(tuple(pairs), int((stops - starts)[null].sum()))
 
 
 def decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,11 +1,18 @@
-"""Putting deltas on a live model: everything is checked first, then every layer is changed, or none."""
+"""Putting deltas on a live model: everything is checked first, then every layer is changed, or none.
+
+Layers are changed several at once: a product in new memory waits for that memory as long as it multiplies.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from math import prod
+from typing import Literal, cast
+
+from torch import Tensor
 
 from svdiff_delta.base import Base
+from svdiff_delta.build import share_out
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import InputError
@@ -13,7 +20,7 @@ from svdiff_delta.errors import InputError
 from .board import Board
 from .fused import FusedSite
 from .handle import Handle
-from .memory import give_back
+from .memory import Trim, give_back
 from .places import Place, find_places
 from .sites import Site, install
 from .sums import Sums
@@ -68,14 +75,23 @@ def attach(
     parameters = {key: place.parameter for key, place in places.items()}
     sums = Sums(parameters, {key: place.runs for key, place in places.items() if place.runs.tied or place.runs.null})
     used = {place.component for place in places.values()}
-    sites: list[Site] = []
+    sites: dict[str, list[Site]] = {}
+    trim = Trim()
+
+    def change(name: str, wait: bool) -> None:  # noqa: ARG001
+        size = cast("Tensor", places[name].module.weight).nbytes
+        sites[name] = _install(places[name], mode, exact=exact, trainable=trainable)
+        trim.dropped(size)
+
+    def in_order() -> list[Site]:
+        return [site for name in places for site in sites.get(name, [])]
+
     try:
-        for place in places.values():
-            sites += _install(place, mode, exact=exact, trainable=trainable)
-            give_back()  # as they are replaced, or for a while there would be half of the weights twice
-        return Handle(Board({slot: models[slot] for slot in sorted(used)}, sums, sites), sums, deltas, scale)
+        share_out({name: prod(place.parameter.shape) for name, place in places.items()}, change)
+        give_back()
+        return Handle(Board({slot: models[slot] for slot in sorted(used)}, sums, in_order()), sums, deltas, scale)
     except BaseException:
-        for site in reversed(sites):
+        for site in reversed(in_order()):
             site.restore()
         raise
 

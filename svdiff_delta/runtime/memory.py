@@ -1,10 +1,22 @@
-"""Giving freed memory back to the system."""
+"""Memory of weights: asked for in large pages, and given back once they are dropped."""
 
 from __future__ import annotations
 
 import ctypes
 from functools import cache
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SLACK: Final = 1 << 28
+"""Bytes that may wait before the system gets them back; what is made meanwhile finds room there."""
+
+
+def new_matrix(rows: int, columns: int) -> Tensor:
+    """Return a float32 matrix with values yet to be written; NumPy asks Linux for huge pages, torch does not."""
+    return torch.from_numpy(np.empty((rows, columns), np.float32))
 
 
 def give_back() -> None:
@@ -23,3 +35,17 @@ def _trim() -> Any:
         return getattr(ctypes.CDLL(None), "malloc_trim", None)
     except (OSError, TypeError):  # Windows has no library without a name
         return None
+
+
+class Trim:
+    """Gives memory back now and then while weights are replaced, or half of them would be there twice for a while."""
+
+    def __init__(self) -> None:
+        self._waiting = 0
+
+    def dropped(self, size: int) -> None:
+        """Say that a weight of so many bytes was replaced; threads may do so at once."""
+        self._waiting += size
+        if self._waiting > SLACK:
+            self._waiting = 0
+            give_back()

@@ -11,6 +11,8 @@ from torch import Tensor
 from svdiff_delta.basis import Basis, matricize
 from svdiff_delta.prepare import Prepared
 
+from .memory import new_matrix
+
 
 @dataclass(frozen=True, eq=False)
 class Response:
@@ -76,16 +78,17 @@ def factored(matrix: Tensor, basis: Basis) -> Form:
     slope[:start] = 1 / basis.sigma[:start]
     offset = torch.ones_like(basis.sigma)
     low = basis.factor[start:stop]
-    short = torch.cat([basis.factor, low])
-    # The product is written where it stays, with room for the tail.
+    # Both factors are written where they stay, with room for the tail: new memory is what attaching waits for.
+    factor, count = basis.factor, basis.factor.shape[0] + len(low)
+    rows, columns = new_matrix(count, matrix.shape[1]), new_matrix(matrix.shape[0], count)
     if basis.left:
-        rows, columns = torch.empty(len(short), matrix.shape[1]), short.T
-        torch.mm(basis.factor, matrix, out=rows[: len(basis.factor)])
-        rows[len(basis.factor) :] = basis.tail
+        torch.mm(factor, matrix, out=rows[: len(factor)])
+        rows[len(factor) :] = basis.tail
+        torch.cat([factor.T, low.T], 1, out=columns)
     else:
-        rows, columns = short, torch.empty(matrix.shape[0], len(short))
-        torch.mm(matrix, basis.factor.T, out=columns[:, : len(basis.factor)])
-        columns[:, len(basis.factor) :] = basis.tail.T
+        torch.cat([factor, low], out=rows)
+        torch.mm(matrix, factor.T, out=columns[:, : len(factor)])
+        columns[:, len(factor) :] = basis.tail.T
     if start == stop:
         return Form(rows, columns, Response(-basis.sigma, offset, slope))
     length = stop - start

@@ -26,3 +26,12 @@ def test_freed_pages_go_back_to_the_system() -> None:
 def test_without_such_a_call_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_trim", lambda: None)
     memory.give_back()
+
+
+def test_while_weights_are_dropped_memory_goes_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(memory, "give_back", lambda: calls.append(1))
+    trim = memory.Trim()
+    for _ in range(9):
+        trim.dropped(memory.SLACK // 2)
+    assert len(calls) == 3
