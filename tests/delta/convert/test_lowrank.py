@@ -28,16 +28,10 @@ from svdiff_delta.convert import DIALECTS as REGISTRY
 from svdiff_delta.convert.dialect import Changes, Job
 from svdiff_delta.errors import BaseMismatchError, InputError, OutputError, TensorError
 from svdiff_delta.file import identify
-from svdiff_train.tiny import open_tiny
 
 DIALECTS = ("peft", "diffusers", "kohya", "lycoris")
 KEY = "svdiff.adapter"
 ALL = 100_000
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Base:
-    return open_tiny()
 
 
 @pytest.fixture(scope="module")

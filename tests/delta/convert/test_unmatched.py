@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.adapters import save_peft, save_tensors
-from support.checkpoints import bert
 from support.files import listing
 from support.models import base_delta
 from support.weights import normal
@@ -25,11 +24,6 @@ Writer = Callable[[Path, dict[str, torch.Tensor]], Path]
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 WIDE = open_tiny().shape(f"unet.{Q}.weight")[0]
 FLAT = f"lora_unet_{Q.replace('.', '_')}"
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Base:
-    return open_tiny()
 
 
 def pair(module: str = FLAT, rows: int = WIDE, columns: int = WIDE, rank: int = 2) -> dict[str, torch.Tensor]:
@@ -270,11 +264,6 @@ def test_a_file_of_something_else_does_not_say_what_it_is(tiny: Base, tmp_path: 
 
 
 # --- PEFT's configuration ---
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Base:
-    return bert(tmp_path / "bert")
 
 
 @pytest.mark.parametrize(

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 from support.deltas import random_delta
+from support.downloads import FILES, RAW
 from support.hub import TOKEN, Hub, fill_cache
 
 from svdiff_delta import download, load, pull
-from svdiff_delta.errors import DeltaError, FormatError, HubError, InputError, OutputError
+from svdiff_delta.errors import DeltaError, FormatError, HubError, InputError
 from svdiff_delta.file import dumps
 from svdiff_delta.repository import Reference, locate
 
-DELTA = random_delta(1, title="dog")
-RAW = dumps(DELTA)
 DAMAGED = RAW[:-1] + bytes([RAW[-1] ^ 1])
-FILES = {
-    "svdiff.safetensors": RAW,
-    "config.json": b"{}",
-    "README.md": b"# dog\n",
-    "old/svdiff.safetensors": dumps(random_delta(2, title="old")),
-    "evil.py": b"raise SystemExit",
-    "weights.bin": b"\x80\x04.",
-}
 
 
 def refused(reference: str, kind: type[DeltaError] = HubError) -> str:
@@ -361,45 +351,3 @@ def test_a_name_that_leads_elsewhere_names_nothing_on_the_hub(hub: Hub, text: st
     with pytest.raises(InputError, match="names no repository, or no file of one"):
         pull(text)
     assert not hub.asked
-
-
-# pull
-
-
-def test_pull_always_asks_for_a_delta_of_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.add("alice/cat", FILES)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "alice" / "cat").mkdir(parents=True)
-    assert dumps(pull("alice/cat")) == dumps(pull("hf://alice/cat")) == RAW
-
-
-def test_pull_reads_every_byte(hub: Hub) -> None:
-    nan = RAW[:-4] + b"\xff\xff\xff\x7f"
-    hub.add("alice/cat", {"svdiff.safetensors": nan})
-    with pytest.raises(FormatError, match=r"^alice/cat/svdiff.safetensors: .*NaN"):
-        pull("alice/cat")
-
-
-def test_pull_writes_a_copy(hub: Hub, tmp_path: Path) -> None:
-    hub.add("alice/cat", FILES)
-    pull("alice/cat", tmp_path / "cat.safetensors")
-    assert (tmp_path / "cat.safetensors").read_bytes() == RAW
-    assert not (tmp_path / "cat.safetensors").is_symlink()
-
-
-def test_pull_overwrites_only_on_request(hub: Hub, tmp_path: Path) -> None:
-    hub.add("alice/cat", FILES)
-    (tmp_path / "cat").write_bytes(b"mine")
-    with pytest.raises(OutputError, match="exists already"):
-        pull("alice/cat", tmp_path / "cat")
-    assert not hub.asked
-    pull("alice/cat", tmp_path / "cat", overwrite=True)
-    assert (tmp_path / "cat").read_bytes() == RAW
-
-
-def test_a_branch_that_moves_meanwhile_is_noticed(hub: Hub) -> None:
-    hub.add("alice/cat", FILES)
-    found = download.find_delta(Reference("alice/cat"))
-    hub.add("alice/cat", FILES | {"svdiff.safetensors": FILES["old/svdiff.safetensors"]})
-    with pytest.raises(HubError, match=re.escape("alice/cat/svdiff.safetensors: it was changed meanwhile")):
-        download.fetch(found)
