@@ -17,7 +17,7 @@ PAPER_WINS: Final = 0.609
 """How often the paper's raters preferred SVD to full weights."""
 ABOUT: Final = """\
 Four pairs ({pairs}), two seeds, one run of {steps} steps for both
-subjects, at {faster:g} times the learning rates of (a); twelve pictures each, by prompts that no training sample had.
+subjects, at {rates} of (a); twelve pictures each, by prompts that no training sample had.
 *Both appear*: of ten held-out subjects, one half of the picture is nearest to the one that was asked for, by its
 pictures, and the other half to the other. *Crossed over*: both halves are nearest to the same subject. *Stitched*: the
 ground's colour jumps by {seam:g} of 255 or more at the middle. Mixed samples have a probability of {mix:g}; the unmix
@@ -77,7 +77,7 @@ def pairs(results: Results) -> Section:
         ABOUT.format(
             pairs="; ".join(" and ".join(pair) for pair in PAIRS),
             steps=STEPS_OF_PAIRS,
-            faster=FASTER,
+            rates="the learning rates" if FASTER == 1 else f"{FASTER:g} times the learning rates",
             seam=SEAM,
             mix=MIX,
             unmix=UNMIX,
