@@ -136,7 +136,7 @@ SETTINGS = (
         "unmix_weight",
         float,
         "Of the attention of each concept's token on the other's half. 0 goes on without, as models without "
-        "cross-attention (SD 3, Flux) need; 10 did best of what was tried on the embedded base, and less than 0.",
+        "cross-attention (SD 3, Flux) need; 10 did best of 1, 10 and 100 on the embedded base, and worse than 0.",
         "0",
     ),
     Setting(
