@@ -1,0 +1,32 @@
+"""Attaching: every layer is changed, or none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support.live import delta_of, tiny
+
+from svdiff_delta import attach
+from svdiff_delta.runtime import attachment
+from svdiff_delta.runtime.places import SLOT
+
+
+def test_an_error_on_one_layer_lets_all_be_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, done, install = tiny("Llama"), [], attachment.install
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def fail_later(place: Any, **options: Any) -> Any:
+        done.append(place.name)
+        if len(done) > 4:
+            raise MemoryError
+        return install(place, **options)
+
+    monkeypatch.setattr(attachment, "install", fail_later)
+    with pytest.raises(MemoryError):
+        attach(model, delta_of("Llama"))
+    assert len(done) > 4
+    assert not any(hasattr(module, SLOT) for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.state_dict().keys() == before.keys()
