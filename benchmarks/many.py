@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from common.process import child
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from support.sd15 import sd15_delta
@@ -28,8 +28,9 @@ from svdiff_delta.delta import Delta
 LIMIT, LIMIT_MEMORY = 1.5, 150e6
 
 FLOOR = """
-import hashlib, json, resource, sys
+import hashlib, json, sys
 import numpy as np
+from common.process import resident
 total = None
 for path in sys.argv[1:]:
     with open(path, "rb") as stream:
@@ -39,13 +40,14 @@ for path in sys.argv[1:]:
     json.loads(json.loads(raw[8 : 8 + length])["__metadata__"]["svdiff"])
     values = np.frombuffer(raw, "<f4", offset=8 + length)
     total = values.astype("f8") if total is None else total + values
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(resident("VmHWM"))
 """
 OURS = """
-import resource, sys
+import sys
+from common.process import resident
 from svdiff_cli.main import main
 main(["add", *sys.argv[2:], "-o", sys.argv[1], "--quiet", "--force"], standalone_mode=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(resident("VmHWM"))
 """
 
 
@@ -61,11 +63,9 @@ def make(folder: Path, count: int) -> list[str]:
 
 
 def timed(script: str, arguments: list[str]) -> tuple[float, int]:
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     begun = time.perf_counter()
-    command = [sys.executable, "-c", script, *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return time.perf_counter() - begun, int(done.stdout)
+    memory = child(script, *arguments)
+    return time.perf_counter() - begun, memory
 
 
 def main() -> None:
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = make(folder, arguments.files)

@@ -6,6 +6,7 @@ import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -43,9 +44,14 @@ class Watch:
     say: Callable[[str], None] | None = None
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the most memory that was used so far, in bytes."""
-    if device.type == "cuda":
+def peak_memory(device: torch.device | None = None) -> int:
+    """Return the most memory used so far, in bytes: of the GPU where device is one, otherwise of this process."""
+    if device is not None and device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux. Its ru_maxrss outlives exec: a process would count what the one that started it had used.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +35,7 @@ def demo(steps: int, seed: int, output: Path, force: bool, as_json: bool, quiet:
     needs("diffusers", "train")
     from svdiff_delta._atomic import replace_folder
     from svdiff_train.demo import run_demo
+    from svdiff_train.watch import peak_memory
 
     begun = time.perf_counter()
     silent = quiet or as_json
@@ -52,7 +52,7 @@ def demo(steps: int, seed: int, output: Path, force: bool, as_json: bool, quiet:
 
         report = run_demo(folder, steps=steps, say=say, watch=watch, seed=seed)
     seconds = time.perf_counter() - begun
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = peak_memory()
     sheet = output / report.sheet.name
     if as_json:
         facts = asdict(report) | {"sheet": str(sheet), "total seconds": seconds, "peak memory": memory}
