@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -20,6 +20,7 @@ from svdiff_delta.errors import TrainError
 
 from .batches import Batch, Batches, Texts
 from .config import TrainConfig
+from .enough import enough_memory, fewer_class_pictures, smaller_model, smaller_step, smaller_validation
 from .loss import prior_preserving_loss
 from .methods import METHODS, Job, Result, TrainedDelta, Tuned
 from .opening import Opened, open_run
@@ -136,22 +137,30 @@ def train(
         log_with=list(trackers) or None,
         project_dir=None if keeping is None else str(keeping.folder),
     )
-    opened = open_run(base, images, config, accelerator.device, skip_bad=skip_bad)
+    with enough_memory("while loading the model", smaller_model(config)):
+        opened = open_run(base, images, config, accelerator.device, skip_bad=skip_bad)
     if watch.say is not None:
         for line in opened.lines():
             watch.say(line)
     pipeline, family = opened.family.pipeline, opened.family
-    with accelerator.main_process_first():  # the others find pictures of the class in the folder
+    with (
+        accelerator.main_process_first(),  # the others find pictures of the class in the folder
+        enough_memory("while painting pictures of the class", fewer_class_pictures(config)),
+    ):
         batches = opened.batches(base, class_folder, watch.class_images)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
     facts = {**config.facts(), **opened.facts()}
-    watching = nullcontext() if opened.unmix is None else opened.unmix.watching()
-    with method.tune(Job(base, family, config, cache or BasisCache(), watch.basis)) as tuned, watching:
-        run = _Run(opened, tuned, accelerator, batches, factor, facts)
-        with _trackers(accelerator, trackers, facts):
-            return run.go(watch, keeping, validation)
+    job = Job(base, family, config, cache or BasisCache(), watch.basis)
+    with ExitStack() as stack:
+        with enough_memory("while preparing what is trained", smaller_step(config)):
+            tuned = stack.enter_context(method.tune(job))
+            run = _Run(opened, tuned, accelerator, batches, factor, facts)
+        if opened.unmix is not None:
+            stack.enter_context(opened.unmix.watching())
+        stack.enter_context(_trackers(accelerator, trackers, facts))
+        return run.go(watch, keeping, validation)
 
 
 def plan(base: Base, images: Path | None, config: TrainConfig, *, skip_bad: bool = False) -> dict[str, Any]:
@@ -234,18 +243,13 @@ class _Run:
 
     def _guarded(self, keeping: Keeping | None) -> float:
         """Do one step; what was good before is kept if it fails."""
-        try:
-            return self.step(self.done)
-        except TrainError:
-            if keeping is not None:
-                self._save_state(keeping)
-            raise
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+        with enough_memory(f"at step {self.done + 1}", smaller_step(self.config)):
+            try:
+                return self.step(self.done)
+            except TrainError:
+                if keeping is not None:
+                    self._save_state(keeping)
                 raise
-            raise TrainError(
-                f"out of memory at step {self.done + 1}", fix=f"set {', or '.join(_smaller(self.config))}"
-            ) from error
 
     def step(self, step: int) -> float:
         """Do one optimizer step on Eq. 3 and return its loss.
@@ -369,22 +373,8 @@ class _Run:
             watch.say(f"going on from step {self.done}")
 
     def _validate(self, validation: Validation, keeping: Keeping | None) -> None:
-        if self.accelerator.is_main_process:
-            folder = None if keeping is None else keeping.folder / "validation"
+        if not self.accelerator.is_main_process:
+            return
+        folder = None if keeping is None else keeping.folder / "validation"
+        with enough_memory(f"while painting after step {self.done}", smaller_validation(self.config)):
             validation.paint(self.family.pipeline, self.done, folder, self.accelerator.trackers)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
-
-
-def _smaller(config: TrainConfig) -> list[str]:
-    """Return the settings that would save memory and are not at their smallest."""
-    found = []
-    if config.batch > 1:
-        found.append(f"batch_size below {config.batch} (with accumulate, the step is the same)")
-    if not config.gradient_checkpointing:
-        found.append("gradient_checkpointing")
-    if config.mixed_precision == "no":
-        found.append("mixed_precision to bf16")
-    return [*found, "resolution lower", "selectors to a part of the model"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
@@ -73,6 +73,16 @@ def shown(values: Sequence[float], digits: int = 3) -> str:
     if not values:
         return "–"
     return interval_shown(mean_interval(values), digits)
+
+
+def share_shown(values: Sequence[float], digits: int = 3) -> str:
+    """Return a mean of shares as `shown` does, with its interval cut to what shares can be: 0 to 1."""
+    if not values:
+        return "–"
+    found = mean_interval(values)
+    if found.low is not None and found.high is not None:
+        found = replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+    return interval_shown(found, digits)
 
 
 def interval_shown(found: Interval, digits: int = 3) -> str:

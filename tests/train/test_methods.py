@@ -144,17 +144,6 @@ def test_a_model_in_bfloat16_learns_about_the_same() -> None:
     assert np.concatenate(signs).mean() > 0.9  # one step of Adam is the gradient's sign
 
 
-def test_a_run_out_of_memory_says_which_settings_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("svdiff_train.loop._Run._loss", full)
-    with pytest.raises(
-        TrainError, match=r"out of memory at step 1: set batch_size below 2 .*gradient_checkpointing.*resolution lower"
-    ):
-        run(replace(FEW, batch_size=2))
-
-
 def test_a_method_that_is_unknown_is_refused() -> None:
     with pytest.raises(InputError, match="method 'dora' is unknown: use svdiff, full, lora, kv"):
         replace(CONFIG, method="dora")

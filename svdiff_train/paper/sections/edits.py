@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from svdiff_train.paper.claim import Claim, all_of, higher, shown, table
+from svdiff_train.paper.claim import Claim, all_of, higher, share_shown, shown, table
 from svdiff_train.paper.experiments.edits import METHODS, SEEDS, WAYS
 from svdiff_train.paper.subjects import SCENES
 
@@ -55,10 +55,9 @@ def edits(results: Results) -> Section:
     for method in METHODS:
         faithful = results.values("c", _names(method), lambda numbers: float(numbers["faithful"]))
         for way in WAYS:
-            found = [results.values("c", _names(method), value) for value in _values(way)]
-            rows.append(
-                [LABELS[method], way, shown(faithful), *(shown(values, 2) for values in found), str(len(faithful))]
-            )
+            *shares, like = (results.values("c", _names(method), value) for value in _values(way))
+            shown_shares = (share_shown(values, 2) for values in shares)
+            rows.append([LABELS[method], way, shown(faithful), *shown_shares, shown(like, 2), str(len(faithful))])
     body = [
         ABOUT,
         *table(["method", "start", "faithful", "succeeded", "survived", "both", "like the source", "runs"], rows),

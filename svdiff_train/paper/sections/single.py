@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from svdiff_delta.subsets import PAPER
-from svdiff_train.paper.claim import Claim, all_of, higher, shown, similar, table
+from svdiff_train.paper.claim import Claim, all_of, higher, share_shown, shown, similar, table
 from svdiff_train.paper.experiments.shifts import SCALES
 from svdiff_train.paper.experiments.singles import METHODS, RANKS, SEEDS
 from svdiff_train.paper.recipe import BATCH, PRIOR, RATES, STEPS
@@ -31,6 +31,11 @@ def _score(name: str) -> Callable[[Any], float]:
     return lambda numbers: float(numbers[name])
 
 
+def _scores(values: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return text and image alignment and the share of identity as a table shows them."""
+    return [shown(values["text"]), shown(values["image"]), share_shown(values["identity"])]
+
+
 def _slug(name: str) -> str:
     return name.replace(" ", "_")
 
@@ -49,8 +54,7 @@ def singles(results: Results) -> Section:
         }
         size = f"{found['size'][0] / 1e3:,.0f} kB" if found["size"] else "–"
         took = f"{sum(found['seconds']) / len(found['seconds']):.0f} s" if found["seconds"] else "–"
-        alignments = (shown(found[key]) for key in ("text", "image", "identity"))
-        rows.append([LABELS[method], *alignments, size, took, str(len(found["text"]))])
+        rows.append([LABELS[method], *_scores(found), size, took, str(len(found["text"]))])
     against = {method: list(zip(_names("svdiff"), _names(method), strict=True)) for method in METHODS}
     image = {method: results.differences("a", against[method], _score("image")) for method in METHODS}
     text = {method: results.differences("a", against[method], _score("text")) for method in METHODS}
@@ -101,7 +105,7 @@ def subsets(results: Results) -> Section:
     rows = []
     for name in PAPER:
         pictures = results.row("d", f"{name}-{_slug(ABLATED[0])}", "painted")
-        rows.append([f"`{name}`", *(shown(found[key][name]) for key in found), pictures])
+        rows.append([f"`{name}`", *_scores({key: values[name] for key, values in found.items()}), pictures])
     body = [
         "Three subjects on each subset of Table 1, everything else as in (a).",
         "",
@@ -152,10 +156,14 @@ def sweeps(results: Results) -> Section:
     whole = {key: _subset(results, "unet", key) for key in ("text", "image", "identity")}
     short = _slug(ABLATED[0])
     rows = [
-        [str(rank), *(shown(ranked(rank, key)) for key in whole), results.row("h", f"rank-{rank}-{short}", "painted")]
+        [
+            str(rank),
+            *_scores({key: ranked(rank, key) for key in whole}),
+            results.row("h", f"rank-{rank}-{short}", "painted"),
+        ]
         for rank in RANKS
     ]
-    rows.append(["all", *(shown(values) for values in whole.values()), results.row("d", f"unet-{short}", "painted")])
+    rows.append(["all", *_scores(whole), results.row("d", f"unet-{short}", "painted")])
     scaled = [_at_scale(results, index) for index in range(len(SCALES))]
     body = [
         "Three subjects; only so many of the largest singular values of each weight are shifted.",
@@ -166,10 +174,7 @@ def sweeps(results: Results) -> Section:
         "",
         *table(
             ["scale", "text", "image", "identity"],
-            [
-                [f"{scale:g}", *(shown(values[key]) for key in whole)]
-                for scale, values in zip(SCALES, scaled, strict=True)
-            ],
+            [[f"{scale:g}", *_scores(values)] for scale, values in zip(SCALES, scaled, strict=True)],
         ),
         "",
         results.row("h", f"scales-{_slug(ABLATED[0])}", "strip"),

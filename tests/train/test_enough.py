@@ -1,0 +1,69 @@
+"""Memory that is not enough: every part of a run says when it was, and what to set instead."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NoReturn
+
+import pytest
+import torch
+
+from svdiff_delta.errors import TrainError
+from svdiff_train.config import TrainConfig
+from svdiff_train.enough import enough_memory
+from svdiff_train.loop import train
+from svdiff_train.sample import Sampling
+from svdiff_train.tiny import open_tiny, pictures_path
+from svdiff_train.validate import Validation
+
+PICTURES = pictures_path("black_cat")
+CONFIG = TrainConfig(
+    prompt="a photo of a sks cat",
+    class_prompt="a photo of a cat",
+    class_images=1,
+    selectors=("unet-ca-kv",),
+    steps=1,
+    batch_size=2,
+)
+VALIDATION = Validation(prompts=("a cat",), every=1, sampling=Sampling(steps=1))
+PARTS = {
+    "opening.load_pipeline": "while loading the model: set mixed_precision to bf16, or take a smaller base",
+    "prior.generate": "while painting pictures of the class: .*name a class folder",
+    "methods.svdiff.attach": "while preparing what is trained: .*set selectors to a part of the model",
+    "loop._Run._loss": "at step 1: .*set batch_size below 2 .*gradient_checkpointing.*resolution lower",
+    "validate.generate": "while painting after step 1: .*paint fewer pictures on the way",
+}
+
+
+def full(*arguments: object, **settings: object) -> NoReturn:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_run_out_of_memory_says_when_it_was_and_what_to_set(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"svdiff_train.{part}", full)
+    with pytest.raises(TrainError, match=f"out of memory {PARTS[part]}"):
+        train(open_tiny(), PICTURES, CONFIG, validation=VALIDATION)
+
+
+def test_what_is_at_its_smallest_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("svdiff_train.loop._Run._loss", full)
+    small = replace(CONFIG, batch_size=1, gradient_checkpointing=True, mixed_precision="bf16", class_prompt=None)
+    with pytest.raises(TrainError, match="at step 1: set resolution lower, or set selectors"):
+        train(open_tiny(), PICTURES, small)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")],
+    ids=["python", "torch"],
+)
+def test_the_memory_of_the_machine_counts_too(error: Exception) -> None:
+    with pytest.raises(TrainError, match="out of memory here: buy some") as raised, enough_memory("here", "buy some"):
+        raise error
+    assert raised.value.__cause__ is error
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), enough_memory("here", "buy some"):
+        raise RuntimeError("shapes differ")
