@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from common import sd15
-from common.process import Spent, child
+from common.process import spent_by
 
 from svdiff_delta import build_basis, open_base
 from svdiff_delta.cache import BasisCache
@@ -89,8 +89,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = sd15.folder_of(arguments.folder, Path(temporary))
         build_basis(open_base(folder), cache=BasisCache(folder / "cache"))
-        taken = {name: [Spent(**child(code, folder, THREADS)) for _ in range(RUNS)] for name, code in CODES.items()}
-    middle = {name: sorted(runs, key=lambda run: run.clock)[RUNS // 2] for name, runs in taken.items()}
+        middle = spent_by(CODES, folder, THREADS, runs=RUNS, key=lambda run: run.clock)
     for name, run in middle.items():
         print(f"{name:<48}{run}")
     print(f"{THREADS} threads, medians of {RUNS}")
@@ -100,7 +99,7 @@ def main() -> None:
     print(
         f"{'start, of the same with Z and bases kept':<48}{'':>10}{middle['start'].clock / middle['kept'].clock:>10.2f}"
     )
-    figures = {name: [vars(run) for run in runs] for name, runs in taken.items()}
+    figures = {name: vars(run) for name, run in middle.items()}
     sd15.save_figures(arguments.json, {"threads": THREADS, **figures, "ratio": ratio})
     sys.exit(0 if ratio <= LIMIT else 1)
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,3 +83,14 @@ def spending(spent: Spent) -> Iterator[None]:
     spent.clock += time.perf_counter() - begun
     spent.user += after.user - times.user
     spent.system += after.system - times.system
+
+
+def spent_by(
+    codes: Mapping[str, str], *arguments: object, runs: int, key: Callable[[Spent], float]
+) -> dict[str, Spent]:
+    """Run each code, which prints what it spent, in new processes; return of each the median run by key.
+
+    New processes, because memory that one run has given back costs the next one less.
+    """
+    taken = {name: [Spent(**child(code, *arguments)) for _ in range(runs)] for name, code in codes.items()}
+    return {name: sorted(found, key=key)[runs // 2] for name, found in taken.items()}
