@@ -20,6 +20,7 @@ NORMS_START: Final = 0.1  # of σ₁: below it eigenvalues of the Gram matrix sa
 TAIL_START: Final = 0.01  # of σ₁: below it the Gram matrix has squared too much away
 TINY: Final = 2.2250738585072014e-308  # divides nulls to something finite
 PIECE: Final = 1 << 24  # numbers that are float64 at a time: 128 MiB
+BLOCK: Final = 160  # rows of a Gram matrix that are computed at a time, as far as the diagonal
 STORED_ERROR: Final = 2.5e-7  # what products with a float32 factor err, relative to the weight
 LARGEST_ERROR: Final = 1e-6  # of ΔW, which the tail rows keep
 
@@ -169,18 +170,31 @@ def _count_above(sigma: Tensor, share: float) -> int:
 
 
 def _gram(work: Tensor) -> Tensor:
-    """Return work @ work.T in float64, from pieces that fit in memory."""
-    return sum((piece @ piece.T for piece in _pieces(work)), torch.zeros(()))
+    """Return work @ work.T in float64, from pieces that fit in memory; zeros above its diagonal blocks.
+
+    It is symmetric, and `eigh` reads what is on and below the diagonal.
+    """
+    count = work.shape[0]
+    gram = work.new_zeros((count, count), dtype=torch.float64)
+    for piece in _pieces(work):
+        for start in range(0, count, BLOCK):
+            stop = min(start + BLOCK, count)
+            gram[start:stop, :stop].addmm_(piece[start:stop], piece[:stop].T)
+    return gram
 
 
 def _lengths(vectors: Tensor, work: Tensor) -> Tensor:
     """Return the lengths of the rows of vectors.T @ work in float64, from pieces that fit in memory."""
+    if not vectors.shape[1]:
+        return vectors.new_zeros(0)
     squares = ((vectors.T @ piece).square().sum(1) for piece in _pieces(work))
     return sum(squares, torch.zeros(())).sqrt()
 
 
 def _project(vectors: Tensor, work: Tensor) -> Tensor:
     """Return vectors.T @ work in float64, from pieces that fit in memory."""
+    if not vectors.shape[1]:
+        return vectors.new_zeros((0, work.shape[1]))
     return torch.cat([vectors.T @ piece for piece in _pieces(work)], 1)
 
 
