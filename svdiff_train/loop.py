@@ -242,14 +242,18 @@ class _Run:
         )
 
     def _guarded(self, keeping: Keeping | None) -> float:
-        """Do one step; what was good before is kept if it fails."""
-        with enough_memory(f"at step {self.done + 1}", smaller_step(self.config)):
-            try:
-                return self.step(self.done)
-            except TrainError:
-                if keeping is not None:
-                    self._save_state(keeping)
-                raise
+        """Do one step; what was good before is kept if it fails, unless memory did: δ may be half of each step then."""
+        with enough_memory(f"at step {self.done + 1}", smaller_step(self.config)), self._kept_on_error(keeping):
+            return self.step(self.done)
+
+    @contextmanager
+    def _kept_on_error(self, keeping: Keeping | None) -> Iterator[None]:
+        try:
+            yield
+        except TrainError:
+            if keeping is not None:
+                self._save_state(keeping)
+            raise
 
     def step(self, step: int) -> float:
         """Do one optimizer step on Eq. 3 and return its loss.
@@ -376,5 +380,6 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         folder = None if keeping is None else keeping.folder / "validation"
-        with enough_memory(f"while painting after step {self.done}", smaller_validation(self.config)):
+        when = f"while painting after step {self.done}"
+        with self._kept_on_error(keeping), enough_memory(when, smaller_validation(self.config)):
             validation.paint(self.family.pipeline, self.done, folder, self.accelerator.trackers)

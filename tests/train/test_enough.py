@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from svdiff_delta.errors import TrainError
 from svdiff_train.config import TrainConfig
 from svdiff_train.enough import enough_memory
-from svdiff_train.loop import train
+from svdiff_train.loop import Keeping, train
 from svdiff_train.sample import Sampling
+from svdiff_train.state import states
 from svdiff_train.tiny import open_tiny, pictures_path
 from svdiff_train.validate import Validation
 
@@ -44,6 +46,17 @@ def test_a_run_out_of_memory_says_when_it_was_and_what_to_set(part: str, monkeyp
     monkeypatch.setattr(f"svdiff_train.{part}", full)
     with pytest.raises(TrainError, match=f"out of memory {PARTS[part]}"):
         train(open_tiny(), PICTURES, CONFIG, validation=VALIDATION)
+
+
+@pytest.mark.parametrize(("part", "kept"), [("validate.generate", ["step-000001"]), ("loop._Run._loss", [])])
+def test_steps_are_kept_where_only_painting_failed(
+    part: str, kept: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"svdiff_train.{part}", full)
+    keeping, longer = Keeping(folder=tmp_path), replace(CONFIG, class_prompt=None, steps=2)
+    with pytest.raises(TrainError, match="out of memory"):
+        train(open_tiny(), PICTURES, longer, validation=VALIDATION, keeping=keeping)
+    assert [path.stem for path in states(keeping.states)] == kept
 
 
 def test_what_is_at_its_smallest_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
