@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import atan2, cos, floor, sin, sqrt
+from math import floor, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +18,16 @@ from support.deltas import (
     PARAMETERS,
     QUERY,
     TEXT,
-    of_another_base,
+    norm_delta,
     parameter,
     part,
     random_delta,
     saved,
 )
 
-from svdiff_delta import Delta, add, interpolate, merge
-from svdiff_delta.errors import BaseMismatchError, InputError, SelectionError, TensorError
+from svdiff_delta import Delta, add, merge
 from svdiff_delta.file import dumps
 from svdiff_delta.merge import METHODS
-from svdiff_delta.merge.method import Options
 
 Vector = list[float]
 Reference = Callable[[list[Vector], Sequence[float], str], Vector]
@@ -108,18 +106,6 @@ def lists(delta: Delta) -> dict[str, list[float]]:
     return {name: value.tolist() for name, value in delta.items()}
 
 
-def arguments(delta: Delta) -> Mapping[str, object]:
-    lineage = delta.metadata.lineage
-    assert lineage is not None
-    assert lineage.record.operation == "merge"
-    return lineage.record.arguments
-
-
-def one(values: Sequence[float]) -> Delta:
-    """A delta of one elementwise weight."""
-    return Delta({NORM: np.array(values)}, replace(METADATA, parameters={NORM: parameter(len(values), seed=3)}))
-
-
 def test_there_are_six_methods_and_each_says_where_it_comes_from() -> None:
     assert list(METHODS) == ["linear", "slerp", "ties", "dare_linear", "dare_ties", "magnitude"]
     assert all(method.reference for method in METHODS.values())
@@ -172,30 +158,30 @@ def test_electing_from_one_input_or_the_same_twice_changes_nothing(method: str) 
 
 
 def test_ties_is_the_mean_of_those_that_agree_with_the_elected_sign() -> None:
-    inputs = [one([4, -1, 3, 0, 2]), one([2, 5, -3, 0, -1]), one([-3, -2, 0, 0, -1])]
+    inputs = [norm_delta([4, -1, 3, 0, 2]), norm_delta([2, 5, -3, 0, -1]), norm_delta([-3, -2, 0, 0, -1])]
     assert merge(inputs, method="ties", density=1)[NORM].tolist() == [3, 5, 0, 0, 0]
     assert merge(inputs, method="ties", density=0.4)[NORM].tolist() == [4, 5, 0, 0, 0]
 
 
 def test_a_negative_weight_turns_the_sign_that_is_elected() -> None:
-    a, b = one([1, 1]), one([3, -3])
+    a, b = norm_delta([1, 1]), norm_delta([3, -3])
     assert merge([a, b], method="ties", density=1, weights=(1, -1))[NORM].tolist() == [-3, 2]
 
 
 def test_means_are_weighted() -> None:
-    found = merge([one([1, 2]), one([4, -1])], method="ties", density=1, weights=(3, 1))[NORM]
+    found = merge([norm_delta([1, 2]), norm_delta([4, -1])], method="ties", density=1, weights=(3, 1))[NORM]
     assert found.tolist() == [7 / 4, 2]
 
 
 def test_the_largest_of_equal_magnitudes_that_are_kept_are_the_first() -> None:
-    assert merge([one([1, -2, 2, 2, 1])], method="magnitude", density=0.4)[NORM].tolist() == [0, -2, 2, 0, 0]
+    assert merge([norm_delta([1, -2, 2, 2, 1])], method="magnitude", density=0.4)[NORM].tolist() == [0, -2, 2, 0, 0]
 
 
 @pytest.mark.parametrize(
     ("density", "kept"), [(0.01, 1), (0.1, 1), (0.149, 1), (0.15, 2), (0.25, 3), (0.5, 5), (0.94, 9), (0.95, 10)]
 )
 def test_a_density_keeps_the_nearest_whole_number_and_at_least_one(density: float, kept: int) -> None:
-    values = one(np.arange(1, 11).tolist())
+    values = norm_delta(np.arange(1, 11).tolist())
     assert np.count_nonzero(merge([values], method="magnitude", density=density)[NORM]) == kept
 
 
@@ -254,7 +240,7 @@ def test_what_is_drawn_for_a_parameter_does_not_depend_on_the_others() -> None:
 
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
 def test_dare_keeps_the_share_and_the_expectation(density: float) -> None:
-    found = merge([one([1.0] * 20_000)], method="dare_linear", density=density)[NORM]
+    found = merge([norm_delta([1.0] * 20_000)], method="dare_linear", density=density)[NORM]
     assert set(found.tolist()) == {0.0, float(np.float32(1 / density))}
     slack = 5 * sqrt(density * (1 - density) / 20_000)
     assert abs(np.count_nonzero(found) / 20_000 - density) < slack
@@ -274,159 +260,3 @@ def test_draws_are_the_same_in_every_process(tmp_path: Path, hash_seed: str) -> 
     assert outcome.code == 0, outcome.err
     here = merge([A, B], method="dare_ties", density=0.5, seed=7, weights=[{"unet": 2, "mid": 3}, 1])
     assert (tmp_path / "out").read_bytes() == dumps(here)
-
-
-def on_the_arc(a: Vector, b: Vector, alpha: float) -> Vector:
-    """α of the way from b to a along the great circle (Shoemake), from the plane that a and b span."""
-    dot, lengths = (sum(x * y for x, y in zip(a, b, strict=True)), [sqrt(sum(x * x for x in v)) for v in (a, b)])
-    unit = [x / lengths[0] for x in a]
-    across = [y / lengths[1] - dot / (lengths[0] * lengths[1]) * x for x, y in zip(unit, b, strict=True)]
-    angle = atan2(sqrt(sum(x * x for x in across)), dot / (lengths[0] * lengths[1]))
-    shares = sin(alpha * angle) / sin(angle), sin((1 - alpha) * angle) / sin(angle)
-    return [shares[0] * x + shares[1] * y for x, y in zip(a, b, strict=True)]
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 0.75, 1.0])
-def test_slerp_is_its_definition_on_each_whole_shift(alpha: float) -> None:
-    found = merge([A, B], method="slerp", alpha=alpha)
-    for name in PARAMETERS:
-        whole = on_the_arc([float(x) for x in A[name]], [float(x) for x in B[name]], alpha)
-        assert found[name].tolist() == pytest.approx(whole, rel=1e-6, abs=1e-12)
-
-
-def test_slerp_goes_along_the_circle_at_even_pace() -> None:
-    for step in range(11):
-        alpha = step / 10
-        found = merge([one([2, 0]), one([0, 2])], method="slerp", alpha=alpha)[NORM]
-        quarter = np.pi / 2 * (1 - alpha)
-        assert found.tolist() == pytest.approx([2 * cos(quarter), 2 * sin(quarter)], abs=1e-7)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [[0.0, 0, 0], [3.0, 6, 9], [-1.0, -2, -3], [1 + 1e-7, 2, 3]],
-    ids=["zero", "along", "against", "nearly along"],
-)
-def test_slerp_without_an_angle_is_a_straight_line(other: list[float]) -> None:
-    a, b = one([1, 2, 3]), one(other)
-    assert np.array_equal(merge([a, b], method="slerp", alpha=0.3)[NORM], interpolate(a, b, 0.3)[NORM])
-
-
-def test_slerp_counts_a_run_as_often_as_it_is_long() -> None:
-    item = replace(parameter(3, 4), tied=((0, 1),))
-    metadata = replace(METADATA, parameters={"unet.w": item})
-    a, b = (Delta({"unet.w": np.array(values)}, metadata) for values in ([1.0, 1, 0], [1.0, 1, 2]))
-    found = merge([a, b], method="slerp", alpha=0.5)["unet.w"].tolist()
-    assert found == pytest.approx(on_the_arc([1, 1, 0], [1, 1, 2], 0.5), rel=1e-6)
-    assert found[0] != pytest.approx(on_the_arc([1, 0], [1, 2], 0.5)[0], rel=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "recorded"),
-    [
-        ("linear", {}, {"weights": [1, 1]}),
-        ("slerp", {"alpha": 0.25}, {"alpha": 0.25}),
-        ("ties", {"density": 0.5, "weights": [2, {"unet": 3}]},
-         {"density": 0.5, "weights": [2, {"default": 1, "where": [["unet", 3]]}]}),
-        ("magnitude", {"density": 0.5}, {"density": 0.5, "weights": [1, 1]}),
-        ("dare_linear", {"density": 0.5}, {"density": 0.5, "seed": 0, "weights": [1, 1]}),
-        ("dare_ties", {"density": 0.5, "seed": 9, "dtype": "F16"},
-         {"density": 0.5, "seed": 9, "weights": [1, 1], "dtype": "F16"}),
-    ],
-)  # fmt: skip
-def test_method_options_and_weights_are_recorded(
-    method: str, options: dict[str, object], recorded: dict[str, object]
-) -> None:
-    found = merge([A, B], method=method, **options)  # type: ignore[arg-type]
-    assert arguments(found) == {"method": method, **recorded}
-
-
-NEEDS = {
-    "linear": set[str](),
-    "slerp": {"alpha"},
-    "ties": {"density"},
-    "magnitude": {"density"},
-    "dare_linear": {"density", "seed"},
-    "dare_ties": {"density", "seed"},
-}
-
-
-@pytest.mark.parametrize("option", ["density", "alpha", "seed"])
-@pytest.mark.parametrize("method", NEEDS)
-def test_an_option_that_a_method_does_not_take_is_refused_by_both_names(method: str, option: str) -> None:
-    needed = {key: 0.5 for key in NEEDS[method] if key != "seed"}
-    given: dict[str, float] = needed | {option: 1}
-    if option in NEEDS[method]:
-        assert arguments(merge([A, B], method=method, **given))[option] == 1  # type: ignore[arg-type]
-        return
-    with pytest.raises(InputError, match=f"^{method} takes no {option}"):
-        merge([A, B], method=method, **given)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("method", [method for method in NEEDS if method != "linear"])
-def test_an_option_that_a_method_lacks_is_named(method: str) -> None:
-    lacking = "alpha" if method == "slerp" else "density"
-    with pytest.raises(InputError, match=f"^{method} needs {lacking}: give {lacking}, such as 0.5$"):
-        merge([A, B], method=method)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "reason"),
-    [
-        *(("density", value, r"density must be within \(0, 1\]") for value in (0.0, -0.1, 1.1, float("nan"))),
-        *(("alpha", value, r"alpha must be within \[0, 1\]") for value in (-0.1, 1.1, float("nan"), float("inf"))),
-        *(("seed", value, r"seed must be a whole number from 0 to 2\^53 - 1") for value in (-1, 2**53)),
-    ],
-)
-def test_an_option_out_of_range_is_refused_as_it_was_given(key: str, value: float, reason: str) -> None:
-    with pytest.raises(InputError, match=f"^{reason}, is {value}$"):
-        Options(**{key: value})  # type: ignore[arg-type]
-
-
-def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=f"^'tiez': no such merge method: known are {', '.join(METHODS)}$"):
-        merge([A, B], method="tiez")
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_slerp_takes_two(count: int) -> None:
-    with pytest.raises(InputError, match=f"^slerp takes 2 deltas, {count} were given$"):
-        merge([A, B, C][:count], method="slerp", alpha=0.5)
-
-
-def test_slerp_takes_no_weights() -> None:
-    with pytest.raises(InputError, match=r"^slerp takes no weights: use alpha$"):
-        merge([A, B], method="slerp", alpha=0.5, weights=(1, 1))
-
-
-@pytest.mark.parametrize("weights", [[], [1.0], [1.0, 1.0, 1.0]])
-def test_there_must_be_a_weight_for_each_input(weights: list[float]) -> None:
-    with pytest.raises(InputError, match=f"^2 deltas need as many weights, {len(weights)} were given$"):
-        merge([A, B], weights=weights)
-
-
-def test_nothing_cannot_be_merged() -> None:
-    with pytest.raises(InputError, match=r"^there is nothing to merge: give at least one delta$"):
-        merge([])
-
-
-def test_deltas_of_different_bases_are_not_merged() -> None:
-    with pytest.raises(BaseMismatchError, match="different bases"):
-        merge([A, random_delta(2, of_another_base())])
-
-
-def test_a_selector_that_matches_nothing_is_named() -> None:
-    with pytest.raises(SelectionError, match="'up'"):
-        merge([A, B], weights=[{"up": 1}, 1])
-
-
-def test_a_result_beyond_its_number_format_is_refused_by_name() -> None:
-    with pytest.raises(TensorError, match=f"^{NORM}: δ reaches 70000, F16 ends at 65504"):
-        merge([one([7, 0])], weights=[1e4], dtype="F16")
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_inputs_are_left_as_they_were(method: str) -> None:
-    before = dumps(A), dumps(B)
-    merge([A, B], method=method, **{key: 0.5 for key in NEEDS[method] if key != "seed"})  # type: ignore[arg-type]
-    assert (dumps(A), dumps(B)) == before

@@ -14,6 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from svdiff_delta.base import Base
+from svdiff_delta.cache import BasisCache
+from svdiff_delta.convert import DIALECTS
+from svdiff_delta.convert.dialect import Changes, Job
 from svdiff_delta.delta import Delta
 from svdiff_train.sample import Sampling, generate
 
@@ -23,6 +26,18 @@ JOBS = [("a photo of a panda face", 0), ("a photo of a house", 1)]
 def paint(pipeline: Any) -> list[Image.Image]:
     """Return two small pictures."""
     return generate(pipeline, JOBS, Sampling(steps=5, guidance=4.0))
+
+
+def weights_file(path: Path) -> Path:
+    """Return the file of an adapter's tensors: PEFT's lies in a folder."""
+    return path / "adapter_model.safetensors" if path.is_dir() else path
+
+
+def read_changes(path: Path, dialect: str, base: Base) -> Changes:
+    """Return what a reader finds in an adapter's file or folder."""
+    read = DIALECTS[dialect].read
+    assert read is not None
+    return read(str(path), Job(base, BasisCache()))
 
 
 def apart(a: Iterable[Image.Image], b: Iterable[Image.Image]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,11 @@ def random_values(parameters: Mapping[str, Parameter], seed: int, size: float = 
 def random_delta(seed: int = 0, metadata: Metadata = METADATA, *, title: str | None = None, **extra: Any) -> Delta:
     """Return a delta with random values."""
     return Delta(random_values(metadata.parameters, seed), metadata.with_title(title), **extra)
+
+
+def norm_delta(values: Sequence[float]) -> Delta:
+    """Return a delta of one elementwise weight."""
+    return Delta({NORM: np.array(values)}, replace(METADATA, parameters={NORM: parameter(len(values), seed=3)}))
 
 
 def part(metadata: Metadata, *names: str) -> Metadata:

@@ -1,7 +1,8 @@
-"""What lies in a folder."""
+"""What lies in a folder, and below it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 
@@ -13,3 +14,14 @@ def listing(folder: Path) -> list[str]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the bytes of every file in a folder by name, hidden ones too."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file below a folder, by relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    """Return the files of a pipeline itself, without its card and whatever else lies beside it."""
+    index = json.loads((folder / "model_index.json").read_bytes())
+    return {name: raw for name, raw in tree(folder).items() if name.split("/")[0] in {"model_index.json", *index}}

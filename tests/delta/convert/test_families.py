@@ -9,26 +9,16 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.adapters import kohya_changes, save_tensors, taken, true_changes
+from support.adapters import kohya_changes, read_changes, save_tensors, taken, true_changes
 from support.models import base_delta
 from support.weights import normal, relative
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from svdiff_delta import convert, open_base, select
 from svdiff_delta.base import Base
-from svdiff_delta.cache import BasisCache
-from svdiff_delta.convert import DIALECTS
-from svdiff_delta.convert.dialect import Changes, Job
 from svdiff_delta.convert.names import Names
 from svdiff_delta.convert.sgm import SgmNames
 from svdiff_delta.errors import InputError
-
-
-def changes(path: Path, dialect: str, base: Base) -> Changes:
-    read = DIALECTS[dialect].read
-    assert read is not None
-    return read(str(path), Job(base, BasisCache()))
-
 
 # --- SDXL ---
 
@@ -209,7 +199,7 @@ def test_flux_s_fused_layers_are_taken_apart(tmp_path: Path, prefix: str) -> Non
     tensors = (
         pair(fused, 3 * INNER, INNER) | pair(out, INNER, INNER, alpha=-4.0) | pair(single, INNER, 5 * INNER, alpha=1.0)
     )
-    found = changes(save_tensors(tmp_path / "x.safetensors", tensors), "flux", base)
+    found = read_changes(save_tensors(tmp_path / "x.safetensors", tensors), "flux", base)
     assert found.left_out == {}
     for index, part in enumerate("qkv"):
         expected = product(tensors, fused)[index * INNER : (index + 1) * INNER]
@@ -243,7 +233,7 @@ def test_what_diffusers_would_drop_is_listed(tmp_path: Path) -> None:
     }
     unknown = pair("lora_unet_double_blocks_0_nothing", INNER, INNER)
     path = save_tensors(tmp_path / "x.safetensors", pair(good, INNER, INNER) | lost | unknown)
-    found = changes(path, "flux", base)
+    found = read_changes(path, "flux", base)
     assert [*found.kinds] == [f"transformer.{STREAM}.to_out.0.weight"]
     assert found.left_out.keys() == lost.keys() | unknown.keys()
     with pytest.raises(InputError, match="5 weights cannot be carried over"):
@@ -253,7 +243,7 @@ def test_what_diffusers_would_drop_is_listed(tmp_path: Path) -> None:
 def test_flux_without_alpha_says_what_was_assumed(tmp_path: Path) -> None:
     base = small_flux(tmp_path / "flux")
     tensors = pair("lora_unet_double_blocks_0_img_attn_proj", INNER, INNER, alpha=None)
-    found = changes(save_tensors(tmp_path / "x.safetensors", tensors), "flux", base)
+    found = read_changes(save_tensors(tmp_path / "x.safetensors", tensors), "flux", base)
     assert (
         relative(found.read(f"transformer.{STREAM}.to_out.0.weight"), product(tensors, next(iter(tensors))[:-15])) < 1
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +11,19 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.adapters import kohya_changes, true_changes
-from support.checkpoints import delta_of, document, single
-from support.commands import python
+from support.adapters import kohya_changes, read_changes, true_changes, weights_file
+from support.checkpoints import delta_of, document
 from support.files import listing
-from support.models import base_delta
-from support.weights import normal, with_spectrum
 
-from svdiff_delta import Delta, convert, load, open_base, save, select
+from svdiff_delta import Delta, convert, select
 from svdiff_delta import cache as cache_module
 from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
-from svdiff_delta.convert import DIALECTS as REGISTRY
-from svdiff_delta.convert.dialect import Changes, Job
-from svdiff_delta.errors import BaseMismatchError, InputError, OutputError, TensorError
-from svdiff_delta.file import identify
+from svdiff_delta.errors import InputError
 
 DIALECTS = ("peft", "diffusers", "kohya", "lycoris")
 KEY = "svdiff.adapter"
 ALL = 100_000
-
-
-@pytest.fixture(scope="module")
-def whole(tiny: Base) -> Delta:
-    """δ on the middle of the UNet: linear layers, convolutions and norms; some of it is clipped."""
-    return base_delta(tiny, "mid", size=0.3)
-
-
-@pytest.fixture(scope="module")
-def delta(whole: Delta) -> Delta:
-    return select(whole, "2d", "4d")
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Base:
-    """A wide and a tall weight without a class."""
-    sigma = torch.linspace(3, 1, 12)
-    return single(
-        tmp_path / "base.safetensors",
-        a=with_spectrum(sigma, 12, 20).half().float(),
-        b=with_spectrum(sigma, 20, 12, seed=3).half().float(),
-    )
-
-
-def changes(path: Path, dialect: str, base: Base) -> Changes:
-    read = REGISTRY[dialect].read
-    assert read is not None
-    return read(str(path), Job(base, BasisCache()))
-
-
-def weights_file(path: Path) -> Path:
-    return path / "adapter_model.safetensors" if path.is_dir() else path
 
 
 def clipped(base: Base, delta: Delta, name: str) -> np.ndarray:
@@ -166,7 +126,7 @@ def test_rank_1_is_the_largest_change_alone_and_a_rank_above_k_is_the_whole(
     for rank, error in ((1, float(sigma[1:].norm())), (count + 1, 0.0)):
         found = convert(given, to=dialect, base=tiny, rank=rank, output=tmp_path / f"{rank}")
         assert found.ranks == {name: min(rank, count)}
-        copy = changes(tmp_path / f"{rank}", dialect, tiny).read(name)
+        copy = read_changes(tmp_path / f"{rank}", dialect, tiny).read(name)
         assert isinstance(copy, torch.Tensor)
         assert float((copy - whole).norm()) == pytest.approx(error, abs=1e-6 * float(sigma.norm()))
 
@@ -288,178 +248,3 @@ def test_bases_that_are_not_there_yet_are_computed_side_by_side(
             assert found.captured == pytest.approx(1, abs=1e-6)
     finally:
         torch.set_num_threads(threads)
-
-
-# --- What the file says ---
-
-
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_the_same_delta_gives_the_same_bytes_in_any_process(
-    tiny: Base, delta: Delta, dialect: str, tmp_path: Path
-) -> None:
-    save(delta, tmp_path / "delta.safetensors")
-    convert(delta, to=dialect, base=tiny, rank=3, output=tmp_path / "here")
-    code = (
-        "import sys; from svdiff_delta import convert; from svdiff_train.tiny import open_tiny\n"
-        "convert(sys.argv[1], to=sys.argv[2], base=open_tiny(), rank=3, output=sys.argv[3])"
-    )
-    python(code, tmp_path / "delta.safetensors", dialect, tmp_path / "there")
-    files = [path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*")] or [Path()]
-    for file in files:
-        assert (tmp_path / "here" / file).read_bytes() == (tmp_path / "there" / file).read_bytes()
-    assert str(tmp_path).encode() not in weights_file(tmp_path / "here").read_bytes()
-
-
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_the_file_says_what_it_retains_and_where_it_comes_from(
-    tiny: Base, delta: Delta, dialect: str, tmp_path: Path
-) -> None:
-    told = replace(
-        delta.metadata,
-        training={"steps": 5},
-        extra={"org.example.a": 1},
-        modelspec={"title": "Dog", "author": "Ann", "architecture": "UNet2DConditionModel/svdiff", "hash_sha256": ""},
-        foreign={"org.example.b": "c"},
-    )
-    given = Delta(dict(delta), told)
-    found = convert(given, to=dialect, base=tiny, energy=0.6, max_rank=9, output=tmp_path / "x")
-    said = document(weights_file(tmp_path / "x"), KEY)
-    assert (said["format"], said["version"]) == ("svdiff-adapter", 1)
-    assert said["names"] == list(delta)
-    assert said["retained"]["all"] == round(found.captured, 6)
-    assert said["retained"]["parameters"] == [round(found.layers[name].captured, 6) for name in delta]
-    assert said["lineage"]["operation"] == "convert"
-    assert said["lineage"]["arguments"] == {"to": dialect, "energy": 0.6, "max_rank": 9}
-    assert said["lineage"]["inputs"] == [identify(given)[0]]
-    raw = weights_file(tmp_path / "x").read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    strings = json.loads(raw[8 : 8 + length])["__metadata__"]
-    assert strings["modelspec.title"] == "Dog"
-    assert strings["modelspec.author"] == "Ann"
-    assert strings["modelspec.architecture"] == "UNet2DConditionModel/lora"
-    assert strings["org.example.b"] == "c"
-    import hashlib
-
-    assert strings["modelspec.hash_sha256"] == f"0x{hashlib.sha256(raw[8 + length :]).hexdigest()}"
-    back = convert(tmp_path / "x", base=tiny, min_energy=0).delta.metadata
-    assert (back.title, back.training, back.extra) == ("Dog", {"steps": 5}, {"org.example.a": 1})
-    assert back.modelspec["author"] == "Ann"
-    assert back.modelspec["architecture"] == "UNet2DConditionModel/svdiff"
-    assert back.foreign == {"org.example.b": "c"}
-    assert back.lineage is not None
-    assert back.lineage.record.arguments["from"] == dialect
-    (between,) = back.lineage.record.inputs
-    record = back.lineage.files[between].record
-    assert record is not None
-    assert record.inputs == (identify(given)[0],)
-
-
-def test_what_another_program_says_in_its_file_goes_along(tiny: Base, delta: Delta, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    convert(delta, to="kohya", base=tiny, rank=2, output=tmp_path / "x.safetensors")
-    strings = {
-        "ss_base_model_version": "sd_v1",
-        "ss_network_dim": "2",
-        "modelspec.title": "Cat",
-        "modelspec.license": "MIT",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
-    }
-    save_file(load_file(tmp_path / "x.safetensors"), tmp_path / "y.safetensors", metadata=strings)
-    found = convert(tmp_path / "y.safetensors", base=tiny, output=tmp_path / "z.safetensors").delta.metadata
-    assert (found.title, found.modelspec["license"]) == ("Cat", "MIT")
-    assert found.foreign == {"ss_base_model_version": "sd_v1"}
-    assert load(tmp_path / "z.safetensors").metadata.modelspec["license"] == "MIT"
-    assert found.lineage is not None
-    assert [source.title for source in found.lineage.files.values()] == ["Cat"]
-
-
-def test_a_copy_that_was_made_for_another_base_is_known_by_its_fingerprints(
-    tiny: Base, delta: Delta, tmp_path: Path
-) -> None:
-    import shutil
-
-    from safetensors.torch import save_file
-
-    convert(delta, to="diffusers", base=tiny, rank=2, output=tmp_path / "x.safetensors")
-    shutil.copytree(tiny.path, tmp_path / "other")
-    path = tmp_path / "other" / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(path)
-    weights["mid_block.resnets.0.conv1.weight"][0, 0, 0, 0] += 1
-    save_file(weights, path)
-    with pytest.raises(BaseMismatchError, match=r"^unet\.mid_block\.resnets\.0\.conv1\.weight: .* another base"):
-        convert(tmp_path / "x.safetensors", base=open_base(tmp_path / "other"))
-
-
-def test_below_nine_tenths_the_result_says_that_it_is_a_poor_copy(tiny: Base, delta: Delta) -> None:
-    (remark,) = convert(delta, to="kohya", base=tiny, rank=1).remarks
-    assert remark.startswith("only ")
-    assert "of the change is retained at rank 1" in remark
-    assert convert(delta, to="kohya", base=tiny, energy=0.95).remarks == ()
-
-
-# --- What is refused ---
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ({}, "kohya: nothing says the rank: give --rank, such as 32, or --energy"),
-        ({"rank": 0}, "--rank must be at least 1, is 0"),
-        ({"energy": 0.0}, r"--energy must be within \(0, 1\], is 0.0"),
-        ({"energy": 1.1}, r"--energy must be within \(0, 1\]"),
-        ({"energy": float("nan")}, r"--energy must be within \(0, 1\]"),
-        ({"energy": 0.5, "max_rank": 0}, "--max-rank must be at least 1, is 0"),
-        ({"rank": 1, "energy": 0.5}, "--rank and --energy contradict each other"),
-        ({"max_rank": 5}, "--max-rank says nothing without --energy"),
-        ({"rank": 1, "dtype": "I8"}, "kohya: cannot be stored as I8, as deltas can: use --dtype F32, F16, BF16"),
-        ({"rank": 1, "min_energy": 0.99}, "is retained, less than the least share of 99.00%: give a higher --rank"),
-    ],
-)
-def test_arguments_that_cannot_work(
-    tiny: Base, delta: Delta, how: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=message):
-        convert(delta, to="kohya", base=tiny, output=tmp_path / "x.safetensors", **how)
-    assert listing(tmp_path) == []
-
-
-def test_a_delta_of_zeros_has_nothing_to_write(base: Base) -> None:
-    with pytest.raises(InputError, match="δ is 0 wherever peft has a place"):
-        convert(delta_of(base, a=np.zeros(12)), to="peft", base=base, rank=1)
-
-
-def test_a_value_beyond_the_format_is_refused_and_nothing_is_written(base: Base, tmp_path: Path) -> None:
-    before = listing(tmp_path)
-    with pytest.raises(TensorError, match=r"lora_B\.weight: reaches .*, F16 ends at 65504: use --dtype F32"):
-        convert(delta_of(base, a=np.full(12, 1e12)), to="peft", base=base, rank=1, output=tmp_path / "x", dtype="F16")
-    assert listing(tmp_path) == before
-
-
-def test_a_delta_of_another_base_is_refused_and_nothing_is_written(base: Base, tmp_path: Path) -> None:
-    other = single(tmp_path / "other.safetensors", a=normal(12, 20), b=normal(20, 12))
-    before = listing(tmp_path)
-    with pytest.raises(BaseMismatchError, match=r"^model\.a\.weight: the delta was made for another base"):
-        convert(delta_of(base, a=np.ones(12)), to="peft", base=other, rank=1, output=tmp_path / "x")
-    assert listing(tmp_path) == before
-
-
-@pytest.mark.parametrize("dialect", ["peft", "kohya"])
-def test_an_output_that_exists_is_left_alone(tiny: Base, delta: Delta, dialect: str, tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("mine")
-    with pytest.raises(OutputError, match="exists already"):
-        convert(delta, to=dialect, base=tiny, rank=1, output=tmp_path / "x")
-    assert (tmp_path / "x").read_text() == "mine"
-    convert(delta, to=dialect, base=tiny, rank=1, output=tmp_path / "x", overwrite=True)
-    assert convert(tmp_path / "x", base=tiny, min_energy=0).captured == pytest.approx(1, abs=1e-6)
-
-
-def test_without_an_output_everything_is_calculated_and_nothing_written(
-    tiny: Base, delta: Delta, tmp_path: Path
-) -> None:
-    for dialect in DIALECTS:
-        found = convert(delta, to=dialect, base=tiny, rank=2)
-        written = convert(delta, to=dialect, base=tiny, rank=2, output=tmp_path / dialect)
-        assert found.output is None
-        files = [path for path in [tmp_path / dialect, *(tmp_path / dialect).rglob("*")] if path.is_file()]
-        assert found.size == written.size == sum(path.stat().st_size for path in files)

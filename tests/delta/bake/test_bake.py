@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,38 +12,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.commands import Outcome, python
+from support.files import parts, tree
 from support.models import MINILM, base_delta
 from support.weights import relative
 from transformers import AutoModel
 
 from svdiff_delta import Delta, add, bake, load, open_base, save, scale, select, zero_delta
 from svdiff_delta.base import Base
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.codec import Dtype
-from svdiff_delta.errors import BaseMismatchError, OutputError, TensorError
-from svdiff_delta.plan import Unchanged, plan_bake
+from svdiff_delta.errors import BaseMismatchError, TensorError
 from svdiff_train.tiny import base_path, open_tiny
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def parts(folder: Path) -> dict[str, bytes]:
-    """The files of a pipeline itself, without its card and whatever else lies beside it."""
-    index = json.loads((folder / "model_index.json").read_bytes())
-    return {name: raw for name, raw in files(folder).items() if name.split("/")[0] in {"model_index.json", *index}}
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Base:
-    return open_base(MINILM)
-
-
-@pytest.fixture(scope="module")
-def delta(minilm: Base) -> Delta:
-    return base_delta(minilm, "model.encoder.layer.0.*")
 
 
 def truth(weight: torch.Tensor, shift: np.ndarray, kind: str) -> torch.Tensor:
@@ -121,7 +97,7 @@ def test_two_deltas_are_summed_first_and_clipped_once(minilm: Base, tmp_path: Pa
 def test_weights_of_deltas_are_factors_on_them(minilm: Base, delta: Delta, tmp_path: Path) -> None:
     bake(minilm, [(delta, 0.5)], tmp_path / "a")
     bake(minilm, [scale(delta, 0.5)], tmp_path / "b")
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
@@ -138,7 +114,7 @@ def test_a_given_dtype_is_rounded_to_once(minilm: Base, delta: Delta, tmp_path: 
 def test_a_pipeline_keeps_its_other_components_and_settings(tmp_path: Path) -> None:
     base = open_tiny()
     bake(base, [base_delta(base, "mid")], tmp_path / "out")
-    before, after = parts(base_path()), files(tmp_path / "out")
+    before, after = parts(base_path()), tree(tmp_path / "out")
     assert before.keys() == after.keys()
     assert [name for name in before if before[name] != after[name]] == ["unet/diffusion_pytorch_model.safetensors"]
 
@@ -186,23 +162,13 @@ def test_a_weight_too_large_for_the_dtype_is_refused_and_nothing_is_written(mini
     assert not list(tmp_path.iterdir())
 
 
-def test_an_existing_output_is_kept_unless_told_otherwise(minilm: Base, delta: Delta, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("keep")
-    with pytest.raises(OutputError, match="exists already"):
-        bake(minilm, [delta], tmp_path / "out")
-    assert files(tmp_path / "out") == {"mine": b"keep"}
-    bake(minilm, [delta], tmp_path / "out", overwrite=True)
-    assert "config.json" in files(tmp_path / "out")
-
-
 def test_slices_of_a_delta_bake_like_the_whole(minilm: Base, delta: Delta, tmp_path: Path) -> None:
     names = list(delta)
     parts = [select(delta, *names[:5]), select(delta, *names[5:])]
     bake(minilm, parts, tmp_path / "parts")
     bake(minilm, [add(*parts)], tmp_path / "whole")
     bake(minilm, [delta], tmp_path / "same")
-    assert files(tmp_path / "parts") == files(tmp_path / "whole") == files(tmp_path / "same")
+    assert tree(tmp_path / "parts") == tree(tmp_path / "whole") == tree(tmp_path / "same")
 
 
 DELTA_WEIGHT = """
@@ -243,7 +209,7 @@ def test_a_delta_loaded_from_its_file_bakes_like_the_one_in_memory(minilm: Base,
     save(delta, tmp_path / "delta.safetensors")
     bake(minilm, [load(tmp_path / "delta.safetensors")], tmp_path / "a")
     bake(minilm, [delta], tmp_path / "b")
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
 def lost(base: Base, delta: Delta, baked: Path, name: str) -> float:
@@ -291,115 +257,3 @@ def test_the_index_of_a_sharded_base_says_the_size_of_the_output(tmp_path: Path)
     assert len(shards) == 2
     assert index["metadata"]["total_size"] == sum(w.nbytes for shard in shards for w in shard.values())
     assert AutoModel.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.float16
-
-
-@pytest.mark.parametrize("how", ["hardlink", "symlink"])
-def test_files_that_are_not_changed_can_be_linked(tmp_path: Path, how: Unchanged) -> None:
-    base = open_tiny()
-    linkable = tmp_path / "base"
-    shutil.copytree(base_path(), linkable)
-    base = open_base(linkable)
-    bake(base, [base_delta(base, "mid")], tmp_path / "out", unchanged=how)
-    unet, vae = (tmp_path / "out" / part / "diffusion_pytorch_model.safetensors" for part in ("unet", "vae"))
-    original = linkable / "vae" / "diffusion_pytorch_model.safetensors"
-    assert vae.samefile(original)
-    assert vae.is_symlink() == (how == "symlink")
-    assert not unet.samefile(linkable / "unet" / "diffusion_pytorch_model.safetensors")
-    assert files(tmp_path / "out").keys() == parts(linkable).keys()
-
-
-def test_a_plan_says_what_a_bake_needs_and_writes_nothing(minilm: Base, delta: Delta, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    plan = plan_bake(minilm, [delta], out, dtype="F16")
-    assert not list(tmp_path.iterdir())
-    bake(minilm, [delta], out, dtype="F16")
-    sizes = {str(item.target): item.bytes for item in plan.items}
-    written = {name: len(raw) for name, raw in files(out).items()}
-    assert sizes.keys() == written.keys()
-    assert sizes["model.safetensors"] == written["model.safetensors"]
-    assert plan.bytes == pytest.approx(sum(written.values()), abs=100)  # the configuration's dtype has another length
-    assert plan.missing == []
-
-
-def test_a_plan_names_the_bases_that_are_missing(minilm: Base, delta: Delta, tmp_path: Path) -> None:
-    plan = plan_bake(minilm, [delta], tmp_path / "out", cache=BasisCache(tmp_path / "empty"))
-    kinds = {name: parameter.kind for name, parameter in delta.metadata.parameters.items()}
-    assert plan.missing == [name for name, kind in kinds.items() if kind == "spectral"]
-
-
-def test_a_disk_without_space_is_noticed_before_anything_is_written(
-    minilm: Base, delta: Delta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=1_000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OutputError, match=r"out: needs \d[\d,]+ bytes, its disk has 1,000 left: free some space"):
-        bake(minilm, [delta], tmp_path / "out")
-    assert not list(tmp_path.iterdir())
-
-
-FULL = """
-import resource, signal, sys, warnings
-from pathlib import Path
-from svdiff_delta import bake, load, open_base
-from svdiff_delta.cache import BasisCache
-base, delta, out, cache = open_base(sys.argv[1]), load(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[5]), resource.RLIM_INFINITY))
-warnings.simplefilter("default")
-print(bake(base, [delta], out, cache=BasisCache(cache)).path)
-"""
-
-
-def bake_on_a_full_disk(delta: Delta, folder: Path, largest: int) -> Outcome:
-    """Bake in a process that may write no file of more than `largest` bytes: to the code that is a full disk."""
-    save(delta, folder / "delta.safetensors")
-    places = [MINILM, folder / "delta.safetensors", folder / "out", folder / "cache", str(largest)]
-    return python(FULL, *places)
-
-
-def test_a_disk_that_is_full_in_the_output_leaves_nothing_of_it(delta: Delta, tmp_path: Path) -> None:
-    done = bake_on_a_full_disk(select(delta, "model.encoder.layer.0.attention.self.query.weight"), tmp_path, 5_000_000)
-    assert "OutputError" in done.err
-    assert f"{tmp_path / 'out'}: could not be written (File too large)" in done.err
-    assert {path.name for path in tmp_path.iterdir()} == {"delta.safetensors", "cache"}
-
-
-def test_a_disk_that_is_full_in_the_cache_is_reported_and_the_bake_goes_on(delta: Delta, tmp_path: Path) -> None:
-    part = select(delta, "model.encoder.layer.0.attention.self.query.weight")
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "v1").write_text("no folder can be made here")
-    done = bake_on_a_full_disk(part, tmp_path, 1_000_000_000)
-    assert done.out == f"{tmp_path / 'out'}\n"
-    assert "UserWarning: going on without the basis cache" in done.err
-    assert (tmp_path / "out" / "model.safetensors").exists()
-
-
-KILLED = """
-import os, signal, sys
-from svdiff_delta import bake, load, open_base
-def kill(done, total):
-    if done > float(sys.argv[4]) * total:
-        os.kill(os.getpid(), signal.SIGKILL)
-bake(open_base(sys.argv[1]), [load(sys.argv[2])], sys.argv[3], overwrite=True, progress=kill)
-"""
-
-
-@pytest.mark.parametrize("moment", ["0.01", "0.5", "0.99"])
-def test_a_bake_that_was_killed_leaves_the_old_output_and_can_be_done_again(
-    minilm: Base, delta: Delta, tmp_path: Path, moment: str
-) -> None:
-    save(delta, tmp_path / "delta.safetensors")
-    bake(minilm, [scale(delta, 0.0)], tmp_path / "out")
-    before = files(tmp_path / "out")
-    done = python(KILLED, MINILM, tmp_path / "delta.safetensors", tmp_path / "out", moment)
-    assert done.code == -signal.SIGKILL
-    assert files(tmp_path / "out") == before
-    bake(minilm, [delta], tmp_path / "out", overwrite=True)
-    bake(minilm, [delta], tmp_path / "fresh")
-    assert files(tmp_path / "out") == files(tmp_path / "fresh")
-
-
-def test_the_same_bake_gives_the_same_bytes(minilm: Base, delta: Delta, tmp_path: Path) -> None:
-    bake(minilm, [delta], tmp_path / "a", dtype="F16")
-    bake(minilm, [delta], tmp_path / "b", dtype="F16")
-    assert files(tmp_path / "a") == files(tmp_path / "b")
