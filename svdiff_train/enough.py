@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 
 from svdiff_delta.errors import TrainError
 
 from .config import TrainConfig
+from .methods import METHODS
+
+HALVED: Final = "set mixed_precision to bf16"
+PARTLY: Final = "set selectors to a part of the model"
+SMALLER_BASE: Final = "take a smaller base"
+FILLED: Final = "name a class folder that was filled elsewhere"
+FEWER: Final = "paint fewer pictures on the way, or none"
 
 
 @contextmanager
@@ -31,28 +39,16 @@ def enough_memory(when: str, fix: str) -> Iterator[None]:
 def smaller_step(config: TrainConfig) -> str:
     """Return how to make a step smaller: the settings that are not at their smallest."""
     found = []
+    if config.mixed_precision == "no":
+        found.append(HALVED)
     if config.batch > 1:
         found.append(f"set batch_size below {config.batch} (with accumulate, the step is the same)")
     if not config.gradient_checkpointing:
         found.append("set gradient_checkpointing")
-    return _ways(config, *found, "set resolution lower", "set selectors to a part of the model")
+    return ", or ".join([*found, "set resolution lower", PARTLY])
 
 
-def smaller_model(config: TrainConfig) -> str:
-    """Return how to make the model smaller."""
-    return _ways(config, "take a smaller base")
-
-
-def fewer_class_pictures(config: TrainConfig) -> str:
-    """Return how to paint the class with less memory, or not here."""
-    return _ways(config, "name a class folder that was filled elsewhere")
-
-
-def smaller_validation(config: TrainConfig) -> str:
-    """Return how to paint on the way with less memory, or not at all."""
-    return _ways(config, "paint fewer pictures on the way, or none")
-
-
-def _ways(config: TrainConfig, *ways: str) -> str:
-    half = ["set mixed_precision to bf16"] if config.mixed_precision == "no" else []
-    return ", or ".join([*half, *ways])
+def smaller_model(config: TrainConfig, otherwise: str) -> str:
+    """Return how to make the model smaller, where the method lets it be in half precision; and what else would help."""
+    halves = config.mixed_precision == "no" and METHODS[config.method].half()
+    return ", or ".join([*([HALVED] if halves else []), otherwise])

@@ -20,7 +20,7 @@ from svdiff_delta.errors import TrainError
 
 from .batches import Batch, Batches, Texts
 from .config import TrainConfig
-from .enough import enough_memory, fewer_class_pictures, smaller_model, smaller_step, smaller_validation
+from .enough import FEWER, FILLED, PARTLY, SMALLER_BASE, enough_memory, smaller_model, smaller_step
 from .loss import prior_preserving_loss
 from .methods import METHODS, Job, Result, TrainedDelta, Tuned
 from .opening import Opened, open_run
@@ -137,7 +137,7 @@ def train(
         log_with=list(trackers) or None,
         project_dir=None if keeping is None else str(keeping.folder),
     )
-    with enough_memory("while loading the model", smaller_model(config)):
+    with enough_memory("while loading the model", smaller_model(config, SMALLER_BASE)):
         opened = open_run(base, images, config, accelerator.device, skip_bad=skip_bad)
     if watch.say is not None:
         for line in opened.lines():
@@ -145,7 +145,7 @@ def train(
     pipeline, family = opened.family.pipeline, opened.family
     with (
         accelerator.main_process_first(),  # the others find pictures of the class in the folder
-        enough_memory("while painting pictures of the class", fewer_class_pictures(config)),
+        enough_memory("while painting pictures of the class", smaller_model(config, FILLED)),
     ):
         batches = opened.batches(base, class_folder, watch.class_images)
     for part in pipeline.components.values():
@@ -154,7 +154,7 @@ def train(
     facts = {**config.facts(), **opened.facts()}
     job = Job(base, family, config, cache or BasisCache(), watch.basis)
     with ExitStack() as stack:
-        with enough_memory("while preparing what is trained", smaller_step(config)):
+        with enough_memory("while preparing what is trained", smaller_model(config, PARTLY)):
             tuned = stack.enter_context(method.tune(job))
             run = _Run(opened, tuned, accelerator, batches, factor, facts)
         if opened.unmix is not None:
@@ -381,5 +381,5 @@ class _Run:
             return
         folder = None if keeping is None else keeping.folder / "validation"
         when = f"while painting after step {self.done}"
-        with self._kept_on_error(keeping), enough_memory(when, smaller_validation(self.config)):
+        with self._kept_on_error(keeping), enough_memory(when, smaller_model(self.config, FEWER)):
             validation.paint(self.family.pipeline, self.done, folder, self.accelerator.trackers)

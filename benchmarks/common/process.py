@@ -87,10 +87,11 @@ def spending(spent: Spent) -> Iterator[None]:
 
 def spent_by(
     codes: Mapping[str, str], *arguments: object, runs: int, key: Callable[[Spent], float]
-) -> dict[str, Spent]:
-    """Run each code, which prints what it spent, in new processes; return of each the median run by key.
+) -> dict[str, list[Spent]]:
+    """Run each code, which prints what it spent, in new processes; return all runs of each, in the order of key.
 
     New processes, because memory that one run has given back costs the next one less.
     """
-    taken = {name: [Spent(**child(code, *arguments)) for _ in range(runs)] for name, code in codes.items()}
-    return {name: sorted(found, key=key)[runs // 2] for name, found in taken.items()}
+    return {
+        name: sorted((Spent(**child(code, *arguments)) for _ in range(runs)), key=key) for name, code in codes.items()
+    }

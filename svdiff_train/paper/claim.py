@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Literal
+from typing import Final, Literal
 
 from svdiff_train.evaluate.statistics import Interval, mean_interval
 
 Verdict = Literal["agrees", "differs", "undecided", "not measured"]
+
+
+SHARE: Final = (0.0, 1.0)
+"""What a share can be."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +72,13 @@ def all_of(*verdicts: Verdict) -> Verdict:
     return "agrees"
 
 
-def shown(values: Sequence[float], digits: int = 3) -> str:
-    """Return a mean with its 95 % interval, or a dash."""
-    if not values:
-        return "–"
-    return interval_shown(mean_interval(values), digits)
-
-
-def share_shown(values: Sequence[float], digits: int = 3) -> str:
-    """Return a mean of shares as `shown` does, with its interval cut to what shares can be: 0 to 1."""
+def shown(values: Sequence[float], digits: int = 3, *, within: tuple[float, float] = (-inf, inf)) -> str:
+    """Return a mean with its 95 % interval, cut to what values can be, or a dash."""
     if not values:
         return "–"
     found = mean_interval(values)
     if found.low is not None and found.high is not None:
-        found = replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+        found = replace(found, low=max(found.low, within[0]), high=min(found.high, within[1]))
     return interval_shown(found, digits)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from svdiff_delta.errors import TrainError
-from svdiff_train.config import TrainConfig
+from svdiff_train.config import MethodName, TrainConfig
 from svdiff_train.enough import enough_memory
 from svdiff_train.loop import Keeping, train
 from svdiff_train.sample import Sampling
@@ -64,6 +64,17 @@ def test_what_is_at_its_smallest_is_not_named(monkeypatch: pytest.MonkeyPatch) -
     small = replace(CONFIG, batch_size=1, gradient_checkpointing=True, mixed_precision="bf16", class_prompt=None)
     with pytest.raises(TrainError, match="at step 1: set resolution lower, or set selectors"):
         train(open_tiny(), PICTURES, small)
+
+
+@pytest.mark.parametrize(
+    ("method", "halved"), [("svdiff", "set mixed_precision to bf16, or "), ("full", ""), ("kv", "")]
+)
+def test_a_model_that_stays_in_float32_is_not_said_to_shrink(
+    method: MethodName, halved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("svdiff_train.opening.load_pipeline", full)
+    with pytest.raises(TrainError, match=f"while loading the model: {halved}take a smaller base$"):
+        train(open_tiny(), PICTURES, replace(CONFIG, method=method))
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
+from support.commands import python
 
 from svdiff_train.watch import peak_memory
 
@@ -16,7 +14,6 @@ def test_peak_memory_counts_what_was_given_back_but_not_what_the_starting_proces
     held = np.ones(50_000_000)  # 400 MB
     size, most = held.nbytes, peak_memory()
     assert most > size
-    started = subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT], check=True, stdout=subprocess.PIPE)
-    assert 0 < int(started.stdout) < most - size // 2
+    assert 0 < int(python(SCRIPT).out) < most - size // 2
     del held
     assert peak_memory() > most - size // 2  # the kernel counts pages in batches, so not to the byte

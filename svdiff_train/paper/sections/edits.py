@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from svdiff_train.paper.claim import Claim, all_of, higher, share_shown, shown, table
+from svdiff_train.paper.claim import SHARE, Claim, all_of, higher, shown, table
 from svdiff_train.paper.experiments.edits import METHODS, SEEDS, WAYS
 from svdiff_train.paper.subjects import SCENES
 
@@ -16,7 +16,8 @@ Five pictures with their descriptions, λ = 0 and no rare token, two seeds; thre
 of the picture and what its own description gives. *Succeeded*: the ground has the asked colour, the object is gone
 or another one, or the subject stands where it was asked to. *Survived*: nearer to the source's subject than to the
 base's pictures of its class (not asked where it is the subject that is replaced). *Like*: cosine with the source.
-Means over runs, with 95 % intervals. *Inverted* starts from the DDIM inversion of the picture (Eq. 6).
+Means over runs, with 95 % intervals, those of shares cut to 0 to 1. *Inverted* starts from the DDIM inversion of the
+picture (Eq. 6).
 """
 LABELS: Final = {"svdiff": "SVDiff", "full": "full", "lora": "LoRA, rank 4"}
 
@@ -56,7 +57,7 @@ def edits(results: Results) -> Section:
         faithful = results.values("c", _names(method), lambda numbers: float(numbers["faithful"]))
         for way in WAYS:
             *shares, like = (results.values("c", _names(method), value) for value in _values(way))
-            shown_shares = (share_shown(values, 2) for values in shares)
+            shown_shares = (shown(values, 2, within=SHARE) for values in shares)
             rows.append([LABELS[method], way, shown(faithful), *shown_shares, shown(like, 2), str(len(faithful))])
     body = [
         ABOUT,

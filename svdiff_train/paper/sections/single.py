@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from svdiff_delta.subsets import PAPER
-from svdiff_train.paper.claim import Claim, all_of, higher, share_shown, shown, similar, table
+from svdiff_train.paper.claim import SHARE, Claim, all_of, higher, shown, similar, table
 from svdiff_train.paper.experiments.shifts import SCALES
 from svdiff_train.paper.experiments.singles import METHODS, RANKS, SEEDS
 from svdiff_train.paper.recipe import BATCH, PRIOR, RATES, STEPS
@@ -21,8 +21,9 @@ Five held-out subjects, three seeds each, {steps} steps of {batch} pictures, λ 
 checkpoints after half and after all steps, by the sum of both alignments. Learning rates: {rates}, chosen
 in (i). *Text*: cosine of picture and prompt, its token left out; *image*: mean cosine with
 the subject's pictures; *identity*: share of pictures nearer to those than to the base's own of the class. Means
-with 95 % intervals. The size is that of the file that holds what was trained: for full fine-tuning the UNet; Custom
-Diffusion's result is kept as whole components too, though only keys, values and one embedding change.
+with 95 % intervals, those of shares cut to 0 to 1. The size is that of the file that holds what was trained: for full
+fine-tuning the UNet; Custom Diffusion's result is kept as whole components too, though only keys, values and one
+embedding change.
 """
 LABELS: Final = {"svdiff": "SVDiff", "full": "full (DreamBooth)", "kv": "Custom Diffusion", "lora": "LoRA, rank 4"}
 
@@ -33,7 +34,7 @@ def _score(name: str) -> Callable[[Any], float]:
 
 def _scores(values: Mapping[str, Sequence[float]]) -> list[str]:
     """Return text and image alignment and the share of identity as a table shows them."""
-    return [shown(values["text"]), shown(values["image"]), share_shown(values["identity"])]
+    return [shown(values["text"]), shown(values["image"]), shown(values["identity"], within=SHARE)]
 
 
 def _slug(name: str) -> str:

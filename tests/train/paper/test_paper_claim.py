@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from svdiff_train.paper.claim import all_of, higher, share_shown, shown, similar, table
+from svdiff_train.paper.claim import SHARE, all_of, higher, shown, similar, table
 from svdiff_train.paper.sections.pairs import more_often
 
 
@@ -57,10 +57,10 @@ def test_a_mean_is_shown_with_its_interval() -> None:
 
 def test_a_share_is_shown_within_what_shares_can_be() -> None:
     # mean 0.75 and standard error 0.25: t(0.975, 2) = 4.3027 would reach 1.83
-    assert share_shown([1.0, 1.0, 0.25], 2) == "0.75 [0.00, 1.00]"
-    assert share_shown([0.5, 0.5], 2) == "0.50 [0.50, 0.50]"
-    assert share_shown([0.5], 2) == "0.50"
-    assert share_shown([]) == "–"
+    assert shown([1.0, 1.0, 0.25], 2, within=SHARE) == "0.75 [0.00, 1.00]"
+    assert shown([0.5, 0.5], 2, within=SHARE) == "0.50 [0.50, 0.50]"
+    assert shown([0.5], 2, within=SHARE) == "0.50"
+    assert shown([], within=SHARE) == "–"
 
 
 def test_a_table_has_one_line_per_row() -> None:
