@@ -1,4 +1,4 @@
-"""Memory of weights: asked for in large pages, and given back once they are dropped."""
+"""Memory of weights, given back once they are dropped."""
 
 from __future__ import annotations
 
@@ -6,17 +6,8 @@ import ctypes
 from functools import cache
 from typing import Any, Final
 
-import numpy as np
-import torch
-from torch import Tensor
-
 SLACK: Final = 1 << 28
 """Bytes that may wait before the system gets them back; what is made meanwhile finds room there."""
-
-
-def new_matrix(rows: int, columns: int) -> Tensor:
-    """Return a float32 matrix with values yet to be written; NumPy asks Linux for huge pages, torch does not."""
-    return torch.from_numpy(np.empty((rows, columns), np.float32))
 
 
 def give_back() -> None:

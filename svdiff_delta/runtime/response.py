@@ -11,8 +11,6 @@ from torch import Tensor
 from svdiff_delta.basis import Basis, matricize
 from svdiff_delta.prepare import Prepared
 
-from .memory import new_matrix
-
 
 @dataclass(frozen=True, eq=False)
 class Response:
@@ -80,7 +78,7 @@ def factored(matrix: Tensor, basis: Basis) -> Form:
     low = basis.factor[start:stop]
     # Both factors are written where they stay, with room for the tail: new memory is what attaching waits for.
     factor, count = basis.factor, basis.factor.shape[0] + len(low)
-    rows, columns = new_matrix(count, matrix.shape[1]), new_matrix(matrix.shape[0], count)
+    rows, columns = matrix.new_empty(count, matrix.shape[1]), matrix.new_empty(matrix.shape[0], count)
     if basis.left:
         torch.mm(factor, matrix, out=rows[: len(factor)])
         rows[len(factor) :] = basis.tail
