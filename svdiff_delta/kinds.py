@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import nn
@@ -50,6 +50,27 @@ def kind_of(module: nn.Module, *, on_request: bool = False) -> tuple[Kind, int] 
     return None
 
 
+def weight_of(module: nn.Module) -> nn.Parameter:
+    """Return a layer's own weight parameter; the attribute `weight` of a live layer is W + ΔW (`LiveWeight`)."""
+    return cast("nn.Parameter", module._parameters["weight"])
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Tell whether a layer's class computes something else than the class that its kind comes from.
+
+    Causal convolutions pad by themselves, some norms multiply by 1 + w, some embeddings scale what they look up: of
+    such a class only its own forward is right.
+    """
+    if type(module).__name__ == "Conv1D":
+        return False
+    parents = (cls for cls in (*SPECTRAL, *ON_REQUEST, *NORMS) if isinstance(module, cls))
+    parent = next(parents, None)
+    methods = ("forward", "_conv_forward", "_output_padding")
+    return parent is None or any(
+        getattr(type(module), name, None) is not getattr(parent, name, None) for name in methods
+    )
+
+
 def shiftable(model: nn.Module, *, on_request: bool = False) -> Iterator[tuple[str, Kind, int]]:
     """Yield (state-dict key, kind, axis) of every weight of a model that can be shifted.
 
@@ -59,11 +80,11 @@ def shiftable(model: nn.Module, *, on_request: bool = False) -> Iterator[tuple[s
     skipped = {
         child for module in model.modules() if isinstance(module, nn.MultiheadAttention) for child in module.children()
     }
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    embeddings = {id(module._parameters["weight"]) for module in model.modules() if isinstance(module, nn.Embedding)}
     for path, module in model.named_modules():
         if module in skipped or not (found := kind_of(module, on_request=on_request)):
             continue
-        if on_request or id(module.weight) not in embeddings:
+        if on_request or id(module._parameters.get("weight")) not in embeddings:
             yield f"{path}.weight", *found
 
 

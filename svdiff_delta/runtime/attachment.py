@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Literal, cast
-
-from torch import Tensor
+from typing import Literal
 
 from svdiff_delta.base import Base
 from svdiff_delta.build import share_out
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import InputError
+from svdiff_delta.kinds import weight_of
 
 from .board import Board
+from .checking import Check
+from .forwards import find_forward, own_forward
 from .fused import FusedSite
 from .handle import Handle
 from .memory import Trim, give_back
+from .obstacles import FusionGuard
 from .places import Place, find_places
 from .sites import Site, install
 from .sums import Sums
@@ -39,6 +41,7 @@ def attach(
     base: Base | None = None,
     exact: bool = False,
     trainable: bool = False,
+    check: bool = False,
     cache: BasisCache | None = None,
 ) -> Handle:
     """Put deltas on a live pipeline or model; nothing is touched before everything is checked.
@@ -57,6 +60,8 @@ def attach(
             themselves if those are not here. Weights that were cast or offloaded need their files.
         exact: whether to use the additive form `Wx + U(Δσ ⊙ Vᵀx)`, which equals the baked weight on any base.
         trainable: whether δ takes gradients (see `Handle.parameters`); the model's own weights are left as they are.
+        check: whether the next forward of each model compares every shifted layer with W + ΔW, with a δ of the check's
+            own where the given one is too small to see; it raises AttachError if a layer differs or was never called.
         cache: where bases are kept; the default cache if not given.
 
     Returns:
@@ -72,14 +77,19 @@ def attach(
     deltas = {name: delta} if isinstance(delta, Delta) else dict(delta)
     _check_arguments(deltas, mode, exact=exact, trainable=trainable)
     models, places = find_places(target, deltas, base, cache or BasisCache())
+    if mode == "live":
+        for key, place in places.items():
+            for module in (place.module, *place.twins):
+                find_forward(key, module, own_forward(module))
     parameters = {key: place.parameter for key, place in places.items()}
     sums = Sums(parameters, {key: place.runs for key, place in places.items() if place.runs.tied or place.runs.null})
-    used = {place.component for place in places.values()}
+    shifted = {slot: models[slot] for slot in sorted({place.component for place in places.values()})}
+    checking = Check(shifted, places) if check else None
     sites: dict[str, list[Site]] = {}
     trim = Trim()
 
     def change(name: str, wait: bool) -> None:  # noqa: ARG001
-        size = cast("Tensor", places[name].module.weight).nbytes
+        size = weight_of(places[name].module).nbytes
         sites[name] = _install(places[name], mode, exact=exact, trainable=trainable)
         trim.dropped(size)
 
@@ -89,15 +99,18 @@ def attach(
     try:
         share_out({name: prod(place.parameter.shape) for name, place in places.items()}, change)
         give_back()
-        return Handle(Board({slot: models[slot] for slot in sorted(used)}, sums, in_order()), sums, deltas, scale)
+        return Handle(Board(shifted, sums, in_order(), checking), sums, deltas, scale)
     except BaseException:
+        if checking is not None:
+            checking.stop()
         for site in reversed(in_order()):
             site.restore()
         raise
 
 
 def _install(place: Place, mode: Mode, *, exact: bool, trainable: bool) -> list[Site]:
-    return [FusedSite(place)] if mode == "fused" else [*install(place, exact=exact, trainable=trainable)]
+    own = [FusedSite(place)] if mode == "fused" else install(place, exact=exact, trainable=trainable)
+    return [*own, *(FusionGuard(place.name, parent) for parent in place.fusers)]
 
 
 def _check_arguments(deltas: Mapping[str, Delta], mode: str, *, exact: bool, trainable: bool) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from .bank import Bank
 from .batch import Batch
+from .checking import Check
 from .fused import FusedSite
 from .layers import Shift
 from .sites import LiveSite, Site
@@ -26,12 +27,15 @@ class Board:
         models: the models by component.
         sums: how δ is laid out.
         sites: the shifted layers, in the order in which they were put in.
+        check: what compares the next forward with W + ΔW, if anything does.
 
     Attributes:
         trained: the shifts that take gradients, by parameter name; tied layers train one.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], sums: Sums, sites: Sequence[Site]) -> None:
+    def __init__(
+        self, models: Mapping[str, nn.Module], sums: Sums, sites: Sequence[Site], check: Check | None = None
+    ) -> None:
         self._models, self._sums, self._sites = models, sums, sites
         self._fused = [site for site in sites if isinstance(site, FusedSite)]
         self._shifts = [site.shift for site in sites if isinstance(site, LiveSite)]
@@ -40,6 +44,9 @@ class Board:
             shift.batch = self._batches[shift.component]
         self.trained: dict[str, Shift] = {shift.name: shift for shift in reversed(self._shifts) if shift.trainable}
         self._bank = Bank(sums, self._shifts) if self._shifts else None
+        self._check = check
+        if check is not None:
+            check.begin(self._shifts, self._fused)
 
     @property
     def live(self) -> bool:
@@ -57,6 +64,9 @@ class Board:
         Raises:
             AttachError: something else has changed a fused weight; nothing is written then.
         """
+        if self._check is not None:
+            kept = total.copy()
+            self._check.total = lambda name: self._sums.part(kept, name)
         if self.trained:
             for name, shift in self.trained.items():
                 shift.start(torch.from_numpy(self._sums.part(total, name)))
@@ -98,6 +108,8 @@ class Board:
         """
         for site in self._sites:
             site.check(force=force)
+        if self._check is not None:
+            self._check.stop()
         for site in reversed(self._sites):
             site.restore()
         self._sites, self._fused, self._shifts, self._bank = (), [], [], None

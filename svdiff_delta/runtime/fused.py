@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 from svdiff_delta.errors import AttachError
 from svdiff_delta.prepare import Prepared
 
-from .places import SLOT, Place
+from .live_weight import SLOT
+from .originals import kept_weight
+from .places import Place
 
-WORDS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+WORDS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class FusedSite:
@@ -33,17 +35,27 @@ class FusedSite:
             raise AttachError(
                 f"{place.name}: the live weight is offloaded, nothing can be fused into it", fix='use `mode="live"`'
             )
-        self.name = place.name
-        self._modules = (place.module, *place.twins)
+        self.name, self.component = place.name, place.component
+        self.modules = (place.module, *place.twins)
         self._live, self._prepared = _readers(place)
         self._written = self._digest()
-        for module in self._modules:
+        for module in self.modules:
             setattr(module, SLOT, None)
 
     @property
     def weight(self) -> Tensor:
-        """The layer's weight; moves may put another one in its place."""
-        return cast("Tensor", self._modules[0].weight).data
+        """The layer's weight, where its values are kept: moves and offloading may put another one in its place.
+
+        Raises:
+            AttachError: it was offloaded since, and nobody says to where.
+        """
+        found = kept_weight(self.modules[0])
+        if found is None or found.device.type == "meta":
+            raise AttachError(
+                f"{self.name}: the weight was offloaded after the delta was fused into it",
+                fix='undo the offloading first, or attach with `mode="live"`',
+            )
+        return found
 
     def write(self, shift: NDArray[np.float64]) -> None:
         """Put W + U diag(max(δ, −σ)) Vᵀ into the weight, rounded once; W itself, bit for bit, where δ is 0.
@@ -86,7 +98,7 @@ class FusedSite:
     def restore(self) -> None:
         """Put W back, bit for bit."""
         self.weight.copy_(self._live().to(self.weight.dtype))
-        for module in self._modules:
+        for module in self.modules:
             delattr(module, SLOT)
 
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svdiff_delta.basis import unmatricize
-from svdiff_delta.kinds import NORMS
+from svdiff_delta.errors import InputError
+from svdiff_delta.kinds import has_own_forward, weight_of
 from svdiff_delta.parameter import free_index
 
 from . import products
 from .batch import Batch, multiply
+from .live_weight import own_class
 from .originals import device_of
 from .places import Place
-from .products import HALF
+from .products import HALF, narrow
 from .response import Form, Response, factored
+
+if TYPE_CHECKING:
+    from .checking import Check
 
 WIDE: Final = ("gain", "rows", "value", "floor", "offset", "slope")
 """What stands for δ; it is float32 at least."""
@@ -43,6 +47,7 @@ class Shift(nn.Module):
         value: the free numbers of a δ that is being trained; None otherwise.
         enabled: whether a δ that is being trained is on.
         revive: whether gradients bring back what has fallen below −σ.
+        check: what compares the layer with W + ΔW, while one forward is checked.
     """
 
     gain: Tensor
@@ -62,6 +67,7 @@ class Shift(nn.Module):
         self.trainable: Final = trainable
         self.enabled = True
         self.revive = False
+        self.check: Check | None = None
         self.batch = Batch(place.component)
         device = device_of(module)
         index = free_index(place.parameter) if trainable else None
@@ -83,14 +89,21 @@ class Shift(nn.Module):
             self._keep(pick=None if response.pick is None else response.pick.to(device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Shift:
-        """Move and cast everything, but what stands for δ not to half precision: most of it would be lost."""
-        before = {name: found.detach() for name in WIDE if isinstance(found := getattr(self, name, None), Tensor)}
+        """Move and cast everything, but what stands for δ only to float32 or wider, and nothing to one byte.
+
+        Half precision would lose most of δ. Layers that are stored in float8 between their calls would lose what two
+        factors hold together; their own weight is rounded to that, as it is without a delta.
+        """
+        before = {name: found.detach() for name, found in self._tensors().items()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, wide in before.items():
-            now: Tensor = getattr(self, name)
-            if now.dtype in HALF:
-                now.data = wide.to(now.device)
+        for name, now in self._tensors().items():
+            if narrow(now.dtype) or (name in WIDE and now.dtype in HALF):
+                now.data = before[name].to(now.device)
         return self
+
+    def _tensors(self) -> dict[str, Tensor]:
+        held = {**self._parameters, **self._buffers}
+        return {name: found for name, found in held.items() if found is not None}
 
     def full(self) -> Tensor:
         """Return the δ that is being trained (size,), with every tied and null entry in its place."""
@@ -126,19 +139,47 @@ class Shift(nn.Module):
         change = projected(delta, self.floor) if self.revive else torch.where(delta > self.floor, delta, self.floor)
         return self.offset + self.slope * (change if self.pick is None else change[self.pick])
 
-    def forward(self, module: nn.Module, x: Tensor, *args: Any) -> Tensor:
+    def forward(self, module: nn.Module, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """Return the layer's shifted output.
 
         Raises:
             InputError: every sample has a δ of its own, and x has another number of samples.
         """
-        if self.rows is None:
-            return self.call(module, self.gains(), x, *args)
-        self.batch.check(self.name, x)
-        return self.call(module, self.rows, x, *args)
+        if self.rows is not None:
+            self.batch.check(self.name, x)
+        result = self.call(module, self.gains() if self.rows is None else self.rows, x, *args, **options)
+        if self.check is not None:
+            self.check.output(self, module, result, (x, *args), options)
+        return result
 
-    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any) -> Tensor:
+    def gain_of(self, delta: Tensor) -> Tensor:
+        """Return the gains (R,) for δ (size,), float32."""
+        response = self.response
+        change = torch.maximum(delta.double().cpu(), response.floor)
+        picked = change if response.pick is None else change[response.pick]
+        return (response.offset + response.slope * picked).float().to(self.gain.device)
+
+    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """Return the layer's output with this gain, (R,) or (S, R)."""
+        raise NotImplementedError
+
+    def read_weight(self, module: nn.Module) -> Tensor:
+        """Return W + ΔW in the weight's shape and dtype, for who reads the weight without calling the layer.
+
+        Raises:
+            InputError: every sample has a δ of its own, which one weight cannot have.
+        """
+        if self.rows is not None:
+            raise InputError(
+                f"{self.name}: the model reads this weight without calling its layer, so all samples share it",
+                fix="run the model once for each delta",
+            )
+        if self.check is not None:
+            self.check.read(self)
+        return self.weight(module, self.gains())
+
+    def weight(self, module: nn.Module, gain: Tensor) -> Tensor:
+        """Return W + ΔW in the weight's shape and dtype with this gain, (R,)."""
         raise NotImplementedError
 
 
@@ -181,7 +222,7 @@ class SpectralShift(Shift):
     outer: Tensor
 
     def __init__(self, place: Place, module: nn.Module, *, exact: bool, trainable: bool) -> None:
-        dtype = cast("Tensor", module.weight).dtype
+        dtype = weight_of(module).dtype
         whole = not exact and dtype not in HALF  # a product of two rounded factors is not W to half precision
         form = factored(place.matrix(), place.basis()) if whole else place.additive()
         super().__init__(place, module, form.response, trainable=trainable)
@@ -213,17 +254,26 @@ class SpectralShift(Shift):
         self._hold(module, form, self.inner.dtype)
         self.whole = False
 
-    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any) -> Tensor:
+    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """Return the layer's output with this gain."""
-        hidden = products.inner(module, self.inner, x, *args)
+        hidden = products.inner(module, self.inner, x, *args, **options)
         # In float32, whatever the model's dtype.
         hidden = multiply(hidden, gain, products.tail(module, gain.shape[-1])).to(hidden.dtype)
         change = products.outer(module, self.outer, hidden, bias=self.whole)
-        return change if self.whole else products.added(module, x, change, *args)
+        return change if self.whole else products.added(module, x, change, *args, **options)
+
+    def weight(self, module: nn.Module, gain: Tensor) -> Tensor:
+        """Return W + ΔW with this gain."""
+        rows, columns = products.factors(module, self.parameter, self.inner, self.outer)
+        change = unmatricize((columns.float() * gain) @ rows.float(), self.parameter.shape, self.parameter.axis)
+        return (change if self.whole else weight_of(module) + change).to(weight_of(module).dtype)
 
 
 class WholeShift(Shift):
-    """A layer that no two products stand for (grouped convolutions): W + ΔW is put together in the layer's shape."""
+    """A layer that no two products stand for: its own forward runs on W + ΔW, put together at every call.
+
+    These are grouped convolutions, and layers whose class has a forward of its own.
+    """
 
     left: Tensor
     right: Tensor
@@ -234,16 +284,17 @@ class WholeShift(Shift):
         device = self.gain.device
         self._keep(right=form.rows.to(device), left=form.columns.to(device))
 
-    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any) -> Tensor:
+    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """Return the layer's output with this gain; samples with one each go through the layer one by one."""
         if gain.ndim == 1:
-            return forward_with(module, self._weight(module, gain), x, *args)
+            return forward_with(module, self.weight(module, gain), x, *args, **options)
         samples = x.unflatten(0, (-1, len(gain))).unbind(1)
-        outputs = [self.call(module, row, sample, *args) for row, sample in zip(gain, samples, strict=True)]
+        outputs = [self.call(module, row, sample, *args, **options) for row, sample in zip(gain, samples, strict=True)]
         return torch.stack(outputs, 1).flatten(0, 1)
 
-    def _weight(self, module: nn.Module, gain: Tensor) -> Tensor:
-        weight = cast("Tensor", module.weight)
+    def weight(self, module: nn.Module, gain: Tensor) -> Tensor:
+        """Return W + ΔW with this gain."""
+        weight = weight_of(module)
         matrix = (self.left.to(gain.dtype) * gain) @ self.right.to(gain.dtype)
         return (weight + unmatricize(matrix, self.parameter.shape, self.parameter.axis)).to(weight.dtype)
 
@@ -254,36 +305,52 @@ class NormShift(Shift):
     def __init__(self, place: Place, module: nn.Module, *, trainable: bool) -> None:
         super().__init__(place, module, Response.of_shift(place.parameter.size), trainable=trainable)
 
-    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any) -> Tensor:
+    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """Return the norm's output with this gain, which is δ itself."""
-        weight = cast("Tensor", module.weight)
-        bias = cast("Tensor | None", getattr(module, "bias", None))
+        weight = weight_of(module)
         if gain.ndim == 1 and weight.dtype not in HALF:
-            return normalize(module, weight + gain.reshape(weight.shape), bias, x, *args)
-        ones = torch.ones_like(weight)
+            return forward_with(module, weight + gain.reshape(weight.shape), x, *args, **options)
+        bias = cast("Tensor | None", getattr(module, "bias", None))
         shape = (len(weight), *[1] * (x.ndim - 2)) if isinstance(module, nn.GroupNorm) else tuple(weight.shape)
-        if not isinstance(module, NORMS):
-            # Some classes multiply by 1 + w, so the factor of δ is what one more unit of weight changes.
-            unit = forward_with(module, ones, x, *args) - forward_with(module, 0 * ones, x, *args)
-            result = forward_with(module, weight, x, *args)
+        if has_own_forward(module):
+            # What one more unit of weight changes; some classes multiply by 1 + w. Never with a weight of 0 or in half
+            # precision: of a weight of 0, kernels for norms cannot give gradients.
+            wide, value = weight.float(), x.float() if x.is_floating_point() else x
+            unit = forward_with(module, wide + 1, value, *args, **options)
+            unit = unit - forward_with(module, wide, value, *args, **options)
+            result = forward_with(module, weight, x, *args, **options)
             return (result.float() + multiply(unit.float(), gain, shape)).to(result.dtype)
-        plain = normalize(module, ones, None, x)
-        factor = weight.float().flatten() + gain
-        result = multiply(plain.float(), factor, shape)
-        return (result if bias is None else result + bias.float().reshape(shape)).to(plain.dtype)
+        result = multiply(normalize(module, x).float(), weight.float().flatten() + gain, shape)
+        return (result if bias is None else result + bias.float().reshape(shape)).to(x.dtype)
+
+    def weight(self, module: nn.Module, gain: Tensor) -> Tensor:
+        """Return w + δ."""
+        weight = weight_of(module)
+        return (weight + gain.reshape(weight.shape)).to(weight.dtype)
 
 
-def normalize(module: nn.Module, weight: Tensor, bias: Tensor | None, x: Tensor, *args: Any) -> Tensor:
-    """Return what a norm computes with this weight and bias."""
+def normalize(module: nn.Module, x: Tensor) -> Tensor:
+    """Return what a norm of torch computes without weight and bias, in float32 or the dtype of x."""
     if isinstance(module, nn.LayerNorm):
-        return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+        return F.layer_norm(x, module.normalized_shape, None, None, module.eps)
     if isinstance(module, nn.GroupNorm):
-        return F.group_norm(x, module.num_groups, weight, bias, module.eps)
-    return forward_with(module, weight, x, *args)
+        return F.group_norm(x, module.num_groups, None, None, module.eps)
+    # By its formula: on a GPU in half precision, torch's fused kernel gives gradients of 1e36 where the weight takes
+    # none (torch 2.11; float32 and other norms are right).
+    norm, wide = cast("nn.RMSNorm", module), x.float()
+    dimensions = tuple(range(-len(norm.normalized_shape), 0))
+    eps = torch.finfo(wide.dtype).eps if norm.eps is None else norm.eps
+    return wide * torch.rsqrt(wide.square().mean(dimensions, keepdim=True) + eps)
 
 
-def forward_with(module: nn.Module, weight: Tensor, x: Tensor, *args: Any) -> Tensor:
-    """Return what a layer's class computes with another weight, the layer itself untouched."""
-    twin = copy.copy(module)
-    twin._parameters = {**module._parameters, "weight": weight}  # type: ignore[dict-item]
-    return cast("Tensor", type(module).forward(twin, x, *args))
+def forward_with(module: nn.Module, weight: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Return what a layer's class computes with another weight, in whose dtype its other parameters are then too.
+
+    The layer itself is untouched.
+    """
+    cls = own_class(module)
+    twin = cls.__new__(cls)
+    twin.__dict__.update(module.__dict__)
+    others = {name: found if found is None else found.to(weight.dtype) for name, found in module._parameters.items()}
+    twin.__dict__["_parameters"] = {**others, "weight": weight}
+    return cast("Tensor", cls.forward(twin, *args, **options))

@@ -45,6 +45,7 @@ def layer(models: Mapping[str, nn.Module], name: str) -> nn.Module:
         AttachError: there is none.
     """
     slot, _, key = name.partition(".")
+    without = None
     for candidate in aliases(key):
         path, _, attribute = candidate.rpartition(".")
         try:
@@ -52,6 +53,13 @@ def layer(models: Mapping[str, nn.Module], name: str) -> nn.Module:
         except AttributeError:
             continue
         module = cast("nn.Module", getattr(module, "base_layer", module))  # a layer that PEFT has wrapped
-        if attribute == "weight" and isinstance(getattr(module, "weight", None), Tensor):
+        if attribute == "weight" and isinstance(module._parameters.get("weight"), Tensor):
             return module
+        without = module
+    if without is not None:
+        raise AttachError(
+            f"{name}: {type(without).__name__} holds no parameter `weight` of its own; it is quantized or "
+            "parametrized by some library",
+            fix="load the model unquantized, in F16, BF16 or F32",
+        )
     raise AttachError(f"{name}: the model has no such layer", fix="attach to the model that the delta was made for")

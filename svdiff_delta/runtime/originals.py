@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from svdiff_delta.base import Base, open_base
 from svdiff_delta.component import Component
 from svdiff_delta.errors import AttachError, BaseError
+from svdiff_delta.kinds import weight_of
 from svdiff_delta.layout import variants
 from svdiff_delta.repository import SCHEME, find_cached, parse_reference
 
@@ -94,19 +95,25 @@ def live_values(module: nn.Module) -> Tensor | None:
 
     accelerate leaves an offloaded weight on the meta device, and the values in a map that its hook holds.
     """
-    weight = cast("Tensor", module.weight).detach()
+    kept = kept_weight(module)
+    return None if kept is None else kept.cpu()
+
+
+def kept_weight(module: nn.Module) -> Tensor | None:
+    """Return a layer's weight where its values are kept, without gradients; None if nobody says where that is."""
+    weight = weight_of(module).data
     if weight.device.type != "meta":
-        return weight.cpu()
+        return weight
     for hook in _hooks(module):
         kept = getattr(hook, "weights_map", None)
         if kept is not None and "weight" in kept:
-            return cast("Tensor", kept["weight"]).detach().cpu()
+            return cast("Tensor", kept["weight"]).data
     return None
 
 
 def device_of(module: nn.Module) -> torch.device:
     """Return where a layer computes: where its weight is, or where accelerate brings it."""
-    device = cast("Tensor", module.weight).device
+    device = weight_of(module).device
     for hook in _hooks(module) if device.type == "meta" else ():
         if (execution := getattr(hook, "execution_device", None)) is not None:
             return torch.device(execution)
@@ -146,7 +153,7 @@ def cast_as_live(name: str, module: nn.Module, original: Tensor) -> tuple[torch.
     """
     live = live_values(module)
     if live is None:  # offloaded where nobody can look
-        return (cast("Tensor", module.weight).dtype,)
+        return (weight_of(module).dtype,)
     # An F32 file may have been loaded as F16 and then cast.
     for between in (live.dtype, torch.float16, torch.bfloat16):
         if live.shape == original.shape and torch.equal(live, original.to(between).to(live.dtype)):

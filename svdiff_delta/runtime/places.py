@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, cast
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -17,16 +17,15 @@ from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError, BaseMismatchError
 from svdiff_delta.fitting import check_base, fit_all
 from svdiff_delta.identity import round_weight
-from svdiff_delta.kinds import kind_of
+from svdiff_delta.kinds import kind_of, weight_of
 from svdiff_delta.parameter import Parameter
 from svdiff_delta.prepare import Prepared, fit, prepare
 
+from .live_weight import SLOT
 from .models import components, layer
+from .obstacles import check_plain, check_projection, fusers_of, parents_of
 from .originals import LiveWeights, cast_as_live, find_base, live_values
 from .response import Form, additive
-
-SLOT: Final = "svdiff_shift"
-"""The attribute that marks a shifted layer, and holds its `Shift` if that computes the layer's output."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +43,7 @@ class Place:
         live: reads it as it was on the live model, on the CPU.
         stored: whether these read a file.
         cache: where its basis is.
+        fusers: the attention layers that could copy the weight into a fused projection.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Place:
     live: Callable[[], Tensor]
     stored: bool
     cache: BasisCache
+    fusers: tuple[nn.Module, ...] = ()
 
     @property
     def component(self) -> str:
@@ -65,7 +66,7 @@ class Place:
     @property
     def offloaded(self) -> bool:
         """Whether the weight is brought in only while the layer computes."""
-        return cast("Tensor", self.module.weight).device.type == "meta"
+        return weight_of(self.module).device.type == "meta"
 
     def basis(self) -> Basis:
         """Return the basis of a spectral weight."""
@@ -110,23 +111,25 @@ def find_places(
     base = base or find_base(target, models, slots)
     if base is not None:
         fit_all(base, list(deltas.values()), cache)  # several bases at once
-    owners = _owners(models)
+    owners, parents = _owners(models), parents_of(models.values())
     places: dict[str, Place] = {}
     taken: dict[int, str] = {}
     for name, parameter in parameters.items():
         module = layer(models, name)
-        if (other := taken.setdefault(id(module.weight), name)) != name:
+        if (other := taken.setdefault(id(weight_of(module)), name)) != name:
             raise AttachError(f"{name}: shifts the same weight as {other}", fix="keep one of the two names")
-        sharers = owners.get(id(module.weight), [])
+        sharers = owners.get(id(weight_of(module)), [])
         twins = tuple(other for slot, other in sharers if other is not module and slot == name.partition(".")[0])
         for each in (module, *twins):
             check_layer(name, each, parameter)
+            check_projection(name, each, parents)
         here = _identify(base or LiveWeights(models), name, deltas, cache)
         united = unite({name: parameter}, {name: here.parameter})[name]
         runs = find_runs(here.basis.sigma, READER_TOLERANCE) if here.basis else Runs((), 0)
         read, live = _readers(name, module, base)
         stored = base is not None
-        places[name] = Place(name, module, twins, len(sharers) > 1, united, runs, read, live, stored, cache)
+        fusers = tuple(parent for each in (module, *twins) for parent in fusers_of(each, parents))
+        places[name] = Place(name, module, twins, len(sharers) > 1, united, runs, read, live, stored, cache, fusers)
     return models, places
 
 
@@ -139,12 +142,7 @@ def check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
     if hasattr(module, SLOT):
         raise AttachError(f"{name}: has a delta on it already", fix="`add` to the handle that shifts it, or detach it")
     found = kind_of(module, on_request=True)
-    dtype = cast("Tensor", module.weight).dtype
-    if not dtype.is_floating_point or dtype.itemsize < 2:
-        raise AttachError(
-            f"{name}: the live weight is quantized ({str(dtype).removeprefix('torch.')})",
-            fix="load the model in F16, BF16 or F32, or use `bake` on its unquantized base",
-        )
+    check_plain(name, weight_of(module))
     if found is None or getattr(module, "max_norm", None) is not None:
         raise AttachError(f"{name}: layers of class {type(module).__name__} cannot be shifted live", fix="use `bake`")
     if found != (parameter.kind, parameter.axis):

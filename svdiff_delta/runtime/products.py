@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svdiff_delta.basis import unmatricize
+from svdiff_delta.basis import matricize, unmatricize
+from svdiff_delta.kinds import weight_of
 from svdiff_delta.parameter import Parameter
 
 HALF: Final = (torch.float16, torch.bfloat16)
@@ -39,6 +40,15 @@ def product_weights(module: nn.Module, parameter: Parameter, rows: Tensor, colum
     return rows.contiguous(), columns.contiguous()
 
 
+def factors(module: nn.Module, parameter: Parameter, inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (R, columns) and (rows, R) of the matrix from the weights that `product_weights` has made of them."""
+    if isinstance(module, nn.Embedding):
+        return outer.T, inner
+    if isinstance(module, Conv | ConvTranspose):
+        return matricize(inner, parameter.axis), outer.flatten(1)
+    return inner, outer
+
+
 def inner(
     module: nn.Module,
     weight: Tensor,
@@ -65,7 +75,7 @@ def outer(module: nn.Module, weight: Tensor, hidden: Tensor, *, bias: bool) -> T
     return F.linear(hidden, weight, offset)
 
 
-def added(module: nn.Module, x: Tensor, change: Tensor, *args: Any) -> Tensor:
+def added(module: nn.Module, x: Tensor, change: Tensor, *args: Any, **options: Any) -> Tensor:
     """Return the layer's own output plus a change of it.
 
     In half precision that output would be rounded before a much smaller change is added, and up to half of the change
@@ -78,14 +88,14 @@ def added(module: nn.Module, x: Tensor, change: Tensor, *args: Any) -> Tensor:
         matrix = weight.flatten(1).expand(len(x), -1, -1)
         result = torch.baddbmm(change.flatten(2), matrix, x.flatten(2))
     else:
-        return inner(module, weight, x, *args, bias=bias) + change
+        return inner(module, weight, x, *args, bias=bias, **options) + change
     result = result.reshape(change.shape)
     return result if bias is None else (result + bias.reshape(tail(module, len(bias)))).to(change.dtype)
 
 
 def own_weight(module: nn.Module) -> Tensor:
     """Return a layer's weight as `inner` takes it."""
-    weight = cast("Tensor", module.weight)
+    weight = weight_of(module)
     return weight.T if type(module).__name__ == "Conv1D" else weight  # GPT-2's linear layer is stored transposed
 
 
@@ -110,6 +120,11 @@ def tail(module: nn.Module, channels: int) -> tuple[int, ...]:
 def spatial(module: Conv | ConvTranspose) -> int:
     """Return the number of spatial dimensions of a convolution."""
     return len(module.kernel_size)
+
+
+def narrow(dtype: torch.dtype) -> bool:
+    """Tell whether a dtype holds floating-point numbers in one byte or less: a format to store weights in."""
+    return dtype.is_floating_point and dtype.itemsize < 2
 
 
 def is_grouped(module: nn.Module) -> bool:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from inspect import signature
 from types import MethodType
-from typing import Any, Final, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from svdiff_delta.errors import AttachError
+from svdiff_delta.kinds import has_own_forward, weight_of
 
+from .forwards import find_forward, own_forward
 from .layers import NormShift, Shift, SpectralShift, WholeShift
-from .places import SLOT, Place
-from .products import HALF, is_grouped
-
-HOOKED: Final = "_old_forward"
-"""Where accelerate's hooks keep a module's own forward."""
+from .live_weight import SLOT, own_class, watch
+from .places import Place
+from .products import HALF, is_grouped, narrow
 
 
 class Site(Protocol):
@@ -44,61 +47,58 @@ class LiveSite:
         module: the layer.
         shift: what computes its output.
         read: reads the weight again if it is to be dropped, because `shift` stands for it.
+
+    Raises:
+        AttachError: something has replaced the layer's forward.
     """
 
     def __init__(self, name: str, module: nn.Module, shift: Shift, read: Callable[[], Tensor] | None = None) -> None:
         self.name, self.module, self.shift = name, module, shift
+        self._own, self._forward = own_forward(module), MethodType(_shifted_forward, module)
+        find_forward(name, module, self._own).put(self._forward)
         module.add_module(SLOT, shift)
-        # accelerate brings an offloaded weight in and then calls the forward that it has put aside.
-        attribute = HOOKED if HOOKED in module.__dict__ else "forward"
-        self._before = module.__dict__.get(attribute)
-        self._forward = MethodType(_shifted_forward, module)
-        setattr(module, attribute, self._forward)
+        self._unwatch = watch(module)
         self._dropped = _Dropped(module, read) if read is not None else None
-        if isinstance(shift, SpectralShift) and shift.whole:
-            module.__dict__["_apply"] = self._apply
+        module.__dict__["_apply"] = self._apply
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Move or cast the layer, as its own `_apply`: the dropped weight stays dropped, unless it is cast to half.
+        """Move or cast the layer, as its own `_apply`: the dropped weight stays dropped, unless it becomes narrower.
 
-        Two products of rounded factors are not W to half precision, so the layer goes over to the additive form then.
+        Two products of factors in half precision are not W to half precision, nor are they to float8, in which some
+        keep weights between calls: so the layer goes over to the additive form then.
         """
-        shift = cast("SpectralShift", self.shift)
-        if fn(cast("Tensor", self.module.weight).new_empty(0)).dtype in HALF and shift.whole:
+        shift, target = self.shift, fn(weight_of(self.module).new_empty(0)).dtype
+        if (target in HALF or narrow(target)) and isinstance(shift, SpectralShift) and shift.whole:
             if self._dropped is not None:
                 self._dropped.fill()
             shift.become_additive(self.module)
         if self._dropped is not None:
             self._dropped.shrink()
-        type(self.module)._apply(self.module, fn, recurse)
+        own_class(self.module)._apply(self.module, fn, recurse)
         if self._dropped is not None:
             self._dropped.expand()
         return self.module
 
-    def _attribute(self) -> str:
-        """Return where the forward is now: hooks may have come or gone."""
-        for attribute in ("forward", HOOKED):
-            if self.module.__dict__.get(attribute) is self._forward:
-                return attribute
-        raise AttachError(
-            f"{self.name}: the layer's forward was replaced after the delta was attached",
-            fix="undo what replaced it, then detach",
-        )
+    def check(self, *, force: bool = False) -> None:
+        """Check that the layer's forward is where it was put, or where hooks have moved it.
 
-    def check(self, *, force: bool = False) -> None:  # noqa: ARG002
-        """Check that the layer's forward is where it was put, or where hooks have moved it."""
-        self._attribute()
+        Args:
+            force: whether it may be elsewhere: what was put around it then goes on to the layer's own forward.
+
+        Raises:
+            AttachError: something else has replaced it.
+        """
+        if not force:
+            find_forward(self.name, self.module, self._forward, after=True)
 
     def restore(self) -> None:
         """Let the layer be what it was."""
-        attribute, own = self._attribute(), MethodType(type(self.module).forward, self.module)
-        if attribute == "forward" and self._before in (None, own):
-            delattr(self.module, attribute)
-        else:
-            setattr(self.module, attribute, self._before or own)
+        with suppress(AttachError):  # whoever else holds the shifted forward gets to the layer's own by it
+            find_forward(self.name, self.module, self._forward, after=True).clear(self._own)
         self.module.__dict__.pop("_apply", None)
         if self._dropped is not None:
             self._dropped.fill()
+        self._unwatch()
         delattr(self.module, SLOT)
 
 
@@ -119,14 +119,16 @@ class _Dropped:
         self.expand()
 
         def show(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:  # noqa: ARG001
-            state[f"{prefix}weight"] = read().to(cast("Tensor", module.weight).dtype)
+            weight = weight_of(module)
+            device = weight.device if weight.device.type != "meta" else None
+            state[f"{prefix}weight"] = read().to(device, weight.dtype)
 
         self.hook = module.register_state_dict_post_hook(show)
 
     @property
     def weight(self) -> nn.Parameter:
         """The layer's parameter; moves may put another one in its place."""
-        return cast("nn.Parameter", self.module.weight)
+        return weight_of(self.module)
 
     def shrink(self) -> None:
         """Make it one number, which can be moved; torch would move as many as there seem to be."""
@@ -169,11 +171,22 @@ def install(place: Place, *, exact: bool, trainable: bool) -> list[LiveSite]:
 def _make_shift(place: Place, module: nn.Module, *, exact: bool, trainable: bool) -> Shift:
     if place.parameter.kind == "elementwise":
         return NormShift(place, module, trainable=trainable)
-    if is_grouped(module):
+    if is_grouped(module) or has_own_forward(module):
         return WholeShift(place, module, trainable=trainable)
     return SpectralShift(place, module, exact=exact, trainable=trainable)
 
 
-def _shifted_forward(self: nn.Module, x: Tensor, *args: Any) -> Tensor:
+def _shifted_forward(self: nn.Module, *args: Any, **options: Any) -> Tensor:
+    shift = cast("Shift | None", self._modules.get(SLOT))
+    if shift is None:  # the delta is off, and a hook has kept this forward
+        return cast("Tensor", type(self).forward(self, *args, **options))
+    if not args:
+        args = (options.pop(_first_argument(own_class(self).forward)),)
     # Not called as a module: hooks would move the layer that it is given.
-    return cast("Shift", getattr(self, SLOT)).forward(self, x, *args)
+    return shift.forward(self, *args, **options)
+
+
+@cache
+def _first_argument(forward: Callable[..., Any]) -> str:
+    """Return what a layer's class calls its input."""
+    return list(signature(forward).parameters)[1]

@@ -1,0 +1,150 @@
+"""One forward in which every shifted layer is compared with W + ΔW, put together as `bake` does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from svdiff_delta.delta import project
+from svdiff_delta.errors import AttachError
+from svdiff_delta.kinds import weight_of
+
+from .fused import FusedSite
+from .layers import Shift, SpectralShift, forward_with
+from .live_weight import note_reads
+from .places import Place
+
+SHARE: Final = 0.02
+"""How much of a layer's change may differ: twice what two factors rounded to bfloat16 cost (measured: under 1 %)."""
+
+ROUNDINGS: Final = 8
+"""Times the output's last bit, for products and sums in another order than the check's."""
+
+OWN: Final = 0.3
+"""The check's own δ, relative to σ: a change that no rounding hides. Of a norm's weights it is this itself."""
+
+SHOWN: Final = 3
+"""How many layers an error names."""
+
+
+class Check:
+    """What one forward of each model must show. It ends, for a model, with the first forward that shows it.
+
+    Args:
+        models: the models by component.
+        places: the weights that are shifted, by parameter name.
+
+    Attributes:
+        total: δ as it was put on the model, by parameter name.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], places: Mapping[str, Place]) -> None:
+        self._places, self._models = places, models
+        self._seen: set[str] = set()
+        self._ends = {slot: ExitStack() for slot in models}
+        self.total: Callable[[str], NDArray[np.float64]] = lambda name: np.zeros(places[name].parameter.size)
+
+    def begin(self, shifts: Sequence[Shift], fused: Sequence[FusedSite]) -> None:
+        """Watch all layers from now on."""
+        for shift in shifts:
+            shift.check = self
+            self._ends[shift.component].callback(setattr, shift, "check", None)
+        for site in fused:
+            for module in site.modules:
+                end = note_reads(module, lambda name=site.name: self._seen.add(name))  # type: ignore[misc]
+                self._ends[site.component].callback(end)
+        for slot, model in self._models.items():
+
+            def finish(*_: object, slot: str = slot) -> None:
+                self._finish(slot)
+
+            self._ends[slot].callback(model.register_forward_hook(finish).remove)
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        for end in self._ends.values():
+            end.close()
+
+    def _finish(self, slot: str) -> None:
+        """End the check of a model after a forward.
+
+        Raises:
+            AttachError: it has not run a shifted layer, nor read its weight.
+        """
+        names = [name for name in self._places if name.partition(".")[0] == slot]
+        missed = [name for name in names if name not in self._seen]
+        if missed:
+            more = ", …" if len(missed) > SHOWN else ""
+            raise AttachError(
+                f"{missed[0]}: the forward has neither called this layer nor read its weight, so its δ has no effect "
+                f"({len(missed)} of {len(names)} shifted layers: {', '.join(missed[:SHOWN])}{more})",
+                fix="leave such layers out with `select`, or give inputs that reach them",
+            )
+        self._ends[slot].close()
+
+    def output(self, shift: Shift, module: nn.Module, result: Tensor, args: Sequence[Any], options: Any) -> None:
+        """Compare what a layer has computed.
+
+        Raises:
+            AttachError: it is not what W + ΔW computes.
+        """
+        self._seen.add(shift.name)
+        if shift.rows is None:  # else samples differ, and `per_sample` has its own checks
+            with torch.no_grad(), torch.autocast(result.device.type, enabled=False):
+                self._compare(shift, module, result, args, options)
+
+    def read(self, shift: Shift) -> None:
+        """Note that a layer's weight was read without calling it; what it reads is W + ΔW."""
+        self._seen.add(shift.name)
+
+    def _compare(self, shift: Shift, module: nn.Module, result: Tensor, args: Sequence[Any], options: Any) -> None:
+        dtype = torch.promote_types(torch.float32, weight_of(module).dtype)
+        wide_args, wide_options = tree_map(lambda value: _widen(value, dtype), (tuple(args), options))
+        weight = self._weight(shift, module).to(result.device, dtype)
+
+        def reference(delta: NDArray[np.float64]) -> Tensor:
+            change = self._places[shift.name].prepared().delta_weight(torch.from_numpy(delta))
+            return forward_with(module, weight + change.to(weight), *wide_args, **wide_options).to(dtype)
+
+        base = forward_with(module, weight, *wide_args, **wide_options).to(dtype)
+        delta = self._given(shift)
+        expected = reference(delta)
+        noise = ROUNDINGS * torch.finfo(result.dtype).eps * float(expected.norm())
+        if float((expected - base).norm()) < noise:
+            delta = self._own(shift.name)
+            expected = reference(delta)
+            result = shift.call(module, shift.gain_of(torch.from_numpy(delta)), *args, **options)
+        change, off = float((expected - base).norm()), float((result.to(dtype) - expected).norm())
+        if not off <= SHARE * change + noise:
+            raise AttachError(
+                f"{shift.name}: {type(module).__name__} does not compute with W + ΔW here, "
+                f"it is off by {off / change if change else float('inf'):.2g} of the change",
+                fix='attach with `mode="fused"`, or bake the delta',
+            )
+
+    def _given(self, shift: Shift) -> NDArray[np.float64]:
+        if shift.value is not None and shift.enabled:
+            return shift.full().detach().double().cpu().numpy()
+        return self.total(shift.name)
+
+    def _own(self, name: str) -> NDArray[np.float64]:
+        place = self._places[name]
+        basis = place.prepared().basis
+        size = place.parameter.size
+        return project(place.parameter, OWN * (np.ones(size) if basis is None else basis.sigma.numpy()))
+
+    def _weight(self, shift: Shift, module: nn.Module) -> Tensor:
+        """Return W: the layer's own, which may be cast or offloaded, unless factors stand for it."""
+        whole = isinstance(shift, SpectralShift) and shift.whole
+        return self._places[shift.name].live() if whole else weight_of(module)
+
+
+def _widen(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,0 +1,168 @@
+"""The weight of a shifted layer as others read it: W + ΔW, put together by the operation that needs it.
+
+A forward may read a layer's weight without calling the layer: attention pools hand it to one function for all heads,
+gated convolutions of language models to a kernel of their own. What they read must have the layer's δ in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from svdiff_delta.errors import AttachError
+from svdiff_delta.kinds import weight_of
+
+if TYPE_CHECKING:
+    from .layers import Shift
+
+SLOT: Final = "svdiff_shift"
+"""The attribute that marks a shifted layer, and holds its `Shift` if that computes the layer's output."""
+
+READ: Final = "svdiff_read"
+"""The attribute that holds what is called whenever the weight of a layer without a `Shift` is read."""
+
+VALUES: Final = frozenset({"T", "mT", "H", "mH", "real", "imag"})
+"""Properties that need W + ΔW; all others are told by the parameter itself."""
+
+ABOUT: Final = frozenset(
+    {"__hash__", "__len__", "dim", "element_size", "get_device", "is_complex", "is_contiguous", "is_floating_point"}
+    | {"is_inference", "is_shared", "ndimension", "nelement", "numel", "size", "stride", "storage_offset"}
+    | {"requires_grad_", "untyped_storage", "data_ptr"}
+)
+"""Methods that tell of a tensor, not of its values."""
+
+IN_PLACE: Final = frozenset(
+    {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift"}
+    | {"setitem"}
+)
+
+
+class LiveWeight(Tensor):
+    """The weight of a shifted layer. Operations get W + ΔW, with gradients to δ; nothing can be written into it.
+
+    Its own storage is one NaN seen as many: code that gets past torch's dispatch to it shows at once.
+    """
+
+    layer: nn.Module
+    graph: bool
+
+    @staticmethod
+    def of(layer: nn.Module, *, graph: bool = True) -> LiveWeight:
+        """Return the weight of a layer that is shifted.
+
+        Args:
+            layer: the layer.
+            graph: whether gradients flow from it to δ; `weight.data` has none.
+        """
+        weight = weight_of(layer)
+        placeholder = torch.full((), torch.nan, dtype=weight.dtype, device=weight.device).expand(weight.shape)
+        found = placeholder.as_subclass(LiveWeight)
+        found.layer, found.graph = layer, graph
+        return found
+
+    _is_param = True  # `isinstance(layer.weight, nn.Parameter)` asks for this
+
+    def whole(self) -> Tensor:
+        """Return W + ΔW in the weight's shape and dtype.
+
+        Raises:
+            AttachError: the layer is shifted no more.
+            InputError: every sample has a δ of its own.
+        """
+        shift = cast("Shift | None", self.layer._modules.get(SLOT))
+        if shift is None:
+            raise AttachError("this weight was read while a delta was attached, which is off now", fix="read it again")
+        with torch._C.DisableTorchFunctionSubclass():
+            found = shift.read_weight(self.layer)
+        return found if self.graph else found.detach()
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Do an operation on W + ΔW, or on the parameter itself if it only asks about it."""
+        name, own = func.__name__, args[0] if args else None
+        if isinstance(own, LiveWeight):
+            attribute = getattr(getattr(func, "__self__", None), "__name__", "") if name.startswith("__") else ""
+            if (name, attribute) == ("__get__", "data"):
+                return LiveWeight.of(own.layer, graph=False)
+            if _writes(name) or (name, attribute) == ("__set__", "data"):
+                raise _refusal(own.layer)
+            if name in ABOUT or (name in ("__get__", "__set__", "__delete__") and attribute not in VALUES):
+                return func(weight_of(own.layer), *args[1:], **(kwargs or {}))
+        if any(isinstance(out, LiveWeight) for out in _listed((kwargs or {}).get("out"))):
+            raise AttachError("nothing can be written into the weight of a shifted layer", fix="detach the delta first")
+        return func(*tree_map(_whole, args), **tree_map(_whole, dict(kwargs or {})))
+
+
+def _writes(name: str) -> bool:
+    return (name.endswith("_") and not name.endswith("__") and name not in ABOUT) or name.strip("_") in IN_PLACE
+
+
+def _whole(value: Any) -> Any:
+    return value.whole() if isinstance(value, LiveWeight) else value
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _refusal(layer: nn.Module) -> AttachError:
+    shift = cast("Shift | None", layer._modules.get(SLOT))
+    name = shift.name if shift is not None else "the layer"
+    return AttachError(
+        f"{name}: the weight cannot be written to while a delta computes the layer's output",
+        fix='detach the delta first, or attach it with `mode="fused"`',
+    )
+
+
+_WATCHED: Final[dict[type[nn.Module], type[nn.Module]]] = {}
+
+
+def watched(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return a class that is the same but for `weight`, which is a `LiveWeight` while the layer is shifted."""
+    if cls in _WATCHED:
+        return _WATCHED[cls]
+
+    def read(module: nn.Module) -> Tensor:
+        if READ in module.__dict__:
+            module.__dict__[READ]()
+        if module._modules.get(SLOT) is None:
+            return weight_of(module)
+        return LiveWeight.of(module)
+
+    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    own = type(cls.__name__, (cls,), {**names, "weight": property(read), "svdiff_class": cls})
+    return _WATCHED.setdefault(cls, own)
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a layer has without a delta."""
+    return cast("type[nn.Module]", getattr(type(module), "svdiff_class", type(module)))
+
+
+def watch(module: nn.Module) -> Callable[[], None]:
+    """Let a shifted layer's `weight` be W + ΔW to whoever reads it; return what undoes that."""
+    cls = own_class(module)
+    module.__class__ = watched(cls)
+
+    def undo() -> None:
+        module.__class__ = cls
+
+    return undo
+
+
+def note_reads(module: nn.Module, note: Callable[[], object]) -> Callable[[], None]:
+    """Let something be called whenever anyone, its own forward too, reads a layer's weight; return what undoes that."""
+    module.__dict__[READ] = note
+    undo = watch(module)
+
+    def stop() -> None:
+        undo()
+        module.__dict__.pop(READ, None)
+
+    return stop

@@ -1,0 +1,131 @@
+"""What stands in the way of a live δ on a layer: quantized weights, and projections that were fused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, cast
+
+from torch import Tensor, nn
+
+from svdiff_delta.errors import AttachError
+
+from .products import narrow
+
+FUSED: Final[Mapping[str, tuple[str, ...]]] = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    "to_added_kv": ("add_k_proj", "add_v_proj"),
+}
+"""The layers that diffusers' `fuse_qkv_projections` makes, and those whose weights it copies into them (0.42)."""
+
+SCHEMES: Final[Mapping[str, str]] = {
+    "bitsandbytes": "bitsandbytes",
+    "diffusers.quantizers.gguf": "GGUF",
+    "gguf": "GGUF",
+    "hqq": "HQQ",
+    "optimum.quanto": "quanto",
+    "torchao": "torchao",
+    "torch.distributed": "sharded",
+}
+"""What a weight's class says of it, by the package that it comes from."""
+
+GUARDED: Final = "svdiff_guarded"
+"""The attribute of an attention layer that lists its shifted projections."""
+
+PLAIN: Final = frozenset({Tensor, nn.Parameter})
+
+
+def check_plain(name: str, weight: Tensor) -> None:
+    """Check that a layer's weight is a plain tensor of floating-point numbers of 16 bits or more.
+
+    Raises:
+        AttachError: it is quantized, sharded or stored in float8; the message names the scheme.
+    """
+    scheme = scheme_of(weight)
+    if scheme is None:
+        return
+    if narrow(weight.dtype) and type(weight) in PLAIN:
+        raise AttachError(
+            f"{name}: the live weight is stored in {scheme}",
+            fix="attach before `enable_layerwise_casting`, or load the model in F16, BF16 or F32",
+        )
+    raise AttachError(
+        f"{name}: the live weight is {'sharded' if 'DTensor' in scheme else 'quantized'} ({scheme})",
+        fix="load the model in F16, BF16 or F32, or use `bake` on its unquantized base",
+    )
+
+
+def scheme_of(weight: Tensor) -> str | None:
+    """Return in words how a weight is stored if it is no plain tensor of floating-point numbers; None if it is."""
+    cls, dtype = type(weight), str(weight.dtype).removeprefix("torch.")
+    if cls not in PLAIN:
+        package = next((word for prefix, word in SCHEMES.items() if cls.__module__.startswith(prefix)), cls.__module__)
+        return f"{package}: {cls.__name__}"
+    return dtype if not weight.dtype.is_floating_point or narrow(weight.dtype) else None
+
+
+def parents_of(models: Iterable[nn.Module]) -> dict[nn.Module, list[tuple[str, nn.Module]]]:
+    """Return for each module the attributes by which others hold it, and who they are."""
+    found: dict[nn.Module, list[tuple[str, nn.Module]]] = {}
+    for model in models:
+        for parent in model.modules():
+            for attribute, child in parent.named_children():
+                found.setdefault(child, []).append((attribute, parent))
+    return found
+
+
+def check_projection(name: str, module: nn.Module, parents: Mapping[nn.Module, list[tuple[str, nn.Module]]]) -> None:
+    """Check that a layer's weight was not copied into a fused projection, which runs in its place.
+
+    Raises:
+        AttachError: it was.
+    """
+    for attribute, parent in parents.get(module, ()):
+        for fused, parts in FUSED.items():
+            if attribute in parts and hasattr(parent, fused) and getattr(parent, "fused_projections", False):
+                raise AttachError(
+                    f"{name}: its weight was copied into the fused projection `{fused}`, which is run in its place",
+                    fix="call `unfuse_qkv_projections()` first, or bake the delta",
+                )
+
+
+def fusers_of(module: nn.Module, parents: Mapping[nn.Module, list[tuple[str, nn.Module]]]) -> tuple[nn.Module, ...]:
+    """Return the attention layers that could copy a layer's weight into a fused projection."""
+    parts = {part for group in FUSED.values() for part in group}
+    return tuple(
+        parent for at, parent in parents.get(module, ()) if at in parts and hasattr(parent, "fuse_projections")
+    )
+
+
+class FusionGuard:
+    """Refuses to fuse the projections of an attention layer while one of them has a delta on it: a site of its own.
+
+    Args:
+        name: the parameter that is shifted.
+        parent: the attention layer.
+    """
+
+    def __init__(self, name: str, parent: nn.Module) -> None:
+        self._name, self._parent = name, parent
+        self._guarded().append(name)
+        parent.__dict__["fuse_projections"] = self._refuse
+
+    def _guarded(self) -> list[str]:
+        return cast("list[str]", self._parent.__dict__.setdefault(GUARDED, []))
+
+    def _refuse(self, *args: Any, **options: Any) -> None:  # noqa: ARG002
+        raise AttachError(
+            f"{self._name}: has a delta on it, which projections that are fused now would leave out",
+            fix="detach the delta first, or bake it and load that model",
+        )
+
+    def check(self, *, force: bool = False) -> None:
+        """Nothing can come between."""
+
+    def restore(self) -> None:
+        """Let projections be fused again, once none has a delta on it."""
+        self._guarded().remove(self._name)
+        if not self._guarded():
+            for attribute in (GUARDED, "fuse_projections"):
+                self._parent.__dict__.pop(attribute)
