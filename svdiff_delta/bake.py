@@ -22,6 +22,7 @@ from .cache import BasisCache
 from .codec import Dtype
 from .container import ITEM_SIZE, header_bytes
 from .delta import Delta
+from .devices import on_host
 from .errors import OutputError, TensorError
 from .identity import TORCH_DTYPE
 from .layout import read_json
@@ -63,6 +64,7 @@ class Baked:
         return Loss(sum(loss.change for loss in self.losses.values()), sum(loss.lost for loss in self.losses.values()))
 
 
+@on_host
 def bake(
     base: Base,
     deltas: Sequence[Delta | tuple[Delta, float]],
@@ -104,6 +106,7 @@ def bake(
     return write_bake(plan, overwrite=overwrite, progress=progress)
 
 
+@on_host
 def write_bake(plan: Plan, *, overwrite: bool = False, progress: Progress | None = None) -> Baked:
     """Do what was planned. Arguments and errors are those of `bake`."""
     writer = _Writer(plan, progress)

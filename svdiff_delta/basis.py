@@ -10,6 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from .devices import load_linear_algebra
+
 TOLERANCE: Final = 1e-7
 """Of σ₁: neighbours at most this far apart are tied, values at most this large are null."""
 
@@ -188,7 +190,7 @@ def _lengths(vectors: Tensor, work: Tensor) -> Tensor:
     if not vectors.shape[1]:
         return vectors.new_zeros(0)
     squares = ((vectors.T @ piece).square().sum(1) for piece in _pieces(work))
-    return sum(squares, torch.zeros(())).sqrt()
+    return sum(squares, work.new_zeros((), dtype=torch.float64)).sqrt()
 
 
 def _project(vectors: Tensor, work: Tensor) -> Tensor:
@@ -216,6 +218,7 @@ def compute_basis(rounded: Tensor, axis: int, *, two_sided: bool = False) -> Bas
     matrix = matricize(rounded, axis)
     left = matrix.shape[0] <= matrix.shape[1]
     work = matrix if left else matrix.T
+    load_linear_algebra(work.device)
     with one_thread():
         side = _short_side(work)
         sigma = side.sigma.cpu()

@@ -16,6 +16,7 @@ from .cache import BasisCache, BusyError
 from .choice import choose_kinds
 from .codec import Dtype
 from .delta import Delta
+from .devices import on_host
 from .metadata import Metadata
 from .modelspec import known_modelspec
 from .parameter import Kind, Parameter
@@ -54,6 +55,7 @@ def build_basis(
     return prepare_all(base, choose_kinds(base, selectors), cache or BasisCache(), progress=progress, workers=workers)
 
 
+@on_host
 def prepare_all(
     base: Base,
     kinds: Mapping[str, tuple[Kind, int]],

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from threading import Lock
+from typing import Final, ParamSpec, TypeVar
+
 import torch
 
 from .errors import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LOADING: Final = Lock()
+_LOADED: Final[set[torch.device]] = set()
 
 
 def find_device(name: str | torch.device) -> torch.device:
@@ -21,3 +32,29 @@ def find_device(name: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"{name}: there is no such device here ({reason})", fix="use --device cpu") from None
     return device
+
+
+def load_linear_algebra(device: torch.device) -> None:
+    """Let torch load what decomposes matrices on a device, once and on one thread.
+
+    It does so at the first decomposition, and fails where several threads call their first one at once ("lazy wrapper
+    should be called at most once", torch 2.11 with CUDA).
+    """
+    with _LOADING:
+        if device not in _LOADED:
+            torch.linalg.eigh(torch.ones(1, 1, dtype=torch.float64, device=device))
+            _LOADED.add(device)
+
+
+def on_host(function: Callable[P, R]) -> Callable[P, R]:
+    """Let the tensors that a function makes without naming a device be on the CPU.
+
+    Callers may have set another default: `with torch.device("cuda"): attach(...)`.
+    """
+
+    @wraps(function)
+    def inside(*args: P.args, **options: P.kwargs) -> R:
+        with torch.device("cpu"):
+            return function(*args, **options)
+
+    return inside

@@ -121,3 +121,14 @@ class MissingExtraError(DeltaError):
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
         return type(self), (self.package, self.extra)
+
+
+EXHAUSTED: Final = ("allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+"""What RuntimeErrors say where memory is not enough: torch on the CPU, the driver, cuBLAS and cuSOLVER, cuDNN."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error of torch, of a library below it or of Python says that memory is not enough."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in EXHAUSTED)

@@ -25,6 +25,7 @@ from .conversion import (
     recorded_share,
 )
 from .delta import Delta, check_range
+from .devices import on_host
 from .errors import BaseError, InputError
 from .fitting import check_base, fit_all
 from .lineage import Record
@@ -35,6 +36,7 @@ from .prepare import Progress, fit, prepare
 from .projection import is_same_weight, project_change, squared_norm
 
 
+@on_host
 def rebase(
     delta: Delta,
     old_base: Base,

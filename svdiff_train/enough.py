@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import torch
-
-from svdiff_delta.errors import TrainError
+from svdiff_delta.errors import TrainError, is_out_of_memory
 
 from .config import TrainConfig
 from .methods import METHODS
@@ -29,9 +27,8 @@ def enough_memory(when: str, fix: str) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # torch has no class of its own for the CPU's.
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise TrainError(f"out of memory {when}", fix=fix) from error
 

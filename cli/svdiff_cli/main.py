@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from svdiff_delta.errors import DeltaError
+from svdiff_delta.errors import DeltaError, is_out_of_memory
 
 INTERRUPTED = 130
 
@@ -57,6 +57,13 @@ class ErrorHandling(click.Group):
             return super().invoke(ctx)
         except DeltaError as error:
             click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            click.echo(
+                "error: out of memory: select a part of the model, or use --device cpu where it takes one", err=True
+            )
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)

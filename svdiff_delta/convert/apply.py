@@ -42,6 +42,7 @@ from svdiff_delta.conversion import (
     total_output,
 )
 from svdiff_delta.delta import Delta
+from svdiff_delta.devices import on_host
 from svdiff_delta.errors import InputError
 from svdiff_delta.file import load, save
 from svdiff_delta.lineage import Lineage, Record, bounded
@@ -57,6 +58,7 @@ from .ranking import make_ranking
 from .way import Way, find_way
 
 
+@on_host
 def convert(
     input: str | PathLike[str] | Delta,  # noqa: A002 - what it is
     *,

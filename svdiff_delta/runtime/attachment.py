@@ -13,6 +13,7 @@ from svdiff_delta.base import Base
 from svdiff_delta.build import share_out
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta
+from svdiff_delta.devices import on_host
 from svdiff_delta.errors import InputError
 from svdiff_delta.kinds import weight_of
 
@@ -31,6 +32,7 @@ Mode = Literal["live", "fused"]
 """Whether layers compute with δ beside them, or weights hold it."""
 
 
+@on_host
 def attach(
     target: object,
     delta: Delta | Mapping[str, Delta],

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from svdiff_delta.delta import project
+from svdiff_delta.devices import on_host
 from svdiff_delta.errors import AttachError
 from svdiff_delta.kinds import weight_of
 
@@ -89,6 +90,7 @@ class Check:
             )
         self._ends[slot].close()
 
+    @on_host
     def output(self, shift: Shift, module: nn.Module, result: Tensor, args: Sequence[Any], options: Any) -> None:
         """Compare what a layer has computed.
 

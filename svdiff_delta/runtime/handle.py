@@ -15,6 +15,7 @@ from torch import nn
 
 from svdiff_delta._json import JSON
 from svdiff_delta.delta import Delta
+from svdiff_delta.devices import on_host
 from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.ops import add
 from svdiff_delta.parameter import Kind
@@ -96,6 +97,7 @@ class Handle:
         """From now on, let gradients bring back what is being trained and has fallen below −σ (projected gradient)."""
         self._board.revive()
 
+    @on_host
     def delta(self, *, training: Mapping[str, JSON] | None = None) -> Delta:
         """Return δ as it is on the model now, its weights and scale folded in; as if it were enabled.
 
@@ -254,6 +256,7 @@ class Handle:
 
     # -- the end
 
+    @on_host
     def detach(self, *, force: bool = False) -> None:
         """Take all deltas off; every weight is again what it was, bit for bit. A second call does nothing.
 
@@ -280,6 +283,7 @@ class Handle:
             self.__dict__.update(before)
             raise
 
+    @on_host
     def _write(self) -> None:
         """Put what is active on the model."""
         total = self._total(self._active if self._enabled else {}, out=self._buffer)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svdiff_delta.basis import unmatricize
+from svdiff_delta.devices import on_host
 from svdiff_delta.errors import InputError
 from svdiff_delta.kinds import has_own_forward, weight_of
 from svdiff_delta.parameter import free_index
@@ -236,6 +237,7 @@ class SpectralShift(Shift):
         device = self.gain.device
         self._keep(inner=inner.to(device, dtype), outer=outer.to(device, dtype))
 
+    @on_host
     def become_additive(self, module: nn.Module) -> None:
         """Go over to the additive form, with the δ that is there now."""
         form = self._additive()
@@ -265,7 +267,8 @@ class SpectralShift(Shift):
     def weight(self, module: nn.Module, gain: Tensor) -> Tensor:
         """Return W + ΔW with this gain."""
         rows, columns = products.factors(module, self.parameter, self.inner, self.outer)
-        change = unmatricize((columns.float() * gain) @ rows.float(), self.parameter.shape, self.parameter.axis)
+        matrix = (columns.to(gain.dtype) * gain) @ rows.to(gain.dtype)
+        change = unmatricize(matrix, self.parameter.shape, self.parameter.axis)
         return (change if self.whole else weight_of(module) + change).to(weight_of(module).dtype)
 
 

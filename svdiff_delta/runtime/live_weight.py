@@ -29,7 +29,7 @@ VALUES: Final = frozenset({"T", "mT", "H", "mH", "real", "imag"})
 """Properties that need W + ΔW; all others are told by the parameter itself."""
 
 ABOUT: Final = frozenset(
-    {"__hash__", "__len__", "dim", "element_size", "get_device", "is_complex", "is_contiguous", "is_floating_point"}
+    {"__len__", "dim", "element_size", "get_device", "is_complex", "is_contiguous", "is_floating_point"}
     | {"is_inference", "is_shared", "ndimension", "nelement", "numel", "size", "stride", "storage_offset"}
     | {"requires_grad_", "untyped_storage", "data_ptr"}
 )
