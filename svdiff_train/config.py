@@ -44,9 +44,12 @@ class TrainConfig:
         batch_size: pictures of the subject per step and process; as many of the class come with them. None takes the
             method's own.
         accumulate: batches whose gradients make one step.
+        processes: how many share out a step; None takes those that were started. Fewer, whose number divides it, do the
+            work of all: one process repeats a run of two.
         learning_rate: of δ on singular values, or of whatever else is trained; None takes the method's own.
         learning_rate_1d: of δ on norm weights.
         schedule: how the learning rate goes, by diffusers' names: "constant", "linear", "cosine", …
+        schedule_steps: the steps it is planned for; None takes `steps`. A run that may be prolonged says more.
         warmup: steps in which it rises from zero.
         weight_decay: of AdamW.
         max_grad_norm: the gradient is clipped to it.
@@ -85,9 +88,11 @@ class TrainConfig:
     steps: int = 500
     batch_size: int | None = None
     accumulate: int = 1
+    processes: int | None = None
     learning_rate: float | None = None
     learning_rate_1d: float = 1e-6
     schedule: str = "constant"
+    schedule_steps: int | None = None
     warmup: int = 0
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
@@ -118,7 +123,7 @@ class TrainConfig:
         for name, kinds in (("method", MethodName), ("crop", Crop), ("mixed_precision", Precision)):
             if getattr(self, name) not in get_args(kinds):
                 raise InputError(f"{name} {getattr(self, name)!r} is unknown", fix=f"use {', '.join(get_args(kinds))}")
-        for name in ("steps", "batch_size", "accumulate", "class_images", "train_rank", "lora_rank", "resolution"):
+        for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, is {value}")
@@ -128,7 +133,9 @@ class TrainConfig:
                 raise InputError(f"{name} must be a finite number from 0, is {value}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed must be from 0 to 2^63 - 1, is {self.seed}")
-        if not 0 <= self.warmup <= self.steps:
+        if self.horizon < self.steps:
+            raise InputError(f"schedule_steps must be at least steps ({self.steps}), is {self.schedule_steps}")
+        if not 0 <= self.warmup <= self.horizon:
             raise InputError(f"warmup must be from 0 to steps, is {self.warmup}")
         self._check_method()
         self._check_mixing()
@@ -220,6 +227,11 @@ class TrainConfig:
         """The learning rate."""
         return RATES[self.method] if self.learning_rate is None else self.learning_rate
 
+    @property
+    def horizon(self) -> int:
+        """The steps that the schedule is planned for."""
+        return self.schedule_steps or self.steps
+
     def find_token(self) -> str | None:
         """Return the token of the only concept; None if nothing says which it is.
 
@@ -252,6 +264,10 @@ class TrainConfig:
             kept["mix_probability"] = self.mixing
         if not self.unmix:
             kept.pop("unmix_weight", None)
+        if self.processes == 1:
+            kept.pop("processes", None)
+        if self.horizon == self.steps or (self.schedule in ENDLESS and self.warmup <= self.steps):
+            kept.pop("schedule_steps", None)
         return kept
 
     @classmethod
@@ -280,6 +296,15 @@ ALWAYS: Final = (
     "weight_decay", "max_grad_norm", "seed", "mixed_precision",
 )  # fmt: skip
 """Settings that are recorded whatever they are."""
+
+COUNTS: Final = (
+    "steps", "batch_size", "accumulate", "processes", "schedule_steps", "class_images", "train_rank", "lora_rank",
+    "resolution",
+)  # fmt: skip
+"""Settings that are at least 1."""
+
+ENDLESS: Final = ("constant", "constant_with_warmup")
+"""Schedules that do not depend on how many steps there are."""
 
 NUMBERS: Final = (
     "learning_rate", "learning_rate_1d", "weight_decay", "max_grad_norm", "prior_weight", "snr_gamma", "unmix_weight",

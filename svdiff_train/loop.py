@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any
 
 import torch
 from accelerate.accelerator import Accelerator
-from torch import Tensor
 
 from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.choice import choose_kinds
 from svdiff_delta.delta import Delta
-from svdiff_delta.errors import TrainError
+from svdiff_delta.errors import InputError, TrainError
 
-from .batches import Batch, Batches, Texts
 from .config import TrainConfig
 from .enough import FEWER, FILLED, PARTLY, SMALLER_BASE, enough_memory, smaller_model, smaller_step
-from .loss import prior_preserving_loss
-from .methods import METHODS, Job, Result, TrainedDelta, Tuned
+from .methods import METHODS, Job, Result, TrainedDelta
 from .opening import Opened, open_run
+from .pipelines import weights_digest
+from .processes import Crew, accelerator, crew_of, unused
 from .schedule import rate_factor
 from .signals import remember_signals
 from .state import check_same, load_state, restore, save_state, states
+from .step import Stepper
 from .validate import Validation
 from .watch import Report, Watch, peak_memory
-
-HALF: Final[Mapping[str, torch.dtype]] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +65,7 @@ class Outcome:
         loss: the mean loss of the last tenth of the steps that were done here; None if none were left to do.
         signal: the signal that ended it before the last; None if it went to the end.
         main_process: whether this process is the one that writes.
+        config: the run as it was, with its number of processes: what repeats it.
     """
 
     result: Result
@@ -74,6 +73,7 @@ class Outcome:
     loss: float | None
     signal: int | None
     main_process: bool
+    config: TrainConfig
 
     @property
     def interrupted(self) -> bool:
@@ -131,36 +131,63 @@ def train(
             `unmix_weight` is not 0, a state is of another run, there is not enough memory, or the loss is not finite.
         OutputError: something cannot be kept.
     """
-    watch, method, factor = watch or Watch(), METHODS[config.method], rate_factor(config)
-    accelerator = Accelerator(
-        mixed_precision="no",  # autocast below knows the method and needs no global state
+    watch, factor = watch or Watch(), rate_factor(config)
+    accelerate = accelerator(
+        mixed_precision="no",  # autocast knows the method and needs no global state
         log_with=list(trackers) or None,
         project_dir=None if keeping is None else str(keeping.folder),
     )
-    with enough_memory("while loading the model", smaller_model(config, SMALLER_BASE)):
-        opened = open_run(base, images, config, accelerator.device, skip_bad=skip_bad)
-    if watch.say is not None:
-        for line in opened.lines():
-            watch.say(line)
-    pipeline, family = opened.family.pipeline, opened.family
-    with (
-        accelerator.main_process_first(),  # the others find pictures of the class in the folder
-        enough_memory("while painting pictures of the class", smaller_model(config, FILLED)),
-    ):
-        batches = opened.batches(base, class_folder, watch.class_images)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False)
-    facts = {**config.facts(), **opened.facts()}
-    job = Job(base, family, config, cache or BasisCache(), watch.basis)
     with ExitStack() as stack:
+        crew = stack.enter_context(crew_of(accelerate))
+        config = _shared(config, crew)
+        with enough_memory("while loading the model", smaller_model(config, SMALLER_BASE)):
+            opened = open_run(base, images, config, accelerate.device, skip_bad=skip_bad)
+        _tell_start(watch, opened)
+        identity = {"pictures": opened.digest(), "base": weights_digest(opened.family.pipeline)}
+        with enough_memory("while painting pictures of the class", smaller_model(config, FILLED)):
+            classes = opened.classes(base, class_folder, watch.class_images, crew)
+        if class_folder is not None:  # else they are painted again after a resume
+            identity |= {f"pictures of {prompt}": pictures.digest() for prompt, pictures in classes.items()}
+        for part in opened.family.pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.requires_grad_(False)
+        job = Job(base, opened.family, config, cache or BasisCache(), watch.basis)
         with enough_memory("while preparing what is trained", smaller_model(config, PARTLY)):
-            tuned = stack.enter_context(method.tune(job))
-            run = _Run(opened, tuned, accelerator, batches, factor, facts)
+            tuned = stack.enter_context(METHODS[config.method].tune(job))
+            stepper = Stepper(opened, tuned, accelerate, opened.batches(classes), factor)
+            run = _Run(opened, stepper, crew, identity)
         if opened.unmix is not None:
             stack.enter_context(opened.unmix.watching())
-        stack.enter_context(_trackers(accelerator, trackers, facts))
+        stack.enter_context(_trackers(accelerate, trackers, run.facts()))
+        crew.meet()  # what came so far took one of them longer than the others
         return run.go(watch, keeping, validation)
+
+
+def _shared(config: TrainConfig, crew: Crew) -> TrainConfig:
+    """Return the run with the number of processes it is for.
+
+    Raises:
+        InputError: they cannot share out what that many do.
+    """
+    wanted = config.processes or crew.count
+    if wanted % crew.count:
+        raise InputError(
+            f"the run is one of {wanted} processes, which {crew.count} cannot share out",
+            fix=f"set processes to {crew.count}, or start {wanted} or a number that divides it",
+        )
+    return replace(config, processes=wanted)
+
+
+def _tell_start(watch: Watch, opened: Opened) -> None:
+    """Say what a person should know before the first step."""
+    config = opened.config
+    if watch.say is None:
+        return
+    for line in [*unused(), *opened.lines()]:
+        watch.say(line)
+    if config.processes not in (None, 1):
+        pictures = config.processes * config.accumulate * config.batch
+        watch.say(f"{config.processes} processes: {pictures} pictures of the subject in each step")
 
 
 def plan(base: Base, images: Path | None, config: TrainConfig, *, skip_bad: bool = False) -> dict[str, Any]:
@@ -187,32 +214,19 @@ def _trackers(accelerator: Accelerator, names: Sequence[str], facts: Mapping[str
 
 
 class _Run:
-    """One run: its tensors, and the step that uses them."""
+    """One run: its steps, and what is kept, told and painted between them."""
 
-    def __init__(
-        self,
-        opened: Opened,
-        tuned: Tuned,
-        accelerator: Accelerator,
-        batches: Batches,
-        factor: Callable[[int], float],
-        facts: Mapping[str, Any],
-    ) -> None:
-        config, family = opened.config, opened.family
-        self.config, self.family, self.tuned, self.accelerator = config, family, tuned, accelerator
-        self.batches, self.unmix, self.digest = batches, opened.unmix, opened.digest()
-        self.factor, self.facts = factor, dict(facts)
-        self.parameters = dict(tuned.parameters())
-        groups = tuned.groups()
-        self.rates = [group["lr"] for group in groups]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.mixed_precision == "fp16")
-        self.texts = Texts(family, trained=not tuned.components.isdisjoint(family.text_slots))
-        denoiser: Any = family.denoiser
-        if config.gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()
-        self.denoiser: Any = torch.compile(denoiser) if config.compile else denoiser
+    def __init__(self, opened: Opened, stepper: Stepper, crew: Crew, identity: Mapping[str, str]) -> None:
+        self.opened, self.config, self.stepper, self.crew = opened, opened.config, stepper, crew
+        self.accelerator, self.identity = stepper.accelerator, dict(identity)
         self.done = 0
+
+    def facts(self, steps: int | None = None) -> dict[str, Any]:
+        """Return the description of the run, or of its first steps: whoever does what it says gets the same."""
+        config = self.config
+        if steps is not None:
+            config = replace(config, steps=steps, schedule_steps=config.horizon)
+        return {**config.facts(), **self.opened.facts()}
 
     def go(self, watch: Watch, keeping: Keeping | None, validation: Validation | None) -> Outcome:
         """Run every step that is left; return what came out."""
@@ -238,13 +252,14 @@ class _Run:
             steps=self.done,
             loss=sum(last) / len(last) if last else None,
             signal=came if early else None,
-            main_process=self.accelerator.is_main_process,
+            main_process=self.crew.first,
+            config=self.config,
         )
 
     def _guarded(self, keeping: Keeping | None) -> float:
         """Do one step; what was good before is kept if it fails, unless memory did: δ may be half of each step then."""
         with enough_memory(f"at step {self.done + 1}", smaller_step(self.config)), self._kept_on_error(keeping):
-            return self.step(self.done)
+            return self.stepper.step(self.done)
 
     @contextmanager
     def _kept_on_error(self, keeping: Keeping | None) -> Iterator[None]:
@@ -255,76 +270,15 @@ class _Run:
                 self._save_state(keeping)
             raise
 
-    def step(self, step: int) -> float:
-        """Do one optimizer step on Eq. 3 and return its loss.
-
-        Raises:
-            TrainError: the loss is not finite; nothing has changed then.
-        """
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * self.factor(step)
-        self.optimizer.zero_grad()
-        loss = torch.zeros((), device=self.accelerator.device)
-        for part in range(self.config.accumulate):
-            batch = self.batches.batch(step, self._samples(part))
-            with nullcontext() if self.unmix is None else self.unmix.on(batch):
-                one = self._loss(batch) / self.config.accumulate
-                self.scaler.scale(one).backward()
-            loss += one.detach()
-        self.tuned.mask_gradients()
-        loss = self._share(loss)
-        value = float(loss)
-        if not value < float("inf"):
-            raise TrainError(
-                f"the loss is {value} at step {step + 1}", fix="lower the learning rate, or run without mixed precision"
-            )
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return value
-
-    def _samples(self, part: int) -> list[int]:
-        """Return this process's samples of a part of the step, by their numbers in the whole batch."""
-        size = self.config.batch
-        first = (part * self.accelerator.num_processes + self.accelerator.process_index) * size
-        return list(range(first, first + size))
-
-    def _loss(self, batch: Batch) -> Tensor:
-        """Return Eq. 3 on a batch, with the unmix regularization if it is asked for."""
-        noised, target = self.family.noised(batch.latents, batch.noise, batch.timesteps)
-        conditioning = {**self.texts.conditioning(batch.prompts), "sizes": batch.sizes}
-        half = HALF.get(self.config.mixed_precision)
-        cast = nullcontext() if half is None else torch.autocast(self.accelerator.device.type, half)
-        with cast:
-            found = self.family.predict(self.denoiser, noised, batch.timesteps, conditioning)
-        weights = self.family.loss_weights(batch.timesteps, self.config.snr_gamma)
-        loss = prior_preserving_loss(found, target, batch.subjects, self.config.prior_weight, weights)
-        return loss if self.unmix is None else loss + self.config.unmix * self.unmix.loss(batch)
-
-    def _share(self, loss: Tensor) -> Tensor:
-        """Let gradients and loss be the mean over all processes; δ is small, so one message does it."""
-        if self.accelerator.num_processes == 1:
-            return loss
-        grads = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        flat = torch.cat([loss.reshape(1), *(grad.float().flatten() for grad in grads)])
-        flat = cast("Tensor", self.accelerator.reduce(flat, "mean"))
-        start = 1
-        for grad in grads:
-            grad.copy_(flat[start : start + grad.numel()].view_as(grad))
-            start += grad.numel()
-        return flat[0]
-
     def _agree(self, came: int | None) -> int | None:
         """Return the signal that reached any process, so that all stop after the same step."""
-        if self.accelerator.num_processes == 1:
+        if self.crew.count == 1:
             return came
         number = torch.tensor([came or 0], device=self.accelerator.device)
         return int(self.accelerator.gather(number).max()) or None
 
     def _tell(self, watch: Watch, loss: float) -> None:
-        rate = self.optimizer.param_groups[0]["lr"]
-        dead = self.tuned.dead()
+        rate, dead = self.stepper.rate, self.stepper.tuned.dead()
         report = Report(self.done, self.config.steps, loss, rate, dead, peak_memory(self.accelerator.device))
         values = {"loss": loss, "learning_rate": rate} | ({} if dead is None else {"dead_shifts": dead})
         self.accelerator.log(values, step=self.done)
@@ -332,30 +286,39 @@ class _Run:
             watch.step(report)
 
     def _result(self) -> Result:
-        return self.tuned.result({**self.facts, "steps": self.done})
+        return self.stepper.tuned.result(self.facts(self.done))
 
     def _keep(self, keeping: Keeping | None, *, last: bool) -> None:
-        if keeping is None or not self.accelerator.is_main_process:
+        """Let the first process write what is due, and the others wait until it has."""
+        if keeping is None:
             return
-        if self.done % keeping.every == 0 or last:
+        state = self.done % keeping.every == 0 or last
+        result = keeping.results_every is not None and self.done % keeping.results_every == 0
+        if state:
             self._save_state(keeping)
-        if keeping.results_every is not None and self.done % keeping.results_every == 0:
+        if result and self.crew.first:
             folder = keeping.folder / "steps"
             folder.mkdir(parents=True, exist_ok=True)
             suffix = ".safetensors" if self.config.method == "svdiff" else ""
             self._result().save(folder / f"step-{self.done:06d}{suffix}", overwrite=True)
+        if state or result:
+            self.crew.meet()
 
     def _save_state(self, keeping: Keeping) -> None:
-        if self.accelerator.is_main_process:
+        if self.crew.first:
             save_state(
                 keeping.states,
                 self.done,
-                self.parameters,
-                self.optimizer,
-                {**self.facts, "pictures": self.digest},
-                self.scaler.state_dict(),
+                self.stepper.parameters,
+                self.stepper.optimizer,
+                self._identity(),
+                self.stepper.scaler.state_dict(),
                 keeping.newest,
             )
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what a run that goes on must have too; `steps` may grow."""
+        return {**self.facts(), **self.identity}
 
     def _resume(self, keeping: Keeping, watch: Watch) -> None:
         """Go on from the newest state.
@@ -368,18 +331,18 @@ class _Run:
         if not found:
             return
         state = load_state(found[-1])
-        check_same(state, found[-1], {**self.facts, "pictures": self.digest})
-        restore(state, found[-1], self.parameters, self.optimizer)
+        check_same(state, found[-1], self._identity())
+        restore(state, found[-1], self.stepper.parameters, self.stepper.optimizer)
         if state.scaler:
-            self.scaler.load_state_dict(dict(state.scaler))
+            self.stepper.scaler.load_state_dict(dict(state.scaler))
         self.done = state.step
         if watch.say is not None:
             watch.say(f"going on from step {self.done}")
 
     def _validate(self, validation: Validation, keeping: Keeping | None) -> None:
-        if not self.accelerator.is_main_process:
-            return
         folder = None if keeping is None else keeping.folder / "validation"
         when = f"while painting after step {self.done}"
         with self._kept_on_error(keeping), enough_memory(when, smaller_model(self.config, FEWER)):
-            validation.paint(self.family.pipeline, self.done, folder, self.accelerator.trackers)
+            trackers = self.accelerator.trackers
+            validation.paint(self.opened.family.pipeline, self.done, folder, trackers, self.crew)
+        self.crew.meet()  # the first one writes

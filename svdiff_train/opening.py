@@ -23,6 +23,7 @@ from .methods import METHODS
 from .pictures import ClassPictures, FolderPictures, Pictures, open_pictures
 from .pipelines import load_pipeline
 from .prior import class_folder, class_pictures
+from .processes import ALONE, Crew
 from .unmix import Unmix
 
 NAMES: Final[Mapping[str, str]] = {"no": "F32", "fp16": "F16", "bf16": "BF16"}
@@ -69,30 +70,38 @@ class Opened:
         digests = [subject.digest() for subject in self.subjects]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
-    def batches(self, base: Base, folder: Path | None, progress: Callable[[int, int], None] | None) -> Batches:
-        """Return what draws batches, after painting the pictures of the classes that take part and are not there yet.
+    def classes(
+        self, base: Base, folder: Path | None, progress: Callable[[int, int], None] | None, crew: Crew = ALONE
+    ) -> dict[str, ClassPictures]:
+        """Return the pictures of the classes that take part by their prompts, after painting what is not there yet.
 
         Args:
             base: what is painted with.
             folder: where they are kept; of several concepts, in a sub-folder for each class prompt.
             progress: called with pictures done and in all, of each class.
+            crew: the processes of the run, which all call this.
         """
         config, painted = self.config, dict[str, ClassPictures]()
         for concept in self.concepts if config.with_prior else ():
             prompt = concept.class_prompt or ""
             if prompt not in painted:
                 place = class_folder(folder, prompt) if folder is not None and len(self.concepts) > 1 else folder
-                name = base.info.repository or ""
                 pictures = class_pictures(
                     self.family.pipeline,
                     prompt,
                     config.class_images,
                     config.seed,
-                    base=name,
+                    base=base.info.repository or "",
                     folder=place,
                     progress=progress,
+                    crew=crew,
                 )
                 painted[prompt] = ClassPictures(pictures, prompt)
+        return painted
+
+    def batches(self, painted: Mapping[str, ClassPictures]) -> Batches:
+        """Return what draws batches, with the pictures of the classes that take part."""
+        config = self.config
         sets: list[list[Pictures]] = [
             [subject, *([painted[concept.class_prompt or ""]] if painted else [])]
             for concept, subject in zip(self.concepts, self.subjects, strict=True)

@@ -122,6 +122,13 @@ class ClassPictures:
         """Return the prompt of the class."""
         return self.text
 
+    def digest(self) -> str:
+        """Return a digest of what they show, and of their prompt, in order."""
+        total = hashlib.sha256(hashlib.sha256(self.text.encode()).digest())
+        for image in self.images:
+            total.update(hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest())
+        return total.hexdigest()
+
     def open(self, index: int, size: Size, cut: Cut) -> Loaded:
         """Return a picture, scaled and cut to a size."""
         height, width = size

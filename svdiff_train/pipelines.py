@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor, nn
 
 from svdiff_delta.base import Base
 from svdiff_delta.devices import find_device
@@ -12,6 +14,9 @@ from svdiff_delta.errors import BaseError, MissingExtraError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+SAMPLES = 32
+"""Values of each weight that tell one base from another: those of two trainings differ in nearly all."""
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -49,3 +54,18 @@ def load_pipeline(base: Base, *, device: str | torch.device = "cpu", dtype: str 
         raise BaseError(f"{base.path}: diffusers could not load it ({error})") from error
     pipeline.set_progress_bar_config(disable=True)
     return cast("DiffusionPipeline", pipeline.to(device))
+
+
+def weights_digest(pipeline: Any) -> str:
+    """Return a digest of a pipeline's weights: names, shapes, and some values of each, wherever they lie in its files.
+
+    It tells bases apart at no cost, to notice a mistake; what identifies a weight is its fingerprint.
+    """
+    total = hashlib.sha256()
+    for slot, model in sorted(pipeline.components.items()):
+        for key, weight in sorted(model.state_dict().items()) if isinstance(model, nn.Module) else ():
+            if isinstance(weight, Tensor):
+                some = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLES)]
+                total.update(f"{slot}.{key} {tuple(weight.shape)} {weight.dtype}".encode())
+                total.update(some.to("cpu", torch.float64).numpy().tobytes())
+    return total.hexdigest()

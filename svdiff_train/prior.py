@@ -14,6 +14,7 @@ from svdiff_delta._atomic import replace_file
 from svdiff_delta._json import JSON, as_object, canonical_json, strict_json
 from svdiff_delta.errors import InputError, MetadataError
 
+from .processes import ALONE, Crew
 from .sample import Sampling, generate
 
 SAMPLING: Final = Sampling(steps=30, guidance=4.0, batch_size=8)
@@ -30,8 +31,11 @@ def class_pictures(
     base: str = "",
     folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    crew: Crew = ALONE,
 ) -> list[Image.Image]:
     """Return pictures of a class; picture i is painted from seed `seed + i`.
+
+    The processes of a run share out what is painted at a time, so that each picture is what a process alone paints.
 
     Args:
         pipeline: the live base.
@@ -40,27 +44,36 @@ def class_pictures(
         seed: of the first.
         base: what the base is called, for the folder's record.
         folder: where they are kept; what lies there is not painted again. None keeps nothing.
-        progress: called with pictures done and in all.
+        progress: called with pictures done and in all, of those that this process paints.
+        crew: the processes of the run, which all call this.
 
     Raises:
         InputError: the folder has pictures of something else.
         OutputError: a picture cannot be written.
     """
     if folder is not None:
-        _check_record(folder, {"prompt": prompt, "seed": seed, "base": base})
+        with crew.first_alone():
+            _check_record(folder, {"prompt": prompt, "seed": seed, "base": base})
     have = {} if folder is None else {index: folder / _name(index) for index in range(count)}
-    missing = [index for index in range(count) if index not in have or not have[index].is_file()]
-    painted: dict[int, Image.Image] = {}
-    for start in range(0, len(missing), SAMPLING.batch_size):
-        chunk = missing[start : start + SAMPLING.batch_size]
-        pictures = generate(pipeline, [(prompt, seed + index) for index in chunk], SAMPLING)
-        for index, picture in zip(chunk, pictures, strict=True):
-            painted[index] = picture
+    lacking = crew.any([index not in have or not have[index].is_file() for index in range(count)])
+    missing = [index for index in range(count) if lacking[index]]
+    chunks = [missing[at : at + SAMPLING.batch_size] for at in range(0, len(missing), SAMPLING.batch_size)]
+    total, done = sum(map(len, chunks[crew.index :: crew.count])), 0
+
+    def paint(chunk: int) -> list[Image.Image]:
+        nonlocal done
+        pictures = generate(pipeline, [(prompt, seed + index) for index in chunks[chunk]], SAMPLING)
+        for index, picture in zip(chunks[chunk], pictures, strict=True):
             if folder is not None:
                 with replace_file(folder / _name(index), overwrite=True) as stream:
                     picture.save(stream, "PNG")
+        done += len(pictures)
         if progress is not None:
-            progress(start + len(chunk), len(missing))
+            progress(done, total)
+        return pictures
+
+    found = crew.paint(len(chunks), paint)
+    painted = dict(zip(missing, (picture for pictures in found for picture in pictures), strict=True))
     return [painted[index] if index in painted else _open(have[index]) for index in range(count)]
 
 

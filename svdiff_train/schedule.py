@@ -28,6 +28,6 @@ def rate_factor(config: TrainConfig) -> Callable[[int], float]:
     if name == "constant" and config.warmup:
         name = "constant_with_warmup"
     unused = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule: Any = get_scheduler(name, unused, num_warmup_steps=config.warmup, num_training_steps=config.steps)
+    schedule: Any = get_scheduler(name, unused, num_warmup_steps=config.warmup, num_training_steps=config.horizon)
     factor: Callable[[int], float] = schedule.lr_lambdas[0]
     return factor

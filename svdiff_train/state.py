@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from svdiff_delta._atomic import replace_file
 from svdiff_delta._json import as_object, canonical_json, strict_json
 from svdiff_delta.errors import DeltaError, InputError, MetadataError, TrainError
+
+from .config import ENDLESS
 
 KEY: Final = "svdiff_train"
 """The metadata key of a state file."""
@@ -132,19 +134,43 @@ def restore(state: State, path: Path, parameters: Mapping[str, nn.Parameter], op
 
 
 def check_same(state: State, path: Path, facts: Mapping[str, Any]) -> None:
-    """Check that a run is the one that the state is of; it may be longer.
+    """Check that a run is the one that the state is of; it may be longer, if its schedule does not depend on that.
 
     Raises:
-        TrainError: other settings or data; the differences are listed.
+        TrainError: other settings, data or base, the differences are listed; or it has fewer steps than were done.
     """
-    names = sorted((state.facts.keys() | facts.keys()) - {"steps"})
-    differing = [
-        f"{name} (was {state.facts.get(name, 'not set')!r}, is {facts.get(name, 'not set')!r})"
-        for name in names
-        if state.facts.get(name) != facts.get(name)
-    ]
+    names = sorted((state.facts.keys() | facts.keys()) - {"steps", "schedule_steps"})
+    before, now = ({name: _said(given, name) for name in names} for given in (state.facts, facts))
+    if facts.get("schedule", "constant") not in ENDLESS:
+        before, now = ({**said, HORIZON: _horizon(given)} for said, given in ((before, state.facts), (now, facts)))
+    differing = [name for name in before if before[name] != now[name]]
     if differing:
+        listed = ", ".join(f"{name} (was {before[name]!r}, is {now[name]!r})" for name in differing)
+        raise TrainError(f"{path}: was made with other settings: {listed}", fix=_mend(differing, before))
+    if facts.get("steps", state.step) < state.step:
         raise TrainError(
-            f"{path}: was made with other settings: {', '.join(differing)}",
-            fix="give the same, or start anew without --resume",
+            f"{path}: has {state.step} steps behind it, more than the run's {facts['steps']}",
+            fix=f"set steps to {state.step} or more, or start anew without --resume",
         )
+
+
+HORIZON: Final = "steps of the schedule"
+
+
+def _said(facts: Mapping[str, Any], name: str) -> Any:
+    return facts.get(name, 1 if name == "processes" else "not set")
+
+
+def _horizon(facts: Mapping[str, Any]) -> Any:
+    return facts.get("schedule_steps", facts.get("steps"))
+
+
+def _mend(differing: Sequence[str], before: Mapping[str, Any]) -> str:
+    """Return how to go on: some settings can be given in ways that are easily missed."""
+    ways = ["give the same"]
+    if "processes" in differing:
+        ways.append(f"processes {before['processes']}, which fewer do too if their number divides it")
+    if HORIZON in differing:
+        ways.append(f"schedule_steps {before[HORIZON]}, for no more steps than that")
+    said = ways[0] if len(ways) == 1 else f"{ways[0]} ({'; '.join(ways[1:])})"
+    return f"{said}, or start anew without --resume"

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from svdiff_delta._atomic import replace_file
 from svdiff_delta.errors import InputError
 
+from .processes import ALONE, Crew
 from .sample import Sampling, generate
 
 
@@ -40,10 +42,26 @@ class Validation:
         """Tell whether to paint after a step."""
         return step % self.every == 0 or step == steps
 
-    def paint(self, pipeline: Any, step: int, folder: Path | None, trackers: Sequence[Any]) -> None:
-        """Paint, into a folder and to every tracker that takes pictures."""
-        jobs = [(prompt, self.seed + index) for index, prompt in enumerate(self.prompts)]
-        pictures = generate(pipeline, jobs, self.sampling)
+    def paint(self, pipeline: Any, step: int, folder: Path | None, trackers: Sequence[Any], crew: Crew = ALONE) -> None:
+        """Paint, into a folder and to every tracker that takes pictures; all processes share it out, the first writes.
+
+        Args:
+            pipeline: as it is now.
+            step: steps that were done.
+            folder: where pictures go.
+            trackers: accelerate's.
+            crew: the processes of the run, which all call this.
+        """
+        jobs, size = (
+            [(prompt, self.seed + index) for index, prompt in enumerate(self.prompts)],
+            self.sampling.batch_size,
+        )
+        chunks = [jobs[at : at + size] for at in range(0, len(jobs), size)]
+        found = crew.paint(len(chunks), lambda chunk: generate(pipeline, chunks[chunk], self.sampling))
+        if crew.first:
+            self._write([picture for pictures in found for picture in pictures], step, folder, trackers)
+
+    def _write(self, pictures: Sequence[Image.Image], step: int, folder: Path | None, trackers: Sequence[Any]) -> None:
         for index, picture in enumerate(pictures):
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -9,9 +10,15 @@ from typing import Any, Final
 
 import click
 
+from svdiff_delta._ticker import Ticker
 from svdiff_delta.errors import DeltaError, is_out_of_memory
 
+from .progress import first_process
+
 INTERRUPTED = 130
+
+WAITING: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""What says how threads of OpenMP wait: of any of its libraries, of GNU's, of LLVM's and Intel's."""
 
 
 COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -43,18 +50,23 @@ class ErrorHandling(click.Group):
         """Return the names of all commands."""
         return sorted(PLACES)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command, imported now; None if there is none of this name."""
         if cmd_name not in PLACES:
             return None
+        if isinstance(ctx.obj, Ticker):
+            ctx.obj.stage(cmd_name)
         module = import_module(f"svdiff_cli.{PLACES[cmd_name]}")
         found = (value for value in vars(module).values() if isinstance(value, click.Command))
         return next((command for command in found if command.name == cmd_name), None)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        wait_quietly()
+        ctx.obj = Ticker("svdiff", quiet=not first_process())
         try:
-            return super().invoke(ctx)
+            with ctx.obj:
+                return super().invoke(ctx)
         except DeltaError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(1)
@@ -71,6 +83,15 @@ class ErrorHandling(click.Group):
         except BrokenPipeError:
             sys.stderr.close()
             ctx.exit(1)
+
+
+def wait_quietly() -> None:
+    """Let threads that wait for others sleep, unless the user says how they wait; of use before torch is loaded.
+
+    Threads that wait in a loop take the cores from those they wait for, wherever anything else runs.
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 @click.group(cls=ErrorHandling, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

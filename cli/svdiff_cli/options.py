@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from .progress import hush
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -27,8 +29,8 @@ def output(what: str) -> Callable[[Command], Command]:
 
 
 force = click.option("--force", is_flag=True, help="Overwrite the output if it exists.")
-quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+quiet = click.option("-q", "--quiet", is_flag=True, callback=hush, help="Print nothing but errors.")
+as_json = click.option("--json", "as_json", is_flag=True, callback=hush, help="Print JSON for machines.")
 dry_run = click.option("--dry-run", is_flag=True, help="Check everything and say what would be written.")
 title = click.option("--title", help="A title for model browsers and lineages.")
 dtype = click.option(

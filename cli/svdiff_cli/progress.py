@@ -1,20 +1,49 @@
-"""Progress bars: on standard error, only on a terminal, only for what takes longer than a second."""
+"""Progress on standard error: bars on a terminal for what takes longer than a second, else lines ten seconds apart."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+
+import click
+
+from svdiff_delta._ticker import Ticker
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PATIENCE = 1.0  # seconds
 
+RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+"""Where `torchrun` and the launchers of MPI say which process this is."""
+
+
+def first_process() -> bool:
+    """Tell whether this is the process that speaks: of those that a launcher started, the first."""
+    return next((os.environ[name] for name in RANK if name in os.environ), "0") == "0"
+
+
+def ticker_of(context: click.Context | None) -> Ticker | None:
+    """Return what prints lines for the command that runs; None outside of one."""
+    found = None if context is None else context.find_root().obj
+    return found if isinstance(found, Ticker) else None
+
+
+def hush(context: click.Context, parameter: click.Parameter, value: bool) -> bool:  # noqa: ARG001
+    """Let no lines be printed if an option says so: the callback of --quiet and --json."""
+    ticker = ticker_of(context)
+    if value and ticker is not None:
+        ticker.quiet = True
+    return value
+
 
 class Bar:
     """A progress bar that appears after a second of work, with an estimate of the time left.
+
+    Where there is no terminal, the lines that the command prints say the same.
 
     Args:
         label: what is being done.
@@ -24,6 +53,10 @@ class Bar:
     def __init__(self, label: str, *, quiet: bool = False) -> None:
         self.label, self.hidden = label, quiet or not sys.stderr.isatty()
         self.begun = time.monotonic()
+        self.ticker = ticker_of(click.get_current_context(silent=True))
+        self.before = label if self.ticker is None else self.ticker.label
+        if self.ticker is not None:
+            self.ticker.stage(label)
         self.progress: Progress | None = None
         self.task: TaskID | None = None
 
@@ -33,6 +66,8 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.ticker is not None:
+            self.ticker.stage(self.before)
         if self.progress is not None:
             self.progress.stop()
 
@@ -40,8 +75,12 @@ class Bar:
         """Show that `done` of `total` is done; another `label` begins another stage of the work."""
         if label is not None and label != self.label:
             self.label = label
+            if self.ticker is not None:
+                self.ticker.stage(label)
             if self.progress is not None and self.task is not None:
                 self.progress.reset(self.task, description=label)
+        if self.ticker is not None:
+            self.ticker.tell(done, total, note)
         if self.hidden or (self.progress is None and time.monotonic() - self.begun < PATIENCE):
             return
         if self.progress is None or self.task is None:

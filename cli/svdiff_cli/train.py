@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
-from .progress import Bar
+from .progress import Bar, first_process
 from .references import needs, open_reference, say
 
 if TYPE_CHECKING:
@@ -80,6 +80,12 @@ SETTINGS = (
     Setting("batch_size", click.IntRange(1), "Pictures of the subject per batch and process.", "1; of kv 2"),
     Setting("accumulate", click.IntRange(1), "Batches that make one step.", "1"),
     Setting(
+        "processes",
+        click.IntRange(1),
+        "How many share out a step. Fewer, whose number divides it, do the work of all.",
+        "as many as torchrun started",
+    ),
+    Setting(
         "learning_rate",
         float,
         "Of shifts of singular values, or of what the method trains.",
@@ -87,6 +93,12 @@ SETTINGS = (
     ),
     Setting("learning_rate_1d", float, "Of shifts of norm weights.", "1e-06"),
     Setting("schedule", str, "How the rate goes: constant, linear, cosine, …", "constant"),
+    Setting(
+        "schedule_steps",
+        click.IntRange(1),
+        "Steps that it is planned for: give more than --steps if the run may become longer.",
+        "--steps",
+    ),
     Setting("warmup", click.IntRange(0), "Steps in which the rate rises.", "0"),
     Setting("weight_decay", float, "Of AdamW.", "0.01"),
     Setting("max_grad_norm", float, "Gradients are clipped to it.", "1.0"),
@@ -314,9 +326,10 @@ class _Command:
 
         model = open_reference(base)
         if self.dry_run:
-            self.tell(plan(model, images, config, skip_bad=self.skip_bad))
+            if first_process():
+                self.tell(plan(model, images, config, skip_bad=self.skip_bad))
             return
-        silent = self.quiet or self.as_json
+        silent = self.quiet or self.as_json or not first_process()
         with Bar("loading", quiet=silent) as bar:
             outcome = train(
                 model,
@@ -341,7 +354,7 @@ class _Command:
         overwrite = self.force or self.resume
         outcome.result.titled(self.title).save(self.output, overwrite=overwrite)
         places = images or [concept.images for concept in config.subjects()]
-        write_run(self.run_file, config.facts(), base, places, overwrite=overwrite)
+        write_run(self.run_file, outcome.config.facts(), base, places, overwrite=overwrite)
         files = [self.output] if self.output.is_file() else [path for path in self.output.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
         if self.as_json:
@@ -373,7 +386,8 @@ def watch_with(bar: Bar, tell: Callable[[str], None] | None = None) -> Watch:
     def step(report: Report) -> None:
         begun.append(time.monotonic())
         seconds = (begun[-1] - begun[0]) / max(1, len(begun) - 1)
-        parts = [f"loss {report.loss:.4f}", f"{seconds:.2f} s/step", f"{report.memory / 1e9:.1f} GB"]
+        parts = [f"step {report.step} of {report.steps}", f"loss {report.loss:.4f}"]
+        parts += [f"{seconds:.2f} s/step", f"{report.memory / 1e9:.1f} GB"]
         if report.dead:
             parts.append(f"{report.dead} dead")
         bar(report.step, report.steps, ", ".join(parts), label="training")

@@ -32,7 +32,7 @@ PARTS = {
     "opening.load_pipeline": "while loading the model: set mixed_precision to bf16, or take a smaller base",
     "prior.generate": "while painting pictures of the class: .*name a class folder",
     "methods.svdiff.attach": "while preparing what is trained: .*set selectors to a part of the model",
-    "loop._Run._loss": "at step 1: .*set batch_size below 2 .*gradient_checkpointing.*resolution lower",
+    "step.Stepper._loss": "at step 1: .*set batch_size below 2 .*gradient_checkpointing.*resolution lower",
     "validate.generate": "while painting after step 1: .*paint fewer pictures on the way",
 }
 
@@ -48,7 +48,7 @@ def test_a_run_out_of_memory_says_when_it_was_and_what_to_set(part: str, monkeyp
         train(open_tiny(), PICTURES, CONFIG, validation=VALIDATION)
 
 
-@pytest.mark.parametrize(("part", "kept"), [("validate.generate", ["step-000001"]), ("loop._Run._loss", [])])
+@pytest.mark.parametrize(("part", "kept"), [("validate.generate", ["step-000001"]), ("step.Stepper._loss", [])])
 def test_steps_are_kept_where_only_painting_failed(
     part: str, kept: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,7 +60,7 @@ def test_steps_are_kept_where_only_painting_failed(
 
 
 def test_what_is_at_its_smallest_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svdiff_train.loop._Run._loss", full)
+    monkeypatch.setattr("svdiff_train.step.Stepper._loss", full)
     small = replace(CONFIG, batch_size=1, gradient_checkpointing=True, mixed_precision="bf16", class_prompt=None)
     with pytest.raises(TrainError, match="at step 1: set resolution lower, or set selectors"):
         train(open_tiny(), PICTURES, small)

@@ -1,0 +1,142 @@
+"""One optimizer step on Eq. 3: the samples of all processes, their gradients, and what is learned from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, Final
+
+import torch
+from accelerate.accelerator import Accelerator
+from torch import Tensor
+
+from svdiff_delta.errors import TrainError
+
+from .batches import Batch, Batches, Texts
+from .loss import prior_preserving_loss
+from .methods import Tuned
+from .opening import Opened
+from .processes import mean
+
+HALF: Final[Mapping[str, torch.dtype]] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Stepper:
+    """What a step needs: the model, what is trained on it, the optimizer, and the batches.
+
+    Args:
+        opened: what the run starts from; its config says how many processes it is for.
+        tuned: what is trained.
+        accelerator: the process, and what connects it to the others.
+        batches: what draws samples.
+        factor: on the learning rate at each step.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        tuned: Tuned,
+        accelerator: Accelerator,
+        batches: Batches,
+        factor: Callable[[int], float],
+    ) -> None:
+        config, family = opened.config, opened.family
+        self.config, self.family, self.tuned, self.accelerator = config, family, tuned, accelerator
+        self.batches, self.unmix, self.factor = batches, opened.unmix, factor
+        self.parameters = dict(tuned.parameters())
+        groups = tuned.groups()
+        self.rates = [group["lr"] for group in groups]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.mixed_precision == "fp16")
+        self.texts = Texts(family, trained=not tuned.components.isdisjoint(family.text_slots))
+        denoiser: Any = family.denoiser
+        if config.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        self.denoiser: Any = torch.compile(denoiser) if config.compile else denoiser
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the first group, as it was at the last step."""
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
+
+    def step(self, step: int) -> float:
+        """Do one optimizer step on Eq. 3 and return its loss.
+
+        Raises:
+            TrainError: the loss is not finite; nothing has changed then.
+        """
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.factor(step)
+        value = float(self._backward(step))
+        if not value < float("inf"):
+            raise TrainError(
+                f"the loss is {value} at step {step + 1}", fix="lower the learning rate, or run without mixed precision"
+            )
+        self.tuned.mask_gradients()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return value
+
+    def _backward(self, step: int) -> Tensor:
+        """Leave the mean gradient of the step's samples in the parameters, and return their mean loss.
+
+        A process does the shares of all that are not there, each as it would: a run of two is the same run in one.
+        """
+        count = self.config.processes or 1
+        if count == 1:
+            return self._share(step, 0)
+        each = count // self.accelerator.num_processes
+        first, total = self.accelerator.process_index * each, torch.zeros(())
+        for share in range(first, first + each):
+            loss = self._share(step, share)
+            flat = self._flat(loss)
+            total = flat if share == first else total + flat
+        return self._unflat(mean(self.accelerator, total) / each)
+
+    def _share(self, step: int, share: int) -> Tensor:
+        """Leave the gradients of one process's share of the step in the parameters, and return its loss."""
+        self.optimizer.zero_grad()
+        loss = torch.zeros((), device=self.accelerator.device)
+        for part in range(self.config.accumulate):
+            batch = self.batches.batch(step, self._samples(part, share))
+            with nullcontext() if self.unmix is None else self.unmix.on(batch):
+                one = self._loss(batch) / self.config.accumulate
+                self.scaler.scale(one).backward()
+            loss += one.detach()
+        return loss
+
+    def _samples(self, part: int, share: int) -> list[int]:
+        """Return the samples of a part of a share, by their numbers in the whole batch."""
+        size = self.config.batch
+        first = (part * (self.config.processes or 1) + share) * size
+        return list(range(first, first + size))
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Return Eq. 3 on a batch, with the unmix regularization if it is asked for."""
+        noised, target = self.family.noised(batch.latents, batch.noise, batch.timesteps)
+        conditioning = {**self.texts.conditioning(batch.prompts), "sizes": batch.sizes}
+        half = HALF.get(self.config.mixed_precision)
+        cast = nullcontext() if half is None else torch.autocast(self.accelerator.device.type, half)
+        with cast:
+            found = self.family.predict(self.denoiser, noised, batch.timesteps, conditioning)
+        weights = self.family.loss_weights(batch.timesteps, self.config.snr_gamma)
+        loss = prior_preserving_loss(found, target, batch.subjects, self.config.prior_weight, weights)
+        return loss if self.unmix is None else loss + self.config.unmix * self.unmix.loss(batch)
+
+    def _flat(self, loss: Tensor) -> Tensor:
+        """Return loss and gradients as one vector; δ is small, so one message does it."""
+        return torch.cat([loss.reshape(1), *(grad.float().flatten() for grad in self._gradients())])
+
+    def _unflat(self, flat: Tensor) -> Tensor:
+        """Write the vector back into the gradients, and return the loss."""
+        start = 1
+        for grad in self._gradients():
+            grad.copy_(flat[start : start + grad.numel()].view_as(grad))
+            start += grad.numel()
+        return flat[0]
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
