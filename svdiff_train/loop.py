@@ -15,14 +15,14 @@ from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.choice import choose_kinds
 from svdiff_delta.delta import Delta
-from svdiff_delta.errors import InputError, TrainError
+from svdiff_delta.errors import TrainError
 
 from .config import TrainConfig
 from .enough import FEWER, FILLED, PARTLY, SMALLER_BASE, enough_memory, smaller_model, smaller_step
 from .methods import METHODS, Job, Result, TrainedDelta
 from .opening import Opened, open_run
 from .pipelines import weights_digest
-from .processes import Crew, accelerator, crew_of, unused
+from .processes import Crew, accelerator, crew_of, shared, unused
 from .schedule import rate_factor
 from .signals import remember_signals
 from .state import check_same, load_state, restore, save_state, states
@@ -139,7 +139,7 @@ def train(
     )
     with ExitStack() as stack:
         crew = stack.enter_context(crew_of(accelerate))
-        config = _shared(config, crew)
+        config = shared(config, crew)
         with enough_memory("while loading the model", smaller_model(config, SMALLER_BASE)):
             opened = open_run(base, images, config, accelerate.device, skip_bad=skip_bad)
         _tell_start(watch, opened)
@@ -161,21 +161,6 @@ def train(
         stack.enter_context(_trackers(accelerate, trackers, run.facts()))
         crew.meet()  # what came so far took one of them longer than the others
         return run.go(watch, keeping, validation)
-
-
-def _shared(config: TrainConfig, crew: Crew) -> TrainConfig:
-    """Return the run with the number of processes it is for.
-
-    Raises:
-        InputError: they cannot share out what that many do.
-    """
-    wanted = config.processes or crew.count
-    if wanted % crew.count:
-        raise InputError(
-            f"the run is one of {wanted} processes, which {crew.count} cannot share out",
-            fix=f"set processes to {crew.count}, or start {wanted} or a number that divides it",
-        )
-    return replace(config, processes=wanted)
 
 
 def _tell_start(watch: Watch, opened: Opened) -> None:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -17,7 +17,9 @@ from accelerate.accelerator import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from svdiff_delta.errors import TrainError
+from svdiff_delta.errors import InputError, TrainError
+
+from .config import TrainConfig
 
 WORLD: Final = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where `torchrun` and the launchers of MPI say how many processes they started."""
@@ -180,6 +182,21 @@ def crew_of(found: Accelerator) -> Iterator[Crew]:
         yield Crew(found.num_processes, found.process_index, group)
     finally:
         dist.destroy_process_group(group)
+
+
+def shared(config: TrainConfig, crew: Crew) -> TrainConfig:
+    """Return the run with the number of processes it is for.
+
+    Raises:
+        InputError: they cannot share out what that many do.
+    """
+    wanted = config.processes or crew.count
+    if wanted % crew.count:
+        raise InputError(
+            f"the run is one of {wanted} processes, which {crew.count} cannot share out",
+            fix=f"set processes to {crew.count}, or start {wanted} or a number that divides it",
+        )
+    return replace(config, processes=wanted)
 
 
 def mean(found: Accelerator, flat: Tensor) -> Tensor:

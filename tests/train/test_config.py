@@ -42,6 +42,8 @@ def test_a_prompt_with_nothing_of_its_own_is_refused() -> None:
         ("steps", 0),
         ("batch_size", 0),
         ("accumulate", 0),
+        ("processes", 0),
+        ("schedule_steps", 499),
         ("train_rank", 0),
         ("lora_rank", 0),
         ("resolution", 0),
@@ -99,6 +101,24 @@ def test_a_description_without_a_prompt_is_refused() -> None:
 def test_schedules_are_functions_of_the_step(schedule: str, warmup: int, expected: list[float]) -> None:
     factor = rate_factor(replace(CONFIG, steps=4, schedule=schedule, warmup=warmup))
     assert [factor(step) for step in range(4)] == expected
+
+
+def test_a_schedule_may_be_planned_for_more_steps() -> None:
+    factor = rate_factor(replace(CONFIG, steps=2, schedule="linear", schedule_steps=4))
+    assert [factor(step) for step in range(2)] == [1, 0.75]
+
+
+def test_facts_say_what_a_schedule_was_planned_for_where_it_matters() -> None:
+    planned = replace(CONFIG, steps=2, schedule_steps=4)
+    assert "schedule_steps" not in planned.facts()
+    assert replace(planned, schedule="linear").facts()["schedule_steps"] == 4
+    assert replace(planned, warmup=3).facts()["schedule_steps"] == 4
+    assert "schedule_steps" not in replace(planned, schedule="linear", schedule_steps=2).facts()
+
+
+def test_facts_say_how_many_processes_there_were_if_not_one() -> None:
+    assert "processes" not in replace(CONFIG, processes=1).facts()
+    assert replace(CONFIG, processes=2).facts()["processes"] == 2
 
 
 def test_an_unknown_schedule_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from svdiff_delta.errors import InputError
 from svdiff_train import prior
 from svdiff_train.prior import class_pictures
+from svdiff_train.processes import Crew
 
 
 @pytest.fixture
@@ -58,3 +60,35 @@ def test_a_damaged_picture_is_named(painted: list[tuple[str, int]], tmp_path: Pa
     (tmp_path / "000000.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"000000\.png: could not be read as a picture .*: delete it"):
         class_pictures(None, "a dog", 1, 0, folder=tmp_path)
+
+
+class Second(Crew):
+    """The second of two processes, as it sees the first."""
+
+    def any(self, flags: Sequence[bool]) -> list[bool]:
+        return list(flags)
+
+    def meet(self) -> None:
+        pass
+
+    def _told(self, pictures: Sequence[Image.Image], by: int) -> list[Image.Image]:
+        return list(pictures) if by == self.index else [Image.new("RGB", (8, 8), (99, 0, 0))] * 8
+
+
+def test_processes_share_out_what_is_painted_at_a_time(painted: list[tuple[str, int]], tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    crew = Second(count=2, index=1)
+    pictures = class_pictures(
+        None, "a dog", 20, 0, folder=tmp_path, progress=lambda *done: seen.append(done), crew=_three(crew)
+    )
+    assert painted == [("a dog", seed) for seed in range(8, 16)]
+    assert seen == [(8, 8)]
+    assert [int(np.asarray(picture)[0, 0, 0]) for picture in pictures] == [99] * 8 + list(range(8, 16)) + [99] * 4
+
+
+def _three(crew: Second) -> Second:
+    """Let the last four pictures be told as four."""
+    told = crew._told
+    left = iter((8, 8, 4))
+    object.__setattr__(crew, "_told", lambda pictures, by: told(pictures, by)[: next(left)])
+    return crew

@@ -1,4 +1,4 @@
-"""Two processes of torchrun train what one does with twice the batch."""
+"""Processes of torchrun are one run: what they train, who writes, and how they wait for each other."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ import numpy as np
 import pytest
 
 from svdiff_delta import load
+from svdiff_delta.errors import InputError, TrainError
+from svdiff_train import processes
+from svdiff_train.config import TrainConfig
+from svdiff_train.loop import train
+from svdiff_train.processes import ALONE, Crew, accelerator, unused
+from svdiff_train.state import load_state, states
+from svdiff_train.tiny import open_tiny, pictures_path
 
 SCRIPT = """
 import sys
@@ -19,36 +26,142 @@ import torch
 torch.set_num_threads(1)
 # Adam divides by the gradient's size, and so makes of the order of a sum what it likes; plain descent does not.
 torch.optim.AdamW = lambda groups, weight_decay: torch.optim.SGD(groups)
-from accelerate import PartialState
 from svdiff_delta import save
 from svdiff_train.config import TrainConfig
 from svdiff_train.loop import Keeping, train
 from svdiff_train.tiny import open_tiny, pictures_path
 folder, batch = Path(sys.argv[1]), int(sys.argv[2])
-state = PartialState(cpu=True)
-(folder / f"process-{state.process_index}-of-{state.num_processes}").touch()
 config = TrainConfig(prompt="a photo of a sks cat", class_prompt="a photo of a cat", class_images=3, steps=3,
                      learning_rate=1.0, batch_size=batch, selectors=("unet-ca",))
 outcome = train(open_tiny(), pictures_path("black_cat"), config, keeping=Keeping(folder=folder / "run"),
                 class_folder=folder / "class")
+import torch.distributed as dist
+rank, count = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+(folder / f"process-{rank}-of-{count}").touch()
 if outcome.main_process:
     save(outcome.delta, folder / "delta.safetensors")
-state.destroy_process_group()
+if count > 1:
+    dist.destroy_process_group()
 """
+
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does_with_twice_the_batch(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, command, batch in (("two", launch, 1), ("one", [sys.executable], 2)):
+    for name, command, batch in (("two", LAUNCH, 1), ("one", [sys.executable], 2)):
         (tmp_path / name).mkdir()
-        subprocess.run([*command, str(script), str(tmp_path / name), str(batch)], check=True, env=environment)
+        subprocess.run([*command, str(script), str(tmp_path / name), str(batch)], check=True, env=ENVIRONMENT)
     assert {path.name for path in (tmp_path / "two").glob("process-*")} == {"process-0-of-2", "process-1-of-2"}
     two, one = (load(tmp_path / name / "delta.safetensors") for name in ("two", "one"))
     assert max(np.abs(one[name]).max() for name in one) > 1e-3
     for name in one:
         # The sums are the same but for their order.
         np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-8)
+
+
+def svdiff(*arguments: object, launch: list[str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [*(launch or [sys.executable]), "-m", "svdiff_cli", *map(str, arguments)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_one_process_repeats_and_prolongs_a_run_of_two(tmp_path: Path) -> None:
+    """Accumulation too: each share is added up by itself, so even the last bits are the same."""
+    what = ("train", "tiny", pictures_path("black_cat"), "--prompt", "a photo of a sks cat", "--select", "unet-ca-kv")
+    how = ("--accumulate", 2, "--learning-rate", 0.05)
+    two, again, longer, whole = (tmp_path / f"{name}.safetensors" for name in ("two", "again", "longer", "whole"))
+    done = svdiff(*what, *how, "--steps", 2, "-o", two, launch=LAUNCH)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote") == 1
+    assert done.stderr.count("2 processes: 4 pictures of the subject in each step") == 1
+    assert (load(two).metadata.training or {})["processes"] == 2
+    assert svdiff("train", "--config", two.with_suffix(".toml"), "-o", again).returncode == 0
+    assert again.read_bytes() == two.read_bytes()
+    goes_on = (*what, *how, "--steps", 4, "--run-folder", two.with_suffix(".run"), "--resume", "-o", longer)
+    refused = svdiff(*goes_on)
+    assert refused.returncode == 1
+    assert "processes (was 2, is 1)" in refused.stderr
+    assert svdiff(*goes_on, "--processes", 2).returncode == 0
+    assert svdiff(*what, *how, "--steps", 4, "-o", whole, launch=LAUNCH).returncode == 0
+    assert longer.read_bytes() == whole.read_bytes()
+
+
+SLOW = """
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+import torch
+import torch.distributed as dist
+torch.set_num_threads(1)
+dist.init_process_group("gloo", timeout=timedelta(seconds=4))
+from svdiff_delta import save
+from svdiff_train import loop, prior, validate
+from svdiff_train.config import TrainConfig
+from svdiff_train.sample import Sampling
+from svdiff_train.tiny import open_tiny, pictures_path
+folder, alone = Path(sys.argv[1]), dist.get_rank() == 0
+def slow(function):
+    def call(*arguments, **settings):
+        if alone:
+            time.sleep(6)
+        return function(*arguments, **settings)
+    return call
+for module, name in ((prior, "generate"), (validate.Validation, "_write"), (loop, "save_state"), (loop, "_trackers")):
+    setattr(module, name, slow(getattr(module, name)))
+prior.SAMPLING = Sampling(steps=2, guidance=4.0, batch_size=2)
+config = TrainConfig(prompt="a photo of a sks cat", class_prompt="a photo of a cat", class_images=5, steps=1,
+                     selectors=("unet-ca-kv",))
+validation = validate.Validation(prompts=("a cat", "a dog", "a car"), sampling=Sampling(steps=2, batch_size=2))
+outcome = loop.train(open_tiny(), pictures_path("black_cat"), config, keeping=loop.Keeping(folder=folder / "run"),
+                     validation=validation, class_folder=folder / "class")
+if outcome.main_process:
+    save(outcome.delta, folder / "delta.safetensors")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_works_alone_is_waited_for_and_pictures_are_those_of_one(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SLOW)
+    alone = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+    for name, launch in (("two", LAUNCH), ("one", alone)):
+        (tmp_path / name).mkdir()
+        subprocess.run([*launch, str(tmp_path / "script.py"), str(tmp_path / name)], check=True, env=ENVIRONMENT)
+    assert (tmp_path / "two/delta.safetensors").exists()
+    painted = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.png")}
+    assert len(painted) == 8
+    for path in sorted(painted):
+        if path.parts[0] == "class":  # what validation paints was trained on one picture, or on two
+            assert (tmp_path / "two" / path).read_bytes() == (tmp_path / "one" / path).read_bytes()
+        assert (tmp_path / "two" / path).exists()
+    known = [load_state(states(tmp_path / name / "run/state")[-1]).facts for name in ("two", "one")]
+    assert known[0]["pictures of a photo of a cat"] == known[1]["pictures of a photo of a cat"]
+
+
+def test_processes_that_cannot_share_out_a_run_are_refused() -> None:
+    config = TrainConfig(prompt="a cat", processes=2)
+    with pytest.raises(InputError, match="one of 2 processes, which 3 cannot share out: set processes to 3"):
+        processes.shared(config, Crew(count=3))
+    assert processes.shared(config, ALONE) == config
+    assert processes.shared(TrainConfig(prompt="a cat"), Crew(count=3)).processes == 3
+
+
+@pytest.mark.parametrize("name", processes.WORLD)
+def test_processes_that_nothing_connects_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_alone = accelerator()  # makes accelerate's state for this process
+    assert train_alone.num_processes == 1
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(TrainError, match="2 processes were started, and each would be a run of its own"):
+        train(open_tiny(), pictures_path("black_cat"), TrainConfig(prompt="a cat"))
+
+
+def test_what_accelerate_was_told_in_vain_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(unused()) == []
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    assert list(unused()) == ["note: ACCELERATE_MIXED_PRECISION=bf16 is not looked at: set mixed_precision"]

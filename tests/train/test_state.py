@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from svdiff_delta import save
+from svdiff_delta import load, save
+from svdiff_delta.base import open_base
 from svdiff_delta.errors import InputError, TrainError
 from svdiff_train.config import TrainConfig
 from svdiff_train.loop import Keeping, train
@@ -74,6 +78,79 @@ def test_a_run_may_become_longer(tmp_path: Path) -> None:
     parameters, optimizer = stepped(0)
     path = save_state(tmp_path, 1, parameters, optimizer, {"steps": 5})
     check_same(load_state(path), path, {"steps": 50})
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "cosine_with_restarts", "polynomial"])
+def test_a_longer_run_on_a_schedule_that_ends_is_another_run(tmp_path: Path, schedule: str) -> None:
+    parameters, optimizer = stepped(0)
+    path = save_state(tmp_path, 1, parameters, optimizer, {"steps": 5, "schedule": schedule})
+    with pytest.raises(TrainError, match=r"steps of the schedule \(was 5, is 50\): .*schedule_steps 5, for no more"):
+        check_same(load_state(path), path, {"steps": 50, "schedule": schedule})
+    check_same(load_state(path), path, {"steps": 3, "schedule_steps": 5, "schedule": schedule})
+
+
+def test_a_run_may_become_longer_on_a_schedule_that_was_planned_for_it(tmp_path: Path) -> None:
+    planned = replace(CONFIG, steps=2, schedule="linear", schedule_steps=4)
+    keeping = Keeping(folder=tmp_path / "run", resume=True)
+    train(open_tiny(), PICTURES, planned, keeping=keeping)
+    longer = replace(planned, steps=4, schedule_steps=None)
+    save(train(open_tiny(), PICTURES, longer, keeping=keeping).delta, tmp_path / "longer")
+    save(train(open_tiny(), PICTURES, longer).delta, tmp_path / "whole")
+    assert (tmp_path / "longer").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_run_that_became_shorter_than_what_is_done_is_refused(tmp_path: Path) -> None:
+    parameters, optimizer = stepped(0)
+    path = save_state(tmp_path, 4, parameters, optimizer, {"steps": 5})
+    with pytest.raises(TrainError, match="has 4 steps behind it, more than the run's 3: set steps to 4 or more"):
+        check_same(load_state(path), path, {"steps": 3})
+
+
+@pytest.mark.parametrize(("before", "now"), [({"processes": 2}, {}), ({}, {"processes": 3})])
+def test_a_run_of_other_processes_is_refused(tmp_path: Path, before: dict[str, int], now: dict[str, int]) -> None:
+    parameters, optimizer = stepped(0)
+    path = save_state(tmp_path, 1, parameters, optimizer, before)
+    was, is_ = before.get("processes", 1), now.get("processes", 1)
+    with pytest.raises(TrainError, match=rf"processes \(was {was}, is {is_}\): give the same \(processes {was}, which"):
+        check_same(load_state(path), path, now)
+
+
+def test_another_base_of_the_same_shape_is_refused(tmp_path: Path) -> None:
+    keeping, short = Keeping(folder=tmp_path / "run", resume=True), replace(CONFIG, schedule="constant", steps=1)
+    train(open_tiny(), PICTURES, short, keeping=keeping)
+    other = tmp_path / "other"
+    shutil.copytree(open_tiny().path, other)
+    file = next((other / "text_encoder").glob("*.safetensors"))  # not what is trained
+    tensors = load_file(file)
+    save_file({name: value * 1.01 for name, value in tensors.items()}, file, {"format": "pt"})
+    with pytest.raises(TrainError, match=r"other settings: base \(was "):
+        train(open_base(other), PICTURES, replace(short, steps=2), keeping=keeping)
+
+
+def test_other_pictures_of_the_class_are_refused(tmp_path: Path) -> None:
+    prior = replace(CONFIG, class_prompt="a photo of a cat", class_images=1, schedule="constant", steps=1)
+    keeping, folder = Keeping(folder=tmp_path / "run", resume=True), tmp_path / "class"
+    train(open_tiny(), PICTURES, prior, keeping=keeping, class_folder=folder)
+    Image.new("RGB", (64, 64)).save(folder / "000000.png")
+    with pytest.raises(TrainError, match=r"other settings: pictures of a photo of a cat \(was "):
+        train(open_tiny(), PICTURES, replace(prior, steps=2), keeping=keeping, class_folder=folder)
+
+
+def test_what_an_interrupted_run_says_of_itself_repeats_it(tmp_path: Path) -> None:
+    def interrupt(report: Report) -> None:
+        if report.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    keeping = Keeping(folder=tmp_path / "run", results_every=1)
+    early = train(open_tiny(), PICTURES, CONFIG, watch=Watch(step=interrupt), keeping=keeping).delta
+    said = dict(early.metadata.training or {})
+    assert (said["steps"], said["schedule_steps"]) == (2, CONFIG.steps)
+    again = train(open_tiny(), PICTURES, TrainConfig.from_facts({**said, "images": 0})).delta
+    save(early, tmp_path / "early")
+    save(again, tmp_path / "again")
+    assert (tmp_path / "early").read_bytes() == (tmp_path / "again").read_bytes()
+    kept = load(tmp_path / "run/steps/step-000001.safetensors").metadata.training or {}
+    assert (kept["steps"], kept["schedule_steps"]) == (1, CONFIG.steps)
 
 
 def test_a_state_of_other_parameters_is_refused(tmp_path: Path) -> None:
