@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
+
+from svdiff_delta._ticker import Ticker
 
 from .lab import base_digest
 from .measure import measure
@@ -40,7 +43,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     missing = [cell for cell in chosen if cell.known(args.out, base) is None]
     say(f"{len(missing)} of {len(chosen)} cells to measure, {trainings(missing)} trainings")
     limit = None if args.minutes is None else args.minutes * 60
-    measure(missing, args.work, args.out, base, args.jobs, limit, say)
+    with Ticker("measuring") as ticker:
+        ended = count(1)
+
+        def tell(line: str) -> None:
+            say(line)
+            ticker.tell(next(ended), len(missing))
+
+        measure(missing, args.work, args.out, base, args.jobs, limit, tell)
     print(f"wrote {write_report(args.out, cells, base, search_cells())}")
 
 
