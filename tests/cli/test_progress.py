@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from io import StringIO
 
 import click
 import pytest
@@ -100,12 +101,18 @@ def test_of_several_processes_the_first_one_speaks(name: str, slow: None, monkey
     assert lines(svdiff("info")) == []
 
 
-def test_on_a_terminal_there_are_no_lines(slow: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("threading.Thread.start", lambda thread: pytest.fail("a thread was started"))
-    monkeypatch.setattr("io.TextIOWrapper.isatty", lambda stream: True)
-    ticker = Ticker("loading", every=0.01)
-    with ticker:
-        time.sleep(0.05)
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "lines"), [(Terminal, 0), (StringIO, 1)])
+def test_on_a_terminal_there_are_no_lines(stream: type[StringIO], lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = stream()
+    monkeypatch.setattr("sys.stderr", written)
+    with Ticker("loading", every=0.02):
+        time.sleep(0.2)
+    assert min(1, written.getvalue().count("loading: 0 s so far")) == lines
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
