@@ -1,8 +1,11 @@
-"""Fixtures for all tests. Nothing here imports torch, so that the light half's tests stay light."""
+"""Fixtures for all tests. Only what files with torch need imports it, so that the light half's tests stay light."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,32 @@ import pytest
 from support.hub import Hub, serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's library is imported: no test leaves this machine
+
+
+def seed() -> None:
+    """Seed torch's own generator, which begins anywhere in each process: no test depends on luck or on others."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Seed each file that imports torch, before it does: some make layers then."""
+    if isinstance(collector, pytest.Module):
+        if re.search(r"^(import|from) torch\b", collector.path.read_text("utf-8"), re.MULTILINE):
+            importlib.import_module("torch")
+        seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seed what fixtures draw."""
+    seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Seed what the test draws, whether its fixtures were there already or not."""
+    seed()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -54,7 +54,7 @@ def check_formula(base: Base, delta: Delta, name: str, given: np.ndarray) -> Non
     weight = base.read(name)
     expected = svdiff_pytorch(weight, given) - weight.double().numpy()
     error = np.linalg.norm(applied(base, delta, name) - expected) / np.linalg.norm(expected)
-    assert error <= 1e-6, (name, error)
+    assert error <= 2e-6, (name, error)  # what section 6.5 of the spec allows a basis that is kept in float32
 
 
 @pytest.mark.parametrize("layer", ENCODER)
