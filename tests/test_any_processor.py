@@ -1,0 +1,115 @@
+"""Tests that compare computed numbers hold on any processor: with other kernels, and on other numbers of threads."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from typing import Final
+
+import pytest
+from support.numeric import TESTS, files_of_tests, imports_torch, numeric_tests, reaches_torch
+
+SETTINGS: Final[dict[str, dict[str, str]]] = {
+    "the narrowest units": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",
+        "OMP_NUM_THREADS": "1",
+        **({"OPENBLAS_CORETYPE": "Prescott"} if platform.machine().lower() in ("x86_64", "amd64") else {}),
+    },
+    "torch's narrowest and oneDNN's own": {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "2"},
+    "torch's own and oneDNN's AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2", "OMP_NUM_THREADS": "1"},
+    "its own on all cores": {},
+}
+"""Beside a processor's own on one thread, which `make test` runs on; none asks for units that it may not have."""
+OURS: Final = {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS"}
+
+COMPARES_NOTHING: Final = {
+    "cli/test_references.py",
+    "delta/convert/test_shapes.py",
+    "delta/convert/test_way.py",
+    "delta/runtime/test_memory.py",
+    "delta/test_components.py",
+    "delta/test_devices.py",
+    "delta/test_fitting.py",
+    "delta/test_sd15_layout.py",
+    "train/test_enough.py",
+}
+"""Files that import torch and whose tests are of messages, names, devices and files."""
+LEFT_OUT: Final = {
+    "delta/test_build.py": {
+        "test_two_processes_share_out_the_weights",
+        "test_a_build_that_was_killed_goes_on_where_it_was",
+    },
+    "train/test_loop.py": {"test_two_processes_with_different_hash_seeds_train_the_same_bytes"},
+}
+"""Tests that repeat one computation in processes of their own, on one thread each: long, and equal on any processor."""
+
+PROBE: Final = """
+import torch
+print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
+x, kernel = torch.linspace(-3, 7, 2**14).view(4, 16, 16, 16), torch.linspace(-2, 3, 2304).view(16, 16, 3, 3)
+print(torch.conv2d(x, kernel).double().square().sum().item(), (x.view(64, -1) @ x.view(64, -1).T).double().sum().item())
+"""
+
+
+def chosen() -> list[str]:
+    """Return every test that compares what torch computes, but for those left out, as pytest names them."""
+    return [
+        f"{path}::{name}"
+        for path in files_of_tests()
+        if reaches_torch(path)
+        for name in numeric_tests(path)
+        if name not in LEFT_OUT.get(path.relative_to(TESTS).as_posix(), ())
+    ]
+
+
+def run(setting: str, *arguments: str, seconds: int) -> subprocess.CompletedProcess[str]:
+    """Run Python with a setting, and with nothing that was set outside."""
+    plain = {key: value for key, value in os.environ.items() if key not in OURS}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=TESTS.parent,
+        env=plain | SETTINGS[setting],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=seconds,
+        check=False,
+    )
+
+
+def test_no_file_with_torch_is_forgotten() -> None:
+    with_torch = [path for path in files_of_tests() if imports_torch(path)]
+    silent = {path.relative_to(TESTS).as_posix() for path in with_torch if not numeric_tests(path)}
+    assert silent == COMPARES_NOTHING  # or teach `support.numeric.COMPARING` what the new tests compare with
+
+
+def test_most_files_with_torch_are_chosen_and_what_is_left_out_is_there() -> None:
+    names = [name.removeprefix(f"{TESTS}/") for name in chosen()]
+    assert len(names) == len(set(names)) > 400
+    assert "train/test_methods.py::test_two_batches_of_one_equal_one_batch_of_two" in names
+    assert "train/test_pictures.py::test_a_picture_does_not_depend_on_its_batch" in names  # in a function beside it
+    assert "train/test_ways.py::test_a_compiled_run_learns_what_one_that_is_not_compiled_does" not in names  # slow
+    for file, left_out in LEFT_OUT.items():
+        assert left_out <= {*numeric_tests(TESTS / file)}
+
+
+@pytest.mark.slow
+def test_the_settings_are_taken_and_change_what_is_computed() -> None:
+    found = {setting: run(setting, "-c", PROBE, seconds=60).stdout.splitlines() for setting in SETTINGS}
+    units = {setting: lines[0].split()[0] for setting, lines in found.items()}
+    assert units["the narrowest units"] == units["torch's narrowest and oneDNN's own"] == "DEFAULT"
+    cores = min(2, os.cpu_count() or 1)
+    assert [int(lines[0].split()[1]) for lines in found.values()][:3] == [1, cores, 1]
+    if units["its own on all cores"] != "DEFAULT":
+        assert len({lines[1] for lines in found.values()}) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_numbers_compare_on(setting: str) -> None:
+    done = run(setting, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *chosen(), seconds=900)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
