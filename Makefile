@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # One process for each core, each with one thread: more threads than cores would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+# Every test holds with any number of them (make test THREADS=2).
+THREADS ?= 1
+PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto --dist loadfile
 
 .PHONY: help demo test lint test-slow fuzz paper clean
 

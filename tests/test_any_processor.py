@@ -29,7 +29,6 @@ OURS: Final = {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLA
 COMPARES_NOTHING: Final = {
     "cli/test_references.py",
     "delta/convert/test_shapes.py",
-    "delta/convert/test_way.py",
     "delta/runtime/test_memory.py",
     "delta/test_components.py",
     "delta/test_devices.py",

@@ -66,14 +66,13 @@ def _names(node: ast.AST) -> Iterator[str]:
 
 
 def _compares(node: ast.AST) -> bool:
-    """Tell whether a function calls one of `COMPARING`, or orders something and a number with a decimal point."""
-    order = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
-    return any(
-        isinstance(inner, ast.Compare)
-        and any(isinstance(op, order) for op in inner.ops)
-        and any(isinstance(part, ast.Constant) and isinstance(part.value, float) for part in ast.walk(inner))
+    """Tell whether a function calls one of `COMPARING`, or compares something with a number with a decimal point."""
+    return not COMPARING.isdisjoint(_names(node)) or any(
+        isinstance(part, ast.Constant) and isinstance(part.value, float)
         for inner in ast.walk(node)
-    ) or not COMPARING.isdisjoint(_names(node))
+        if isinstance(inner, ast.Compare)
+        for part in ast.walk(inner)
+    )
 
 
 def _slow(node: ast.FunctionDef) -> bool:
