@@ -10,6 +10,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with a noun, in the plural where it is not 1: the noun with s, if no other is given."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def plain(value: object) -> str:
     """Return a value of a file's metadata as one line for people."""
     if isinstance(value, dict):

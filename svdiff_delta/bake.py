@@ -150,15 +150,21 @@ class _Writer:
     def weights(self, item: Item, stream: IO[bytes]) -> None:
         """Write a weight file in the order of the base's file; one tensor is written while the next is made."""
         slot = item.slot or ""
-        layout, metadata = layout_of(self.plan.base.components[slot], item.source, self.plan.dtype)
-        stream.write(header_bytes(layout, metadata))
+        layout, metadata, sizes = layout_of(self.plan.base.components[slot], item.source, self.plan.dtype)
+        stream.write(header_bytes(layout, metadata, sizes))
         with ThreadPoolExecutor(1) as writing:
             written = writing.submit(int)
             for key, dtype, _ in layout:
-                raw = self.baked(slot, key, dtype).contiguous().flatten().view(torch.uint8).numpy().data
+                raw = self.raw(slot, key, dtype).numpy().data
                 self.count(written.result())
                 written = writing.submit(stream.write, raw)
             self.count(written.result())
+
+    def raw(self, slot: str, key: str, dtype: str) -> Tensor:
+        """Return the bytes of a tensor as they stand in the output: those of the base where it is no weight."""
+        if dtype not in FLOATING:
+            return self.plan.base.read_bytes(f"{slot}.{key}")
+        return self.baked(slot, key, dtype).contiguous().flatten().view(torch.uint8)
 
     def baked(self, slot: str, key: str, dtype: str) -> Tensor:
         """Return a weight as it stands in the output; W itself where δ is 0."""
@@ -168,8 +174,7 @@ class _Writer:
         if name is not None:
             shift = weighted_total(name, plan.parameters[name], plan.deltas, plan.factors)
         if name is None or shift is None or not shift.any():
-            weight = plan.base.read(f"{slot}.{key}")
-            return weight.to(target) if dtype in FLOATING else weight
+            return plan.base.read(f"{slot}.{key}").to(target)
         owner = next(delta for delta in plan.deltas if name in delta)
         prepared = fit(plan.base, name, owner, plan.cache)
         change = prepared.delta_weight(torch.from_numpy(shift))

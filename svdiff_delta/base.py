@@ -12,12 +12,12 @@ from torch import Tensor
 from .addresses import find_layout
 from .component import Component, open_file, open_model, open_pipeline
 from .container import Entry
-from .errors import BaseError, HubError
+from .errors import BaseError, HubError, TensorError
 from .metadata import BaseInfo
 from .origin import find_model
 from .repository import Reference, exists, locate
 from .schemes import refuse
-from .tensors import map_tensor
+from .tensors import map_bytes, map_tensor
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,20 @@ class Base:
         component, _, path, entry = self.locate(name)
         try:
             return map_tensor(path, component.headers[path].data, entry)
+        except (OSError, ValueError) as error:
+            raise BaseError(f"{name}: could not be read from {path} ({error})", fix="fetch the base again") from None
+        except TensorError as error:
+            raise BaseError(f"{name}: {error.message} ({path})", fix="use the unquantized base") from None
+
+    def read_bytes(self, name: str) -> Tensor:
+        """Return a parameter's bytes as they stand in the file, uint8 in one dimension, whatever its dtype.
+
+        Raises:
+            BaseError: there is no such parameter, or its file cannot be read any more.
+        """
+        component, _, path, entry = self.locate(name)
+        try:
+            return map_bytes(path, component.headers[path].data, entry)
         except (OSError, ValueError) as error:
             raise BaseError(f"{name}: could not be read from {path} ({error})", fix="fetch the base again") from None
 

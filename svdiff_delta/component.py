@@ -17,7 +17,7 @@ from .container import Entry, Header, read_header
 from .errors import BaseError, DeltaError
 from .layout import PICKLE_SUFFIXES, check_variant, file_names, read_json, weight_files
 from .skeleton import build_skeleton, tied_groups
-from .tensors import map_tensor
+from .tensors import TORCH_DTYPES, map_bytes, map_tensor
 
 SLOTS: Final[Mapping[str, str]] = {
     "UNet2DConditionModel": "unet",
@@ -147,7 +147,10 @@ class Component:
 
     def _same(self, keys: tuple[str, ...]) -> bool:
         places = (self.location[key] for key in keys)
-        values = [map_tensor(path, self.headers[path].data, entry) for path, entry in places]
+        values = [
+            (map_tensor if entry.dtype in TORCH_DTYPES else map_bytes)(path, self.headers[path].data, entry)
+            for path, entry in places
+        ]
         return all(torch.equal(values[0], other) for other in values[1:])
 
 
@@ -230,7 +233,8 @@ def _read_file_header(path: Path) -> tuple[Header, os.stat_result]:
             about = os.fstat(stream.fileno())
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
-            return read_header(prefix + stream.read(min(length, about.st_size)), about.st_size), about
+            raw = prefix + stream.read(min(length, about.st_size))
+            return read_header(raw, about.st_size, foreign=True), about
     except OSError as error:
         raise BaseError(f"{path}: could not be read ({error.strerror})") from None
     except DeltaError as error:

@@ -12,12 +12,18 @@ from typing import Final, NamedTuple
 
 from ._json import JSON, MAX_INTEGER, canonical_json, end_of_object, strict_json
 from .errors import HeaderError
+from .foreign import LFS
 
 ITEM_SIZE: Final[dict[str, int]] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
-"""Bytes per element of each dtype the container can hold."""
+"""Bytes per element of each dtype the container can hold (spec, section 3.1)."""
+
+FOREIGN_BITS: Final[dict[str, int]] = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "C64": 64,
+}  # fmt: skip
+"""Bits per element of dtypes that safetensors 0.8 knows beside those: files of other programs may hold them."""
 
 ENTRY_KEYS: Final = {"dtype", "shape", "data_offsets"}
 MAX_HEADER: Final = 100_000_000  # the limit of the safetensors library itself
@@ -45,12 +51,20 @@ class Header:
     data: int
 
 
-def read_header(buffer: bytes | memoryview, size: int) -> Header:
+def read_header(buffer: bytes | memoryview, size: int, *, foreign: bool = False) -> Header:
     """Check the header of a container of `size` bytes of which `buffer` holds at least the header.
+
+    Args:
+        buffer: the bytes.
+        size: of the whole file.
+        foreign: whether another program wrote it, so that a dtype that is not in the specification's list is let
+            through: its tensor has the size that its offsets say.
 
     Raises:
         HeaderError: too short, not JSON, unknown fields or dtypes, sizes that do not fit, holes or overlaps.
     """
+    if bytes(buffer[: len(LFS)]) == LFS:
+        raise HeaderError("this is a pointer of Git LFS, not the file itself", fix="fetch the file with `git lfs pull`")
     if size < 8:
         raise HeaderError(f"the file has {size} bytes; a safetensors file has at least 8", fix="fetch the file again")
     (length,) = struct.unpack("<Q", bytes(buffer[:8]))
@@ -60,7 +74,7 @@ def read_header(buffer: bytes | memoryview, size: int) -> Header:
         raise HeaderError(f"the file is cut off within its header ({size} bytes)", fix="fetch the file again")
     if buffer[8:9] != b"{":
         raise HeaderError("the header does not begin with {: this is not a safetensors file")
-    metadata, entries = _parse(bytes(buffer[8 : 8 + length]))
+    metadata, entries = _parse(bytes(buffer[8 : 8 + length]), foreign)
     position = entries[next(reversed(entries))].stop if entries else 0
     left = size - 8 - length
     if position > left:
@@ -76,7 +90,7 @@ _FIRST: Final = b'{"__metadata__":{"'
 _SMALL: Final = 1_000_000
 
 
-def _parse(text: bytes) -> tuple[dict[str, str], Entries]:
+def _parse(text: bytes, foreign: bool) -> tuple[dict[str, str], Entries]:
     """Return the metadata and the entries of a header.
 
     Files of one base have the same entries. Where the metadata stand first, as in canonical form, the rest of the
@@ -85,22 +99,22 @@ def _parse(text: bytes) -> tuple[dict[str, str], Entries]:
     end = end_of_object(text, len(_FIRST) - 2) if text.startswith(_FIRST) and len(text) < _SMALL else None
     if end is not None and text[end : end + 2] == b',"':
         parsed = strict_json(text[:end] + b"}", "the header", HeaderError, fixed=True)
-        return _metadata(parsed["__metadata__"]), _known_entries(b"{" + text[end + 1 :])
+        return _metadata(parsed["__metadata__"]), _known_entries(b"{" + text[end + 1 :], foreign)
     parsed = strict_json(text, "the header", HeaderError, fixed=True)
-    return _metadata(parsed.pop("__metadata__", {})), _entries(parsed)
+    return _metadata(parsed.pop("__metadata__", {})), _entries(parsed, foreign)
 
 
 @lru_cache(maxsize=4)
-def _known_entries(text: bytes) -> Entries:
+def _known_entries(text: bytes, foreign: bool) -> Entries:
     parsed = strict_json(text, "the header", HeaderError, fixed=True)
     if "__metadata__" in parsed:
         raise HeaderError("the header is not valid JSON (the key '__metadata__' stands twice in one object)")
-    return _entries(parsed)
+    return _entries(parsed, foreign)
 
 
-def _entries(parsed: Mapping[str, JSON]) -> Entries:
+def _entries(parsed: Mapping[str, JSON], foreign: bool) -> Entries:
     """Return the checked entries in the order of their offsets: no overlap, no hole."""
-    entries = {name: _entry(name, fields) for name, fields in parsed.items()}
+    entries = {name: _entry(name, fields, foreign) for name, fields in parsed.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop, item[0])))
     position = 0
     for name, entry in ordered.items():
@@ -117,17 +131,21 @@ def _metadata(fields: JSON) -> dict[str, str]:
     return fields
 
 
-def _entry(name: str, fields: JSON) -> Entry:
+def _entry(name: str, fields: JSON, foreign: bool) -> Entry:
     if not isinstance(fields, dict) or fields.keys() != ENTRY_KEYS:
         raise HeaderError(f"{name}: its header entry must have dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
+    if not isinstance(dtype, str) or (dtype not in ITEM_SIZE and not foreign):
         raise HeaderError(f"{name}: unknown dtype {dtype!r}")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise HeaderError(f"{name}: shape and data_offsets must be lists of whole numbers below 2^53")
     start, stop = offsets
-    needed = _size(name, shape) * ITEM_SIZE[dtype]
-    if stop - start != needed:
+    size = _size(name, shape)
+    bits = 8 * ITEM_SIZE[dtype] if dtype in ITEM_SIZE else FOREIGN_BITS.get(dtype)
+    if bits is None and start > stop:
+        raise HeaderError(f"{name}: its data ends before it begins")
+    if bits is not None and 8 * (stop - start) != size * bits:
+        needed = size * bits // 8 if size * bits % 8 == 0 else size * bits / 8
         raise HeaderError(f"{name}: shape {shape} in {dtype} needs {needed} bytes, the header gives {stop - start}")
     return Entry(dtype, tuple(shape), start, stop)
 
@@ -155,15 +173,24 @@ def _size(name: str, shape: list[int]) -> int:
     return size
 
 
-def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+def header_bytes(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]],
+    metadata: Mapping[str, str],
+    sizes: Mapping[str, int] = MappingProxyType({}),
+) -> bytes:
     """Return length prefix and header for (name, dtype, shape) laid out one after the other in the order given.
 
     Canonical: RFC 8785 JSON, padded with spaces so that the data section starts at a multiple of 8.
+
+    Args:
+        tensors: name, dtype and shape of each.
+        metadata: the strings of `__metadata__`.
+        sizes: the bytes of tensors by name, where their dtype is not in the specification's list.
     """
     header: dict[str, JSON] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, dtype, shape in tensors:
-        stop = position + prod(shape) * ITEM_SIZE[dtype]
+        stop = position + (sizes[name] if name in sizes else prod(shape) * ITEM_SIZE[dtype])
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, stop]}
         position = stop
     text = canonical_json(header)

@@ -8,6 +8,7 @@ from math import fsum
 from pathlib import Path
 from typing import Final
 
+from ._text import counted
 from .codec import STORED_DTYPES, is_stored_dtype
 from .delta import Delta
 from .errors import InputError
@@ -159,7 +160,7 @@ def check_left_out(left_out: Mapping[str, str], what: str, *, allow_unmatched: b
     shown = ", ".join(f"{name} ({reason})" for name, reason in sorted(left_out.items())[:SHOWN])
     more = f", and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
     raise InputError(
-        f"{what}: {len(left_out)} weights cannot be carried over{hint}: {shown}{more}",
+        f"{what}: {counted(len(left_out), 'weight')} cannot be carried over{hint}: {shown}{more}",
         fix="leave them out with --allow-unmatched, which lists them",
     )
 

@@ -222,18 +222,22 @@ def _settings_item(path: Path, target: Path, *, edited: bool) -> Item:
 
 
 def _weights_item(slot: str, component: Component, path: Path, target: Path, dtype: Dtype | None) -> Item:
-    layout, metadata = layout_of(component, path, dtype)
-    body = sum(prod(shape) * ITEM_SIZE[kind] for _, kind, shape in layout)
-    return Item(path, target, slot, False, len(header_bytes(layout, metadata)) + body, body)
+    layout, metadata, sizes = layout_of(component, path, dtype)
+    body = sum(sizes[key] if key in sizes else prod(shape) * ITEM_SIZE[kind] for key, kind, shape in layout)
+    return Item(path, target, slot, False, len(header_bytes(layout, metadata, sizes)) + body, body)
 
 
 def layout_of(
     component: Component, path: Path, dtype: Dtype | None
-) -> tuple[list[tuple[str, str, tuple[int, ...]]], dict[str, str]]:
-    """Return (key, dtype, shape) of a weight file's tensors in the output, in the file's order, and its metadata."""
+) -> tuple[list[tuple[str, str, tuple[int, ...]]], dict[str, str], dict[str, int]]:
+    """Return (key, dtype, shape) of a weight file's tensors in the output, in the file's order, and its metadata.
+
+    And the bytes of those whose dtype is not in the specification's list, by key: they are passed on as they are.
+    """
     header = component.headers[path]
     layout = [
         (key, dtype if dtype and entry.dtype in FLOATING else entry.dtype, entry.shape)
         for key, entry in header.entries.items()
     ]
-    return layout, header.metadata
+    sizes = {key: item.stop - item.start for key, item in header.entries.items() if item.dtype not in ITEM_SIZE}
+    return layout, header.metadata, sizes

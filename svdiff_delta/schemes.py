@@ -35,8 +35,8 @@ def quantized(key: str, dtypes: Mapping[str, str], config: Mapping[str, Any]) ->
         return f"{method or 'packed'}, in {stem}.weight_packed as {dtypes[f'{stem}.weight_packed']}"
     if f"{key}_blocks" in dtypes:
         return f"MXFP4, in {key}_blocks as {dtypes[f'{key}_blocks']}"
-    if dtypes.get(key, "").startswith("F8"):
-        return "float8"
+    if (dtype := dtypes.get(key, "")).startswith(("F4", "F6", "F8")):
+        return f"float{dtype[1]}"
     return method or None if dtypes.get(key, "F32") not in SHIFTABLE else None
 
 
@@ -46,5 +46,5 @@ def refuse(name: str, key: str, dtypes: Mapping[str, str], config: Mapping[str, 
     if scheme is None and (dtype is None or dtype in SHIFTABLE):
         return
     parts = ", ".join(part for part in (dtype and f"dtype {dtype}", scheme) if part)
-    what = "is quantized" if scheme else "is not floating-point"
+    what = "is quantized" if scheme else "is complex" if (dtype or "").startswith("C") else "is not floating-point"
     raise BaseError(f"{name}: {what} ({parts}) and has no singular values to shift", fix="use the unquantized base")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .container import Entry
+from .errors import TensorError
 
 TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
     "BOOL": torch.bool,
@@ -29,7 +30,15 @@ TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
     "I64": torch.int64,
     "F64": torch.float64,
 }
-"""By the names of safetensors."""
+"""By the names of safetensors, of the dtypes that the specification lists."""
+
+FOREIGN_DTYPES: Final[dict[str, torch.dtype]] = {
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "C64": torch.complex64,
+}
+"""Further dtypes of safetensors whose values torch has one by one; F4 and F6 are packed, several to a byte."""
 
 
 def map_tensor(path: Path, data: int, entry: Entry) -> Tensor:
@@ -45,15 +54,30 @@ def map_tensor(path: Path, data: int, entry: Entry) -> Tensor:
 
     Raises:
         OSError, ValueError: the file cannot be read, or has become shorter.
+        TensorError: torch has no such dtype, or not one value at a time.
     """
-    dtype, count = TORCH_DTYPES[entry.dtype], entry.stop - entry.start
-    if count == 0:
+    dtype = TORCH_DTYPES.get(entry.dtype) or FOREIGN_DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise TensorError(f"is stored as {entry.dtype}, which has no values that can be read one by one")
+    if entry.stop == entry.start:
         return torch.empty(entry.shape, dtype=dtype)
+    flat = map_bytes(path, data, entry)
+    if (data + entry.start) % dtype.itemsize:
+        flat = flat.clone()  # the file does not align its tensors, torch does
+    return flat.view(dtype).reshape(entry.shape)
+
+
+def map_bytes(path: Path, data: int, entry: Entry) -> Tensor:
+    """Return the bytes of a tensor, uint8 in one dimension, whatever its dtype; arguments and errors as `map_tensor`.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or has become shorter.
+    """
+    count = entry.stop - entry.start
+    if count == 0:
+        return torch.empty(0, dtype=torch.uint8)
     offset = data + entry.start
     before = offset % mmap.ALLOCATIONGRANULARITY
     with path.open("rb") as stream:
         pages = mmap.mmap(stream.fileno(), before + count, offset=offset - before, access=mmap.ACCESS_COPY)
-    flat = torch.from_numpy(np.frombuffer(pages, np.uint8, count, before))
-    if offset % dtype.itemsize:
-        flat = flat.clone()  # the file does not align its tensors, torch does
-    return flat.view(dtype).reshape(entry.shape)
+    return torch.from_numpy(np.frombuffer(pages, np.uint8, count, before))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.metadata import KEY
 from svdiff_delta.prepare import Progress
 from svdiff_delta.projection import check_same_weight
+
+ASK: Final = "name the folder of a tuned model, or make a delta of it with `svdiff convert --from`"
+"""The mend where nothing tells what a file is."""
 
 
 class Difference(Mapping[str, Tensor]):
@@ -94,14 +97,15 @@ def open_difference(
     header = peek(place)
     if header is not None and KEY in header.metadata:
         raise InputError(f"{place}: is a delta, no difference of weights", fix="open it with `load`")
-    read = cast("Callable[[str, Job], Changes]", find_way(place).read)  # what is no delta has one
+    way = find_way(place, base=base, ask=ASK)
+    read = cast("Callable[[str, Job], Changes]", way.read)  # what is no delta has one
     return _of_changes(place, read(str(place), job), base)
 
 
 def _of_model(path: Path, job: Job) -> Difference:
     base, tuned = job.base, paired(open_base(path), job.base)
     found = compare(tuned, job)
-    check_left_out(found.left_out, str(path), allow_unmatched=False, hint="is it tuned from another base?")
+    check_left_out(found.left_out, str(path), allow_unmatched=False, hint=" (is it tuned from another base?)")
     if not found.changed:
         raise InputError(f"{path}: has the same weights as the base", fix="name a tuned model")
     slots = sorted({name.partition(".")[0] for name in found.changed})

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from torch import Tensor
 
 from svdiff_delta._json import as_object, strict_json
+from svdiff_delta._text import counted
 from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, MetadataError
+from svdiff_delta.foreign import method_of
 from svdiff_delta.kinds import base_kinds
 from svdiff_delta.lineage import Source
 from svdiff_delta.metadata import Metadata, parse
@@ -19,6 +21,7 @@ from .dialect import Changes, Job
 from .names import Names
 from .said import foreign_facts, name_source
 from .tensors import Ref, TensorFile
+from .unread import MERGE, unread
 from .update import Update
 
 KEY: Final = "svdiff.adapter"
@@ -31,6 +34,10 @@ OWN_MEMBERS: Final = ("names", "retained")
 
 NO_RULE: Final = "no rule explains this key"
 NO_MODULE: Final = "the base has no such layer"
+BIAS: Final = "is a bias"
+NO_HALF: Final = "lacks its other half"
+NO_MAGNITUDE: Final = "lacks the magnitudes that its configuration speaks of"
+NO_KIND: Final = "changes, and is of no kind that can be shifted"
 
 
 @dataclass
@@ -45,6 +52,8 @@ class Adapter:
         remarks: what was assumed.
         widths: the number of inputs (0 if unknown) of each layer by the file's own name, for guesses at what it is.
         extra: unknown members for the lineage entries of its files.
+        keys: the file's keys by the parameter that they change.
+        spoiled: by parameter a key of its module that is not understood: nothing of that module is taken.
     """
 
     what: str
@@ -54,9 +63,11 @@ class Adapter:
     remarks: list[str] = field(default_factory=list)
     widths: dict[str, int] = field(default_factory=dict)
     extra: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, list[str]] = field(default_factory=dict)
+    spoiled: dict[str, str] = field(default_factory=dict)
 
-    def add(self, name: str, update: Update) -> None:
-        """Take an update of a parameter.
+    def add(self, name: str, update: Update, keys: Iterable[str] = ()) -> None:
+        """Take an update of a parameter, which these keys make.
 
         Raises:
             InputError: there is one already.
@@ -65,15 +76,40 @@ class Adapter:
         update.check()
         if name in self.updates:
             raise InputError(f"{self.what}: two sets of keys change {name}", fix="keep one of them")
-        self.updates[name] = update
+        self.updates[name], self.keys[name] = update, sorted(keys)
+
+    def leave(self, keys: Iterable[str], reason: str) -> None:
+        """Leave keys out that change no parameter of the base."""
+        self.left_out |= dict.fromkeys(keys, reason)
+
+    def spoil(self, unknown: Iterable[str], name: str | None, keys: Iterable[str] = ()) -> None:
+        """Leave a module out of which some keys are not understood: the others alone could be another change.
+
+        Args:
+            unknown: those keys.
+            name: the parameter that the module's other keys change, wherever they stand; None if the base has none.
+            keys: further keys of the module.
+        """
+        for key in unknown:
+            self.left_out[key] = unexplained(key)
+            if name is not None:
+                self.spoiled.setdefault(name, key)
+            self.left_out |= {other: _beside(key) for other in keys if other not in self.left_out}
+
+    def _drop_spoiled(self) -> None:
+        for name, key in self.spoiled.items():
+            if self.updates.pop(name, None) is not None:
+                self.left_out |= {other: _beside(key) for other in self.keys[name] if other not in self.left_out}
 
     def changes(self, job: Job) -> Changes:
         """Return the changes that the adapter makes in the base, each made when it is asked for.
 
         Raises:
+            InputError: it holds no update, or only such as are not read: of another method, or under other names.
             BaseMismatchError: nothing in it fits the base, whatever may be left out.
             BaseError: the base does not say the classes of its layers.
         """
+        self._drop_spoiled()
         kinds = base_kinds(job.base, on_request=job.embeddings)
         left_out, fitting = dict(self.left_out), {}
         for name, update in sorted(self.updates.items()):
@@ -82,16 +118,12 @@ class Adapter:
             elif name in kinds:
                 fitting[name] = kinds[name]
             else:
-                left_out[name] = "changes, and is of no kind that can be shifted"
+                left_out[name] = NO_KIND
         hint = self._hint(job)
         if not fitting:
             if not left_out and not self.updates:
                 raise InputError(f"{self.what}: holds no update of a weight", fix="name an adapter with weights")
-            example, reason = next(iter(sorted(left_out.items())))
-            raise BaseMismatchError(
-                f"{self.what}: nothing in it fits the base{hint}; {example}: {reason}",
-                fix="name the base that it was made for",
-            )
+            raise self._nothing_fits(left_out, hint, Names(job.base))
         said = self._said()
         return Changes(
             kinds=fitting,
@@ -103,6 +135,20 @@ class Adapter:
             remarks=tuple(self.remarks),
             hint=hint,
         )
+
+    def _nothing_fits(self, left_out: Mapping[str, str], hint: str, names: Names) -> DeltaError:
+        """Return the error that says why nothing can be taken: the method, the layout, or another base."""
+        lost = [key for key, reason in left_out.items() if reason == unexplained(key)]
+        known = [key for key, reason in left_out.items() if reason in (NO_MODULE, NO_RULE)]
+        if error := unread(self.what, methods=lost, layers=known, names=names):
+            return error
+        example, reason = next(iter(sorted(left_out.items())))
+        fix = "name the base that it was made for"
+        if {*left_out.values()} <= {NO_KIND}:
+            fix = "give --embeddings, if what it changes are embeddings"
+        elif len(lost) == len(left_out):
+            fix = MERGE
+        return BaseMismatchError(f"{self.what}: nothing in it fits the base{hint}; {example}: {reason}", fix=fix)
 
     def _reader(self, job: Job) -> Callable[[str], Tensor]:
         return lambda name: self.updates[name].change(job.base.read(name))
@@ -136,6 +182,21 @@ class Adapter:
             sha256, source = name_source(file.path, document(file) or foreign_facts([file.header]))
             found.append((sha256, replace(source, extra={**source.extra, **self.extra})))
         return found
+
+
+def scale_of_one(modules: Sequence[str], what: str = "no alpha") -> str:
+    """Return the remark that modules say no scale, for which 1 is taken."""
+    return f"{what} in {counted(len(modules), 'module')} ({modules[0]}, …): taken to be the rank, a scale of 1"
+
+
+def unexplained(key: str) -> str:
+    """Return why a key is left out that no rule explains: it is of another method, if that is known."""
+    method = method_of(key)
+    return f"is of {method[0]}, which is not read here" if method else NO_RULE
+
+
+def _beside(key: str) -> str:
+    return f"its module also has {key}, which is not understood"
 
 
 def document(file: TensorFile) -> Metadata | None:

@@ -116,7 +116,7 @@ def convert(
         OutputError: the output exists, or the disk refused.
     """
     ranking = make_ranking(rank, energy, max_rank)
-    way = find_way(input, to=to, from_=from_, dtype=dtype, min_energy=min_energy, ranking=ranking)
+    way = find_way(input, to=to, from_=from_, dtype=dtype, min_energy=min_energy, ranking=ranking, base=base)
     if calibration is not None and way.read is None:
         raise InputError("a delta is shifts already: there is nothing to calibrate", fix="leave the calibration away")
     target = None if output is None else Path(output)

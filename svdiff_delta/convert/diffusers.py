@@ -12,9 +12,10 @@ from svdiff_delta._json import JSON, as_object, canonical_json, strict_json
 from svdiff_delta.errors import MetadataError
 from svdiff_delta.parameter import Parameter
 
-from .adapter import NO_MODULE, NO_RULE, Adapter, width
+from .adapter import BIAS, NO_HALF, NO_MAGNITUDE, NO_MODULE, Adapter, scale_of_one, width
 from .dialect import Changes, Dialect, Job
 from .energy import LEAST
+from .groups import decomposed
 from .kohya import plain_layer
 from .lowrank import Keys, Target, adapter_writer
 from .names import Names
@@ -31,7 +32,8 @@ _KEY: Final = re.compile(
     r"(?:[._]lora(?:_linear_layer)?\.(?P<old>down|up)\.weight"
     r"|\.lora_(?P<new>A|B)(?:\.default)?\.weight"
     r"|\.lora_(?P<bias>B)(?:\.default)?\.bias"
-    r"|\.(?P<magnitude>lora_magnitude_vector)(?:\.weight)?"
+    r"|\.(?P<magnitude>lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
+    r"|\.(?P<dora>dora_scale)"
     r"|\.(?P<alpha>alpha))"
 )
 TEXT: Final[Mapping[str, str]] = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
@@ -58,8 +60,8 @@ def read(source: str, job: Job) -> Changes:
         BaseMismatchError: nothing in it fits the base.
     """
     file = open_tensors(_file(Path(source)))
-    adapter = Adapter(source, [file])
-    read_tensors(file, _configs(file), Names(job.base), adapter)
+    adapter, names = Adapter(source, [file]), Names(job.base)
+    read_tensors(file, _configs(file, names), names, adapter)
     return adapter.changes(job)
 
 
@@ -75,35 +77,52 @@ def read_tensors(
         adapter: where to put them.
         scaled: whether alpha is in the factors already, so that none is missing.
     """
-    modules = Modules()
+    modules, unknown = Modules(), []
     for key in tensors.keys():  # noqa: SIM118 - it is no mapping
         match = _KEY.fullmatch(key)
         if match is None:
-            adapter.left_out[key] = NO_RULE
+            unknown.append(key)
         else:
             modules.take(match["path"], _part(match), Ref(tensors, key))
     assumed = []
     for path, refs in modules.items():
-        place = _place(path, names)
         adapter.widths[path] = width(refs["down"]) if "down" in refs else 0
+        place = _place(path, names)
         if place is None:
-            adapter.left_out |= dict.fromkeys((ref.key for ref in refs.values()), NO_MODULE)
-            continue
-        component, name = place
-        config = configs.get(component, PeftConfig(default=None))
-        if "alpha" not in refs and config.alpha is None and not scaled:
+            adapter.leave((ref.key for ref in refs.values()), NO_MODULE)
+        elif _read_module(*place, refs, configs, adapter) and not scaled:
             assumed.append(path)
-        update = _update(name.partition(".")[2].removesuffix(".weight"), refs, config)
-        if update is None:
-            adapter.left_out |= dict.fromkeys((ref.key for ref in refs.values()), "lacks its other half")
-        else:
-            adapter.add(name, update)
-        if "bias" in refs and refs["bias"].read().any():
-            adapter.left_out[refs["bias"].key] = "is a bias"
+    for key in unknown:
+        adapter.spoil([key], _owner(key, names))
     if assumed:
-        adapter.remarks.append(
-            f"no alpha in {len(assumed)} modules ({assumed[0]}, …): taken to be the rank, a scale of 1"
-        )
+        adapter.remarks.append(scale_of_one(assumed))
+
+
+def _read_module(
+    component: str, name: str, refs: Mapping[str, Ref], configs: Mapping[str, PeftConfig], adapter: Adapter
+) -> bool:
+    """Take the update of one module, if it is whole; tell whether nothing says its scale."""
+    config, keys = configs.get(component, PeftConfig(default=None)), [ref.key for ref in refs.values()]
+    update = _update(name.partition(".")[2].removesuffix(".weight"), refs, config)
+    if update is None:
+        adapter.leave(keys, NO_HALF)
+        return False
+    if config.dora and not isinstance(update, Decomposed):
+        adapter.leave(keys, NO_MAGNITUDE)
+        return False
+    adapter.add(name, update, keys)
+    if "bias" in refs and refs["bias"].read().any():
+        adapter.leave([refs["bias"].key], BIAS)
+    return "alpha" not in refs and config.alpha is None
+
+
+def _owner(key: str, names: Names) -> str | None:
+    """Return the parameter of the layer that a key without a rule begins with; None if it begins with none."""
+    path = key
+    while path := path.rpartition(".")[0]:
+        if place := _place(path.removesuffix("_lora"), names):
+            return place[1]
+    return None
 
 
 def _part(match: re.Match[str]) -> str:
@@ -111,7 +130,7 @@ def _part(match: re.Match[str]) -> str:
         return match["old"]
     if match["new"]:
         return {"A": "down", "B": "up"}[match["new"]]
-    return "bias" if match["bias"] else "magnitude" if match["magnitude"] else "alpha"
+    return "bias" if match["bias"] else match["magnitude"] or match["dora"] or "alpha"
 
 
 def _update(path: str, refs: Mapping[str, Ref], config: PeftConfig) -> Update | None:
@@ -120,7 +139,9 @@ def _update(path: str, refs: Mapping[str, Ref], config: PeftConfig) -> Update | 
     rank = refs["down"].length
     scale = refs["alpha"].number() / max(1, rank) if "alpha" in refs else config.scale(path, rank)
     update = LowRank(refs["up"], refs["down"], scale)
-    return Decomposed(update, refs["magnitude"]) if "magnitude" in refs else update
+    if "dora_scale" in refs:
+        return decomposed(update, refs["dora_scale"])
+    return Decomposed(update, refs["lora_magnitude_vector"]) if "lora_magnitude_vector" in refs else update
 
 
 def _place(path: str, names: Names) -> tuple[str, str] | None:
@@ -146,8 +167,8 @@ def _spellings(path: str) -> Iterator[str]:
         yield f"{parent}.{TEXT[last]}"
 
 
-def _configs(file: TensorFile) -> dict[str, PeftConfig]:
-    """Return the configuration of each component in the file's metadata."""
+def _configs(file: TensorFile, names: Names) -> dict[str, PeftConfig]:
+    """Return the configuration of each component in the file's metadata; of the main one where none is named."""
     text = file.header.metadata.get(CONFIG)
     if text is None:
         return {}
@@ -155,8 +176,8 @@ def _configs(file: TensorFile) -> dict[str, PeftConfig]:
     fields = as_object(strict_json(text.encode("utf-8", "surrogatepass"), where, MetadataError), where)
     parts: dict[str, dict[str, object]] = defaultdict(dict)
     for key, value in fields.items():
-        component, _, name = key.partition(".")
-        parts[component][name] = value
+        component, dot, name = key.partition(".")
+        parts[component if dot else names.main][name if dot else key] = value
     return {part: parse_config(found, f"{where}: {part}", default=None) for part, found in parts.items()}
 
 

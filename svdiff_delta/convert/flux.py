@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from svdiff_delta.errors import InputError, MissingExtraError
+from svdiff_delta.foreign import module_of
 
-from .adapter import NO_RULE, Adapter, width
+from .adapter import BIAS, NO_HALF, NO_RULE, Adapter, scale_of_one, width
 from .dialect import Changes, Dialect, Job
 from .diffusers import read_tensors
 from .energy import LEAST
-from .kohya import begins
+from .kohya import begins, place_of, read_module
 from .names import Names
-from .tensors import MemoryTensors, Modules, Ref, open_tensors
+from .tensors import MemoryTensors, Modules, Ref, TensorFile, open_tensors
 
 STARTS: Final = (
     "lora_unet_double_blocks_",
@@ -34,7 +35,10 @@ STARTS: Final = (
 )
 """How keys begin that name Flux's blocks in another way than diffusers does."""
 
-_PART: Final = re.compile(r"\.(?:lora_(?:down|up|A|B)\.weight|(?:down|up)\.weight|alpha)$")
+_FACTOR: Final = re.compile(r"\.(?:lora_(?:down|up|A|B)\.weight|(?:down|up)\.weight)$")
+_PART: Final = re.compile(rf"{_FACTOR.pattern}|\.alpha$")
+_BIASES: Final = (".diff_b", ".lora_B.bias")
+"""Ends of keys that change a layer's bias, and not its weight."""
 
 
 def recognizes(path: Path) -> bool:
@@ -53,33 +57,59 @@ def read(source: str, job: Job) -> Changes:
         BaseMismatchError: nothing in it fits the base.
         MissingExtraError: diffusers is needed and not installed.
     """
-    file = open_tensors(Path(source))
+    file, names = open_tensors(Path(source)), Names(job.base)
     adapter = Adapter(source, [file])
-    modules = Modules()
-    for key in file.keys():  # noqa: SIM118 - it is no mapping
-        path = _PART.sub("", key)
-        if path == key:
-            adapter.left_out[key] = NO_RULE
-        else:
-            modules.take(path, key, Ref(file, key))
     converted: dict[str, Tensor] = {}
     without = []
-    for path, refs in modules.items():
+    for path, refs in _modules(file).items():
         adapter.widths[path] = max(map(width, refs.values()))
-        found = _converted(_scaled(path, refs))
-        if not found:
-            adapter.left_out |= dict.fromkeys(refs, NO_RULE)
-        elif not any(key.endswith(".alpha") for key in refs):
+        if place_of(path, names):
+            parts = {key.removeprefix(f"{path}."): ref for key, ref in refs.items()}
+            without += [path] * bool(read_module(path, parts, names, adapter))
+            continue
+        found = _convert_module(path, refs, adapter)
+        if found and not any(key.endswith(".alpha") and ref.number() for key, ref in refs.items()):
             without.append(path)
         if twice := converted.keys() & found.keys():
             raise InputError(f"{source}: two sets of keys become {min(twice)}, one of them {path}", fix="keep one")
         converted |= found
     if without:
-        adapter.remarks.append(
-            f"no alpha in {len(without)} modules ({without[0]}, …): taken to be the rank, a scale of 1"
-        )
-    read_tensors(MemoryTensors(source, converted), {}, Names(job.base), adapter, scaled=True)
+        adapter.remarks.append(scale_of_one(without))
+    read_tensors(MemoryTensors(source, converted), {}, names, adapter, scaled=True)
     return adapter.changes(job)
+
+
+def _modules(file: TensorFile) -> Modules:
+    """Return all tensors of a file by module: a flat name ends at its dot, a dotted one before what says the part."""
+    modules, others = Modules(), []
+    for key in file.keys():  # noqa: SIM118 - it is no mapping
+        path = key.partition(".")[0] if key.startswith("lora_") else _PART.sub("", key)
+        if path == key:
+            others.append(key)
+        else:
+            modules.take(path, key, Ref(file, key))
+    for key in others:
+        modules.take(modules.owner(key) or module_of(key), key, Ref(file, key))
+    return modules
+
+
+def _convert_module(path: str, refs: Mapping[str, Ref], adapter: Adapter) -> dict[str, Tensor]:
+    """Return what diffusers makes of a module; nothing, and its keys are left out, if it is not understood whole."""
+    biases = [key for key in refs if key.endswith(_BIASES)]
+    factors = {key: ref for key, ref in refs.items() if key not in biases}
+    unknown = [key for key in factors if not _PART.search(key)]
+    adapter.leave(biases, BIAS)
+    halves = [key for key in factors if _FACTOR.search(key)]
+    if unknown or not halves:
+        adapter.spoil(unknown or factors, None, factors)
+        return {}
+    if len(halves) == 1:
+        adapter.leave(factors, NO_HALF)
+        return {}
+    found = _converted(_scaled(path, factors))
+    if not found:
+        adapter.leave(factors, NO_RULE)
+    return found
 
 
 def _scaled(path: str, refs: Mapping[str, Ref]) -> dict[str, Tensor]:
@@ -100,7 +130,9 @@ def _scaled(path: str, refs: Mapping[str, Ref]) -> dict[str, Tensor]:
     rank = max(1, shapes[0][0])
     found = {key: refs[key].read() for key in (*down, *up)}
     for key in refs.keys() - found.keys():
-        found[up[0]] *= refs[key].number() / rank
+        found[up[0]] *= (
+            refs[key].number() or rank
+        ) / rank  # sd-scripts takes 0 for "not given", as kohya's reader does
         found[key] = torch.tensor(float(rank), dtype=torch.float64)
     return found
 

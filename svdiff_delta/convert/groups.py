@@ -60,11 +60,15 @@ def read_group(refs: Mapping[str, Ref]) -> Group:
         if group.bias is None and suffix in left:
             group.bias = Whole(left.pop(suffix))
     if group.weight is not None and "dora_scale" in left:
-        magnitude = left.pop("dora_scale")
-        per_input = len(magnitude.shape) > 1 and magnitude.shape[0] == 1 and magnitude.shape[1] > 1
-        group.weight = Decomposed(group.weight, magnitude, int(per_input))
+        group.weight = decomposed(group.weight, left.pop("dora_scale"))
     group.unused = sorted(left if group.weight else left.keys() | refs.keys() & {"alpha"})
     return group
+
+
+def decomposed(update: Update, magnitude: Ref) -> Decomposed:
+    """Return a DoRA around an update; `dora_scale`'s own shape says its axis: (out, 1, …), or (1, in, …) per input."""
+    per_input = len(magnitude.shape) > 1 and magnitude.shape[0] == 1 and magnitude.shape[1] > 1
+    return Decomposed(update, magnitude, int(per_input))
 
 
 class _Scale:

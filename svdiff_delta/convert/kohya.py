@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from svdiff_delta.errors import InputError
+from svdiff_delta.foreign import method_of
 from svdiff_delta.parameter import Parameter
 
-from .adapter import NO_MODULE, NO_RULE, Adapter, width
+from .adapter import NO_MODULE, Adapter, scale_of_one, unexplained, width
 from .dialect import Changes, Dialect, Job
 from .energy import LEAST
 from .groups import INPUTS, read_group
@@ -54,26 +55,41 @@ def read_modules(file: TensorFile, names: Names) -> Adapter:
         modules.take(module, suffix, Ref(file, key))
     for module, refs in modules.items():
         adapter.widths[module] = max((width(refs[suffix]) for suffix in INPUTS if suffix in refs), default=0)
-        place = _place(module, names)
-        if place is None:
-            adapter.left_out |= dict.fromkeys((ref.key for ref in refs.values()), _reason(module))
-            continue
-        group = read_group(refs)
-        adapter.left_out |= {f"{module}.{suffix}": NO_RULE for suffix in group.unused}
-        for leaf, update in (("weight", group.weight), ("bias", group.bias)):
-            name = names.dotted(*place, leaf)
-            if update is not None and name is None:
-                adapter.left_out[f"{module} ({leaf})"] = NO_MODULE
-            elif update is not None and name is not None:
-                adapter.add(name, update)
-        for remark in group.remarks:
+        for remark in read_module(module, refs, names, adapter):
             assumed[remark].append(module)
     for remark, where in sorted(assumed.items()):
-        adapter.remarks.append(f"{remark} in {len(where)} modules ({where[0]}, …): taken to be the rank, a scale of 1")
+        adapter.remarks.append(scale_of_one(where, remark))
     return adapter
 
 
-def _place(module: str, names: Names) -> tuple[str, str] | None:
+def read_module(module: str, refs: Mapping[str, Ref], names: Names, adapter: Adapter) -> list[str]:
+    """Take the updates of one module, all of them or none; return what was assumed.
+
+    Args:
+        module: its flat name.
+        refs: its tensors by suffix.
+        names: the base's names.
+        adapter: where to put them.
+    """
+    keys, place = [ref.key for ref in refs.values()], place_of(module, names)
+    if place is None:
+        is_known = module.startswith(tuple(f"{prefix}_" for prefix in PREFIXES))
+        adapter.left_out |= {key: NO_MODULE if is_known and not method_of(key) else unexplained(key) for key in keys}
+        return []
+    group, name = read_group(refs), names.dotted(*place)
+    if group.unused:
+        adapter.spoil([refs[suffix].key for suffix in group.unused], name, keys)
+        return []
+    for leaf, update in (("weight", group.weight), ("bias", group.bias)):
+        name = names.dotted(*place, leaf)
+        if update is not None and name is None:
+            adapter.left_out[f"{module} ({leaf})"] = NO_MODULE
+        elif update is not None and name is not None:
+            adapter.add(name, update, keys if leaf == "weight" else ())
+    return group.remarks
+
+
+def place_of(module: str, names: Names) -> tuple[str, str] | None:
     """Return component and path of a module by its flat name."""
     for prefix in sorted(PREFIXES, key=len, reverse=True):
         if module.startswith(f"{prefix}_"):
@@ -81,10 +97,6 @@ def _place(module: str, names: Names) -> tuple[str, str] | None:
             path = names.underscored(component, module.removeprefix(f"{prefix}_")) if component else None
             return None if component is None or path is None else (component, path)
     return None
-
-
-def _reason(module: str) -> str:
-    return NO_MODULE if module.startswith(tuple(f"{prefix}_" for prefix in PREFIXES)) else NO_RULE
 
 
 class KohyaTarget(Target):

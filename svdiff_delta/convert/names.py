@@ -70,6 +70,11 @@ class Names:
                 return f"{component}.{key}"
         return None
 
+    def tied(self, component: str, path: str) -> str:
+        """Return in words which weight of the base a module's is tied to; empty if it is to none."""
+        stored = self.base.components[component].stored(f"{path}.weight")
+        return f"the base ties it to {component}.{stored}, which a change of it alone is not" if stored else ""
+
     def underscored(self, component: str, flat: str) -> str | None:
         """Return the path of the module whose name with underscores for dots, in diffusers' or SGM's way, is `flat`.
 

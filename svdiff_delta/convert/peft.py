@@ -11,10 +11,12 @@ from typing import Any, Final
 
 from svdiff_delta._atomic import replace_folder
 from svdiff_delta.errors import BaseError, InputError, TensorError
+from svdiff_delta.foreign import method_of
 from svdiff_delta.kinds import base_kinds
 from svdiff_delta.parameter import Kind, Parameter
 
-from .adapter import NO_MODULE, NO_RULE, Adapter, width
+from .adapter import BIAS, NO_MAGNITUDE, NO_MODULE, Adapter, unexplained, width
+from .copies import check_copy, same_as_base
 from .dialect import Changes, Dialect, Job
 from .energy import LEAST
 from .lowrank import Keys, Part, Target, adapter_writer
@@ -26,6 +28,10 @@ from .update import Decomposed, LowRank, Update, Whole
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 PREFIX: Final = "base_model.model."
+PICKLE: Final = "adapter_model.bin"
+CONVERT_PICKLE: Final = (
+    "convert it once where you trust it, with `PeftModel.from_pretrained(MODEL, FOLDER).save_pretrained(NEW)`"
+)
 
 Kinds = Mapping[str, tuple[Kind, int]]
 """Kind and axis by parameter name."""
@@ -71,11 +77,19 @@ def read(source: str, job: Job) -> Changes:
         raise InputError(f"{source}: has no {CONFIG}", fix=f"name the folder with {CONFIG} and {WEIGHTS}")
     names, adapter, kinds = Names(job.base), Adapter(source, []), base_kinds(job.base, on_request=True)
     for folder in found:
-        config, file = read_config(folder / CONFIG), open_tensors(folder / WEIGHTS)
+        config, file = read_config(folder / CONFIG), _open_weights(folder)
         adapter.files.append(file)
         adapter.extra[CONFIG] = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
         _read_folder(file, config, _component(folder, file, names), names, kinds, adapter)
     return adapter.changes(job)
+
+
+def _open_weights(folder: Path) -> TensorFile:
+    if (folder / PICKLE).is_file() and not (folder / WEIGHTS).exists():
+        raise InputError(
+            f"{folder}: has its weights only as a pickle ({PICKLE}), which is never opened", fix=CONVERT_PICKLE
+        )
+    return open_tensors(folder / WEIGHTS)
 
 
 def _component(folder: Path, file: TensorFile, names: Names) -> str:
@@ -92,44 +106,76 @@ def _read_folder(
     file: TensorFile, config: PeftConfig, component: str, names: Names, kinds: Kinds, adapter: Adapter
 ) -> None:
     """Take the updates of one folder. Whether a weight is stored transposed its layer's class says, as in PEFT."""
-    modules = Modules()
+    modules, others = Modules(), {}
     for key in file.keys():  # noqa: SIM118 - it is no mapping
         inner = key.removeprefix(PREFIX)
         match = _KEY.fullmatch(inner)
         if match and match["part"] in PARTS:
             modules.take(match["path"], PARTS[match["part"]], Ref(file, key))
-        elif match:
-            adapter.left_out[key] = NO_RULE
         else:
-            _read_whole(key, inner, component, names, Ref(file, key), adapter)
+            others[inner] = Ref(file, key)
     for path, refs in modules.items():
-        down = refs.get("down") or refs.get("embedding_up")
-        adapter.widths[f"{component}.{path}"] = width(down) if down else 0
-        name = names.dotted(component, path)
-        update = _update(path, refs, config, transposed=_stored_transposed(kinds, name))
-        if name is None:
-            adapter.left_out |= dict.fromkeys((ref.key for ref in refs.values()), NO_MODULE)
-        elif update is None:
-            adapter.left_out |= dict.fromkeys((ref.key for ref in refs.values()), "lacks lora_A or lora_B")
+        _read_module(component, path, refs, config, names, kinds, adapter)
+    for inner, ref in others.items():
+        path, leaf = _whole(inner)
+        name = names.dotted(component, path, leaf)
+        if _is_copy(inner) or (name is not None and path in modules and leaf == "weight"):
+            check_copy(ref, names.base, name or f"{component}.{path}.{leaf}", adapter)
+        elif name is not None:
+            _read_whole(name, leaf, ref, names, adapter)
+        elif owner := modules.owner(inner):
+            adapter.spoil([ref.key], names.dotted(component, owner))
         else:
-            adapter.add(name, update)
-        if "up_bias" in refs and refs["up_bias"].read().any():
-            adapter.left_out[refs["up_bias"].key] = "is a bias"
+            is_layer = leaf in ("weight", "bias") and not method_of(inner)
+            adapter.leave([ref.key], NO_MODULE if is_layer else unexplained(ref.key))
     if not config.has_alpha:
         adapter.remarks.append(f"{CONFIG} gives no lora_alpha: taken to be 8, as PEFT does")
 
 
-def _read_whole(key: str, inner: str, component: str, names: Names, ref: Ref, adapter: Adapter) -> None:
-    """Take a weight or bias that was trained as a whole (modules_to_save, bias): it replaces the base's."""
-    path, _, leaf = inner.rpartition(".")
-    path = re.sub(r"\.(modules_to_save(\.\w+)?|base_layer)$", "", path)
-    name = names.dotted(component, path, leaf)
+def _read_module(
+    component: str,
+    path: str,
+    refs: Mapping[str, Ref],
+    config: PeftConfig,
+    names: Names,
+    kinds: Kinds,
+    adapter: Adapter,
+) -> None:
+    """Take the update of one module, if it is whole."""
+    down, keys = refs.get("down") or refs.get("embedding_up"), [ref.key for ref in refs.values()]
+    adapter.widths[f"{component}.{path}"] = width(down) if down else 0
+    name = names.dotted(component, path)
+    update = _update(path, refs, config, transposed=_stored_transposed(kinds, name))
     if name is None:
-        adapter.left_out[key] = NO_MODULE if leaf in ("weight", "bias") else NO_RULE
+        adapter.leave(keys, names.tied(component, path) or NO_MODULE)
+    elif update is None:
+        adapter.leave(keys, "lacks lora_A or lora_B")
+    elif config.dora and "magnitude" not in refs:
+        adapter.leave(keys, NO_MAGNITUDE)
+    else:
+        adapter.add(name, update, keys)
+        if "up_bias" in refs and refs["up_bias"].read().any():
+            adapter.leave([refs["up_bias"].key], BIAS)
+
+
+def _whole(inner: str) -> tuple[str, str]:
+    """Return path and leaf of a tensor that stands in the place of one of the base's, or beside a LoRA on it."""
+    path, _, leaf = inner.rpartition(".")
+    return re.sub(r"\.(modules_to_save(\.\w+)?|base_layer)$", "", path), leaf
+
+
+def _is_copy(inner: str) -> bool:
+    return inner.rpartition(".")[0].endswith(".base_layer")
+
+
+def _read_whole(name: str, leaf: str, ref: Ref, names: Names, adapter: Adapter) -> None:
+    """Take a weight or bias that was trained as a whole (modules_to_save, bias): it replaces the base's."""
+    if same_as_base(ref, names.base, name):
+        adapter.remarks.append(f"{ref.key} is the base's own, and no change")
     elif leaf != "bias":
-        adapter.add(name, Whole(ref, replaces=True))
-    elif tuple(ref.shape) != names.base.shape(name) or (ref.read() != names.base.read(name).double()).any():
-        adapter.left_out[key] = "is a bias"
+        adapter.add(name, Whole(ref, replaces=True), [ref.key])
+    else:
+        adapter.leave([ref.key], BIAS)
 
 
 def _stored_transposed(kinds: Kinds, name: str | None) -> bool:

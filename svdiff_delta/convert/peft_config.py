@@ -12,6 +12,8 @@ from typing import Any, Final
 from svdiff_delta._json import as_object, strict_json
 from svdiff_delta.errors import InputError, MetadataError
 
+from .peft_fields import check_fields
+
 ALPHA: Final = 8.0
 """PEFT's default of `lora_alpha`."""
 
@@ -25,6 +27,7 @@ class PeftConfig:
         r: the rank; None if it is not given.
         ranks, alphas: `rank_pattern` and `alpha_pattern`: values by regular expression of the layer's path.
         root: `use_rslora`, alpha is divided by √rank.
+        dora: `use_dora`, each layer has magnitudes.
         default: the alpha if none is given; None for the rank.
     """
 
@@ -33,6 +36,7 @@ class PeftConfig:
     ranks: Mapping[str, float] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
     root: bool = False
+    dora: bool = False
     default: float | None = ALPHA
 
     @property
@@ -74,7 +78,7 @@ def read_config(path: Path) -> PeftConfig:
     """Return what a configuration file says of scales.
 
     Raises:
-        InputError: it cannot be read, or is of another method than LoRA.
+        InputError: it cannot be read, is of another method than LoRA, or says what the factors alone do not tell.
         MetadataError: it is not valid, the message names the field.
     """
     try:
@@ -82,13 +86,11 @@ def read_config(path: Path) -> PeftConfig:
     except OSError as error:
         raise InputError(f"{path}: could not be read ({error.strerror})") from None
     fields = as_object(strict_json(text, str(path), MetadataError), str(path))
-    if (method := fields.get("peft_type", "LORA")) != "LORA":
-        raise InputError(f"{path}: is of PEFT's method {method}, not LORA", fix="merge it with PEFT, then --from full")
     return parse_config(fields, str(path))
 
 
 def parse_config(fields: Mapping[str, Any], where: str, default: float | None = ALPHA) -> PeftConfig:
-    """Return what the fields of a configuration say of scales.
+    """Return what the fields of a configuration say of scales, all others being without meaning for ΔW.
 
     Args:
         fields: as in the file.
@@ -96,14 +98,17 @@ def parse_config(fields: Mapping[str, Any], where: str, default: float | None = 
         default: the alpha if none is given.
 
     Raises:
+        InputError: it is of another method than LoRA, or a field says what the factors alone do not tell.
         MetadataError: a field has a wrong type.
     """
+    check_fields(fields, where)
     return PeftConfig(
         alpha=None if fields.get("lora_alpha") is None else _number(fields["lora_alpha"], f"{where}: lora_alpha"),
         r=None if fields.get("r") is None else _number(fields["r"], f"{where}: r"),
         ranks=_pattern(fields.get("rank_pattern"), f"{where}: rank_pattern"),
         alphas=_pattern(fields.get("alpha_pattern"), f"{where}: alpha_pattern"),
         root=bool(fields.get("use_rslora")),
+        dora=bool(fields.get("use_dora")),
         default=default,
     )
 

@@ -74,7 +74,7 @@ def name_source(path: Path, said: Metadata) -> tuple[str, Source]:
         stream.seek(0)
         prefix = stream.read(8)
         header = prefix + stream.read(int.from_bytes(prefix, "little"))
-        read_header(header, size)
+        read_header(header, size, foreign=True)
         whole.update(header)
         while block := stream.read(BLOCK):
             whole.update(block)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from svdiff_delta.container import Header, read_header
 from svdiff_delta.errors import DeltaError, HeaderError, InputError, TensorError
+from svdiff_delta.tensors import FOREIGN_DTYPES, TORCH_DTYPES
 
 Shape = tuple[int, ...]
 
@@ -39,7 +40,8 @@ def file_header(path: Path) -> Header:
             size = stream.seek(0, 2)
             stream.seek(0)
             prefix = stream.read(8)
-            return read_header(prefix + stream.read(min(int.from_bytes(prefix, "little"), size)), size)
+            raw = prefix + stream.read(min(int.from_bytes(prefix, "little"), size))
+            return read_header(raw, size, foreign=True)
     except OSError as error:
         raise InputError(f"{path}: could not be read ({error.strerror})") from None
     except HeaderError as error:
@@ -87,8 +89,13 @@ class TensorFile:
         """Return a tensor as it is.
 
         Raises:
-            TensorError: it cannot be read.
+            TensorError: it cannot be read, or its number format is packed, without values of its own.
         """
+        if (dtype := self.header.entries[key].dtype) not in {*TORCH_DTYPES, *FOREIGN_DTYPES}:
+            raise TensorError(
+                f"{key}: {self.path} has it as {dtype}, which has no values that can be read one by one",
+                fix="use the adapter as it was trained, before it was quantized",
+            )
         try:
             found: Tensor = self._opened.get_tensor(key)
         except (safetensors.SafetensorError, KeyError, TypeError, OSError) as error:
@@ -151,12 +158,14 @@ class Ref:
         return f"{self.key} in {self.tensors.name}"
 
     def load(self) -> Tensor:
-        """Return its values in the number format that they are stored in.
+        """Return its values in the number format that they are stored in; those of float8 in float32, which is exact.
 
         Raises:
             TensorError: it is not floating-point, or holds NaN or infinity.
         """
         value = self.tensors.load(self.key)
+        if value.is_floating_point() and value.itemsize == 1:
+            value = value.float()  # torch calculates next to nothing in float8
         if not value.is_floating_point():
             raise TensorError(f"{self}: is {str(value.dtype).removeprefix('torch.')}, not floating-point")
         if not torch.isfinite(value).all():
@@ -194,3 +203,11 @@ class Modules(defaultdict[str, dict[str, Ref]]):
         if part in self[path]:
             raise InputError(f"{ref}: says the same as {self[path][part].key}", fix="keep one of them")
         self[path][part] = ref
+
+    def owner(self, key: str) -> str | None:
+        """Return the module that has this key by its beginning; None if none of those that were taken does."""
+        path = key
+        while path := path.rpartition(".")[0]:
+            if path in self:
+                return path
+        return None

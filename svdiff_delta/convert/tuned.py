@@ -7,8 +7,8 @@ from math import prod
 from typing import Final
 
 import torch
-from torch import Tensor
 
+from svdiff_delta._text import counted
 from svdiff_delta.base import Base, open_base
 from svdiff_delta.component import Component, aliases
 from svdiff_delta.components import paired
@@ -22,6 +22,9 @@ from .said import foreign_facts, name_source
 REAL: Final = frozenset({"F64", "F32", "F16", "BF16"})
 """Dtypes of weights that can be subtracted."""
 
+WHOLE: Final = frozenset({"BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"})
+"""Dtypes of whole numbers: indices, masks and counters, or weights that are packed, which no name is left without."""
+
 
 @dataclass
 class Comparison:
@@ -31,11 +34,21 @@ class Comparison:
         changed: the parameters that differ, of whatever kind, by the base's names.
         left_out: what cannot be compared, with the reason.
         unchanged: how many are the base's own.
+        one_sided: tensors of whole numbers, such as indices of positions, that only one of the two models has.
     """
 
     changed: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     unchanged: int = 0
+    one_sided: list[str] = field(default_factory=list)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to know about the comparison."""
+        if not self.one_sided:
+            return ()
+        what = counted(len(self.one_sided), "tensor")
+        return (f"{what} of whole numbers, which are no weights, in only one of the models: {self.one_sided[0]}, …",)
 
 
 def read_tuned(source: str, job: Job) -> Changes:
@@ -69,6 +82,7 @@ def read_tuned(source: str, job: Job) -> Changes:
         sources=lambda: [name_source(file, foreign_facts([header])) for file, header in headers.items()],
         left_out=dict(sorted(found.left_out.items())),
         unchanged=found.unchanged,
+        remarks=found.remarks,
         metadata=foreign_facts([*headers.values()]),
     )
 
@@ -93,15 +107,23 @@ def compare(tuned: Base, job: Job) -> Comparison:
     for name in names:
         place = _place(tuned, name)
         if place is None:
-            found.left_out[name] = "is not in the checkpoint"
+            _one_sided(name, base.locate(name)[3], "is not in the checkpoint", found)
         else:
             seen.add(place[0])
             _compare_one(name, tuned, base, place[1], found)
         meter.add(prod(base.shape(name)))
     for name in tuned.names():
         if name not in seen:
-            found.left_out[name] = "is not in the base"
+            _one_sided(name, tuned.locate(name)[3], "is not in the base", found)
     return found
+
+
+def _one_sided(name: str, entry: Entry, reason: str, found: Comparison) -> None:
+    """Note a tensor that only one of the models has; whole numbers are no weights, and nothing is lost with them."""
+    if entry.dtype in WHOLE:
+        found.one_sided.append(name)
+    else:
+        found.left_out[name] = reason
 
 
 def _place(model: Base, name: str) -> tuple[str, Entry] | None:
@@ -118,20 +140,28 @@ def _compare_one(name: str, tuned: Base, base: Base, there: Entry, found: Compar
     if there.shape != here.shape:
         found.left_out[name] = f"has shape {list(there.shape)}, the base has {list(here.shape)}"
         return
-    new, old = tuned.read(name), base.read(name)
-    if new.is_floating_point():
-        _check_real(name, tuned, there.dtype, new)
-    comparable = there.dtype == here.dtype or {there.dtype, here.dtype} <= REAL
-    if comparable and torch.equal(old.to(new.dtype), new):
+    if there.dtype not in REAL:
+        _compare_bytes(name, tuned, base, (there, here), found)
+        return
+    new = tuned.read(name)
+    if not torch.isfinite(new).all():
+        raise BaseError(f"{name}: {tuned.path} holds NaN or infinity", fix="fetch the checkpoint again")
+    if here.dtype not in REAL:
+        found.left_out[name] = f"differs, and is {there.dtype} where the base has {here.dtype}"
+    elif torch.equal(base.read(name).to(new.dtype), new):
         found.unchanged += 1
-    elif comparable and there.dtype in REAL:
+    else:
         found.changed.append(name)
+
+
+def _compare_bytes(name: str, tuned: Base, base: Base, entries: tuple[Entry, Entry], found: Comparison) -> None:
+    """Compare a tensor that is no weight to be subtracted; what is quantized or packed must be the base's own."""
+    there, here = entries
+    if there.dtype == here.dtype and torch.equal(tuned.read_bytes(name), base.read_bytes(name)):
+        found.unchanged += 1
+    elif there.dtype.startswith("F"):
+        raise BaseError(f"{name}: {tuned.path} has it as {there.dtype}", fix="use the unquantized checkpoint")
+    elif there.dtype == here.dtype:
+        found.left_out[name] = f"differs, and {there.dtype} is no number format of weights"
     else:
         found.left_out[name] = f"differs, and is {there.dtype} where the base has {here.dtype}"
-
-
-def _check_real(name: str, tuned: Base, dtype: str, weight: Tensor) -> None:
-    if dtype not in REAL:
-        raise BaseError(f"{name}: {tuned.path} has it as {dtype}", fix="use the unquantized checkpoint")
-    if not torch.isfinite(weight).all():
-        raise BaseError(f"{name}: {tuned.path} holds NaN or infinity", fix="fetch the checkpoint again")

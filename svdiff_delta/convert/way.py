@@ -6,18 +6,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Final, cast
 
+from svdiff_delta.base import Base
 from svdiff_delta.codec import DTYPES, StoredDtype, is_dtype
 from svdiff_delta.conversion import Conversion, check_arguments
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import InputError
+from svdiff_delta.foreign import LFS, adapter_in
 from svdiff_delta.metadata import KEY
 
 from .dialect import Changes, Job
 from .dialects import DELTA, DIALECTS
+from .names import Names
 from .ranking import Ranking
 from .tensors import file_header, peek
+from .unread import unread
 from .vectors import check_no_pickle
+
+ASK: Final = f"give --from, one of {', '.join(DIALECTS)}"
+"""The mend where nothing tells what an input is."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ def find_way(
     dtype: StoredDtype = "F32",
     min_energy: float | None = None,
     ranking: Ranking | None = None,
+    base: Base | None = None,
+    ask: str = ASK,
 ) -> Way:
     """Return the way from an input to a dialect; no weight is read, neither of the input nor of a base.
 
@@ -55,6 +65,8 @@ def find_way(
         dtype: the number format of the result.
         min_energy: the least share of the change that must be captured; None for that of the input's dialect.
         ranking: how many singular values a low-rank copy keeps.
+        base: whose names tell whether an unknown layout is one of its own names behind a prefix.
+        ask: what to do where nothing tells the input's dialect.
 
     Raises:
         InputError: a dialect is unknown, or there is no way between the two, or an argument makes no sense on it.
@@ -65,7 +77,7 @@ def find_way(
             raise InputError(f"{name!r}: there is no such dialect", fix=f"known are {_known()}")
     if isinstance(source, Delta) and from_ not in (None, DELTA):
         raise InputError(f"a Delta is not {from_}", fix="leave from_ away")
-    found = DELTA if isinstance(source, Delta) else from_ or _recognized(Path(source))
+    found = DELTA if isinstance(source, Delta) else from_ or _recognized(Path(source), base, ask)
     if found == to:
         raise InputError(
             f"the input is {found} already", fix=f"choose another of {_known()}; for another base, use `svdiff rebase`"
@@ -97,7 +109,7 @@ def _check_target(to: str, dtype: StoredDtype, ranking: Ranking | None) -> None:
         raise InputError(f"{to}: has no rank", fix=f"leave --rank and --energy away, or convert --to one of {copies}")
 
 
-def _recognized(path: Path) -> str:
+def _recognized(path: Path, base: Base | None, ask: str) -> str:
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
     header = peek(path)
@@ -107,6 +119,18 @@ def _recognized(path: Path) -> str:
         if dialect.recognizes(path):
             return name
     check_no_pickle(path)
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or _is_pointer(path):
         file_header(path)  # what is broken says more than that it is not known
-    raise InputError(f"{path}: does not say what it is", fix=f"give --from, one of {', '.join(DIALECTS)}")
+    if header is not None and adapter_in(header.entries):
+        names = None if base is None else Names(base)
+        error = unread(str(path), methods=header.entries, layers=header.entries, names=names)
+        raise error or cast("InputError", unread(str(path), methods=header.entries, layers=header.entries))
+    raise InputError(f"{path}: does not say what it is", fix=ask)
+
+
+def _is_pointer(path: Path) -> bool:
+    """Tell whether this is the text that Git LFS keeps in the place of a file."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(LFS)) == LFS

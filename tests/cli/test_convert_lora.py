@@ -153,7 +153,7 @@ def test_what_was_trained_as_lora_is_refused_with_the_reason(delta: Path) -> Non
     assert "lower --min-energy" in run.err
     run = svdiff("convert", "lora.safetensors", "--base", "tiny", "-o", "x.safetensors", "--min-energy", "0")
     assert run.code == 0
-    assert "no alpha in 1 modules" in run.err
+    assert "no alpha in 1 module" in run.err
     assert "is captured; the rest is no stretching" in run.err
 
 

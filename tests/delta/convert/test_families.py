@@ -248,7 +248,7 @@ def test_flux_without_alpha_says_what_was_assumed(tmp_path: Path) -> None:
         relative(found.read(f"transformer.{STREAM}.to_out.0.weight"), product(tensors, next(iter(tensors))[:-15])) < 1
     )
     assert found.remarks == (
-        "no alpha in 1 modules (lora_unet_double_blocks_0_img_attn_proj, …): taken to be the rank, a scale of 1",
+        "no alpha in 1 module (lora_unet_double_blocks_0_img_attn_proj, …): taken to be the rank, a scale of 1",
     )
 
 

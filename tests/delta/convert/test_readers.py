@@ -220,7 +220,7 @@ def test_every_spelling_of_diffusers(tiny: Base, tmp_path: Path, spelling: str) 
     path = save_tensors(tmp_path / "x.safetensors", {a: down, b: up})
     assert relative(only(path, "diffusers", tiny, f"unet.{Q}.weight"), up.double() @ down.double()) < 1e-14
     (remark,) = changes(path, "diffusers", tiny).remarks
-    assert remark.startswith("no alpha in 1 modules (")
+    assert remark.startswith("no alpha in 1 module (")
     assert remark.endswith("taken to be the rank, a scale of 1")
 
 

@@ -193,7 +193,7 @@ def test_keys_that_nothing_explains_are_listed_and_fail(
     base: Base, tmp_path: Path, bad: dict, name: str, reason: str
 ) -> None:
     path = saved(tmp_path / "x.safetensors", GOOD | bad)
-    with pytest.raises(InputError, match=rf"x\.safetensors: 1 weights cannot be carried over: {name} \({reason}"):
+    with pytest.raises(InputError, match=rf"x\.safetensors: 1 weight cannot be carried over: {name} \({reason}"):
         convert(path, base=base, output=tmp_path / "out.safetensors")
     assert listing(tmp_path) == ["x.safetensors"]
     found = convert(path, base=base, allow_unmatched=True)

@@ -179,7 +179,7 @@ def test_what_cannot_be_carried_over_is_named_and_refused(
 ) -> None:
     tuned = changed(folder, tmp_path / "tuned", {QUERY: moved, **change})
     match = (
-        rf"tuned: 1 weights cannot be carried over: model\.{key} \({reason}\): leave them out with --allow-unmatched"
+        rf"tuned: 1 weight cannot be carried over: model\.{key} \({reason}\): leave them out with --allow-unmatched"
     )
     with pytest.raises(InputError, match=match):
         convert(tuned, base=base, output=tmp_path / "out")
