@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from ._json import JSON, MAX_INTEGER, canonical_json, end_of_object, strict_json
+from ._text import counted
 from .errors import HeaderError
 from .foreign import LFS
 
@@ -82,7 +83,9 @@ def read_header(buffer: bytes | memoryview, size: int, *, foreign: bool = False)
             f"the file is cut off: its tensors need {position} bytes, {left} are there", fix="fetch the file again"
         )
     if position < left:
-        raise HeaderError(f"{left - position} bytes follow the last tensor")
+        raise HeaderError(
+            f"{counted(left - position, 'byte')} {'follows' if left - position == 1 else 'follow'} the last tensor"
+        )
     return Header(metadata, entries, 8 + length)
 
 

@@ -10,6 +10,7 @@ from math import fsum, nan
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._text import counted
 from .codec import LARGEST, Stored, StoredDtype, encode
 from .errors import TensorError
 from .metadata import Metadata
@@ -109,7 +110,7 @@ class Delta(Mapping[str, Shift]):
 
     def __repr__(self) -> str:
         title = f"{self.metadata.title!r}, " if self.metadata.title else ""
-        return f"Delta({title}{len(self)} parameters, {self.metadata.numbers} numbers)"
+        return f"Delta({title}{counted(len(self), 'parameter')}, {counted(self.metadata.numbers, 'number')})"
 
     def with_title(self, title: str | None) -> Delta:
         """Return the same delta under another title, or without one."""

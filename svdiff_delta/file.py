@@ -26,15 +26,24 @@ from .codec import (
     is_stored_dtype,
     without_negative_zero,
 )
-from .container import Entries, Entry, header_bytes, read_header
+from .container import Entries, Entry, Header, header_bytes, read_header
 from .delta import Delta, Origin, check_range
-from .errors import DeltaError, InputError, TensorError
+from .errors import DeltaError, InputError, MetadataError, TensorError
+from .foreign import adapter_in
 from .lineage import Source
 from .modelspec import with_hash
 from .parameter import Parameter
 
 SCALES = "svdiff.scales"
 """The tensor that holds the scales of all I8 tensors, one after the other in sorted-name order."""
+
+DIFFERENCE = "svdiff.difference"
+"""The key that says in the metadata of a file that it holds ΔW itself (spec, section 7.9)."""
+
+ADAPTERS = ("adapter_config.json", "pytorch_lora_weights.safetensors")
+"""Files that make a folder one of PEFT's or of diffusers'."""
+
+CONVERT = "make a delta of it with `svdiff convert`"
 
 
 def load(path: str | PathLike[str]) -> Delta:
@@ -77,6 +86,8 @@ def open_file(path: Path, name: str) -> Delta:
     except FileNotFoundError:
         raise InputError(f"{name}: there is no such file") from None
     except (OSError, ValueError) as error:
+        if any((path / inner).is_file() for inner in ADAPTERS):
+            raise InputError(f"{name}: is a folder with an adapter (LoRA), not a delta file", fix=CONVERT) from None
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{name}: could not be read ({reason})") from None
     try:
@@ -96,10 +107,21 @@ def loads(buffer: bytes | mmap.mmap, *, name: str = "") -> Delta:
         FormatError: the bytes are not a valid delta file.
     """
     header = read_header(memoryview(buffer), len(buffer))
+    _check_kind(header)
     metadata = meta.parse(header.metadata, [name for name in header.entries if name != SCALES])
     plan = _plan(header.entries, metadata.parameters)
     stored = _Stored(memoryview(buffer)[header.data :], plan)
     return Delta.from_stored(stored, metadata, Origin(buffer, header.data, name, plan.flat))
+
+
+def _check_kind(header: Header) -> None:
+    """Raise MetadataError if a file says by its keys that it is a change of weights in another form."""
+    if meta.KEY in header.metadata:
+        return
+    found = adapter_in(header.entries)
+    what = "a full difference" if DIFFERENCE in header.metadata else f"an adapter ({found})" if found else ""
+    if what:
+        raise MetadataError(f"this is {what}, not a delta file", fix=CONVERT)
 
 
 class _Place(NamedTuple):

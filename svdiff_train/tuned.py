@@ -40,6 +40,7 @@ class Difference(Mapping[str, Tensor]):
         read: returns one ΔW.
         digests: returns the SHA-256 of each of its files, in order.
         whole: returns a tuned weight as it stands in its file; None where only differences are known, as of LoRA.
+        remarks: what was assumed in reading it.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Difference(Mapping[str, Tensor]):
         read: Callable[[str], Tensor],
         digests: Callable[[], Sequence[str]],
         whole: Callable[[str], Tensor] | None = None,
+        remarks: tuple[str, ...] = (),
     ) -> None:
         self.what, self.base, self.names, self.whole = what, base, tuple(sorted(names)), whole
+        self.remarks = remarks
         self._read, self._digests = read, digests
 
     def __getitem__(self, name: str) -> Tensor:
@@ -114,7 +117,9 @@ def _of_model(path: Path, job: Job) -> Difference:
     def read(name: str) -> Tensor:
         return tuned.read(name).double() - base.read(name).double()
 
-    return Difference(str(path), base, found.changed, read, lambda: [_digest(file) for file in files], tuned.read)
+    return Difference(
+        str(path), base, found.changed, read, lambda: [_digest(file) for file in files], tuned.read, found.remarks
+    )
 
 
 def _of_changes(path: Path, changes: Changes, base: Base) -> Difference:
@@ -131,7 +136,15 @@ def _of_changes(path: Path, changes: Changes, base: Base) -> Difference:
     if not changes.kinds:
         raise InputError(f"{path}: changes nothing in the base", fix="name what differs from the base")
     read(min(changes.kinds))  # refuses shifts before anything is painted
-    return Difference(str(path), base, [*changes.kinds], read, lambda: [sha256 for sha256, _ in changes.sources()])
+    return Difference(
+        str(path),
+        base,
+        [*changes.kinds],
+        read,
+        lambda: [sha256 for sha256, _ in changes.sources()],
+        None,
+        changes.remarks,
+    )
 
 
 def _digest(path: Path) -> str:

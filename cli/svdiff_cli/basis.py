@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from svdiff_delta._text import counted
 from svdiff_delta.errors import CacheError
 
 from . import options
@@ -80,7 +81,7 @@ def build(
     if as_json:
         click.echo(json.dumps({"folder": str(cache.root), "bases": len(keys), "bytes": sum(kept)}))
     elif not quiet:
-        click.echo(f"{len(keys)} bases, {sum(kept):,} bytes in {cache.root}")
+        click.echo(f"{counted(len(keys), 'basis', 'bases')}, {sum(kept):,} bytes in {cache.root}")
 
 
 @basis.command("ls")
@@ -111,7 +112,7 @@ def verify(as_json: bool) -> None:
     else:
         for path, reason in damaged.items():
             click.echo(f"{path}: {reason}")
-        click.echo(f"{len(entries)} entries, {len(damaged)} damaged")
+        click.echo(f"{counted(len(entries), 'entry', 'entries')}, {len(damaged)} damaged")
     if damaged:
         raise CacheError(
             f"{cache.root}: {len(damaged)} of {len(entries)} entries are damaged",
@@ -138,7 +139,7 @@ def prune(max_size: int, dry_run: bool, as_json: bool, quiet: bool) -> None:
         click.echo(json.dumps({"folder": str(cache.root), "removed": rows, "bytes": size, "dry_run": dry_run}))
     elif not quiet:
         verb = "would remove" if dry_run else "removed"
-        click.echo(f"{verb} {len(removed)} entries, {size:,} bytes, from {cache.root}")
+        click.echo(f"{verb} {counted(len(removed), 'entry', 'entries')}, {size:,} bytes, from {cache.root}")
 
 
 def _cache(*, two_sided: bool = False, device: str = "cpu") -> BasisCache:
@@ -149,4 +150,6 @@ def _cache(*, two_sided: bool = False, device: str = "cpu") -> BasisCache:
 
 
 def _sum_of(entries: list[Kept], cache: BasisCache) -> str:
-    return f"{len(entries)} entries, {sum(entry.bytes for entry in entries):,} bytes in {cache.root}"
+    return (
+        f"{counted(len(entries), 'entry', 'entries')}, {sum(entry.bytes for entry in entries):,} bytes in {cache.root}"
+    )

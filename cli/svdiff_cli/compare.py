@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from svdiff_delta._text import printable
+from svdiff_delta._text import counted, printable
 
 from . import options
 from .references import open_deltas, open_reference, sole_component
@@ -31,10 +31,10 @@ def diff(a: str, b: str, layers: bool, as_json: bool) -> None:
     if found.equal:
         click.echo("the same δ in every parameter")
         return
-    click.echo(f"difference {found.norm:.4g}, {found.relative:.2%} of A, in {found.changed} parameters")
+    click.echo(f"difference {found.norm:.4g}, {found.relative:.2%} of A, in {counted(found.changed, 'parameter')}")
     for label, names in ((f"only in {a}", found.only_a), (f"only in {b}", found.only_b)):
         if names:
-            click.echo(f"{label}: {len(names)} parameters")
+            click.echo(f"{label}: {counted(len(names), 'parameter')}")
     if layers:
         for name, norm in found.norms.items():
             if norm:

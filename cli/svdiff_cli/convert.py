@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from svdiff_delta._text import printable
+from svdiff_delta._text import counted, printable
 
 from . import options
 from .manifest import TwoForms
@@ -253,7 +253,7 @@ def _finish(found: Conversion, source: str, writing: Writing, *, layers: bool) -
         click.echo(json.dumps({**about, **facts, "written": found.output is not None}))
     elif not writing.quiet:
         verb = "would write" if found.output is None else "wrote"
-        click.echo(f"{verb} {writing.output}: {len(written)} parameters, {found.size:,} bytes")
+        click.echo(f"{verb} {writing.output}: {counted(len(written), 'parameter')}, {found.size:,} bytes")
 
 
 def _facts(found: Conversion, name: str) -> dict[str, float]:
@@ -286,7 +286,7 @@ def _print_captured(found: Conversion, *, layers: bool) -> None:
     if found.outputs:
         plain, calibrated = total_output(found.outputs.values()).shares
         click.echo(
-            f"of what the change does to the inputs of {len(found.outputs)} layers {calibrated:.2%} is captured; "
+            f"of what the change does to the inputs of {counted(len(found.outputs), 'layer')} {calibrated:.2%} is captured; "
             f"uncalibrated it would be {plain:.2%}"
         )
     if layers:

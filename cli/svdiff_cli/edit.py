@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from svdiff_delta._text import counted
+
 from . import options
 from .painting import Given, all_seeds, open_given, say_cut
 from .progress import Bar
@@ -136,7 +138,7 @@ class _Command:
         if self.as_json:
             click.echo(json.dumps({"output": str(self.output), "pictures": count, "cut": cut, **facts}))
         elif not self.quiet:
-            click.echo(f"wrote {self.output}: {count} edited pictures")
+            click.echo(f"wrote {self.output}: {counted(count, 'edited picture')}")
 
     def _config(self, given: Sequence[Given], *, invert: bool) -> EditConfig:
         from svdiff_train.edit import EditConfig

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from svdiff_delta._text import counted
+
 from . import options
 from .painting import all_prompts, all_seeds, open_given, say_cut
 from .progress import Bar
@@ -164,7 +166,7 @@ class _Command:
             found |= {"separate": None if self.separate is None else str(self.separate), "cut": dict(cut)}
             click.echo(json.dumps({**found, **gallery.facts(facts)}))
         elif not self.quiet:
-            click.echo(f"wrote {self.output}: {count} pictures")
+            click.echo(f"wrote {self.output}: {counted(count, 'picture')}")
             if self.separate is not None:
                 click.echo(f"wrote {self.separate}: each of them")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from svdiff_delta._text import counted
 from svdiff_delta.errors import InputError
 
 from . import options
@@ -150,7 +151,7 @@ def pull(reference: str, output: Path | None, force: bool, dry_run: bool, as_jso
         state = "is in the cache" if found.path is not None else "would be fetched" if dry_run else "fetched"
         click.echo(f"{found.reference}: {state}, {found.size:,} bytes")
         if delta is not None:
-            click.echo(f"valid: {len(delta)} parameters, {delta.metadata.numbers:,} numbers")
+            click.echo(f"valid: {counted(len(delta), 'parameter')}, {counted(delta.metadata.numbers, 'number')}")
         if output is not None:
             click.echo(f"{'would write' if dry_run else 'wrote'} {output}")
 
@@ -210,7 +211,7 @@ def _lora_copy(
 
 
 def _left_out(names: Collection[str]) -> list[str]:
-    return [f"the LoRA copy lacks {len(names)} weights, such as {next(iter(names))}"] if names else []
+    return [f"the LoRA copy lacks {counted(len(names), 'weight')}, such as {next(iter(names))}"] if names else []
 
 
 @contextmanager

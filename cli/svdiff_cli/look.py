@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from svdiff_delta._text import plain, printable
+from svdiff_delta._text import counted, plain, printable
 
 from . import options
 from .progress import Bar
@@ -105,7 +105,7 @@ def verify(delta: str, base: str | None, folder: Path | None, as_json: bool, qui
     if as_json:
         click.echo(json.dumps(facts))
     elif not quiet:
-        said = [f"{delta}: valid, {len(opened)} parameters"]
+        said = [f"{delta}: valid, {counted(len(opened), 'parameter')}"]
         said += [f"fits {base}"] if base else []
         said += [_replay_line(facts["replayed"])] if folder is not None else []
         click.echo(", ".join(said))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from svdiff_delta._text import counted
 from svdiff_delta.errors import InputError
 
 from . import options
@@ -105,4 +106,4 @@ def morph(
     if as_json:
         click.echo(json.dumps({"output": str(output), "pictures": len(frames), "cut": cut, **facts}))
     elif not quiet:
-        click.echo(f"wrote {output}: {len(frames)} pictures")
+        click.echo(f"wrote {output}: {counted(len(frames), 'picture')}")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from svdiff_delta._text import counted
+
 from .references import is_path, say, split_weight
 
 if TYPE_CHECKING:
@@ -48,7 +50,10 @@ class Given:
         from svdiff_train.tuned import open_difference
 
         found = open_difference(self.reference, base)
-        say(f"{self.reference}: no delta; {len(found)} weights differ from the base", quiet=quiet)
+        what = f"{counted(len(found), 'weight')} {'differs' if len(found) == 1 else 'differ'}"
+        say(f"{self.reference}: no delta; {what} from the base", quiet=quiet)
+        for remark in found.remarks:
+            say(f"note: {self.reference}: {remark}", quiet=quiet)
         return found
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from svdiff_delta._text import counted
+
 from . import options
 from .progress import Bar, first_process
 from .references import needs, open_reference, say
@@ -362,11 +364,11 @@ class _Command:
             click.echo(json.dumps({**facts, "interrupted": outcome.interrupted, "run": str(self.folder)}))
         elif outcome.interrupted:
             say(
-                f"interrupted: saved the state after {outcome.steps} steps to {self.output}; "
+                f"interrupted: saved the state after {counted(outcome.steps, 'step')} to {self.output}; "
                 f"the same command with --resume goes on"
             )
         elif not self.quiet:
-            click.echo(f"wrote {self.output}: {outcome.steps} steps, {size:,} bytes")
+            click.echo(f"wrote {self.output}: {counted(outcome.steps, 'step')}, {size:,} bytes")
 
     def tell(self, facts: dict[str, Any]) -> None:
         """Print what a run would do."""

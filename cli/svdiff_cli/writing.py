@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from svdiff_delta._text import counted
+
 from . import options
 
 if TYPE_CHECKING:
@@ -57,7 +59,8 @@ class Writing:
             click.echo(json.dumps({**found, **facts, "written": not self.dry_run}))
         elif not self.quiet:
             verb = "would write" if self.dry_run else "wrote"
-            click.echo(f"{verb} {self.output}: {len(result)} parameters, {numbers:,} numbers, {size:,} bytes")
+            what = f"{counted(len(result), 'parameter')}, {counted(numbers, 'number')}, {size:,} bytes"
+            click.echo(f"{verb} {self.output}: {what}")
 
 
 def writes(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

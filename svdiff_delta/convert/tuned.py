@@ -48,7 +48,9 @@ class Comparison:
         if not self.one_sided:
             return ()
         what = counted(len(self.one_sided), "tensor")
-        return (f"{what} of whole numbers, which are no weights, in only one of the models: {self.one_sided[0]}, …",)
+        return (
+            f"{what} of whole numbers, which are no weights, in only one of the models, such as {self.one_sided[0]}",
+        )
 
 
 def read_tuned(source: str, job: Job) -> Changes:

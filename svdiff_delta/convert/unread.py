@@ -14,6 +14,9 @@ from .names import PREFIXES, Names
 
 MERGE: Final = "merge it with the program that made it, then --from full"
 
+_DIFFUSERS: Final = re.compile(r"\.(lora_[AB](\.default)?\.weight|lora\.(up|down)\.weight|alpha)$")
+"""Ends of keys that are read with dotted names of layers."""
+
 _COMPONENT: Final = re.compile(r"(unet|transformer|text_encoder|prior|vae|controlnet|model)(_\d+)?")
 """Prefixes that are read: where they stand and the base lacks the layers, it lacks that component."""
 
@@ -38,7 +41,7 @@ def unread(
     if names is None:
         return _unknown(what, beginning(keys), MERGE) if adapter_in(keys) else None
     if prefix := _prefix({module_of(key) for key in keys}, names):
-        return _unknown(what, prefix, _rename(prefix, names))
+        return _unknown(what, prefix, _rename(prefix, keys, names))
     return None
 
 
@@ -46,8 +49,9 @@ def _unknown(what: str, prefix: str, fix: str) -> InputError:
     return InputError(f"{what}: this layout is not known, its keys begin with `{prefix}`", fix=fix)
 
 
-def _rename(prefix: str, names: Names) -> str:
-    if "." not in prefix:
+def _rename(prefix: str, keys: Iterable[str], names: Names) -> str:
+    """Return the mend: a prefix that is read in the place of this one, where nothing else of the keys is in the way."""
+    if "." not in prefix or not all(_DIFFUSERS.search(key) for key in keys):
         return MERGE
     return f"rename them to begin with `{names.main}.`, as diffusers' do, or {MERGE}"
 

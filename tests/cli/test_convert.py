@@ -67,7 +67,7 @@ def test_a_tuned_model_becomes_a_delta_with_a_table_of_what_it_captures(folder: 
     assert all_.split()[:3] == ["in", "all", "1"]
     assert block.endswith("100.00%")
     assert (empty, layer.split()[-1]) == ("", f"model.{QUERY}")
-    assert wrote.startswith("wrote tuned.safetensors: 1 parameters, 16 numbers, ")
+    assert wrote.startswith("wrote tuned.safetensors: 1 parameter, 16 numbers, ")
     assert list(load("tuned.safetensors")) == [f"model.{QUERY}"]
 
 

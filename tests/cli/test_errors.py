@@ -96,6 +96,15 @@ def test_a_name_too_long_for_a_file_is_refused(arguments: list[str]) -> None:
     assert refused(*arguments) == f"error: {'x' * 300}: could not be read (File name too long)"
 
 
+@pytest.mark.parametrize("inside", ["adapter_config.json", "pytorch_lora_weights.safetensors"])
+def test_a_folder_with_an_adapter_is_called_so(inside: str) -> None:
+    Path("lora").mkdir(exist_ok=True)
+    (Path("lora") / inside).write_text("{}")
+    assert refused("info", "lora") == (
+        "error: lora: is a folder with an adapter (LoRA), not a delta file: make a delta of it with `svdiff convert`"
+    )
+
+
 def test_a_folder_is_not_a_delta() -> None:
     assert refused("info", "/") == "error: /: could not be read (Is a directory)"
 
@@ -122,10 +131,22 @@ NOT_A_DELTA = {
     "a text": (b"<!DOCTYPE html><html></html>", "this is not a safetensors file"),
     "a pickle checkpoint": (zipped(), "this is not a safetensors file"),
     "another safetensors file": (
-        safetensors.numpy.save({"lora.up.weight": np.zeros((2, 2), np.float32)}),
+        safetensors.numpy.save({"conv_in.weight": np.zeros((2, 2), np.float32)}),
         "without `svdiff` metadata, not a delta file: name a delta file",
     ),
-    "a byte too many": (delta_file() + b"\0", "1 bytes follow the last tensor"),
+    "a LoRA": (
+        safetensors.numpy.save({"lora_unet_conv_in.lora_up.weight": np.zeros((2, 2), np.float32)}),
+        "this is an adapter (LoRA), not a delta file: make a delta of it with `svdiff convert`",
+    ),
+    "a LoRA of diffusers": (
+        safetensors.numpy.save({"unet.conv_in.lora_A.weight": np.zeros((2, 2), np.float32)}),
+        "this is an adapter (LoRA), not a delta file: make a delta of it with `svdiff convert`",
+    ),
+    "a pointer of Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12\n",
+        "this is a pointer of Git LFS, not the file itself: fetch the file with `git lfs pull`",
+    ),
+    "a byte too many": (delta_file() + b"\0", "1 byte follows the last tensor"),
     "a tensor twice": (
         container(b'{"w":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"w":{}}'),
         "the key 'w' stands twice",
@@ -207,7 +228,7 @@ def test_a_glob_that_matches_nothing_is_refused() -> None:
 
 def test_a_subset_that_matches_nothing_is_refused() -> None:
     saved(random_delta(1, part(METADATA, CONV)), Path("conv"))
-    assert "'mid': matches none of the 1 parameters here" in refused("slice", "conv", "unet", "mid", "-o", "out")
+    assert "'mid': matches none of the 1 parameter here" in refused("slice", "conv", "unet", "mid", "-o", "out")
 
 
 @pytest.mark.parametrize("arguments", calculating(output="b").values(), ids=calculating())

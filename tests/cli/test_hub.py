@@ -143,7 +143,7 @@ def test_a_lora_copy_is_made_and_sent(hub: Hub, token: str, folder: Path) -> Non
     outcome = svdiff(*arguments, "--base", "tiny")
     assert outcome.code == 0, outcome.err
     assert "note: the LoRA copy of rank 4 retains " in outcome.err
-    assert "note: the LoRA copy lacks 1 weights, such as unet.conv_norm_out.weight" in outcome.err
+    assert "note: the LoRA copy lacks 1 weight, such as unet.conv_norm_out.weight" in outcome.err
     assert b"lora_A" in hub.files("owner/dog")["pytorch_lora_weights.safetensors"]
     assert "give --base too" in one_line(svdiff(*arguments))
     assert "give --lora-rank too" in one_line(svdiff(*arguments[:-2], "--base", "tiny"))

@@ -135,7 +135,7 @@ def test_info_says_which_operation_made_the_file(tmp_path: Path) -> None:
 
 def test_verify_says_that_a_file_is_valid(hand: Path) -> None:
     outcome = svdiff("verify", hand)
-    assert (outcome.code, outcome.out, outcome.err) == (0, f"{hand}: valid, 1 parameters\n", "")
+    assert (outcome.code, outcome.out, outcome.err) == (0, f"{hand}: valid, 1 parameter\n", "")
 
 
 def test_verify_says_it_to_machines(hand: Path) -> None:

@@ -82,7 +82,7 @@ REFUSED = {
     ),
     "two tensors at one place": (container({"a": entry(3), "w": entry(3)}, TWELVE), "w: its data overlaps"),
     "a byte too few": (container({"w": entry(3)}, bytes(11)), "cut off: its tensors need 12 bytes, 11 are there"),
-    "a byte too many": (container({"w": entry(3)}, bytes(13)), "1 bytes follow the last tensor"),
+    "a byte too many": (container({"w": entry(3)}, bytes(13)), "1 byte follows the last tensor"),
 }
 
 

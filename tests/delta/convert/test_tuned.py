@@ -178,9 +178,7 @@ def test_what_cannot_be_carried_over_is_named_and_refused(
     base: Base, folder: Path, tmp_path: Path, change: dict, key: str, reason: str
 ) -> None:
     tuned = changed(folder, tmp_path / "tuned", {QUERY: moved, **change})
-    match = (
-        rf"tuned: 1 weight cannot be carried over: model\.{key} \({reason}\): leave them out with --allow-unmatched"
-    )
+    match = rf"tuned: 1 weight cannot be carried over: model\.{key} \({reason}\): leave them out with --allow-unmatched"
     with pytest.raises(InputError, match=match):
         convert(tuned, base=base, output=tmp_path / "out")
     assert listing(tmp_path) == ["tuned"]
