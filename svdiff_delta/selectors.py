@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Final
 
-from ._text import counted
 from .addresses import Layout, is_address, select_addresses
 from .errors import InputError, SelectionError
 from .subsets import SUBSETS, subset
@@ -74,7 +73,6 @@ def _match_one(
         )
     if not found:
         raise SelectionError(
-            f"{selector!r}: matches none of the {counted(len(shapes), 'parameter')} here",
-            fix="see `svdiff info --layers`",
+            f"{selector!r}: matches none of the {len(shapes)} parameters here", fix="see `svdiff info --layers`"
         )
     return found

@@ -228,7 +228,7 @@ def test_a_glob_that_matches_nothing_is_refused() -> None:
 
 def test_a_subset_that_matches_nothing_is_refused() -> None:
     saved(random_delta(1, part(METADATA, CONV)), Path("conv"))
-    assert "'mid': matches none of the 1 parameter here" in refused("slice", "conv", "unet", "mid", "-o", "out")
+    assert "'mid': matches none of the 1 parameters here" in refused("slice", "conv", "unet", "mid", "-o", "out")
 
 
 @pytest.mark.parametrize("arguments", calculating(output="b").values(), ids=calculating())
