@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Final
 
 LFS: Final = b"version https://git-lfs.github.com/spec/"
@@ -62,17 +63,23 @@ METHODS: Final[tuple[tuple[str, str], ...]] = (
 )
 """Methods of adapting a model other than LoRA, and how their keys end in the files of LyCORIS and PEFT."""
 
-_METHOD: Final = [(name, re.compile(rf"(?:^|(?<=\.))(?:{end})$")) for name, end in METHODS]
-_PART: Final = re.compile(
-    rf"(?:^|[._])(?:{LORA}|{'|'.join(end for _, end in METHODS)}"
-    r"|alpha|scalar|rescale|diff|diff_b|[wb]_norm|lora_[A-Za-z_]+(?:\.\w+)*|weight|bias)$"
-)
-_LORA: Final = re.compile(rf"(?:^|[._])(?:{LORA})$")
+_PARTS: Final = r"alpha|scalar|rescale|diff|diff_b|[wb]_norm|lora_[A-Za-z_]+(?:\.\w+)*|weight|bias"
+"""How further keys of a module end."""
+
+
+@cache
+def _methods() -> list[tuple[str, re.Pattern[str]]]:
+    return [(name, re.compile(rf"(?:^|(?<=\.))(?:{end})$")) for name, end in METHODS]
+
+
+@cache
+def _ending(ends: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:^|[._])(?:{ends})$")
 
 
 def method_of(key: str) -> tuple[str, str] | None:
     """Return the method other than LoRA that a key is of, and the end that tells it; None if none is known."""
-    for name, pattern in _METHOD:
+    for name, pattern in _methods():
         if match := pattern.search(key):
             return name, match[0]
     return None
@@ -80,7 +87,8 @@ def method_of(key: str) -> tuple[str, str] | None:
 
 def module_of(key: str) -> str:
     """Return the name of the module that a key of an adapter is of: the key without the end that says its part."""
-    return _PART.sub("", key) or key
+    ends = "|".join([LORA, *(end for _, end in METHODS), _PARTS])
+    return _ending(ends).sub("", key) or key
 
 
 def adapter_in(keys: Iterable[str]) -> str:
@@ -88,7 +96,7 @@ def adapter_in(keys: Iterable[str]) -> str:
     found = ""
     for key in keys:
         method = method_of(key)
-        if _LORA.search(key) or (method and method[0] == "DoRA"):
+        if _ending(LORA).search(key) or (method and method[0] == "DoRA"):
             found = found or "LoRA"
         elif method:
             found = method[0]

@@ -286,8 +286,8 @@ def _print_captured(found: Conversion, *, layers: bool) -> None:
     if found.outputs:
         plain, calibrated = total_output(found.outputs.values()).shares
         click.echo(
-            f"of what the change does to the inputs of {counted(len(found.outputs), 'layer')} {calibrated:.2%} is captured; "
-            f"uncalibrated it would be {plain:.2%}"
+            f"of what the change does to the inputs of {counted(len(found.outputs), 'layer')} {calibrated:.2%} is "
+            f"captured; uncalibrated it would be {plain:.2%}"
         )
     if layers:
         click.echo()

@@ -273,7 +273,7 @@ class _Work:
         if spectral.captured >= WELL:
             return ()
         remark = (
-            f"only {spectral.captured:.1%} of the change is retained at rank {max(self.ranks.values())}, norms not counted: "
-            "a shift has full rank by nature; give a higher --rank, --energy 0.9, or convert --to full"
+            f"only {spectral.captured:.1%} of the change is retained at rank {max(self.ranks.values())}, norms not "
+            "counted: a shift has full rank by nature; give a higher --rank, --energy 0.9, or convert --to full"
         )
         return (remark,)
