@@ -1,4 +1,4 @@
-"""Which architecture the names and widths of layers look like, for errors and for ModelSpec."""
+"""Which architecture the names and widths of layers look like, for errors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,6 @@ from typing import Final
 
 WIDTHS: Final[Mapping[int, str]] = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
 """By the width of the text that cross-attention sees."""
-
-MODELSPEC: Final[Mapping[str, str]] = {
-    "Stable Diffusion 1.x": "stable-diffusion-v1",
-    "SDXL": "stable-diffusion-xl-v1-base",
-    "Stable Diffusion 3": "stable-diffusion-3",
-    "Flux": "flux-1-dev",
-}
-"""What ModelSpec calls them."""
 
 NAMES: Final[tuple[tuple[str, str], ...]] = (
     (r"single_transformer_blocks|double_blocks|(?<!down_)single_blocks", "Flux"),

@@ -17,9 +17,10 @@ from .dialect import Changes, Dialect, Job
 from .energy import LEAST
 from .groups import decomposed
 from .kohya import plain_layer
-from .lowrank import Keys, Target, adapter_writer
+from .lowrank import adapter_writer
 from .names import Names
 from .peft_config import PeftConfig, low_rank_config, parse_config
+from .target import Keys, Target
 from .tensors import Modules, Ref, TensorFile, Tensors, open_tensors, peek
 from .update import Decomposed, LowRank, Update
 
@@ -35,6 +36,9 @@ _KEY: Final = re.compile(
     r"|\.(?P<magnitude>lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
     r"|\.(?P<dora>dora_scale)"
     r"|\.(?P<alpha>alpha))"
+)
+WEB: Final = (
+    "web UIs (AUTOMATIC1111, Forge, ComfyUI) do not read this file, or not all of it: for them convert --to kohya"
 )
 TEXT: Final[Mapping[str, str]] = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 """Attention layers of text encoders, as older versions of diffusers called them."""
@@ -185,6 +189,12 @@ class DiffusersTarget(Target):
     """Where weights stand in diffusers' file."""
 
     name = "diffusers"
+    by_peft = True
+
+    @property
+    def remark(self) -> str:
+        """Who does not read it."""
+        return WEB if self.names.main == "unet" else ""
 
     def place(self, name: str, parameter: Parameter) -> Keys | str:
         """Return where a parameter's update stands, or why it has no place."""

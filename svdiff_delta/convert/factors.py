@@ -90,3 +90,43 @@ def _rows(basis: Basis, work: Tensor, dtype: Dtype, kept: Tensor) -> tuple[Tenso
         long[high, place : place + step] = divided @ round_weight(piece, dtype)
     long[~high] = basis.tail[kept[~high] - start]
     return short, long
+
+
+def split(factors: Factors, groups: int, ranking: Ranking) -> Factors:
+    """Return the factors of a grouped convolution's ΔW, each group's own: the same number of the largest of each.
+
+    U mixes the groups' outputs, so that each group's rows of ΔW are decomposed anew. PEFT convolves all inputs with the
+    first factor, and of what comes out gives each group its share for the second: hence as many of each.
+
+    Args:
+        factors: of all of ΔW, (rows, r) and (r, columns), where the rows of a group follow one another.
+        groups: their number.
+        ranking: how many to keep, all groups together.
+
+    Returns:
+        Factors (rows, m) and (groups · m, columns), those of a group one after the other.
+    """
+    with one_thread():
+        change = torch.from_numpy(factors.up @ factors.down).reshape(groups, -1, factors.down.shape[1])
+        left, sigma, right = torch.linalg.svd(change, full_matrices=False)
+    squares = sigma.square().sum(0).numpy()
+    kept = ranking.within(groups).count(squares)
+    root = sigma[:, :kept].sqrt()
+    up = (left[..., :kept] * root[:, None]).reshape(-1, kept)
+    down = (right[:, :kept] * root[..., None]).reshape(groups * kept, -1)
+    return Factors(up.numpy(), down.numpy(), Energy(factors.energy.whole, float(squares[:kept].sum())))
+
+
+def spread(down: NDArray[np.float64], groups: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return the second factor over the inputs of all groups, 0 where a row is not of that group.
+
+    Args:
+        down: (groups · m, columns), as `split` returns it.
+        groups: their number.
+        shape: of the weight, (out, in/groups, k, …).
+    """
+    inputs, ranks = shape[1], len(down) // groups
+    result = np.zeros((groups, ranks, groups, inputs, down.shape[1] // inputs))
+    each = np.arange(groups)
+    result[each, :, each] = down.reshape(groups, ranks, inputs, -1)
+    return result.reshape(groups * ranks, -1)

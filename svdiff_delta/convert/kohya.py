@@ -15,9 +15,10 @@ from .adapter import NO_MODULE, Adapter, scale_of_one, unexplained, width
 from .dialect import Changes, Dialect, Job
 from .energy import LEAST
 from .groups import INPUTS, read_group
-from .lowrank import Keys, Target, adapter_writer
+from .lowrank import adapter_writer
 from .names import PREFIXES, Names
 from .sgm import SgmNames
+from .target import Keys, Target
 from .tensors import Modules, Ref, TensorFile, open_tensors, peek
 
 TEXT: Final = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
@@ -135,7 +136,9 @@ class KohyaTarget(Target):
     def strings(self, ranks: Mapping[str, int], alpha: int) -> dict[str, str]:
         """Return what kohya's tools look for in the metadata."""
         most = max(ranks.values(), default=0)
-        return {"ss_network_module": "networks.lora", "ss_network_dim": str(most), "ss_network_alpha": str(alpha)}
+        version = self.family.strings() if self.family else {}
+        network = {"ss_network_module": "networks.lora", "ss_network_dim": str(most), "ss_network_alpha": str(alpha)}
+        return {**version, **network}
 
 
 def text_module(names: Names, component: str, path: str) -> str | None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import IO, ClassVar, Final, cast
+from typing import cast
 
 import numpy as np
 
 from svdiff_delta import metadata as meta
-from svdiff_delta._atomic import replace_file
 from svdiff_delta._json import JSON
 from svdiff_delta.basis import matricize
 from svdiff_delta.conversion import DECIMALS, Conversion, Energy, check_left_out, check_retained, total_energy
@@ -24,109 +22,14 @@ from svdiff_delta.modelspec import HASH, known_modelspec
 from svdiff_delta.parameter import Parameter
 
 from .adapter import FORMAT, KEY
-from .architecture import MODELSPEC, looks_like
 from .dialect import Job, Meter
 from .energy import WELL
-from .factors import Factors, factorize
+from .factors import Factors, factorize, split, spread
 from .names import Names
 from .ranking import Ranking
 from .said import copied_facts
 from .spool import Spool
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Where the update of a weight stands.
-
-    Attributes:
-        up: (rows, r, 1, …).
-        down: (r, columns), or (r, in, k, …).
-        alpha: a number whose ratio to the rank is the scale; empty where the dialect keeps it elsewhere.
-        whole: ΔW itself, for norms; then there is nothing else.
-        transposed: whether `up` and `down` are stored transposed.
-        file: the name of the file; empty for the only one.
-    """
-
-    up: str = ""
-    down: str = ""
-    alpha: str = ""
-    whole: str = ""
-    transposed: bool = False
-    file: str = ""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One file of an adapter, ready to be written.
-
-    Attributes:
-        spool: its tensors.
-        strings: its metadata.
-        ranks: the rank of each parameter in it.
-    """
-
-    spool: Spool
-    strings: Mapping[str, str]
-    ranks: Mapping[str, int]
-
-    @cached_property
-    def header(self) -> bytes:
-        """The header of the file."""
-        return self.spool.header(self.strings)
-
-    @property
-    def size(self) -> int:
-        """The bytes of the file."""
-        return len(self.header) + self.spool.size
-
-    def copy(self, stream: IO[bytes]) -> None:
-        """Write the file."""
-        stream.write(self.header)
-        self.spool.copy(stream)
-
-
-class Target(ABC):
-    """A dialect that adapters are written in.
-
-    Args:
-        names: the base's names.
-
-    Raises:
-        InputError: the dialect has no names for the base's layers.
-    """
-
-    name: ClassVar[str]
-    common_alpha: ClassVar[bool] = False
-    """Whether all weights get one alpha, and those of another rank factors that make up for it. Else each one's alpha
-    is its rank, its scale 1. diffusers 0.42 loses those of attention where alphas differ within one kohya file."""
-
-    def __init__(self, names: Names) -> None:
-        self.names: Final = names
-
-    @abstractmethod
-    def place(self, name: str, parameter: Parameter) -> Keys | str:
-        """Return where a parameter's update stands, or why it has no place."""
-
-    def strings(self, ranks: Mapping[str, int], alpha: int) -> dict[str, str]:  # noqa: ARG002 - others need them
-        """Return the metadata that the dialect's programs look for; none if they look for none.
-
-        Args:
-            ranks: the rank of each parameter of a file.
-            alpha: the common alpha.
-        """
-        return {}
-
-    def write(self, job: Job, parts: Mapping[str, Part]) -> int:
-        """Write the files if there is an output; return their size in all.
-
-        Raises:
-            OutputError: the output exists, or the disk refused.
-        """
-        (part,) = parts.values()
-        if job.output is not None:
-            with replace_file(job.output, overwrite=job.overwrite) as stream:
-                part.copy(stream)
-        return part.size
+from .target import Keys, Part, Target
 
 
 def adapter_writer(target: Callable[[Names], Target]) -> Callable[[Delta, Job], Conversion]:
@@ -193,7 +96,10 @@ class _Work:
         for name in self.delta:
             if not self.delta[name].any():
                 continue
-            place = self.target.place(name, self._parameter(name))
+            parameter = self._parameter(name)
+            place = self.target.place(name, parameter)
+            if not isinstance(place, str) and not place.whole:
+                place = self.target.group(place, name, parameter, self.ranking.most(parameter.size))
             if isinstance(place, str):
                 self.left_out[name] = place
             else:
@@ -215,7 +121,10 @@ class _Work:
             self.layers[name] = Energy(float(shift @ shift), float(shift @ shift))
             return
         matrix = matricize(prepared.weight, prepared.parameter.axis)
-        factors = factorize(prepared.basis, matrix, prepared.parameter.dtype, shift, self.ranking)
+        ranking = self.ranking if keys.groups == 1 else Ranking(energy=1.0)
+        factors = factorize(prepared.basis, matrix, prepared.parameter.dtype, shift, ranking)
+        if keys.groups > 1:
+            factors = split(factors, keys.groups, self.ranking)
         self._add_factors(keys, factors, prepared.parameter.shape, spool)
         self.layers[name], self.ranks[name] = factors.energy, factors.rank
 
@@ -224,6 +133,11 @@ class _Work:
         if keys.transposed:
             spool.add(keys.up, factors.down.T, (shape[1], rank))
             spool.add(keys.down, factors.up.T, (rank, shape[0]))
+            return
+        if keys.groups > 1:
+            down = spread(factors.down, keys.groups, shape)
+            spool.add(keys.up, factors.up, (shape[0], rank // keys.groups, *[1] * (len(shape) - 2)))
+            spool.add(keys.down, down, (rank, shape[1] * keys.groups, *shape[2:]))
             return
         alpha = self._common_alpha if self.target.common_alpha and keys.alpha else rank
         gain = (rank / alpha) ** 0.5  # 1 where alpha is the rank
@@ -262,18 +176,18 @@ class _Work:
     def _modelspec(self) -> dict[str, str]:
         """Return the fields that are known of the file."""
         fields = known_modelspec(self.delta.metadata.base.components)
-        widths = {name: (self._parameter(name).shape[1:] or (0,))[0] for name in self.delta}
-        known = MODELSPEC.get(looks_like({name.removesuffix(".weight"): width for name, width in widths.items()}))
-        if known or "architecture" in fields:
-            fields["architecture"] = f"{known}/lora" if known else fields["architecture"].replace("/svdiff", "/lora")
+        if self.target.family is not None and self.target.family.architecture:
+            fields["architecture"] = f"{self.target.family.architecture}/lora"
+        elif "architecture" in fields:
+            fields["architecture"] = fields["architecture"].replace("/svdiff", "/lora")
         return fields
 
     def _remarks(self) -> tuple[str, ...]:
-        spectral = total_energy(self.layers[name] for name in self.ranks)
-        if spectral.captured >= WELL:
-            return ()
-        remark = (
-            f"only {spectral.captured:.1%} of the change is retained at rank {max(self.ranks.values())}, norms not "
-            "counted: a shift has full rank by nature; give a higher --rank, --energy 0.9, or convert --to full"
-        )
-        return (remark,)
+        remarks = [self.target.remark] if self.target.remark else []
+        retained = total_energy(self.layers.values())
+        if retained.captured < WELL:
+            remarks.append(
+                f"only {retained.captured:.2%} of the change is retained at rank {max(self.ranks.values())}: a shift "
+                "has full rank by nature; give a higher --rank, --energy 0.9, or convert --to full"
+            )
+        return tuple(remarks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -11,11 +12,17 @@ from .dialect import Dialect
 from .energy import LEAST
 from .groups import CORES, LOHA, LOKR
 from .kohya import begins, plain_layer, read, text_module
-from .lowrank import Keys, Target, adapter_writer
+from .lowrank import adapter_writer
+from .target import Keys, Target
 from .tensors import peek
 
 SUFFIXES: Final = (*LOHA, *CORES, *LOKR, "diff", "diff_b", "w_norm", "b_norm")
 """What only LyCORIS writes."""
+
+TEXT_NORM: Final = (
+    "is a norm of a text encoder, for which ComfyUI and Forge have no name, and AUTOMATIC1111 refuses the file"
+)
+WEB: Final = "AUTOMATIC1111 does not know the UNet's keys of this file: for it convert --to kohya"
 
 
 def recognizes(path: Path) -> bool:
@@ -32,6 +39,12 @@ class LycorisTarget(Target):
     """Where weights stand in a LyCORIS file: `lycoris_` for the denoiser or a sole model, kohya's for text encoders."""
 
     name = "lycoris"
+    grouped = "whole"
+
+    @property
+    def remark(self) -> str:
+        """Who does not read it."""
+        return WEB if self.names.main == "unet" else ""
 
     def place(self, name: str, parameter: Parameter) -> Keys | str:
         """Return where a parameter's update stands, or why it has no place."""
@@ -40,6 +53,8 @@ class LycorisTarget(Target):
         module = self.module(name)
         if module is None:
             return "LyCORIS has no name for it"
+        if parameter.kind == "elementwise" and not module.startswith("lycoris_"):
+            return TEXT_NORM
         if parameter.kind == "elementwise":
             return Keys(whole=f"{module}.w_norm")
         return Keys(f"{module}.lora_up.weight", f"{module}.lora_down.weight", f"{module}.alpha")
@@ -51,6 +66,10 @@ class LycorisTarget(Target):
         if component == self.names.main:
             return f"lycoris_{path.replace('.', '_')}"
         return text_module(self.names, component, path)
+
+    def strings(self, ranks: Mapping[str, int], alpha: int) -> dict[str, str]:  # noqa: ARG002 - others need them
+        """Return by what AUTOMATIC1111 and others know which models the file is for."""
+        return self.family.strings() if self.family else {}
 
 
 lycoris: Final = Dialect(

@@ -19,9 +19,10 @@ from .adapter import BIAS, NO_MAGNITUDE, NO_MODULE, Adapter, unexplained, width
 from .copies import check_copy, same_as_base
 from .dialect import Changes, Dialect, Job
 from .energy import LEAST
-from .lowrank import Keys, Part, Target, adapter_writer
+from .lowrank import adapter_writer
 from .names import Names
 from .peft_config import PeftConfig, low_rank_config, read_config
+from .target import Keys, Part, Target
 from .tensors import Modules, Ref, TensorFile, open_tensors
 from .update import Decomposed, LowRank, Update, Whole
 
@@ -201,6 +202,8 @@ class PeftTarget(Target):
     """Where weights stand in PEFT's folders: one, or one for each component that the delta shifts."""
 
     name = "peft"
+    grouped = "divided"
+    by_peft = True
 
     def __init__(self, names: Names) -> None:
         super().__init__(names)

@@ -35,6 +35,15 @@ class Ranking:
         sums = np.cumsum(squares)
         return min(most, int(np.searchsorted(sums, self.energy * sums[-1])) + 1)
 
+    def most(self, size: int) -> int:
+        """Return the largest rank that a weight with this many singular values may have."""
+        return self.rank or self.max_rank or size
+
+    def within(self, groups: int) -> Ranking:
+        """Return how many to keep of each group of a weight, so that all of them together keep to this."""
+        rank, most = (None if value is None else value // groups for value in (self.rank, self.max_rank))
+        return Ranking(rank, self.energy, most)
+
     def arguments(self) -> dict[str, int | float]:
         """Return what was given, as a lineage records it."""
         given = {"rank": self.rank, "energy": self.energy, "max_rank": self.max_rank}

@@ -1,0 +1,154 @@
+"""What a dialect that adapters are written in says: where each weight stands, and what stands beside."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import IO, ClassVar, Final, Literal
+
+from svdiff_delta._atomic import replace_file
+from svdiff_delta.parameter import Parameter
+
+from .convolutions import Convolutions
+from .dialect import Job
+from .family import Family, find_family
+from .names import Names
+from .spool import Spool
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Where the update of a weight stands.
+
+    Attributes:
+        up: (rows, r, 1, …).
+        down: (r, columns), or (r, in, k, …).
+        alpha: a number whose ratio to the rank is the scale; empty where the dialect keeps it elsewhere.
+        whole: ΔW itself, for norms; then there is nothing else.
+        transposed: whether `up` and `down` are stored transposed.
+        groups: into how many groups of inputs and outputs the factors are divided, as PEFT divides them.
+        file: the name of the file; empty for the only one.
+    """
+
+    up: str = ""
+    down: str = ""
+    alpha: str = ""
+    whole: str = ""
+    transposed: bool = False
+    groups: int = 1
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of an adapter, ready to be written.
+
+    Attributes:
+        spool: its tensors.
+        strings: its metadata.
+        ranks: the rank of each parameter in it.
+    """
+
+    spool: Spool
+    strings: Mapping[str, str]
+    ranks: Mapping[str, int]
+
+    @cached_property
+    def header(self) -> bytes:
+        """The header of the file."""
+        return self.spool.header(self.strings)
+
+    @property
+    def size(self) -> int:
+        """The bytes of the file."""
+        return len(self.header) + self.spool.size
+
+    def copy(self, stream: IO[bytes]) -> None:
+        """Write the file."""
+        stream.write(self.header)
+        self.spool.copy(stream)
+
+
+class Target(ABC):
+    """A dialect that adapters are written in.
+
+    Args:
+        names: the base's names.
+
+    Raises:
+        InputError: the dialect has no names for the base's layers.
+    """
+
+    name: ClassVar[str]
+    common_alpha: ClassVar[bool] = False
+    """Whether all weights get one alpha, and those of another rank factors that make up for it. Else each one's alpha
+    is its rank, its scale 1. diffusers 0.42 loses those of attention where alphas differ within one kohya file."""
+
+    grouped: ClassVar[Literal["", "whole", "divided"]] = ""
+    """How the factors of a grouped convolution are shaped: of its weight (out, in/groups · k) as a whole, or divided,
+    as in PEFT. Empty where the programs that read the dialect do not agree, or take none."""
+
+    def __init__(self, names: Names) -> None:
+        self.names: Final = names
+        self.convolutions: Final = Convolutions(names.base)
+
+    @cached_property
+    def family(self) -> Family | None:
+        """The family of models that the base is, if its structure tells."""
+        return find_family(self.names.base)
+
+    @property
+    def remark(self) -> str:
+        """What to know about the programs that read it; empty if nothing."""
+        return ""
+
+    def group(self, keys: Keys, name: str, parameter: Parameter, most: int) -> Keys | str:
+        """Return where a convolution's update stands, with its groups, or why it has no place; others stay as they are.
+
+        Args:
+            keys: where it would stand if it had no groups.
+            name: the parameter's name.
+            parameter: the parameter.
+            most: the largest rank that it may have.
+        """
+        if len(parameter.shape) < 3:
+            return keys
+        if self.by_peft and (reason := self.convolutions.unlike(name)):
+            return reason
+        groups = self.convolutions.groups(name, parameter)
+        if groups == 1 or self.grouped == "whole":
+            return keys
+        if groups is None:
+            return "may be a depthwise convolution, and no config.json beside the weights says it"
+        if not self.grouped:
+            return f"is a convolution of {groups} groups, of which not all readers of {self.name} take the same shape"
+        if groups > most:
+            return f"is a convolution of {groups} groups, and PEFT takes no rank below that"
+        return replace(keys, groups=groups)
+
+    @abstractmethod
+    def place(self, name: str, parameter: Parameter) -> Keys | str:
+        """Return where a parameter's update stands, or why it has no place."""
+
+    def strings(self, ranks: Mapping[str, int], alpha: int) -> dict[str, str]:  # noqa: ARG002 - others need them
+        """Return the metadata that the dialect's programs look for; none if they look for none.
+
+        Args:
+            ranks: the rank of each parameter of a file.
+            alpha: the common alpha.
+        """
+        return {}
+
+    def write(self, job: Job, parts: Mapping[str, Part]) -> int:
+        """Write the files if there is an output; return their size in all.
+
+        Raises:
+            OutputError: the output exists, or the disk refused.
+        """
+        (part,) = parts.values()
+        if job.output is not None:
+            with replace_file(job.output, overwrite=job.overwrite) as stream:
+                part.copy(stream)
+        return part.size
