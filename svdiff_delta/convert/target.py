@@ -88,7 +88,11 @@ class Target(ABC):
 
     grouped: ClassVar[Literal["", "whole", "divided"]] = ""
     """How the factors of a grouped convolution are shaped: of its weight (out, in/groups · k) as a whole, or divided,
-    as in PEFT. Empty where the programs that read the dialect do not agree, or take none."""
+    as in PEFT. Empty where the programs that read the dialect do not agree, or refuse the file: diffusers 0.42 takes the
+    rank of one group for the layer's where it does not read the metadata, and older ones never read it."""
+
+    by_peft: ClassVar[bool] = False
+    """Whether PEFT builds the layers that the factors are put into."""
 
     def __init__(self, names: Names) -> None:
         self.names: Final = names
