@@ -94,7 +94,8 @@ def convert(
 
     --to peft, diffusers, kohya or lycoris keeps of each weight's change the part of the largest --rank, which is the
     best copy of that rank, and says how much of the change it retains. --to full writes all of it, computed before it
-    is added to BASE.
+    is added to BASE. Web UIs (AUTOMATIC1111, Forge, ComfyUI) read --to kohya; of a UNet they do not read --to
+    diffusers, which is for diffusers' own pipelines.
 
     To a delta it takes for each singular value of BASE the shift that is nearest to the change, and says how much of
     the change all of them capture. That is little where the change is not a stretching of what BASE has: of a random
@@ -225,7 +226,7 @@ def _finish(found: Conversion, source: str, writing: Writing, *, layers: bool) -
         say(f"note: {source}: {remark}", quiet=writing.silent)
     if found.captured < POOR and (found.retained or not found.ranks):
         say(
-            f"note: {source}: only {found.captured:.1%} of the change is captured; the rest is no stretching of what "
+            f"note: {source}: only {found.captured:.2%} of the change is captured; the rest is no stretching of what "
             "the base has",
             quiet=writing.silent,
         )

@@ -204,7 +204,7 @@ def _lora_copy(
     with tempfile.TemporaryDirectory() as folder, Bar("making LoRA", quiet=quiet) as bar:
         output = Path(folder) / "lora.safetensors"
         made = convert(delta, to="diffusers", base=model, output=output, rank=rank, allow_unmatched=True, progress=bar)
-        say(f"note: the LoRA copy of rank {rank} retains {made.captured:.1%} of the change", quiet=quiet)
+        say(f"note: the LoRA copy of rank {rank} retains {made.captured:.2%} of the change", quiet=quiet)
         for remark in [*made.remarks, *_left_out(made.left_out)]:
             say(f"note: {remark}", quiet=quiet)
         yield str(output)

@@ -88,7 +88,7 @@ class Target(ABC):
 
     grouped: ClassVar[Literal["", "whole", "divided"]] = ""
     """How the factors of a grouped convolution are shaped: of its weight (out, in/groups · k) as a whole, or divided,
-    as in PEFT. Empty where the programs that read the dialect do not agree, or refuse the file: diffusers 0.42 takes the
+    as in PEFT. Empty where the readers of the dialect do not agree, or refuse the file: diffusers 0.42 takes the
     rank of one group for the layer's where it does not read the metadata, and older ones never read it."""
 
     by_peft: ClassVar[bool] = False
