@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from svdiff_delta.delta import project
 from svdiff_delta.devices import on_host
 from svdiff_delta.errors import AttachError
 from svdiff_delta.kinds import weight_of
 
+from .calls import Call, forward_with
 from .fused import FusedSite
-from .layers import Shift, SpectralShift, forward_with
+from .layers import Shift, SpectralShift
 from .live_weight import note_reads
 from .places import Place
 
@@ -91,8 +91,13 @@ class Check:
         self._ends[slot].close()
 
     @on_host
-    def output(self, shift: Shift, module: nn.Module, result: Tensor, args: Sequence[Any], options: Any) -> None:
+    def output(self, shift: Shift, call: Call, result: Tensor) -> None:
         """Compare what a layer has computed.
+
+        Args:
+            shift: the layer's δ.
+            call: the call as it was before the layer computed.
+            result: what came of it.
 
         Raises:
             AttachError: it is not what W + ΔW computes.
@@ -100,29 +105,34 @@ class Check:
         self._seen.add(shift.name)
         if shift.rows is None:  # else samples differ, and `per_sample` has its own checks
             with torch.no_grad(), torch.autocast(result.device.type, enabled=False):
-                self._compare(shift, module, result, args, options)
+                self._compare(shift, call, result)
 
     def read(self, shift: Shift) -> None:
         """Note that a layer's weight was read without calling it; what it reads is W + ΔW."""
         self._seen.add(shift.name)
 
-    def _compare(self, shift: Shift, module: nn.Module, result: Tensor, args: Sequence[Any], options: Any) -> None:
+    def _compare(self, shift: Shift, call: Call, result: Tensor) -> None:
+        module = call.module
         dtype = torch.promote_types(torch.float32, weight_of(module).dtype)
-        wide_args, wide_options = tree_map(lambda value: _widen(value, dtype), (tuple(args), options))
         weight = self._weight(shift, module).to(result.device, dtype)
+
+        def computed(weight: Tensor) -> Tensor:
+            again = call.again(dtype)
+            return forward_with(again.module, weight, *again.args, **again.options).to(dtype)
 
         def reference(delta: NDArray[np.float64]) -> Tensor:
             change = self._places[shift.name].prepared().delta_weight(torch.from_numpy(delta))
-            return forward_with(module, weight + change.to(weight), *wide_args, **wide_options).to(dtype)
+            return computed(weight + change.to(weight))
 
-        base = forward_with(module, weight, *wide_args, **wide_options).to(dtype)
+        base = computed(weight)
         delta = self._given(shift)
         expected = reference(delta)
         noise = ROUNDINGS * torch.finfo(result.dtype).eps * float(expected.norm())
         if float((expected - base).norm()) < noise:
             delta = self._own(shift.name)
             expected = reference(delta)
-            result = shift.call(module, shift.gain_of(torch.from_numpy(delta)), *args, **options)
+            again = call.again()
+            result = shift.call(again.module, shift.gain_of(torch.from_numpy(delta)), *again.args, **again.options)
         change, off = float((expected - base).norm()), float((result.to(dtype) - expected).norm())
         if not off <= SHARE * change + noise:
             raise AttachError(
@@ -146,7 +156,3 @@ class Check:
         """Return W: the layer's own, which may be cast or offloaded, unless factors stand for it."""
         whole = isinstance(shift, SpectralShift) and shift.whole
         return self._places[shift.name].live() if whole else weight_of(module)
-
-
-def _widen(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

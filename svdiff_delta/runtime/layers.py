@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from svdiff_delta.basis import unmatricize
 from svdiff_delta.devices import on_host
@@ -17,7 +19,7 @@ from svdiff_delta.parameter import free_index
 
 from . import products
 from .batch import Batch, multiply
-from .live_weight import own_class
+from .calls import Call, forward_apart, forward_with
 from .originals import device_of
 from .places import Place
 from .products import HALF, narrow
@@ -140,7 +142,7 @@ class Shift(nn.Module):
         change = projected(delta, self.floor) if self.revive else torch.where(delta > self.floor, delta, self.floor)
         return self.offset + self.slope * (change if self.pick is None else change[self.pick])
 
-    def forward(self, module: nn.Module, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    def forward(self, module: nn.Module, x: Tensor, /, *args: Any, **options: Any) -> Tensor:
         """Return the layer's shifted output.
 
         Raises:
@@ -148,9 +150,11 @@ class Shift(nn.Module):
         """
         if self.rows is not None:
             self.batch.check(self.name, x)
-        result = self.call(module, self.gains() if self.rows is None else self.rows, x, *args, **options)
-        if self.check is not None:
-            self.check.output(self, module, result, (x, *args), options)
+        gains = self.gains() if self.rows is None else self.rows
+        before = None if self.check is None else Call.of(module, (x, *args), options)
+        result = self.call(module, gains, x, *args, **options)
+        if self.check is not None and before is not None:
+            self.check.output(self, before, result)
         return result
 
     def gain_of(self, delta: Tensor) -> Tensor:
@@ -160,7 +164,7 @@ class Shift(nn.Module):
         picked = change if response.pick is None else change[response.pick]
         return (response.offset + response.slope * picked).float().to(self.gain.device)
 
-    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    def call(self, module: nn.Module, gain: Tensor, x: Tensor, /, *args: Any, **options: Any) -> Tensor:
         """Return the layer's output with this gain, (R,) or (S, R)."""
         raise NotImplementedError
 
@@ -256,7 +260,7 @@ class SpectralShift(Shift):
         self._hold(module, form, self.inner.dtype)
         self.whole = False
 
-    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    def call(self, module: nn.Module, gain: Tensor, x: Tensor, /, *args: Any, **options: Any) -> Tensor:
         """Return the layer's output with this gain."""
         hidden = products.inner(module, self.inner, x, *args, **options)
         # In float32, whatever the model's dtype.
@@ -287,12 +291,30 @@ class WholeShift(Shift):
         device = self.gain.device
         self._keep(right=form.rows.to(device), left=form.columns.to(device))
 
-    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        """Return the layer's output with this gain; samples with one each go through the layer one by one."""
+    def call(self, module: nn.Module, gain: Tensor, x: Tensor, /, *args: Any, **options: Any) -> Tensor:
+        """Return the layer's output with this gain; samples with one each go through the layer one by one.
+
+        Raises:
+            InputError: they would read what the layer has kept of one another.
+        """
         if gain.ndim == 1:
             return forward_with(module, self.weight(module, gain), x, *args, **options)
-        samples = x.unflatten(0, (-1, len(gain))).unbind(1)
-        outputs = [self.call(module, row, sample, *args, **options) for row, sample in zip(gain, samples, strict=True)]
+        size = x.shape[0]
+
+        def share(value: Any, index: int) -> Any:
+            batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == size
+            return value.unflatten(0, (-1, len(gain)))[:, index] if batched else value
+
+        outputs = []
+        for index, row in enumerate(gain):
+            given, named = tree_map(partial(share, index=index), ((x, *args), options))
+            output, written = forward_apart(module, self.weight(module, row), *given, **named)
+            if written:
+                raise InputError(
+                    f"{self.name}: the layer keeps `{min(written)}` from call to call, for all samples together",
+                    fix="run the model once for each delta",
+                )
+            outputs.append(output)
         return torch.stack(outputs, 1).flatten(0, 1)
 
     def weight(self, module: nn.Module, gain: Tensor) -> Tensor:
@@ -308,7 +330,7 @@ class NormShift(Shift):
     def __init__(self, place: Place, module: nn.Module, *, trainable: bool) -> None:
         super().__init__(place, module, Response.of_shift(place.parameter.size), trainable=trainable)
 
-    def call(self, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    def call(self, module: nn.Module, gain: Tensor, x: Tensor, /, *args: Any, **options: Any) -> Tensor:
         """Return the norm's output with this gain, which is δ itself."""
         weight = weight_of(module)
         if gain.ndim == 1 and weight.dtype not in HALF:
@@ -344,16 +366,3 @@ def normalize(module: nn.Module, x: Tensor) -> Tensor:
     dimensions = tuple(range(-len(norm.normalized_shape), 0))
     eps = torch.finfo(wide.dtype).eps if norm.eps is None else norm.eps
     return wide * torch.rsqrt(wide.square().mean(dimensions, keepdim=True) + eps)
-
-
-def forward_with(module: nn.Module, weight: Tensor, *args: Any, **options: Any) -> Tensor:
-    """Return what a layer's class computes with another weight, in whose dtype its other parameters are then too.
-
-    The layer itself is untouched.
-    """
-    cls = own_class(module)
-    twin = cls.__new__(cls)
-    twin.__dict__.update(module.__dict__)
-    others = {name: found if found is None else found.to(weight.dtype) for name, found in module._parameters.items()}
-    twin.__dict__["_parameters"] = {**others, "weight": weight}
-    return cast("Tensor", cls.forward(twin, *args, **options))

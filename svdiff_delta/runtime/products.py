@@ -75,7 +75,7 @@ def outer(module: nn.Module, weight: Tensor, hidden: Tensor, *, bias: bool) -> T
     return F.linear(hidden, weight, offset)
 
 
-def added(module: nn.Module, x: Tensor, change: Tensor, *args: Any, **options: Any) -> Tensor:
+def added(module: nn.Module, x: Tensor, change: Tensor, /, *args: Any, **options: Any) -> Tensor:
     """Return the layer's own output plus a change of it.
 
     In half precision that output would be rounded before a much smaller change is added, and up to half of the change

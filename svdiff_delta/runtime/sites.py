@@ -176,7 +176,7 @@ def _make_shift(place: Place, module: nn.Module, *, exact: bool, trainable: bool
     return SpectralShift(place, module, exact=exact, trainable=trainable)
 
 
-def _shifted_forward(self: nn.Module, *args: Any, **options: Any) -> Tensor:
+def _shifted_forward(self: nn.Module, /, *args: Any, **options: Any) -> Tensor:
     shift = cast("Shift | None", self._modules.get(SLOT))
     if shift is None:  # the delta is off, and a hook has kept this forward
         return cast("Tensor", type(self).forward(self, *args, **options))

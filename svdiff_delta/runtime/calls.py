@@ -1,0 +1,81 @@
+"""Calls of a layer's own forward with another weight, and what must be kept to repeat a call.
+
+Some forwards write: into attributes of their layer (features of the frames before), or into a tensor they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from .live_weight import own_class
+
+HELD: Final = frozenset({"_parameters", "_buffers", "_modules"})
+"""Attributes that torch keeps; a twin shares their contents with its layer."""
+
+
+def forward_with(module: nn.Module, weight: Tensor, /, *args: Any, **options: Any) -> Tensor:
+    """Return what a layer's class computes with another weight, in whose dtype its other parameters are then too.
+
+    What the forward writes into attributes of its layer is kept there, as without a delta.
+    """
+    result, written = forward_apart(module, weight, *args, **options)
+    module.__dict__.update(written)
+    return result
+
+
+def forward_apart(module: nn.Module, weight: Tensor, /, *args: Any, **options: Any) -> tuple[Tensor, dict[str, Any]]:
+    """Return what `forward_with` does and the attributes that the forward has written; the layer is untouched."""
+    cls = own_class(module)
+    twin = _twin(module, cls)
+    others = {name: found if found is None else found.to(weight.dtype) for name, found in module._parameters.items()}
+    twin.__dict__["_parameters"] = {**others, "weight": weight}
+    result = cast("Tensor", cls.forward(twin, *args, **options))
+    before = module.__dict__
+    changed = {name: value for name, value in twin.__dict__.items() if name not in HELD}
+    return result, {name: value for name, value in changed.items() if name not in before or before[name] is not value}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call as it was before the layer computed, to be repeated as often as needed.
+
+    Attributes:
+        module: a twin of the layer with its attributes of then.
+        args: what it was called with.
+        options: what it was called with by name.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @staticmethod
+    def of(module: nn.Module, args: Sequence[Any], options: Mapping[str, Any]) -> Call:
+        """Return a copy of a call: of its tensors too, which the layer may write into."""
+        given = tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, tuple(args))
+        named = tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, dict(options))
+        return Call(_twin(module, type(module)), given, named)
+
+    def again(self, dtype: torch.dtype | None = None) -> Call:
+        """Return a copy that may be used up, its floating-point numbers in another dtype if one is given."""
+        call = Call.of(self.module, self.args, self.options)
+        if dtype is None:
+            return call
+        args, options = tree_map(lambda value: _widen(value, dtype), (call.args, call.options))
+        return Call(call.module, args, options)
+
+
+def _twin(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
+    twin = cls.__new__(cls)
+    twin.__dict__.update(module.__dict__)
+    return twin
+
+
+def _widen(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
