@@ -1,16 +1,16 @@
-"""One class of the zoo: a tiny configuration, inputs for one forward, and the weights that this forward cannot reach."""
+"""One class of the zoo: a tiny configuration, inputs for one forward, and the weights that this cannot reach."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from support.weights import normal as x
 from torch import Tensor
 
-__all__ = ["Member", "ids", "of", "ones", "t", "x"]
+__all__ = ["Member", "ids", "narrow", "of", "ones", "t", "without", "x"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,16 @@ class Member:
 def of(config: Mapping[str, Any], **inputs: Any) -> Member:
     """Return a member all of whose weights are reached."""
     return Member(config, inputs)
+
+
+def without(unreached: Mapping[str, str], member: Member) -> Member:
+    """Return a member whose forward does not reach some weights."""
+    return replace(member, unreached=unreached)
+
+
+def narrow(member: Member) -> Member:
+    """Return a member that has float32 written into its forward, or whose noise depends on the dtype."""
+    return replace(member, wide=False)
 
 
 def t(value: float = 7.0, samples: int = 1) -> Tensor:

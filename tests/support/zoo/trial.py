@@ -8,16 +8,21 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 from support.live import double_copy
-from support.models import live_zero, random_delta
+from support.models import random_delta
 from support.weights import normal
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta
-from svdiff_delta.metadata import Metadata
+from svdiff_delta.kinds import shiftable
+from svdiff_delta.metadata import BaseInfo, Metadata
+from svdiff_delta.prepare import prepare
+from svdiff_delta.runtime.originals import LiveWeights
 
 from .member import Member
 
@@ -40,22 +45,36 @@ def build(name: str, member: Member) -> nn.Module:
         model = cls(**copy.deepcopy(dict(member.config)))
     model = model.float().requires_grad_(False).eval()
     for index, parameter in enumerate(model.parameters()):
+        if not parameter.isfinite().all() or parameter.abs().max() > 100:
+            parameter.data.zero_()  # some classes leave memory as it was found, to be loaded into
         parameter.data += 0.05 * normal(*parameter.shape, seed=index)
         parameter.data = parameter.data.half().float()
     return model
 
 
+def refused(model: nn.Module) -> list[str]:
+    """Return the weights of a model that are no parameters, by parameter name."""
+    return [
+        f"model.{key}"
+        for key, _, _ in shiftable(model)
+        if "weight" not in model.get_submodule(key.removesuffix(".weight"))._parameters
+    ]
+
+
 def delta_of(model: nn.Module, member: Member, *, size: float = 0.1, on_request: bool = False) -> Delta:
-    """Return a random δ on all weights of a model that its forward reaches."""
-    zero = live_zero(model, on_request=on_request)
-    missed = member.unreached
-    kept = {
-        name: parameter
-        for name, parameter in zero.metadata.parameters.items()
-        if not any(fnmatchcase(name.removeprefix("model."), pattern) for pattern in missed)
+    """Return a random δ on all weights of a model that its forward reaches and that can be shifted."""
+    left_out = {*refused(model)}
+    owners = {id(parameter): key for key, parameter in model.named_parameters()}  # of tied weights, the first
+    weights, cache = LiveWeights({"model": model}), BasisCache()
+    parameters = {
+        f"model.{key}": prepare(weights, f"model.{key}", kind, axis, cache).parameter
+        for key, kind, axis in shiftable(model, on_request=on_request)
+        if f"model.{key}" not in left_out
+        and owners[id(model.get_parameter(key))] == key
+        and not any(fnmatchcase(key, pattern) for pattern in member.unreached)
     }
-    reached = Delta({name: zero[name] for name in kept}, Metadata(zero.metadata.base, kept))
-    return random_delta(reached, size=size)
+    zeros = {name: np.zeros(parameter.size) for name, parameter in parameters.items()}
+    return random_delta(Delta(zeros, Metadata(BaseInfo({"model": type(model).__name__}), parameters)), size=size)
 
 
 def run(model: nn.Module, member: Member) -> Tensor:
