@@ -76,15 +76,17 @@ def right(name: str, member: Member) -> None:
                 return
         before, state = run(model, member), {key: value.clone() for key, value in model.state_dict().items()}
         expected = truth(model, member, delta)
+        # What rounding of every product and norm adds up to is up to 1.4e-5 of what δ changes, except where that is
+        # hardly more than the output's last bits: there a baked model is the measure.
+        limit = max(1e-4, 2 * off(baked(model, member, delta), expected, before))
         for options in MODES.values():
             with attach(model, delta, check=True, **options):
-                # What rounding of every product and norm adds up to, measured up to 1.4e-5 of what δ changes.
-                assert off(run(model, member), expected, before) < 1e-4
+                assert off(run(model, member), expected, before) < limit
             after = model.state_dict()
             assert after.keys() == state.keys()
             assert all(torch.equal(after[key], state[key]) for key in state)
             assert torch.equal(run(model, member), before)
-        assert off(before, expected, torch.zeros(())) > 1e-3
+        assert off(before, expected, torch.zeros(())) > 1e-4
 
 
 def refuses(model: Any, name: str) -> None:
@@ -118,15 +120,16 @@ def test_in_half_precision_it_is_as_near_as_a_baked_model(name: str) -> None:
         model = build(name, member).bfloat16()
         delta = delta_of(model, member, size=0.3)
         before, expected = run(model, member), truth(model, member, delta)
-        baked = run_baked(model, member, delta)
+        rounded = baked(model, member, delta)
         with attach(model, delta, check=True):
             found = run(model, member)
-    assert (found.double() - expected.double()).norm() <= 2 * (baked.double() - expected.double()).norm()
+    assert (found.double() - expected.double()).norm() <= 2 * (rounded.double() - expected.double()).norm()
     assert off(before, expected, torch.zeros(())) > 1e-3
 
 
-def run_baked(model: Any, member: Member, delta: Delta) -> torch.Tensor:
-    return run(double_copy(model, delta).bfloat16(), member)
+def baked(model: Any, member: Member, delta: Delta) -> torch.Tensor:
+    """What the model computes whose weights are W + ΔW, rounded once to their own dtype."""
+    return run(double_copy(model, delta).to(next(model.parameters()).dtype), member)
 
 
 @pytest.mark.parametrize("name", DOZEN)
