@@ -51,6 +51,7 @@ class Adapter:
         left_out: keys that are no update, with the reason.
         remarks: what was assumed.
         widths: the number of inputs (0 if unknown) of each layer by the file's own name, for guesses at what it is.
+        prefix: how keys may begin that are read without it.
         extra: unknown members for the lineage entries of its files.
         keys: the file's keys by the parameter that they change.
         spoiled: by parameter a key of its module that is not understood: nothing of that module is taken.
@@ -62,6 +63,7 @@ class Adapter:
     left_out: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     widths: dict[str, int] = field(default_factory=dict)
+    prefix: str = ""
     extra: dict[str, str] = field(default_factory=dict)
     keys: dict[str, list[str]] = field(default_factory=dict)
     spoiled: dict[str, str] = field(default_factory=dict)
@@ -139,15 +141,15 @@ class Adapter:
     def _nothing_fits(self, left_out: Mapping[str, str], hint: str, names: Names) -> DeltaError:
         """Return the error that says why nothing can be taken: the method, the layout, or another base."""
         lost = [key for key, reason in left_out.items() if reason == unexplained(key)]
-        known = [key for key, reason in left_out.items() if reason in (NO_MODULE, NO_RULE)]
+        known = [key.removeprefix(self.prefix) for key, reason in left_out.items() if reason in (NO_MODULE, NO_RULE)]
         if error := unread(self.what, methods=lost, layers=known, names=names):
             return error
         example, reason = next(iter(sorted(left_out.items())))
-        fix = "name the base that it was made for"
+        fix = MERGE
         if {*left_out.values()} <= {NO_KIND}:
             fix = "give --embeddings, if what it changes are embeddings"
-        elif len(lost) == len(left_out):
-            fix = MERGE
+        elif hint or any(reason == NO_MODULE or reason.startswith("has ") for reason in left_out.values()):
+            fix = "name the base that it was made for"
         return BaseMismatchError(f"{self.what}: nothing in it fits the base{hint}; {example}: {reason}", fix=fix)
 
     def _reader(self, job: Job) -> Callable[[str], Tensor]:

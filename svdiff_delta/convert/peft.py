@@ -45,6 +45,7 @@ PARTS: Final = {
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
     "lora_B.bias": "up_bias",
+    "lora_velora_embed": "backward",  # VeLoRA's, for gradients alone
 }
 """What the end of a key says the tensor is; other keys hold a whole weight or bias that was trained beside."""
 
@@ -76,7 +77,7 @@ def read(source: str, job: Job) -> Changes:
     found = folders(Path(source))
     if not found:
         raise InputError(f"{source}: has no {CONFIG}", fix=f"name the folder with {CONFIG} and {WEIGHTS}")
-    names, adapter, kinds = Names(job.base), Adapter(source, []), base_kinds(job.base, on_request=True)
+    names, adapter, kinds = Names(job.base), Adapter(source, [], prefix=PREFIX), base_kinds(job.base, on_request=True)
     for folder in found:
         config, file = read_config(folder / CONFIG), _open_weights(folder)
         adapter.files.append(file)
