@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of each of the demo's trainings")
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the busy process ends with this one
     found: dict[str, list[dict[str, Any]]] = {"alone": [], "busy": []}
     for _ in range(arguments.rounds):
         for name, beside in (("alone", nullcontext()), ("busy", busy())):
