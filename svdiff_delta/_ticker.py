@@ -31,6 +31,7 @@ class Ticker:
     ) -> None:
         self.quiet, self.every, self._clock = quiet, every, clock
         self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
         self.stage(label)
 
     def stage(self, label: str) -> None:
@@ -64,13 +65,16 @@ class Ticker:
 
     def __enter__(self) -> Self:
         if not sys.stderr.isatty():
-            threading.Thread(target=self._run, daemon=True).start()
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        if self._thread is not None:
+            self._thread.join(self.every)  # it may be writing to a pipe that nobody reads
 
     def _run(self) -> None:
         with suppress(OSError, ValueError):  # nobody reads it any more

@@ -165,7 +165,7 @@ def test_train_refuses_a_selector_that_matches_nothing(tmp_path: Path) -> None:
 def interrupted_training(where: str, output: Path) -> subprocess.CompletedProcess[str]:
     """Train in a process that gets a SIGINT when it comes to `where`, a line of Python in the training loop."""
     # A program that was started in the background may have been told to ignore SIGINT.
-    begin = "import os, signal\nfrom svdiff_train import loop, opening"
+    begin = "import os, signal\nfrom svdiff_train import opening, step as step_module"
     listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     script = f"{begin}\n{listen}\n{where}\nfrom svdiff_cli.main import main; main()"
     command = [sys.executable, "-c", script, "train", "tiny", str(pictures_path("black_cat")), "--prompt", PROMPT]
@@ -176,11 +176,11 @@ def interrupted_training(where: str, output: Path) -> subprocess.CompletedProces
 def test_ctrl_c_while_training_saves_what_is_there_and_says_so(tmp_path: Path) -> None:
     output = tmp_path / "cat.safetensors"
     where = (
-        "step = loop._Run.step\n"
+        "step = step_module.Stepper.step\n"
         "def interrupted(self, number):\n"
         "    if number == 2: signal.raise_signal(signal.SIGINT)\n"
         "    return step(self, number)\n"
-        "loop._Run.step = interrupted"
+        "step_module.Stepper.step = interrupted"
     )
     done = interrupted_training(where, output)
     assert done.returncode == 130

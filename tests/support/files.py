@@ -12,8 +12,8 @@ def listing(folder: Path) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of every file in a folder by name, hidden ones too."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """Return the bytes of every file in a folder and in those below it by relative path, hidden ones too."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()} | tree(folder)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

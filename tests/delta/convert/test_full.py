@@ -140,7 +140,9 @@ def test_a_real_model_goes_there_and_back(tmp_path: Path) -> None:
 
 
 def test_the_file_is_no_delta_file(full: Path) -> None:
-    with pytest.raises(MetadataError, match="without `svdiff` metadata, not a delta file"):
+    with pytest.raises(
+        MetadataError, match="this is a full difference, not a delta file: make a delta of it with `svdiff convert`"
+    ):
         load(full)
 
 

@@ -69,9 +69,9 @@ def test_fused_projections_are_refused_in_both_orders(name: str) -> None:
     with torch.no_grad():
         model: Any = build(name, member)
         delta, before = delta_of(model, member), run(model, member)
-        with attach(model, delta):
-            with pytest.raises(AttachError, match="which projections that are fused now would leave out"):
-                fuse(model)
+        refused = pytest.raises(AttachError, match="which projections that are fused now would leave out")
+        with attach(model, delta), refused:
+            fuse(model)
         assert torch.equal(run(model, member), before)
         fuse(model)
         with pytest.raises(AttachError, match="was copied into the fused projection"):
@@ -172,9 +172,9 @@ def test_samples_with_a_delta_each_do_not_read_what_is_kept_of_one_another() -> 
     model, x = named(Remembering(4, 4, 3)), normal(2, 4, 5)
     zero = live_zero(model)
     deltas = {"one": random_delta(zero, seed=1), "two": random_delta(zero, seed=2)}
-    with attach(model, deltas) as handle, handle.per_sample(["one", "two"]):
-        with pytest.raises(InputError, match="keeps `past` from call to call"):
-            model(x)
+    refused = pytest.raises(InputError, match="keeps `past` from call to call")
+    with attach(model, deltas) as handle, handle.per_sample(["one", "two"]), refused:
+        model(x)
 
 
 def test_samples_with_a_delta_each_write_into_their_own_part() -> None:
