@@ -69,8 +69,7 @@ def test_fused_projections_are_refused_in_both_orders(name: str) -> None:
     with torch.no_grad():
         model: Any = build(name, member)
         delta, before = delta_of(model, member), run(model, member)
-        refused = pytest.raises(AttachError, match="which projections that are fused now would leave out")
-        with attach(model, delta), refused:
+        with attach(model, delta), pytest.raises(AttachError, match="which projections that are fused now would"):
             fuse(model)
         assert torch.equal(run(model, member), before)
         fuse(model)
@@ -172,8 +171,8 @@ def test_samples_with_a_delta_each_do_not_read_what_is_kept_of_one_another() -> 
     model, x = named(Remembering(4, 4, 3)), normal(2, 4, 5)
     zero = live_zero(model)
     deltas = {"one": random_delta(zero, seed=1), "two": random_delta(zero, seed=2)}
-    refused = pytest.raises(InputError, match="keeps `past` from call to call")
-    with attach(model, deltas) as handle, handle.per_sample(["one", "two"]), refused:
+    refusal = pytest.raises(InputError, match="keeps `past` from call to call")
+    with attach(model, deltas) as handle, handle.per_sample(["one", "two"]), refusal:
         model(x)
 
 

@@ -155,8 +155,9 @@ UNETS: Final[dict[str, Member]] = {
     "UNetMotionModel": of(
         {
             **CROSS,
-            "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
-            "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
+            "block_out_channels": (8,),
+            "down_block_types": ("CrossAttnDownBlockMotion",),
+            "up_block_types": ("CrossAttnUpBlockMotion",),
             "num_attention_heads": 2,
             "motion_num_attention_heads": 2,
             "motion_max_seq_length": 4,
