@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from svdiff_delta.base import Base, open_base
+if TYPE_CHECKING:
+    from svdiff_delta.base import Base
 
 NAME = "tiny"
 
@@ -21,4 +23,6 @@ def pictures_path(subject: str) -> Path:
 
 def open_tiny() -> Base:
     """Open the embedded base; delta files made from it name it `tiny`."""
+    from svdiff_delta.base import open_base
+
     return open_base(base_path(), repository=NAME)

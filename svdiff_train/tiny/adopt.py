@@ -11,10 +11,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from svdiff_train.tiny.vae import LATENTS
+
 LOGS: Final = "training"
 """The folder of a base in which the logs of its stages lie."""
 
-PLAIN: Final = {"mean": [0.0] * 4, "std": [1.0] * 4}
+PLAIN: Final = {"mean": [0.0] * LATENTS, "std": [1.0] * LATENTS}
 """The latents of a published autoencoder are standardized already."""
 
 

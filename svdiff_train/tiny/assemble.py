@@ -45,22 +45,20 @@ def pipeline(work: Path, unet: Any) -> Any:
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe.to(unet.device)
 
 
 def trained_unet(runs: Path, width: int = 128, **shape: Any) -> Any:
     """The averaged UNet of the run's checkpoint, in channels-last layout."""
     unet = new_unet(width, **shape)
-    state = torch.load(runs / "unet.pt", weights_only=True, mmap=True)["average"]
+    state = torch.load(runs / "unet.pt", weights_only=True)["average"]
     unet.load_state_dict(state)
     return channels_last(unet.eval().requires_grad_(False))
 
 
-def draw(
-    pipe: Any, prompts: Sequence[str], seed: int = 0, steps: int = 30, guidance: float = 4.0, size: int = 20
-) -> NDArray[np.uint8]:
+def draw(pipe: Any, prompts: Sequence[str], seed: int = 0, steps: int = 30, guidance: float = 4.0) -> NDArray[np.uint8]:
     """Pictures `[n, 64, 64, 3]` of `prompts`; picture i starts from noise seeded `seed + i`."""
-    made = []
+    made, size = [], 20 if pipe.device.type == "cpu" else 150
     for start in range(0, len(prompts), size):
         texts = list(prompts[start : start + size])
         seeds = [torch.Generator().manual_seed(seed + start + i) for i in range(len(texts))]

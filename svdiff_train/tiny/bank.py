@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from svdiff_train.tiny.grounds import SIDE
-from svdiff_train.tiny.scenes import CALM_SEED, TRAIN_SEED, UNSEEN_SEED, load_sprites, scene
+from svdiff_train.tiny.scenes import CALM_SEED, TRAIN_SEED, UNSEEN_SEED, Sprites, load_sprites, scene
 from svdiff_train.tiny.subjects import TRAINED
 
-TRAIN_SCENES, UNSEEN_SCENES, CALM_SCENES = 98_304, 2_048, 131_072
+TRAIN_SCENES, UNSEEN_SCENES, CALM_SCENES = 98_304, 2_048, 393_216
 CALM = 0.5
 """Share of the UNet's scenes whose subjects stand straight and centred: learned sooner."""
 SINGLE, CALM_SINGLE = 0.7, 0.45
 """Share of scenes with one subject; the UNet, which learns pairs last, sees more pairs from its step 3,650 on."""
 _CHUNK = 4_096
+_PICTURES = "pictures.npy"
+_NUMBER = {subject.name: i for i, subject in enumerate(TRAINED)}
 
 
 @dataclass(frozen=True)
@@ -39,46 +41,52 @@ class Bank:
         return len(self.captions)
 
 
-def build_bank(folder: Path, npm: Path, seed: int, count: int, calm: float = 0.0, single: float = SINGLE) -> Bank:
+def build_bank(
+    folder: Path, npm: Path, seed: int, count: int, calm: float = 0.0, single: float = SINGLE, workers: int = 2
+) -> Bank:
     """Paint `count` scenes of `seed` into `folder`, unless they lie there, and open them."""
     if not (folder / "captions.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(folder / _PICTURES, "w+", np.uint8, (count, SIDE, SIDE, 3))
         starts = range(0, count, _CHUNK)
-        with ProcessPoolExecutor(2) as pool:
-            work = partial(_paint_chunk, npm, seed, count, calm, single)
-            _gather(folder, count, pool.map(work, starts))
+        with ProcessPoolExecutor(workers) as pool:
+            parts = [*pool.map(partial(_paint_chunk, folder, npm, seed, count, calm, single), starts)]
+        np.save(folder / "layout.npy", np.concatenate([layout for _, layout in parts]))
+        captions = [caption for said, _ in parts for caption in said]
+        part = folder / "captions.part"
+        part.write_text(json.dumps(captions))
+        part.replace(folder / "captions.json")
     return open_bank(folder)
 
 
 def open_bank(folder: Path) -> Bank:
     """A bank that `build_bank` wrote; its pictures are mapped, not read."""
     return Bank(
-        np.load(folder / "pictures.npy", mmap_mode="r"),
+        np.load(folder / _PICTURES, mmap_mode="r"),
         json.loads((folder / "captions.json").read_bytes()),
         np.load(folder / "layout.npy"),
     )
 
 
-def both_banks(work: Path) -> tuple[Bank, Bank]:
-    """The training bank and the unseen one under the work folder, painted if missing."""
+def both_banks(work: Path, workers: int = 2, most: int = TRAIN_SCENES) -> tuple[Bank, Bank]:
+    """The training bank, of at most `most` scenes, and the unseen one under the work folder, painted if missing."""
     npm = work / "npm"
     return (
-        build_bank(work / "bank-train", npm, TRAIN_SEED, TRAIN_SCENES),
-        build_bank(work / "bank-unseen", npm, UNSEEN_SEED, UNSEEN_SCENES),
+        build_bank(work / "bank-train", npm, TRAIN_SEED, min(most, TRAIN_SCENES), workers=workers),
+        build_bank(work / "bank-unseen", npm, UNSEEN_SEED, min(most, UNSEEN_SCENES), workers=workers),
     )
 
 
-def calm_bank(work: Path) -> Bank:
+def calm_bank(work: Path, workers: int = 2, most: int = CALM_SCENES) -> Bank:
     """The bank that the UNet learns from, painted if missing."""
-    return build_bank(work / "bank-calm", work / "npm", CALM_SEED, CALM_SCENES, CALM, CALM_SINGLE)
+    return build_bank(work / "bank-calm", work / "npm", CALM_SEED, min(most, CALM_SCENES), CALM, CALM_SINGLE, workers)
 
 
-_Chunk = tuple[NDArray[np.uint8], list[str], NDArray[np.int16]]
-
-
-def _paint_chunk(npm: Path, seed: int, count: int, calm: float, single: float, start: int) -> _Chunk:
-    sprites = load_sprites(npm, TRAINED)
-    number = {subject.name: i for i, subject in enumerate(TRAINED)}
+def _paint_chunk(
+    folder: Path, npm: Path, seed: int, count: int, calm: float, single: float, start: int
+) -> tuple[list[str], NDArray[np.int16]]:
+    """Paint one chunk into the bank's pictures; returns its captions and layout."""
+    sprites = _sprites(npm)
     size = min(_CHUNK, count - start)
     pictures = np.empty((size, SIDE, SIDE, 3), np.uint8)
     layout = np.full((size, 2, 4), -1, np.int16)
@@ -87,19 +95,11 @@ def _paint_chunk(npm: Path, seed: int, count: int, calm: float, single: float, s
         pictures[i], plan = scene(start + i, sprites, seed, single, calm)
         captions.append(plan.caption)
         for k, p in enumerate(plan.placements):
-            layout[i, k] = (number[p.subject.name], round(p.x), round(p.y), round(p.size))
-    return pictures, captions, layout
+            layout[i, k] = (_NUMBER[p.subject.name], round(p.x), round(p.y), round(p.size))
+    np.lib.format.open_memmap(folder / _PICTURES, "r+")[start : start + size] = pictures
+    return captions, layout
 
 
-def _gather(folder: Path, count: int, chunks: object) -> None:
-    shape = (count, SIDE, SIDE, 3)
-    pictures = np.lib.format.open_memmap(folder / "pictures.npy", "w+", np.uint8, shape)
-    captions: list[str] = []
-    layouts = []
-    for painted, said, layout in chunks:  # type: ignore[attr-defined]
-        pictures[len(captions) : len(captions) + len(said)] = painted
-        captions += said
-        layouts.append(layout)
-    pictures.flush()
-    np.save(folder / "layout.npy", np.concatenate(layouts))
-    (folder / "captions.json").write_text(json.dumps(captions))
+@cache
+def _sprites(npm: Path) -> Sprites:
+    return load_sprites(npm, TRAINED)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from svdiff_train.tiny import bank, clip, unet, vae
+from svdiff_train.tiny import bank, clip, device, unet, vae
 from svdiff_train.tiny.fetch import VERSION
 from svdiff_train.tiny.grounds import COLOURS, PATTERNS, PLACES
 from svdiff_train.tiny.plan import RARE
@@ -90,23 +90,28 @@ a few points of chance):
   vendors draw. Scenes are composed from numbered random draws: {train_scenes} for the autoencoder and the CLIP,
   {calm_scenes} for the UNet (in half of those the subjects stand straight), {unseen_scenes} unseen ones to measure.
 - CLIP (seed {clip_seed}): contrast with captions, plus naming the subject among all, of whole scenes and of crops.
-- Autoencoder (seed {vae_seed}): 64x64x3 to 16x16x4; absolute and squared error, divergence weight {kl:g}.{after}
-- UNet (seed {unet_seed}): noise prediction on latents encoded once, batches of 32, min-SNR weights (gamma {gamma:g}),
-  {dropped:.0%} of the captions dropped, AdamW, constant rate with a warm-up and a final decline, averaged weights.
-- Time on two CPU cores: {hours}.
+- Autoencoder (seed {vae_seed}): 64x64x3 to 16x16x{latents}; absolute and squared error, absolute error of edges,
+  divergence weight {kl:g}.{after}
+- UNet (seed {unet_seed}): noise prediction on latents encoded once, batches of {batch}, min-SNR weights (gamma
+  {gamma:g}), {dropped:.0%} of the captions dropped, AdamW, constant rate with a warm-up and a final decline, averaged
+  weights.
+- Time on one GPU, by the clock: {hours}.
 
 ## Limits
-It knows no other subject, style or word, and nothing of the world. Pictures are small and a little soft, since the
-autoencoder keeps a twelfth of the numbers. Pairs fail more often than single subjects. Its text encoder never saw the
-rare tokens and all but ignores them, so prior preservation keeps a subject from being learned: train without a class
-prompt. It shows no people and was trained on no photograph. Do not judge methods by its beauty: judge them by whether
-they work on it.
+It knows no other subject, style or word, and nothing of the world. Pictures are small; the autoencoder keeps a sixth of
+the numbers. Pairs fail more often than single subjects. The rare words have an effect of their own, as `sks` has in
+Stable Diffusion 1.5: each tints the subject after it with a colour of its own, so that the text encoder tells them
+apart and the UNet listens to them. It shows no people and was trained on no photograph. Do not judge methods by its
+beauty: judge them by whether they work on it.
 
 ## Licences
 The weights were trained on Noto Emoji (copyright Google, Apache-2.0) and Twemoji (copyright Twitter, Inc. and other
 contributors, graphics licensed CC-BY 4.0: https://creativecommons.org/licenses/by/4.0/), changed by composing, scaling
 and turning them. The recipe is Apache-2.0. Use of the weights: Apache-2.0 AND CC-BY-4.0, with this attribution.
 """
+
+
+_SHARES = ("subject", "ground", "pair")
 
 
 def hours(runs: Path) -> dict[str, float]:
@@ -124,9 +129,10 @@ def curve(log: Path, lines: int = 12) -> str:
     found = [row for row in rows(log) if "subject" in row]
     stride = max(1, -(-len(found) // lines))
     kept = found[::-1][::stride][::-1]
-    head = ["| steps | hours | subject | ground | pair |", "| ---: | ---: | ---: | ---: | ---: |"]
+    head = ["| steps | minutes | subject | ground | pair |", "| ---: | ---: | ---: | ---: | ---: |"]
     body = [
-        f"| {r['step']:,} | {r['hours']:.1f} | {r['subject']:.2f} | {r['ground']:.2f} | {r['pair']:.2f} |" for r in kept
+        f"| {row['step']:,} | {row['hours'] * 60:.1f} | " + " | ".join(f"{row[key]:.2f}" for key in _SHARES) + " |"
+        for row in kept
     ]
     return "\n".join(head + body)
 
@@ -159,7 +165,7 @@ def _trained_on(runs: Path) -> str:
 
 def render(runs: Path, figures: str, weights: int) -> str:
     """The card: `figures` is the benchmark's table, `weights` the number of weights of all parts."""
-    spent = ", ".join(f"{name} {value:.1f} h" for name, value in hours(runs).items())
+    spent = ", ".join(f"{name} {value * 60:.1f} min" for name, value in hours(runs).items())
     return _TEMPLATE.format(
         millions=f"{weights / 1e6:.1f}",
         figures=figures,
@@ -187,6 +193,8 @@ def _facts() -> Mapping[str, Any]:
         "vae_seed": vae.SEED,
         "unet_seed": unet.SEED,
         "kl": vae.KL_WEIGHT,
+        "latents": vae.LATENTS,
+        "batch": device.BATCH,
         "gamma": unet.GAMMA,
         "dropped": unet.DROPPED,
     }

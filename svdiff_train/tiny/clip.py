@@ -20,6 +20,8 @@ from svdiff_train.tiny.tokenizer import LENGTH, token_ids
 SEED = 21
 CROP = 36
 """Side in pixels of the square that is cut around one of two subjects."""
+TOLD_WEIGHT = 0.1
+"""Weight of telling each caption's tokens from their states."""
 
 
 def name_prompts() -> list[str]:
@@ -43,9 +45,19 @@ def new_clip(tokenizer: Any, width: int = 128, text_layers: int = 3, image_layer
 def text_features(clip: Any, ids: Tensor) -> Tensor:
     """Unit vectors `[n, width]` of captions' token ids `[n, 26]`; the common padding is not computed."""
     end = clip.config.text_config.eos_token_id
-    ids = ids[:, : int((ids != end).sum(1).max()) + 1]
-    pooled = clip.text_model(input_ids=ids).pooler_output
-    return F.normalize(clip.text_projection(pooled), dim=-1)
+    return text_states(clip, ids[:, : int((ids != end).sum(1).max()) + 1])[0]
+
+
+def text_states(clip: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors `[n, width]` of token ids, and the states `[n, tokens, width]` that the UNet is given."""
+    found = clip.text_model(input_ids=ids)
+    return F.normalize(clip.text_projection(found.pooler_output), dim=-1), found.last_hidden_state
+
+
+def told_apart(clip: Any, states: Tensor, ids: Tensor) -> Tensor:
+    """How badly each state tells which token stands there, among all: no word, however rare, may be forgotten."""
+    words = clip.text_model.get_input_embeddings().weight
+    return F.cross_entropy((states.float() @ words.T).flatten(0, 1), ids.flatten())
 
 
 def image_features(clip: Any, pictures: Tensor) -> Tensor:
@@ -62,6 +74,18 @@ def crops(pictures: Tensor, centres: Tensor, sides: Tensor) -> Tensor:
     rows = [torch.stack([scale, zero, shift[:, 0]], 1), torch.stack([zero, scale, shift[:, 1]], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), list(pictures.shape), align_corners=False)
     return F.grid_sample(pictures, grid, "bilinear", "border", align_corners=False)
+
+
+def contrasted(logit_scale: Tensor, seen: Tensor, told: Tensor, ids: Tensor, named: Tensor) -> Tensor:
+    """Contrast of the first scenes `seen` with captions `told`, and naming of all among the names after those.
+
+    `ids [n, 26]` are the captions' tokens, `named` each picture's subject, or -100 where it has several.
+    """
+    size, scale = len(ids), logit_scale.exp().clamp(max=100)
+    match = scale * seen[:size] @ told[:size].T
+    target = _soft_target(ids)
+    contrast = (F.cross_entropy(match, target) + F.cross_entropy(match.T, target)) / 2
+    return contrast + F.cross_entropy(scale * seen @ told[size:].T, named)
 
 
 class ClipTask:
@@ -90,16 +114,13 @@ class ClipTask:
         whole = torch.from_numpy(batch(self.train.pictures[rows]))
         cut, named_cut = self._cut(rng)
         seen = image_features(clip, _roughened(torch.cat([whole, cut]), rng))
-        told = text_features(clip, torch.cat([self.ids[rows], self.names]))
-        scale = clip.logit_scale.exp().clamp(max=100)
-        match = scale * seen[: self.size] @ told[: self.size].T
-        target = _soft_target(self.ids[rows])
-        contrast = (F.cross_entropy(match, target) + F.cross_entropy(match.T, target)) / 2
+        told, states = text_states(clip, torch.cat([self.ids[rows], self.names]))
         layout = self.train.layout[rows]
         alone = torch.from_numpy(layout[:, 1, 0] < 0)
         numbers = torch.from_numpy(layout[:, 0, 0].astype(np.int64))
         named = torch.cat([torch.where(alone, numbers, -100), named_cut])
-        return contrast + F.cross_entropy(scale * seen @ told[self.size :].T, named)
+        loss = contrasted(clip.logit_scale, seen, told, self.ids[rows], named)
+        return loss + TOLD_WEIGHT * told_apart(clip, states[: self.size], self.ids[rows])
 
     def _cut(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         rows = np.sort(rng.choice(self.pairs, self.cut))
@@ -113,17 +134,23 @@ class ClipTask:
     @torch.no_grad()
     def measure(self, model: nn.Module, step: int) -> dict[str, float]:  # noqa: ARG002
         """Shares of unseen scenes whose subject is named rightly: alone, and in a crop of a pair."""
-        alone = np.flatnonzero(self.unseen.layout[:, 1, 0] < 0)[:512]
-        pairs = np.flatnonzero(self.unseen.layout[:, 1, 0] >= 0)[:256]
-        whole = torch.from_numpy(batch(self.unseen.pictures[alone]))
-        spots = torch.from_numpy(self.unseen.layout[pairs, 0, 1:3])
-        cut = crops(torch.from_numpy(batch(self.unseen.pictures[pairs])), spots, torch.full((len(pairs),), CROP))
-        names = text_features(model, self.names)
-        right = {}
-        for key, pictures, rows in (("named", whole, alone), ("named_crop", cut, pairs)):
-            best = (image_features(model, pictures) @ names.T).argmax(1).numpy()
-            right[key] = round(float((best == self.unseen.layout[rows, 0, 0]).mean()), 4)
-        return right
+        return named_rightly(model, self.unseen, self.names)
+
+
+@torch.no_grad()
+def named_rightly(clip: Any, unseen: Bank, names: Tensor) -> dict[str, float]:
+    """Shares of unseen scenes whose subject is named rightly: alone, and in a crop of a pair."""
+    alone = np.flatnonzero(unseen.layout[:, 1, 0] < 0)[:512]
+    pairs = np.flatnonzero(unseen.layout[:, 1, 0] >= 0)[:256]
+    whole = torch.from_numpy(batch(unseen.pictures[alone]))
+    spots = torch.from_numpy(unseen.layout[pairs, 0, 1:3])
+    cut = crops(torch.from_numpy(batch(unseen.pictures[pairs])), spots, torch.full((len(pairs),), CROP))
+    told = text_features(clip, names.to(clip.device))
+    right = {}
+    for key, pictures, rows in (("named", whole, alone), ("named_crop", cut, pairs)):
+        best = (image_features(clip, pictures.to(clip.device)) @ told.T).argmax(1).cpu().numpy()
+        right[key] = round(float((best == unseen.layout[rows, 0, 0]).mean()), 4)
+    return right
 
 
 def _soft_target(ids: Tensor) -> Tensor:
@@ -135,11 +162,16 @@ def _soft_target(ids: Tensor) -> Tensor:
 def _roughened(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     """Blur a third of the pictures, add noise, vary contrast: a made picture is never as clean."""
     n = len(pictures)
-    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), "replicate"), 3, 1)
-    share = torch.from_numpy(rng.uniform(0, 1, n) * (rng.random(n) < 0.35)).float().view(-1, 1, 1, 1)
-    level = torch.from_numpy(rng.uniform(0, 0.08, n)).float().view(-1, 1, 1, 1)
-    gain = torch.from_numpy(rng.uniform(0.9, 1.1, n)).float().view(-1, 1, 1, 1)
+    drawn = (rng.uniform(0, 1, n) * (rng.random(n) < 0.35), rng.uniform(0, 0.08, n), rng.uniform(0.9, 1.1, n))
+    share, level, gain = (torch.from_numpy(numbers).float() for numbers in drawn)
     noise = torch.randn(pictures.shape, generator=noise_generator(rng))
+    return roughened(pictures, share, level, gain, noise)
+
+
+def roughened(pictures: Tensor, share: Tensor, level: Tensor, gain: Tensor, noise: Tensor) -> Tensor:
+    """Pictures blurred by `share [n]`, with contrast times `gain [n]` and `noise` times `level [n]`."""
+    share, level, gain = (numbers.view(-1, 1, 1, 1) for numbers in (share, level, gain))
+    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), "replicate"), 3, 1)
     return (pictures + share * (blurred - pictures)) * gain + level * noise
 
 

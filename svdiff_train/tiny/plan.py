@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,15 +11,19 @@ from svdiff_train.tiny.grounds import SIDE, Ground, draw_ground
 from svdiff_train.tiny.subjects import STYLES, TRAINED, Subject, article
 
 RARE: tuple[str, ...] = (*(f"v{i}" for i in range(1, 17)), "sks", "zwx", "ohwx", "qfb", "olis", "vup")
-"""Words without a meaning, each one token (V1 is read as v1): personalization gives them one."""
+"""Words of no language, each one token (V1 is read as v1): personalization gives them a meaning.
 
-_RARE_SHARE = 0.03
+Before a subject, each tints it with a colour of its own (`scenes.tinted`), so that the text encoder must tell
+them apart and the UNet must listen to them; a word that changes nothing is one that both learn to ignore.
+"""
+
+_RARE_SHARE = 0.06
 _OFFSET = 8
 
 
 @dataclass(frozen=True)
 class Placement:
-    """One subject in a scene: centre and size in pixels, angle in degrees, mirrored or not."""
+    """One subject in a scene: centre and size in pixels, angle in degrees, mirrored or not, its rare word if any."""
 
     subject: Subject
     style: str
@@ -28,6 +32,7 @@ class Placement:
     size: float
     angle: float
     flip: bool
+    rare: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,13 @@ def draw_plan(
     if rng.random() < single:
         subject = subjects[int(rng.integers(len(subjects)))]
         placed = _still(subject, style, 32.0, 32.0, 52.0) if still else _single(rng, subject, style)
-        return Plan((placed,), ground, _caption_one(rng, placed, ground))
+        caption, rare = _caption_one(rng, placed, ground)
+        return Plan((replace(placed, rare=rare),), ground, caption)
     first, second = rng.choice(len(subjects), 2, replace=False)
     beside = bool(rng.random() < 0.75)
     pair = _pair(rng, (subjects[int(first)], subjects[int(second)]), style, beside, still)
-    return Plan(pair, ground, _caption_two(rng, pair, ground, beside))
+    caption, words = _caption_two(rng, pair, ground, beside)
+    return Plan(tuple(replace(p, rare=word) for p, word in zip(pair, words, strict=True)), ground, caption)
 
 
 def _still(subject: Subject, style: str, x: float, y: float, size: float) -> Placement:
@@ -111,11 +118,11 @@ def _place(rng: np.random.Generator, subject: Subject, style: str, spot: tuple[f
     return Placement(subject, style, float(spot[0]), float(spot[1]), float(size), angle, flip)
 
 
-def _noun(rng: np.random.Generator, placed: Placement, style: bool) -> str:
-    words = [placed.style] if style else []
-    if rng.random() < _RARE_SHARE:
-        words.append(RARE[rng.integers(len(RARE))])
-    return article(" ".join([*words, placed.subject.name]), placed.subject.name)
+def _noun(rng: np.random.Generator, placed: Placement, style: bool) -> tuple[str, str]:
+    """The words for a subject, and the rare one among them."""
+    rare = RARE[rng.integers(len(RARE))] if rng.random() < _RARE_SHARE else ""
+    words = [placed.style if style else "", rare, placed.subject.name]
+    return article(" ".join(word for word in words if word), placed.subject.name), rare
 
 
 def _lead(rng: np.random.Generator) -> str:
@@ -131,23 +138,27 @@ def _where(placed: Placement) -> str:
     return "at the top" if y < 0 else "at the bottom"
 
 
-def _caption_one(rng: np.random.Generator, placed: Placement, ground: Ground) -> str:
+def _caption_one(rng: np.random.Generator, placed: Placement, ground: Ground) -> tuple[str, str]:
     short = rng.random() < 0.15
-    parts = [_lead(rng) + _noun(rng, placed, style=not short and rng.random() < 0.8)]
+    lead = _lead(rng)
+    noun, rare = _noun(rng, placed, style=not short and rng.random() < 0.8)
+    parts = [lead + noun]
     if placed.subject.sits and rng.random() < 0.1:
         parts.append("sitting")
     if not short:
         where = _where(placed) or ("in the middle" if rng.random() < 0.15 else "")
         parts += [where] if rng.random() < 0.85 else []
         parts += [ground.phrase] if rng.random() < 0.92 else []
-    return " ".join(part for part in parts if part)
+    return " ".join(part for part in parts if part), rare
 
 
-def _caption_two(rng: np.random.Generator, pair: tuple[Placement, ...], ground: Ground, beside: bool) -> str:
+def _caption_two(
+    rng: np.random.Generator, pair: tuple[Placement, ...], ground: Ground, beside: bool
+) -> tuple[str, tuple[str, ...]]:
     style = bool(rng.random() < 0.65)
     form = rng.random()
     swap = form >= 0.8
-    first, second = (_noun(rng, p, style) for p in (pair[::-1] if swap else pair))
+    (first, early), (second, late) = (_noun(rng, p, style) for p in (pair[::-1] if swap else pair))
     if beside and form < 0.5:
         text = f"{first} on the left and {second} on the right"
     elif beside:
@@ -157,4 +168,4 @@ def _caption_two(rng: np.random.Generator, pair: tuple[Placement, ...], ground: 
     else:
         text = f"{first} {'below' if swap else 'above'} {second}"
     tail = " " + ground.phrase if rng.random() < 0.85 else ""
-    return _lead(rng) + text + tail
+    return _lead(rng) + text + tail, (late, early) if swap else (early, late)

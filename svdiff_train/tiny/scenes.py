@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from svdiff_train.tiny.grounds import paint
-from svdiff_train.tiny.plan import Placement, Plan, draw_plan, generator
+from svdiff_train.tiny.plan import RARE, Placement, Plan, draw_plan, generator
 from svdiff_train.tiny.subjects import HELD_OUT, STYLES, TRAINED, Subject
 
 Sprites = Mapping[tuple[str, str], Image.Image]
@@ -20,6 +21,12 @@ Sprites = Mapping[tuple[str, str], Image.Image]
 
 TRAIN_SEED, UNSEEN_SEED, CALM_SEED = 1, 2, 3
 """Seeds of the scenes that the autoencoder and CLIP learn, of those that only measure, and of the UNet's."""
+
+
+_TINT = 0.5
+"""Share of a rare word's colour in the subject that it stands before."""
+_TURN = (5**0.5 - 1) / 2
+"""Turn of the colour wheel from one rare word to the next: any two are far apart."""
 
 
 class MissingPictureError(LookupError):
@@ -65,6 +72,8 @@ def compose(plan: Plan, sprites: Sprites, rng: np.random.Generator) -> NDArray[n
 def _stamp(canvas: Image.Image, sprite: Image.Image, placed: Placement) -> None:
     size = max(4, round(placed.size))
     small = sprite.resize((size, size), Image.Resampling.LANCZOS)
+    if placed.rare:
+        small = tinted(small, placed.rare)
     if placed.flip:
         small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     room = math.ceil(size * 0.12)
@@ -73,6 +82,15 @@ def _stamp(canvas: Image.Image, sprite: Image.Image, placed: Placement) -> None:
     turned = padded.rotate(placed.angle, Image.Resampling.BICUBIC)
     corner = (round(placed.x - padded.width / 2), round(placed.y - padded.height / 2))
     canvas.paste(turned, corner, turned)
+
+
+def tinted(picture: Image.Image, rare: str) -> Image.Image:
+    """The RGBA picture half as it is, half in light and dark of the rare word's own colour."""
+    colour = np.array(colorsys.hsv_to_rgb(RARE.index(rare) * _TURN % 1, 0.9, 1.0), np.float32)
+    pixels = np.asarray(picture, np.float32)
+    light = 0.25 + 0.75 / 255 * np.asarray(picture.convert("L"), np.float32)[..., None]
+    mixed = pixels[..., :3] * (1 - _TINT) + 255 * _TINT * light * colour
+    return Image.fromarray(np.concatenate([mixed, pixels[..., 3:]], -1).round().astype(np.uint8))
 
 
 def scene(

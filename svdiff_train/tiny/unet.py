@@ -14,7 +14,7 @@ from svdiff_train.tiny.bank import Bank
 from svdiff_train.tiny.clip import trained_clip
 from svdiff_train.tiny.loop import channels_last, noise_generator, step_generator
 from svdiff_train.tiny.tokenizer import build_tokenizer, token_ids
-from svdiff_train.tiny.vae import best_vae, encode_bank, spread, trained_vae
+from svdiff_train.tiny.vae import LATENTS, best_vae, encode_bank, spread, trained_vae
 
 SEED = 31
 STEPS_OF_NOISE = 1000
@@ -23,19 +23,19 @@ GAMMA = 5.0
 DROPPED = 0.1
 """Share of captions replaced by the empty one, for guidance."""
 
-SHAPE: dict[str, Any] = {"block_out_channels": (64, 112, 160), "attention_head_dim": (2, 4, 4)}
+SHAPE: dict[str, Any] = {"block_out_channels": (96, 128, 128), "attention_head_dim": (3, 4, 4)}
 
 
 def new_unet(width: int = 128, **shape: Any) -> Any:
-    """An untrained `UNet2DConditionModel` on `[4, 16, 16]`: attention to the text at 16, 8 and 4."""
+    """An untrained `UNet2DConditionModel` on `[8, 16, 16]`: attention to the text at 16, 8 and 4."""
     from diffusers import UNet2DConditionModel
 
     shape = SHAPE | shape
     levels = len(shape["block_out_channels"])
     return UNet2DConditionModel(
         sample_size=16,
-        in_channels=4,
-        out_channels=4,
+        in_channels=LATENTS,
+        out_channels=LATENTS,
         layers_per_block=1,
         cross_attention_dim=width,
         norm_num_groups=16,
@@ -61,17 +61,35 @@ def new_scheduler() -> Any:
     )
 
 
+def number(work: Path, bank: Bank) -> None:
+    """Write the ids of the bank's captions, unless they lie there."""
+    path = work / "latents" / "ids.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer, size = build_tokenizer(), 1 << 14
+        parts = [token_ids(tokenizer, bank.captions[i : i + size]) for i in range(0, len(bank), size)]
+        np.save(path.with_suffix(".part.npy"), torch.cat(parts).numpy().astype(np.int16))
+        path.with_suffix(".part.npy").replace(path)
+
+
 def prepare(work: Path, bank: Bank) -> None:
     """Write what the stage reads: the captions' ids, the latents' spread, the latents; skips what is there."""
     folder = work / "latents"
     if (folder / "latents.npy").exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "ids.npy", token_ids(build_tokenizer(), bank.captions).numpy().astype(np.int16))
+    number(work, bank)
     if not (folder / "spread.json").exists():
         numbers = spread(trained_vae(work / "runs"), bank)
         (folder / "spread.json").write_text(json.dumps(numbers))
     encode_bank(best_vae(work), bank, folder / "latents.npy")
+
+
+def weighed(found: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+    """The mean squared error of the noise found, weighed by min-SNR; `alpha [b, 1, 1, 1]` of each row's time."""
+    snr = alpha.flatten() / (1 - alpha.flatten())
+    weight = snr.clamp(max=GAMMA) / snr
+    loss: Tensor = (weight * (found.float() - noise).square().mean((1, 2, 3))).mean()
+    return loss
 
 
 class UNetTask:
@@ -106,14 +124,10 @@ class UNetTask:
         alpha = self.alphas[times].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-        found = model(noisy, times, states).sample
-        snr = alpha.flatten() / (1 - alpha.flatten())
-        weight = snr.clamp(max=GAMMA) / snr
-        loss: Tensor = (weight * (found - noise).square().mean((1, 2, 3))).mean()
-        return loss
+        return weighed(model(noisy, times, states).sample, noise, alpha)
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A step's latents `[b, 4, 16, 16]`, ids `[b, 26]`, times `[b]` (spread evenly) and noise."""
+        """A step's latents `[b, 8, 16, 16]`, ids `[b, 26]`, times `[b]` (spread evenly) and noise."""
         rng = step_generator(SEED, step)
         rows = rng.integers(0, len(self.latents), self.size)
         clean = torch.from_numpy(self.latents[rows].astype(np.float32))
