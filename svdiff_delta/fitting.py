@@ -16,6 +16,9 @@ from .layout import variants
 from .prepare import Prepared, Progress, Weights, difference, fit, prepare
 from .repository import cached_revisions, parse_reference
 
+EMBEDDED: Final = "tiny"
+"""What deltas call the base that ships with the package; it has no revisions, but another version may ship another."""
+
 SHOWN: Final = 3
 """How many parameters an error names."""
 
@@ -129,6 +132,11 @@ def _advice(weights: Weights, delta: Delta) -> str:
     said = delta.metadata.base
     if not isinstance(weights, Base):
         return "name its base with `base=` if the model was cast or fused, else load the model the delta was made for"
+    if said.repository == weights.repository == EMBEDDED:
+        return (
+            "the embedded base changed in this version: train the delta anew, or use it with the version of svdiff-delta "
+            "that it was made with"
+        )
     if said.repository and weights.repository != said.repository:
         made_for = said.repository + (f"@{said.revision}" if said.revision else "")
         return f"name the base that the delta was made for, by its own words {made_for}"

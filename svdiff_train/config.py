@@ -20,6 +20,9 @@ Crop = Literal["center", "random"]
 RATES: Final[Mapping[str, float]] = {"svdiff": 1e-3, "full": 5e-6, "lora": 1e-4, "kv": 1e-5}
 """The learning rate of each method where none is given: the paper's, and what diffusers' own examples take for LoRA."""
 
+RATE_1D: Final = 1e-6
+"""The learning rate of δ on norm weights where none is given: the author's."""
+
 BATCH_SIZES: Final[Mapping[str, int]] = {"svdiff": 1, "full": 1, "lora": 1, "kv": 2}
 """The batch of each method where none is given: Custom Diffusion's is 2."""
 
@@ -46,8 +49,9 @@ class TrainConfig:
         accumulate: batches whose gradients make one step.
         processes: how many share out a step; None takes those that were started. Fewer, whose number divides it, do the
             work of all: one process repeats a run of two.
-        learning_rate: of δ on singular values, or of whatever else is trained; None takes the method's own.
-        learning_rate_1d: of δ on norm weights.
+        learning_rate: of δ on singular values, or of whatever else is trained; None takes what the base's card names
+            (`advice`), else the method's own.
+        learning_rate_1d: of δ on norm weights; None as above.
         schedule: how the learning rate goes, by diffusers' names: "constant", "linear", "cosine", …
         schedule_steps: the steps it is planned for; None takes `steps`. A run that may be prolonged says more.
         warmup: steps in which it rises from zero.
@@ -90,7 +94,7 @@ class TrainConfig:
     accumulate: int = 1
     processes: int | None = None
     learning_rate: float | None = None
-    learning_rate_1d: float = 1e-6
+    learning_rate_1d: float | None = None
     schedule: str = "constant"
     schedule_steps: int | None = None
     warmup: int = 0
@@ -232,6 +236,11 @@ class TrainConfig:
         """The steps that the schedule is planned for."""
         return self.schedule_steps or self.steps
 
+    @property
+    def rate_1d(self) -> float:
+        """The learning rate of norm weights."""
+        return RATE_1D if self.learning_rate_1d is None else self.learning_rate_1d
+
     def find_token(self) -> str | None:
         """Return the token of the only concept; None if nothing says which it is.
 
@@ -248,7 +257,7 @@ class TrainConfig:
 
         Of concepts it says how they are called, never where their pictures are; `from_facts` takes them with `images`.
         """
-        filled = replace(self, batch_size=self.batch, learning_rate=self.rate)
+        filled = replace(self, batch_size=self.batch, learning_rate=self.rate, learning_rate_1d=self.rate_1d)
         values = asdict(filled)
         kept = {name: values[name] for name in ALWAYS}
         kept |= {name: value for name, value in values.items() if name in DEFAULTS and value != DEFAULTS[name]}

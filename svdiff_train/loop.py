@@ -17,8 +17,10 @@ from svdiff_delta.choice import choose_kinds
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import TrainError
 
+from .advice import rate_lines, settle
 from .config import TrainConfig
 from .enough import FEWER, FILLED, PARTLY, SMALLER_BASE, enough_memory, smaller_model, smaller_step
+from .familiar import unfamiliar_lines
 from .methods import METHODS, Job, Result, TrainedDelta
 from .opening import Opened, open_run
 from .pipelines import weights_digest
@@ -131,6 +133,7 @@ def train(
             `unmix_weight` is not 0, a state is of another run, there is not enough memory, or the loss is not finite.
         OutputError: something cannot be kept.
     """
+    config = settle(config, base)
     watch, factor = watch or Watch(), rate_factor(config)
     accelerate = accelerator(
         mixed_precision="no",  # autocast knows the method and needs no global state
@@ -142,7 +145,7 @@ def train(
         config = shared(config, crew)
         with enough_memory("while loading the model", smaller_model(config, SMALLER_BASE)):
             opened = open_run(base, images, config, accelerate.device, skip_bad=skip_bad)
-        _tell_start(watch, opened)
+        _tell_start(watch, base, opened)
         identity = {"pictures": opened.digest(), "base": weights_digest(opened.family.pipeline)}
         with enough_memory("while painting pictures of the class", smaller_model(config, FILLED)):
             classes = opened.classes(base, class_folder, watch.class_images, crew)
@@ -163,12 +166,12 @@ def train(
         return run.go(watch, keeping, validation)
 
 
-def _tell_start(watch: Watch, opened: Opened) -> None:
+def _tell_start(watch: Watch, base: Base, opened: Opened) -> None:
     """Say what a person should know before the first step."""
     config = opened.config
     if watch.say is None:
         return
-    for line in [*unused(), *opened.lines()]:
+    for line in (*unused(), *opened.lines(), *unfamiliar_lines(base, opened), *rate_lines(config, base)):
         watch.say(line)
     if config.processes not in (None, 1):
         pictures = config.processes * config.accumulate * config.batch
@@ -180,10 +183,16 @@ def plan(base: Base, images: Path | None, config: TrainConfig, *, skip_bad: bool
 
     Arguments and errors are those of `train`.
     """
+    config = settle(config, base)
     rate_factor(config)
     opened = open_run(base, images, config, torch.device("cpu"), skip_bad=skip_bad)
     weights = len(choose_kinds(base, opened.selectors))
-    return {**config.facts(), **opened.facts(), "weights": weights, "pictures": [*opened.lines()]}
+    return {
+        **config.facts(),
+        **opened.facts(),
+        "weights": weights,
+        "pictures": [*opened.lines(), *unfamiliar_lines(base, opened)],
+    }
 
 
 @contextmanager

@@ -91,9 +91,9 @@ SETTINGS = (
         "learning_rate",
         float,
         "Of shifts of singular values, or of what the method trains.",
-        "0.001; of full 5e-06, of lora 0.0001, of kv 1e-05",
+        "what the base's card names, of tiny 0.02; else 0.001; of full 5e-06, of lora 0.0001, of kv 1e-05",
     ),
-    Setting("learning_rate_1d", float, "Of shifts of norm weights.", "1e-06"),
+    Setting("learning_rate_1d", float, "Of shifts of norm weights.", "as above, of tiny 0.004; else 1e-06"),
     Setting("schedule", str, "How the rate goes: constant, linear, cosine, …", "constant"),
     Setting(
         "schedule_steps",
@@ -324,9 +324,11 @@ class _Command:
 
     def run(self, base: str, images: Path | None, config: TrainConfig) -> None:
         """Train, write the result and its run file, and say so."""
+        from svdiff_train.advice import settle
         from svdiff_train.loop import plan, train
 
         model = open_reference(base)
+        config = settle(config, model)
         if self.dry_run:
             if first_process():
                 self.tell(plan(model, images, config, skip_bad=self.skip_bad))

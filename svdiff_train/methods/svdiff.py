@@ -76,7 +76,7 @@ class TunedShifts:
     def groups(self) -> Sequence[dict[str, Any]]:
         """Return shifts of singular values, and those of norm weights with a rate of their own."""
         groups = []
-        for kind, rate in (("spectral", self.config.rate), ("elementwise", self.config.learning_rate_1d)):
+        for kind, rate in (("spectral", self.config.rate), ("elementwise", self.config.rate_1d)):
             chosen = [parameter for name, parameter in self.handle.parameters() if self.kinds[name] == kind]
             if chosen:
                 groups.append({"params": chosen, "lr": rate})

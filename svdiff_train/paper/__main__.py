@@ -35,9 +35,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
     parser.add_argument("--minutes", type=float, help="begin no cell after so many minutes")
     parser.add_argument("--only", help="letters of experiments, such as ab")
+    parser.add_argument("--base", help="fingerprint of a former embedded base: report what was measured on it, no more")
     args = parser.parse_args(argv)
-    base = base_digest()
     cells = quick_cells() if args.quick else all_cells()
+    if args.base is not None:
+        print(f"wrote {write_report(args.out, cells, args.base, search_cells())}")
+        return
+    base = base_digest()
     wanted = search_cells() if args.search else cells
     chosen = [cell for cell in wanted if args.only is None or cell.experiment in args.only]
     missing = [cell for cell in chosen if cell.known(args.out, base) is None]

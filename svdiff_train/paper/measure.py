@@ -9,7 +9,7 @@ from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
+from svdiff_train.threads import computing
 
 from .cell import Cell
 from .lab import Lab
@@ -19,13 +19,12 @@ from .sight import Sight
 @cache
 def _room(work: Path) -> tuple[Lab, Sight]:
     """Return this process's lab."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     return Lab(work), Sight()
 
 
 def _run(cell: Cell, work: Path, out: Path, base: str) -> float:
-    return cell.run(*_room(work), out, base)
+    with computing(threads=1):
+        return cell.run(*_room(work), out, base)
 
 
 def measure(

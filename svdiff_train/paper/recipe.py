@@ -26,8 +26,9 @@ RATE_1D: Final = 0.2
 """The learning rate of norm weights, as a part of that of singular values."""
 
 PRIOR: Final = 0.0
-"""λ in Eq. 3. The embedded base's text encoder never saw a rare token and all but ignores it, so a subject and its
-class are one prompt to the UNet: with λ = 1, the paper's, SVDiff does not learn the search's subjects.
+"""λ in Eq. 3. The text encoder of the base that these were searched on, the first embedded one, never saw a rare token
+and all but ignores it, so a subject and its class are one prompt to the UNet: with λ = 1, the paper's, SVDiff does not
+learn the search's subjects.
 """
 
 

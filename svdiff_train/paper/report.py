@@ -12,6 +12,7 @@ from svdiff_delta._atomic import replace_file
 
 from .cell import Cell
 from .claim import Verdict, table
+from .lab import base_digest
 from .plan import trainings
 from .sections.edits import edits
 from .sections.pairs import pairs
@@ -25,6 +26,8 @@ SECTIONS: Final = (singles, pairs, edits, subsets, combined, styles, correlation
 INTRODUCTION: Final = """\
 # The paper's claims on the embedded base
 
+All cells below belong to one base, that with the fingerprint `{base}`: {which}.
+
 SVDiff (Han et al., ICCV 2023) makes its claims on Stable Diffusion. This report trains and measures all of its
 experiments on the embedded base, a Stable Diffusion of 10 million weights that knows 150 emoji, so that anyone can
 repeat them on two CPU cores: `make paper`. What agrees here agrees at this scale; what differs here may hold at the
@@ -34,6 +37,12 @@ every method (i). Pictures are judged by the base's own CLIP and by plain pixels
 A claim *agrees* where the 95 % interval of what was measured lies on its side, *differs* where it lies on the other,
 and is *undecided* where it holds both.
 """
+
+SHIPPED: Final = "the one that ships with this version"
+FORMER: Final = (
+    "a former embedded base, which this version no longer ships (its own: `{shipped}`). Verdicts and recipes hold for "
+    "that one until `make paper` has run again"
+)
 
 
 def write_report(folder: Path, cells: Sequence[Cell], base: str, searched: Sequence[Cell] = ()) -> Path:
@@ -53,7 +62,7 @@ def write_report(folder: Path, cells: Sequence[Cell], base: str, searched: Seque
     counted = Counter(claim.verdict for claim in claims)
     verdicts = ", ".join(f"{counted[verdict]} {verdict}" for verdict in get_args(Verdict) if counted[verdict])
     lines = [
-        INTRODUCTION,
+        INTRODUCTION.format(base=base, which=_which(base)),
         f"{measured} of {len(cells)} cells are measured ({trainings(cells)} trainings in all).",
         f"Of {len(claims)} claims: {verdicts}.",
         "",
@@ -69,3 +78,9 @@ def write_report(folder: Path, cells: Sequence[Cell], base: str, searched: Seque
         text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines).rstrip())  # one empty line after a text, whoever adds it
         stream.write(f"{text}\n".encode())
     return path
+
+
+def _which(base: str) -> str:
+    """Return what the report says of the base that its cells belong to."""
+    shipped = base_digest()
+    return SHIPPED if base == shipped else FORMER.format(shipped=shipped)

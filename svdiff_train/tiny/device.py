@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,19 @@ from torch import Tensor, nn
 
 from svdiff_train.tiny import clip, unet, vae
 from svdiff_train.tiny.bank import Bank, calm_bank
+from svdiff_train.tiny.graph import mixed
 from svdiff_train.tiny.loop import channels_last
-from svdiff_train.tiny.sprint import mixed
 from svdiff_train.tiny.tokenizer import LENGTH, build_tokenizer, token_ids
 
 BATCH = 512
 """Rows of the UNet's batches."""
 SHAKEN = 0.25
 """The most noise, in spreads, in latents that the decoder is trained on: the UNet's are never as clean."""
+
+
+def model_input(pictures: Tensor) -> Tensor:
+    """Return pictures `[b, 64, 64, 3]` of 0 to 255 as `[b, 3, 64, 64]` of -1 to 1, in channels-last layout."""
+    return (pictures.float() / 127.5 - 1).permute(0, 3, 1, 2)
 
 
 class Scenes:
@@ -34,11 +38,11 @@ class Scenes:
         return len(self.pictures)
 
     def some(self, rows: Tensor) -> Tensor:
-        """Pictures as a model's input, `[b, 3, 64, 64]` of -1 to 1, in channels-last layout."""
-        return (self.pictures[rows].float() / 127.5 - 1).permute(0, 3, 1, 2)
+        """Return pictures as a model's input `[b, 3, 64, 64]`."""
+        return model_input(self.pictures[rows])
 
     def draw(self, size: int) -> Tensor:
-        """Rows by chance."""
+        """Return rows by chance."""
         return torch.randint(len(self), (size,), device=self.device)
 
 
@@ -47,27 +51,28 @@ class VaeStage:
 
     name, seed = "vae", vae.SEED
 
-    def __init__(self, train: Bank, unseen: Bank, device: torch.device, size: int = 128) -> None:
+    def __init__(self, train: Bank, unseen: Bank, device: torch.device, size: int = 64) -> None:
         self.device, self.size, self.unseen = device, size, unseen
         self.scenes = Scenes(train, device)
 
     def model(self) -> nn.Module:
-        """The autoencoder within `Reconstruct`."""
+        """Return the autoencoder within `Reconstruct`."""
         torch.manual_seed(self.seed)
         model: nn.Module = channels_last(vae.Reconstruct(vae.new_vae()))
         return model
 
     def loss(self, model: nn.Module) -> Tensor:
-        """Errors of one batch of scenes."""
+        """Return the errors of one batch of scenes."""
         pictures = self.scenes.some(self.scenes.draw(self.size))
         noise = torch.randn(self.size, vae.LATENTS, 16, 16, device=self.device)
         with mixed(self.device):
             made, kl = model(pictures, noise)
-        return vae.pixel_loss(made.float(), pictures) + vae.KL_WEIGHT * kl
+        loss: Tensor = vae.pixel_loss(made.float(), pictures) + vae.KL_WEIGHT * kl
+        return loss
 
     @torch.no_grad()
     def measure(self, model: nn.Module, step: int) -> dict[str, float]:  # noqa: ARG002
-        """Mean PSNR in decibels on 256 unseen scenes."""
+        """Return the mean PSNR in decibels on 256 unseen scenes."""
         found = vae.psnr(model.vae, self.unseen.pictures[:256])
         return {"psnr": round(float(found.mean()), 3)}
 
@@ -77,21 +82,21 @@ class DecoderStage(VaeStage):
 
     name = "decoder"
 
-    def __init__(self, train: Bank, unseen: Bank, device: torch.device, runs: Path, size: int = 128) -> None:
+    def __init__(self, train: Bank, unseen: Bank, device: torch.device, runs: Path, size: int = 64) -> None:
         super().__init__(train, unseen, device, size)
         self.runs = runs
         spread = vae.spread(vae.trained_vae(runs).to(device), unseen, 1024)
         self.std = torch.tensor(spread["std"], device=device).view(1, -1, 1, 1)
 
     def model(self) -> nn.Module:
-        """The trained autoencoder, only its decoder open to change."""
+        """Return the trained autoencoder, only its decoder open to change."""
         found = vae.trained_vae(self.runs)
         for part in (found.decoder, found.post_quant_conv):
             part.requires_grad_(True)
         return vae.Reconstruct(found)
 
     def loss(self, model: nn.Module) -> Tensor:
-        """Errors of one batch, half of it from latents with noise."""
+        """Return the errors of one batch, half of it from latents with noise."""
         parts: Any = model.vae
         pictures = self.scenes.some(self.scenes.draw(self.size))
         share = (torch.rand(self.size, 1, 1, 1, device=self.device) * 2 - 1).clamp(min=0)
@@ -117,13 +122,14 @@ class ClipStage:
         self.pairs = torch.from_numpy(np.flatnonzero(train.layout[:, 1, 0] >= 0)).to(device)
 
     def model(self) -> nn.Module:
-        """The untrained CLIP."""
+        """Return the untrained CLIP."""
         torch.manual_seed(self.seed)
         model: nn.Module = clip.new_clip(self.tokenizer)
         return model
 
     def loss(self, model: nn.Module) -> Tensor:
-        """Caption contrast of `size` scenes plus naming of single scenes and of `cut` crops."""
+        """Return the contrast of `size` scenes with captions, and the naming of single ones and of `cut` crops."""
+        parts: Any = model
         rows = self.scenes.draw(self.size)
         whole = self.scenes.some(rows)
         cut, named_cut = self._cut()
@@ -132,7 +138,7 @@ class ClipStage:
             seen = clip.image_features(model, self._roughened(torch.cat([whole, cut])))
             told, states = clip.text_states(model, torch.cat([ids, self.names]))
         named = torch.cat([torch.where(layout[:, 1, 0] < 0, layout[:, 0, 0], -100), named_cut])
-        loss = clip.contrasted(model.logit_scale, seen.float(), told.float(), ids, named)
+        loss = clip.contrasted(parts.logit_scale, seen.float(), told.float(), ids, named)
         return loss + clip.TOLD_WEIGHT * clip.told_apart(model, states[: self.size], ids)
 
     def _uniform(self, low: float, high: float, *shape: int) -> Tensor:
@@ -152,7 +158,7 @@ class ClipStage:
         return clip.roughened(pictures, share, self._uniform(0, 0.08, n), self._uniform(0.9, 1.1, n), noise)
 
     def measure(self, model: nn.Module, step: int) -> dict[str, float]:  # noqa: ARG002
-        """Shares of unseen scenes named rightly, and how far apart the states of rare words stand."""
+        """Return shares of unseen scenes named rightly, and how far apart the states of rare words stand."""
         return clip.named_rightly(model, self.unseen, self.names) | {"rare": rare_distance(model, self.tokenizer)}
 
 
@@ -170,33 +176,37 @@ class UNetStage:
         self.alphas = unet.new_scheduler().alphas_cumprod.to(device)
         self.order = torch.arange(size, device=device)
 
-    @torch.no_grad()
     def fill(self) -> None:
-        """Encode the bank: its pictures with the autoencoder, its captions, and the empty one, with the text tower."""
-        runs, tokenizer = self.work / "runs", build_tokenizer()
-        text = clip.trained_clip(runs, tokenizer).text_model.to(self.device)
+        """Encode the bank: captions, and the empty one, with the text tower; pictures with the autoencoder."""
+        self._fill_states()
+        self._fill_latents(calm_bank(self.work), 2048 if self.device.type == "cuda" else 64)
+
+    @torch.no_grad()
+    def _fill_states(self) -> None:
+        tokenizer = build_tokenizer()
+        text = clip.trained_clip(self.work / "runs", tokenizer).text_model.to(self.device)
         ids = torch.from_numpy(np.load(self.work / "latents" / "ids.npy").astype(np.int64))[: self.count]
         ids = torch.cat([ids, token_ids(tokenizer, [""])]).to(self.device)
         for part, rows in zip(self.states.split(4096), ids.split(4096), strict=True):
             part.copy_(text(input_ids=rows).last_hidden_state)
-        bank, size = calm_bank(self.work), 2048 if self.device.type == "cuda" else 64
-        spread = self.work / "latents" / "spread.json"
-        if not spread.exists():
-            spread.write_text(json.dumps(vae.spread(vae.trained_vae(runs).to(self.device), bank)))
+
+    @torch.no_grad()
+    def _fill_latents(self, bank: Bank, size: int) -> None:
+        unet.measure_spread(self.work, bank, self.device)
         encoder = vae.best_vae(self.work).to(self.device)
         for start in range(0, self.count, size):
-            pictures = torch.from_numpy(np.array(bank.pictures[start : min(start + size, self.count)])).to(self.device)
-            given = (pictures.float() / 127.5 - 1).permute(0, 3, 1, 2)
+            rows = np.array(bank.pictures[start : min(start + size, self.count)])
+            given = model_input(torch.from_numpy(rows).to(self.device))
             self.latents[start : start + size] = encoder.encode(given).latent_dist.mode()
 
     def model(self) -> nn.Module:
-        """The untrained UNet."""
+        """Return the untrained UNet."""
         torch.manual_seed(self.seed)
         model: nn.Module = channels_last(unet.new_unet(self.width))
         return model
 
     def loss(self, model: nn.Module) -> Tensor:
-        """The weighted squared error of one batch, its times spread evenly."""
+        """Return the weighted squared error of one batch, its times spread evenly."""
         rows = torch.randint(self.count, (self.size,), device=self.device)
         dropped = torch.rand(self.size, device=self.device) < unet.DROPPED
         states = self.states[torch.where(dropped, self.count, rows)]
@@ -211,13 +221,13 @@ class UNetStage:
         return unet.weighed(found, noise, alpha)
 
     def measure(self, model: nn.Module, step: int) -> dict[str, float]:
-        """The judge's figures for the averaged UNet."""
+        """Return the judge's figures for the averaged UNet."""
         return dict(self.judge(model, step)) if self.judge else {}
 
 
 @torch.no_grad()
 def rare_distance(model: Any, tokenizer: Any, words: Sequence[str] = ("sks", "v1", "v2", "zwx")) -> float:
-    """The mean distance of the states of "a photo of a `word` cat" from each other, as a share of their length."""
+    """Return the mean distance of the states of rare words before a cat from each other, as a share of their length."""
     ids = token_ids(tokenizer, [f"a photo of a {word} cat" for word in words]).to(model.device)
     states = model.text_model(input_ids=ids).last_hidden_state[:, 5]
     away = torch.cdist(states, states)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,6 +77,31 @@ def channels_last(model: nn.Module) -> Any:
     return anything.to(memory_format=torch.channels_last)
 
 
+def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return AdamW's groups of what is open to change: filters and matrices decay; norms, biases, embeddings do not."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in named if p.ndim > 1 and "embed" not in name]
+    others = [p for name, p in named if p.ndim <= 1 or "embed" in name]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint beside the old one, then put it in its place."""
+    part = path.with_suffix(".part")
+    torch.save(dict(state), part)
+    part.replace(path)
+
+
+def write_row(log: Path, step: int, seconds: float, row: Mapping[str, Any]) -> None:
+    """Add one line of JSON to a stage's log."""
+    with log.open("a") as file:
+        file.write(json.dumps({"step": step, "hours": round(seconds / 3600, 4), **row}) + "\n")
+
+
 class Run:
     """A stage in progress: weights, their average, the optimizer and the step, kept in one file."""
 
@@ -108,13 +133,7 @@ class Run:
         return self.folder / f"{self.task.name}.stable.pt"
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-        decayed = [p for n, p in named if p.ndim > 1 and "embed" not in n]
-        others = [p for n, p in named if p.ndim <= 1 or "embed" in n]
-        groups: list[dict[str, Any]] = [
-            {"params": decayed, "weight_decay": self.recipe.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
+        groups = optimizer_groups(self.model, self.recipe.weight_decay)
         return torch.optim.AdamW(groups, lr=self.recipe.rate, betas=self.recipe.betas, fused=True)
 
     def _load(self) -> None:
@@ -146,15 +165,11 @@ class Run:
             "seconds": self.seconds,
             "target": self.recipe.steps,
         }
-        part = path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(path)
+        write_checkpoint(path, state)
 
     def log(self, row: dict[str, Any]) -> None:
         """One line of JSON in the stage's log."""
-        row = {"step": self.step, "hours": round(self.seconds / 3600, 4), **row}
-        with (self.folder / f"{self.task.name}.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        write_row(self.folder / f"{self.task.name}.jsonl", self.step, self.seconds, row)
 
     def advance(self) -> float:
         """One optimizer step and one step of the average; returns the loss."""

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from svdiff_train.threads import computing
+
 
 class Shared(Protocol):
     """A task whose batch can be split."""
@@ -97,21 +99,20 @@ def _serve(
 ) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    task = make()
-    model = task.model()
-    weights = [p for p in model.parameters() if p.requires_grad]
-    for weight, view in zip(weights, _views(values, weights), strict=True):
-        weight.data = view
-    sums = _views(grads, weights)
-    done.release()
-    while os.getppid() == parent:
-        if not go.acquire(timeout=_PATIENCE):
-            continue
-        if step.value == _STOP:
-            return
-        loss = task.part_loss(model, step.value, 1, 2)
-        found = torch.autograd.grad(loss, weights)
-        torch._foreach_copy_(sums, list(found))
+    with computing(threads=1):
+        task = make()
+        model = task.model()
+        weights = [p for p in model.parameters() if p.requires_grad]
+        for weight, view in zip(weights, _views(values, weights), strict=True):
+            weight.data = view
+        sums = _views(grads, weights)
         done.release()
+        while os.getppid() == parent:
+            if not go.acquire(timeout=_PATIENCE):
+                continue
+            if step.value == _STOP:
+                return
+            loss = task.part_loss(model, step.value, 1, 2)
+            found = torch.autograd.grad(loss, weights)
+            torch._foreach_copy_(sums, list(found))
+            done.release()

@@ -78,10 +78,15 @@ def prepare(work: Path, bank: Bank) -> None:
     if (folder / "latents.npy").exists():
         return
     number(work, bank)
-    if not (folder / "spread.json").exists():
-        numbers = spread(trained_vae(work / "runs"), bank)
-        (folder / "spread.json").write_text(json.dumps(numbers))
+    measure_spread(work, bank)
     encode_bank(best_vae(work), bank, folder / "latents.npy")
+
+
+def measure_spread(work: Path, bank: Bank, device: torch.device | None = None) -> None:
+    """Write the latents' mean and spread over the bank, unless they lie there."""
+    path = work / "latents" / "spread.json"
+    if not path.exists():
+        path.write_text(json.dumps(spread(trained_vae(work / "runs").to(device or "cpu"), bank)))
 
 
 def weighed(found: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:

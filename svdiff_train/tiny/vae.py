@@ -89,7 +89,8 @@ class VaeTask:
         pictures = _tensor(self.train.pictures[rows])
         noise = torch.randn(self.size, LATENTS, 16, 16, generator=noise_generator(rng))
         made, kl = model(pictures, noise)
-        return pixel_loss(made, pictures) + KL_WEIGHT * kl
+        loss: Tensor = pixel_loss(made, pictures) + KL_WEIGHT * kl
+        return loss
 
     @torch.no_grad()
     def measure(self, model: nn.Module, step: int) -> dict[str, float]:  # noqa: ARG002
