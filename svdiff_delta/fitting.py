@@ -134,8 +134,8 @@ def _advice(weights: Weights, delta: Delta) -> str:
         return "name its base with `base=` if the model was cast or fused, else load the model the delta was made for"
     if said.repository == weights.repository == EMBEDDED:
         return (
-            "the embedded base changed in this version: train the delta anew, or use it with the version of svdiff-delta "
-            "that it was made with"
+            "the embedded base changed in this version: train the delta anew, or use it with the version of "
+            "svdiff-delta that made it"
         )
     if said.repository and weights.repository != said.repository:
         made_for = said.repository + (f"@{said.revision}" if said.revision else "")

@@ -91,9 +91,9 @@ SETTINGS = (
         "learning_rate",
         float,
         "Of shifts of singular values, or of what the method trains.",
-        "what the base's card names, of tiny 0.02; else 0.001; of full 5e-06, of lora 0.0001, of kv 1e-05",
+        "0.001; of full 5e-06, of lora 0.0001, of kv 1e-05; on tiny 0.02, as its card names",
     ),
-    Setting("learning_rate_1d", float, "Of shifts of norm weights.", "as above, of tiny 0.004; else 1e-06"),
+    Setting("learning_rate_1d", float, "Of shifts of norm weights.", "1e-06; on tiny 0.004"),
     Setting("schedule", str, "How the rate goes: constant, linear, cosine, …", "constant"),
     Setting(
         "schedule_steps",

@@ -56,9 +56,11 @@ def trained_unet(runs: Path, width: int = 128, **shape: Any) -> Any:
     return channels_last(unet.eval().requires_grad_(False))
 
 
-def draw(pipe: Any, prompts: Sequence[str], seed: int = 0, steps: int = 30, guidance: float = 4.0) -> NDArray[np.uint8]:
-    """Pictures `[n, 64, 64, 3]` of `prompts`; picture i starts from noise seeded `seed + i`."""
-    made, size = [], 20 if pipe.device.type == "cpu" else 150
+def draw(
+    pipe: Any, prompts: Sequence[str], seed: int = 0, steps: int = 30, guidance: float = 4.0, size: int | None = None
+) -> NDArray[np.uint8]:
+    """Pictures `[n, 64, 64, 3]` of `prompts`, `size` at once; picture i starts from noise seeded `seed + i`."""
+    made, size = [], size or (20 if pipe.device.type == "cpu" else 150)
     for start in range(0, len(prompts), size):
         texts = list(prompts[start : start + size])
         seeds = [torch.Generator().manual_seed(seed + start + i) for i in range(len(texts))]

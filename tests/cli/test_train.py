@@ -12,8 +12,9 @@ from support.commands import Outcome, svdiff
 
 from svdiff_cli.train import SETTINGS
 from svdiff_delta import load
-from svdiff_train.config import RATES, TrainConfig
-from svdiff_train.tiny import pictures_path
+from svdiff_train.advice import advice_of
+from svdiff_train.config import RATE_1D, RATES, TrainConfig
+from svdiff_train.tiny import open_tiny, pictures_path
 
 PICTURES = pictures_path("black_cat")
 FEW = ("--select", "unet-ca-kv", "--quiet")
@@ -40,6 +41,10 @@ def test_help_names_the_defaults_that_hold() -> None:
         name: str(default) for name, default in held.items() if name in said
     }
     assert said["learning_rate"].split("; ")[0] == str(RATES["svdiff"])
+    assert said["learning_rate_1d"].split("; ")[0] == str(RATE_1D)
+    advice = advice_of(open_tiny())
+    for name in ("learning_rate", "learning_rate_1d"):
+        assert f"; on tiny {getattr(advice, name):g}" in said[name]
     assert all(f"of {name} {RATES[name]}" in said["learning_rate"] for name in ("full", "lora", "kv"))
 
 

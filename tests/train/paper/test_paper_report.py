@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,17 @@ import pytest
 from PIL import Image
 
 from svdiff_delta._json import canonical_json
+from svdiff_train.paper.__main__ import main
 from svdiff_train.paper.cell import Cell, Measured
 from svdiff_train.paper.experiments.pairs import FASTER, UNMIX
+from svdiff_train.paper.lab import base_digest
 from svdiff_train.paper.plan import all_cells, search_cells
 from svdiff_train.paper.recipe import PRIOR, RATES, Recipe
 from svdiff_train.paper.report import write_report
 from svdiff_train.paper.sections.single import LABELS
 
 BASE = "0" * 16
+REPORTS = Path(__file__).parents[3] / "reports"
 
 
 def numbers_of(cell: Cell) -> dict[str, Any]:
@@ -91,6 +95,42 @@ def test_numbers_of_another_base_are_not_used(tmp_path: Path) -> None:
     for cell in all_cells():
         keep(tmp_path, cell, cell.key("1" * 16))
     assert "0 of " in write_report(tmp_path, all_cells(), BASE).read_text("utf-8")
+
+
+def head(text: str) -> str:
+    """The report's first lines."""
+    return " ".join(text.splitlines()[:5])
+
+
+def test_the_first_lines_say_which_base_the_cells_belong_to(tmp_path: Path) -> None:
+    own = head(write_report(tmp_path, all_cells(), base_digest()).read_text("utf-8"))
+    assert f"`{base_digest()}`: the one that ships with this version" in own
+    other = head(write_report(tmp_path, all_cells(), BASE).read_text("utf-8"))
+    assert f"`{BASE}`: a former embedded base" in other
+    assert f"its own: `{base_digest()}`" in other
+
+
+def test_cells_of_two_bases_are_never_in_one_report(tmp_path: Path) -> None:
+    cells = all_cells()
+    for index, cell in enumerate(cells):
+        keep(tmp_path, cell, cell.key(BASE if index % 2 else base_digest()))
+    for base, count in ((BASE, len(cells) // 2), (base_digest(), len(cells) - len(cells) // 2)):
+        text = write_report(tmp_path, cells, base).read_text("utf-8")
+        assert f"{count} of {len(cells)} cells are measured" in text
+
+
+def test_the_cells_that_are_kept_and_the_report_that_stands_are_of_one_base(tmp_path: Path) -> None:
+    cells = [json.loads(path.read_bytes())["key"][0] for path in (REPORTS / "cells").rglob("*.json")]
+    assert len(set(cells)) == 1
+    assert f"that with the fingerprint `{cells[0]}`" in head((REPORTS / "paper.md").read_text("utf-8"))
+
+
+def test_a_report_of_a_former_base_measures_nothing(tmp_path: Path) -> None:
+    cell = all_cells()[0]
+    keep(tmp_path, cell, cell.key(BASE))
+    main(["--out", str(tmp_path), "--work", str(tmp_path / "work"), "--base", BASE])
+    assert "1 of " in (tmp_path / "paper.md").read_text("utf-8")
+    assert not (tmp_path / "work").exists()
 
 
 def made(lab: object, sight: object) -> Measured:

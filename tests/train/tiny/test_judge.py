@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from svdiff_train.tiny.adopt import PLAIN
 from svdiff_train.tiny.assemble import draw, pipeline, save_halved, sheet
 from svdiff_train.tiny.clip import new_clip
 from svdiff_train.tiny.judge import Judge, border_colour, correct_among, pair_prompts, single_prompts
@@ -57,7 +59,7 @@ def test_the_parts_make_a_pipeline_that_draws(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
     (tmp_path / "latents").mkdir()
-    (tmp_path / "latents" / "spread.json").write_text('{"mean": [0, 0, 0, 0], "std": [1, 1, 1, 1]}')
+    (tmp_path / "latents" / "spread.json").write_text(json.dumps(PLAIN))
     torch.manual_seed(0)
     torch.save({"average": new_clip(build_tokenizer()).state_dict()}, runs / "clip.pt")
     torch.save({"average": Reconstruct(new_vae()).state_dict()}, runs / "vae.pt")

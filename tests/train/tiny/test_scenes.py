@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from svdiff_train.tiny.bank import build_bank, open_bank
 from svdiff_train.tiny.grounds import COLOURS, PLACES, Ground, paint
 from svdiff_train.tiny.judge import border_colour
-from svdiff_train.tiny.plan import Plan, draw_plan, generator
-from svdiff_train.tiny.scenes import MissingPictureError, Sprites, batch, load_sprites, scene
+from svdiff_train.tiny.plan import RARE, Plan, draw_plan, generator
+from svdiff_train.tiny.scenes import MissingPictureError, Sprites, batch, compose, load_sprites, scene, tinted
 from svdiff_train.tiny.subjects import HELD_OUT, STYLES, TRAINED, Subject, article
 
 from .pictures import write_packages
@@ -116,6 +118,46 @@ def test_calm_scenes_stand_straight() -> None:
 def test_rare_words_come_seldom() -> None:
     share = np.mean([" v1 " in p.caption or "sks" in p.caption for p in plans(2000)])
     assert 0 < share < 0.02
+
+
+def test_a_caption_has_a_rare_word_right_before_the_subject_that_it_tints_and_no_other() -> None:
+    seen = 0
+    for plan in plans(2000):
+        said = [word for word in plan.caption.split() if word in RARE]
+        assert sorted(said) == sorted(p.rare for p in plan.placements if p.rare)
+        for placed in plan.placements:
+            if placed.rare:
+                seen += 1
+                assert f" {placed.rare} {placed.subject.name}" in f" {plan.caption}"
+    assert seen > 50
+
+
+def test_a_rare_word_tints_its_own_subject_alone(sprites: Sprites) -> None:
+    plan = next(p for p in plans(2000) if len(p.placements) == 2 and all(q.style == "glossy" for q in p.placements))
+    left, right = plan.placements
+    plain = replace(plan, placements=(replace(left, rare=""), replace(right, rare="")))
+    marked = replace(plan, placements=(replace(left, rare="sks"), replace(right, rare="")))
+    pictures = [compose(one, sprites, generator(0, 0)).astype(int) for one in (plain, marked)]
+    changed = np.argwhere(np.abs(pictures[0] - pictures[1]).sum(-1) > 0)
+    assert len(changed) > 100
+    reach = left.size / 2 * 1.3
+    assert (np.abs(changed - [left.y, left.x]) <= reach).all()
+
+
+def test_each_rare_word_has_a_colour_far_from_every_other() -> None:
+    grey = Image.new("RGBA", (1, 1), (128, 128, 128, 200))
+    tints = np.array([np.asarray(tinted(grey, word))[0, 0] for word in RARE], float)
+    assert (tints[:, 3] == 200).all(), "what is transparent stays so"
+    away = np.linalg.norm(tints[:, None] - tints[None], axis=-1)
+    assert away[~np.eye(len(RARE), dtype=bool)].min() > 8
+
+
+def test_a_tint_keeps_light_and_dark() -> None:
+    shades = [Image.new("RGBA", (1, 1), (level, level, level, 255)) for level in (20, 120, 220)]
+    for word in ("v1", "sks", "vup"):
+        sums = [int(np.asarray(tinted(shade, word))[0, 0, :3].astype(int).sum()) for shade in shades]
+        assert sums == sorted(sums)
+        assert sums[2] - sums[0] > 150
 
 
 @pytest.mark.parametrize("colour", COLOURS)

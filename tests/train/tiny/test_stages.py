@@ -18,7 +18,7 @@ from svdiff_train.tiny.clip import ClipTask, crops, image_features, new_clip, te
 from svdiff_train.tiny.loop import Recipe, Run, Task
 from svdiff_train.tiny.tokenizer import LENGTH, build_tokenizer, token_ids
 from svdiff_train.tiny.unet import UNetTask, new_unet
-from svdiff_train.tiny.vae import VaeTask, encode_bank, new_vae, psnr, spread, standardize
+from svdiff_train.tiny.vae import LATENTS, VaeTask, encode_bank, new_vae, psnr, spread, standardize
 
 from .pictures import write_packages
 
@@ -118,7 +118,7 @@ def test_two_processes_give_the_gradient_of_one(work: Path, tmp_path: Path) -> N
 def test_the_autoencoder_has_the_latents_it_should(bank: Bank) -> None:
     vae = new_vae(**SMALL_VAE)
     pictures = torch.zeros(2, 3, 64, 64)
-    assert vae.encode(pictures).latent_dist.mode().shape == (2, 4, 16, 16)
+    assert vae.encode(pictures).latent_dist.mode().shape == (2, LATENTS, 16, 16)
     assert psnr(vae, bank.pictures[:3]).shape == (3,)
 
 
