@@ -15,9 +15,7 @@ from .errors import BaseError, BaseMismatchError, DeltaError
 from .layout import variants
 from .prepare import Prepared, Progress, Weights, difference, fit, prepare
 from .repository import cached_revisions, parse_reference
-
-EMBEDDED: Final = "tiny"
-"""What deltas call the base that ships with the package; it has no revisions, but another version may ship another."""
+from .usage import EMBEDDED
 
 SHOWN: Final = 3
 """How many parameters an error names."""
@@ -132,7 +130,7 @@ def _advice(weights: Weights, delta: Delta) -> str:
     said = delta.metadata.base
     if not isinstance(weights, Base):
         return "name its base with `base=` if the model was cast or fused, else load the model the delta was made for"
-    if said.repository == weights.repository == EMBEDDED:
+    if said.repository == weights.repository == EMBEDDED:  # it has no revisions, but versions ship different ones
         return (
             "the embedded base changed in this version: train the delta anew, or use it with the version of "
             "svdiff-delta that made it"

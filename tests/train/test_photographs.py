@@ -19,7 +19,10 @@ def test_a_delta_is_trained_from_photographs() -> None:
     said: list[str] = []
     told: list[Report] = []
     outcome = train(open_tiny(), REAL, config, watch=Watch(say=said.append, step=told.append))
-    assert said == ["3 pictures: 1 at 80x48, 1 at 64x64, 1 at 48x80; 0 with captions"]
+    pictures, unfamiliar, rate = said
+    assert pictures == "3 pictures: 1 at 80x48, 1 at 64x64, 1 at 48x80; 0 with captions"
+    assert unfamiliar.startswith("this base has never seen anything like 3 of 3 pictures: ")
+    assert rate == "learning rate of norm weights 0.004: as the base's card names for it"
     assert all(0 < report.loss < 10 for report in told)
     assert (outcome.delta.metadata.training or {})["images"] == 3
     assert all(outcome.delta[name].any() for name in outcome.delta)
