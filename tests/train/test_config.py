@@ -81,7 +81,7 @@ def test_rate_and_batch_are_the_methods_own() -> None:
 def test_facts_describe_a_run_that_equals_it() -> None:
     config = replace(CONFIG, selectors=("unet-ca",), snr_gamma=5.0, warmup=3, flip=True)
     again = TrainConfig.from_facts({**config.facts(), "images": 5, "resolution": None})
-    assert again == replace(config, batch_size=1, learning_rate=1e-3)
+    assert again == replace(config, batch_size=1, learning_rate=1e-3, learning_rate_1d=1e-6)
 
 
 def test_facts_leave_out_defaults() -> None:
