@@ -1,7 +1,9 @@
-"""The demo: two deltas trained on the embedded base, added, interpolated, baked, loaded again, and painted."""
+"""The demo: two subjects learned on the embedded base, and what can be done with their deltas, on one page."""
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,40 +16,29 @@ from PIL import Image
 
 from svdiff_delta import ops
 from svdiff_delta.bake import bake
-from svdiff_delta.base import Base, open_base
+from svdiff_delta.base import open_base
 from svdiff_delta.cache import BasisCache
+from svdiff_delta.convert import convert
 from svdiff_delta.delta import Delta
 from svdiff_delta.file import load, save
-from svdiff_delta.runtime import attach
+from svdiff_delta.select import select
 
 from .config import TrainConfig
+from .demo_page import INTRO, PROMPTS, SAMPLING, SEEDS, SUBJECTS, TITLE, Painter, Subject, sections
 from .loop import train
+from .page import Section, html_page, png_page
 from .pipelines import load_pipeline
-from .sample import Sampling, generate, sheet
+from .sample import generate
+from .stage import Part
 from .tiny import open_tiny, pictures_path
+from .tuned import open_difference
 from .watch import Watch
 
-ALPHAS: Final = (0.25, 0.5, 0.75)
-SEEDS: Final = (0, 1)
+ALPHAS: Final = (0.75, 0.5, 0.25)
 DTYPES: Final[tuple[Literal["F16", "F32"], ...]] = ("F16", "F32")
-SAMPLING: Final = Sampling(steps=30, guidance=4.0, batch_size=6)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One thing to learn: the folder of its pictures, and what to call it."""
-
-    name: str
-    noun: str
-
-    @property
-    def prompt(self) -> str:
-        """The prompt of its pictures."""
-        return f"a photo of a sks {self.noun}"
-
-
-SUBJECTS: Final = (Subject("black_cat", "cat"), Subject("police_car", "car"))
-PROMPTS: Final = (*(subject.prompt for subject in SUBJECTS), "a photo of a house")
+PART: Final = "unet-ca"
+RANK: Final = 16
+CLASS_IMAGES: Final = 16
 
 
 @dataclass
@@ -61,125 +52,189 @@ class Report:
             of the baked weights.
         beyond_rounding: the same between pictures baked in F16, and pictures baked in F32 whose weights were rounded to
             F16 after loading: what baking in F16 does beside rounding.
-        sheet: where the contact sheet is.
+        page: where the page is.
+        sheet: where the same page is as a picture.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     difference: dict[str, int] = field(default_factory=dict)
     beyond_rounding: int = 0
+    page: Path = Path()
     sheet: Path = Path()
 
 
+def settings(subject: Subject, *, steps: int = 200, seed: int = 0, prior_weight: float = 1.0) -> TrainConfig:
+    """Return how a subject is learned: by the defaults for the embedded base, with prior preservation (λ = 1)."""
+    return TrainConfig(
+        prompt=subject.prompt,
+        class_prompt=subject.class_prompt,
+        class_images=CLASS_IMAGES,
+        prior_weight=prior_weight,
+        steps=steps,
+        seed=seed,
+    )
+
+
 def run_demo(
-    folder: Path, *, steps: int, say: Callable[[str], None], watch: Callable[[str], Watch], seed: int = 0
+    folder: Path,
+    *,
+    steps: int,
+    say: Callable[[str], None],
+    watch: Callable[[str], Watch],
+    seed: int = 0,
+    shown: str = ".",
 ) -> Report:
     """Run the demo and write everything to `folder`.
 
     Args:
         folder: an existing folder.
         steps: training steps per subject.
-        say: called with a line after each step of the demo.
+        say: called with each command before it is done, and with its time after it.
         watch: returns whom to tell about a training, by its label.
         seed: of training.
+        shown: what commands call the folder.
     """
-    report, base, cache = Report(), open_tiny(), BasisCache(folder / "basis")
-    report.sizes["base"] = sum(path.stat().st_size for part in base.components.values() for path in part.files)
-    deltas = {}
+    demo = _Demo(folder, say, shown)
     for subject in SUBJECTS:
-        with _timed(report, say, f"svdiff train ({subject.prompt!r}, {steps} steps)"):
-            deltas[subject.name] = _train(base, subject, folder, steps, seed, cache, watch(subject.name))
-    with _timed(report, say, "svdiff add, interpolate"):
-        deltas |= _combine(deltas, folder)
-    for name in deltas:
-        report.sizes[name] = _file(folder, name).stat().st_size
-    with _timed(report, say, "svdiff generate (attached)"):
-        rows = _paint_attached(base, deltas, cache)
-    _compare_baked(report, say, base, deltas["both"], rows["A + B"], folder, cache)
-    report.sheet = folder / "sheet.png"
-    columns = [prompt for prompt in PROMPTS for _ in SEEDS]
-    sheet(list(rows.items()), columns, zoom=2).save(report.sheet)
-    return report
+        demo.train(subject, settings(subject, steps=steps, seed=seed), watch(subject.name))
+    demo.combine()
+    demo.copy_as_lora()
+    parts = demo.paint()
+    demo.compare_baked()
+    demo.write([*parts, demo.weigh()])
+    return demo.report
 
 
-@contextmanager
-def _timed(report: Report, say: Callable[[str], None], label: str) -> Iterator[None]:
-    begun = time.perf_counter()
-    yield
-    report.seconds[label] = time.perf_counter() - begun
-    say(f"{report.seconds[label]:6.1f} s  {label}")
+class _Demo:
+    """The demo while it runs."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None], shown: str) -> None:
+        self.folder, self.say, self.shown = folder, say, shown
+        self.report, self.base, self.cache = Report(), open_tiny(), BasisCache(folder / "basis")
+        files = (path for part in self.base.components.values() for path in part.files)
+        self.report.sizes["base"] = sum(path.stat().st_size for path in files)
+        self.commands: dict[str, str] = {}
+        self.parts: dict[str, Part] = {}
+        self.attached: list[Image.Image] = []
+
+    def train(self, subject: Subject, config: TrainConfig, watch: Watch) -> None:
+        """Learn a subject, and show a first picture of it."""
+        pictures = self.folder / "pictures" / subject.name
+        shutil.copytree(pictures_path(subject.name), pictures)
+        command = self.command(
+            *("train", "tiny", f"pictures/{subject.name}/", "--prompt", subject.prompt),
+            *("--class-prompt", subject.class_prompt, "--class-images", config.class_images),
+            *("--steps", config.steps, "--seed", config.seed, "-o", _file(subject.name)),
+        )
+        with self._step(subject.name, command):
+            outcome = train(self.base, pictures, config, cache=self.cache, watch=watch)
+            if outcome.interrupted:
+                raise KeyboardInterrupt
+            self._keep(subject.name, outcome.delta.with_title(subject.name))
+        first = self.folder / f"{subject.name}.png"
+        self._painter().paint(subject.name, [subject.prompt], SEEDS[:1])[0].save(first)
+        self.say(f"          its first picture is {self.shown}/{first.name}, until all is done in a folder beside it")
+
+    def combine(self) -> None:
+        """Add, interpolate and cut deltas."""
+        first, second = (subject.name for subject in SUBJECTS)
+        a, b = (cast("Delta", self.parts[name]) for name in (first, second))
+        with self._step("both", self.command("add", _file(first), _file(second), "-o", _file("both"))):
+            self._keep("both", ops.add(a, b))
+        for alpha in ALPHAS:
+            name = f"mix-{alpha}"
+            words = ("interpolate", _file(first), _file(second), "--alpha", alpha, "-o", _file(name))
+            with self._step(name, self.command(*words)):
+                self._keep(name, ops.interpolate(a, b, alpha))
+        with self._step("slice", self.command("slice", _file(first), PART, "-o", _file("slice"))):
+            self._keep("slice", select(a, PART))
+
+    def copy_as_lora(self) -> None:
+        """Make a LoRA of the first delta."""
+        first, place = SUBJECTS[0].name, self.folder / _file("lora")
+        words = ("convert", _file(first), "--base", "tiny", "--to", "kohya", "--rank", RANK, "-o", place.name)
+        with self._step("lora", self.command(*words, "--min-energy", 0, "--allow-unmatched")):
+            delta = cast("Delta", self.parts[first])
+            options: dict[str, Any] = {"rank": RANK, "min_energy": 0.0, "allow_unmatched": True}
+            convert(delta, to="kohya", base=self.base, output=place, cache=self.cache, **options)
+            self.report.sizes["lora"] = place.stat().st_size
+            self.parts["lora"] = open_difference(place, self.base, cache=self.cache)
+
+    def paint(self) -> list[Section]:
+        """Paint all parts of the page but the last."""
+        with self._timed("the page's pictures"):
+            painter = self._painter()
+            self.attached = painter.paint("both", PROMPTS)
+            return sections(painter, ALPHAS, PART, RANK)
+
+    def compare_baked(self) -> None:
+        """Bake in both dtypes, paint from the written folders as anyone would load them, and compare."""
+        baked, pipeline = {}, None
+        for dtype in DTYPES:
+            output = self.folder / f"baked-{dtype}"
+            words = ("bake", "tiny", _file("both"), "--dtype", dtype, "-o", output.name)
+            with self._step(output.name, self.command(*words)):
+                bake(self.base, [cast("Delta", self.parts["both"])], output, dtype=dtype, cache=self.cache)
+                pipeline = cast("Any", load_pipeline(open_base(output)))
+                baked[dtype] = _paint(pipeline)
+                self.report.difference[dtype] = _most(self.attached, baked[dtype])
+        cast("Any", pipeline).unet.half().float()  # what was baked in F32, rounded
+        self.report.beyond_rounding = _most(baked["F16"], _paint(pipeline))
+
+    def weigh(self) -> Section:
+        """Return the part of the page with the sizes of all files."""
+        base, sizes = self.report.sizes["base"], self.report.sizes
+        rows = [(name, f"{size:,} bytes, 1/{base / size:.0f}") for name, size in sizes.items() if name != "base"]
+        text = "All these files beside the model's own. A delta is a safetensors file, the same to the byte every time."
+        return Section("What it weighs", text, table=[("the base", f"{base:,} bytes"), *rows])
+
+    def write(self, parts: list[Section]) -> None:
+        """Write the page, as HTML and as a picture."""
+        self.report.page, self.report.sheet = self.folder / "page.html", self.folder / "sheet.png"
+        self.report.page.write_text(html_page(TITLE, INTRO, parts), "utf-8")
+        png_page(TITLE, INTRO, parts).save(self.report.sheet)
+
+    def command(self, *words: object) -> str:
+        """Return a line of a shell; the files in it are in the demo's folder."""
+        told = [str(word) for word in words]
+        placed = [word.endswith((".safetensors", ".png", "/")) or told[i - 1] == "-o" for i, word in enumerate(told)]
+        return shlex.join(
+            ["svdiff", *(f"{self.shown}/{word}" if here else word for word, here in zip(told, placed, strict=True))]
+        )
+
+    def _painter(self) -> Painter:
+        pipeline = load_pipeline(self.base)
+        return Painter(pipeline, self.base, self.parts, self.commands, self.command, self.folder, self.cache)
+
+    def _keep(self, name: str, delta: Delta) -> None:
+        """Write a delta, and go on with what is read back."""
+        place = self.folder / _file(name)
+        save(delta, place)
+        self.report.sizes[name] = place.stat().st_size
+        self.parts[name] = load(place)
+
+    @contextmanager
+    def _step(self, name: str, command: str) -> Iterator[None]:
+        self.commands[name] = command
+        self.say(f"$ {command}")
+        with self._timed(name):
+            yield
+
+    @contextmanager
+    def _timed(self, label: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.report.seconds[label] = time.perf_counter() - begun
+        self.say(f"{self.report.seconds[label]:6.1f} s  {label}")
 
 
-def _file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.safetensors"
-
-
-def _train(base: Base, subject: Subject, folder: Path, steps: int, seed: int, cache: BasisCache, watch: Watch) -> Delta:
-    config = TrainConfig(
-        prompt=subject.prompt,
-        steps=steps,
-        batch_size=4,
-        # The embedded base is small and weakly trained: it takes larger steps than the paper's model.
-        learning_rate=1e-2,
-        learning_rate_1d=2e-3,
-        seed=seed,
-    )
-    outcome = train(base, pictures_path(subject.name), config, cache=cache, watch=watch)
-    if outcome.interrupted:
-        raise KeyboardInterrupt
-    save(outcome.delta.with_title(subject.name), _file(folder, subject.name))
-    return load(_file(folder, subject.name))
-
-
-def _combine(deltas: dict[str, Delta], folder: Path) -> dict[str, Delta]:
-    """Return the sum and the interpolations, read back from the files they were written to."""
-    a, b = deltas.values()
-    results = {"both": ops.add(a, b)}
-    for alpha in ALPHAS:
-        results[f"mix-{alpha}"] = ops.interpolate(a, b, alpha)
-    for name, delta in results.items():
-        save(delta, _file(folder, name))
-    return {name: load(_file(folder, name)) for name in results}
+def _file(name: str) -> str:
+    return f"{name}.safetensors"
 
 
 def _paint(pipeline: Any) -> list[Image.Image]:
     return generate(pipeline, [(prompt, seed) for prompt in PROMPTS for seed in SEEDS], SAMPLING)
-
-
-def _paint_attached(base: Base, deltas: dict[str, Delta], cache: BasisCache) -> dict[str, list[Image.Image]]:
-    """Paint every row of the sheet from one live model, swapping deltas."""
-    pipeline = load_pipeline(base)
-    rows = {"base": _paint(pipeline)}
-    first, second = (subject.name for subject in SUBJECTS)
-    labels = {f"A: {first}": first, f"B: {second}": second, "A + B": "both"}
-    labels |= {f"{alpha} A + {1 - alpha} B": f"mix-{alpha}" for alpha in reversed(ALPHAS)}
-    with attach(pipeline, deltas[first], base=base, cache=cache) as handle:
-        for label, name in labels.items():
-            handle.swap(deltas[name])
-            rows[label] = _paint(pipeline)
-    return rows
-
-
-def _compare_baked(
-    report: Report,
-    say: Callable[[str], None],
-    base: Base,
-    delta: Delta,
-    attached: list[Image.Image],
-    folder: Path,
-    cache: BasisCache,
-) -> None:
-    """Bake in both dtypes, paint from the written folders as anyone would load them, and compare."""
-    baked, pipeline = {}, None
-    for dtype in DTYPES:
-        with _timed(report, say, f"svdiff bake --dtype {dtype}, reload, generate"):
-            output = folder / f"baked-{dtype}"
-            bake(base, [delta], output, dtype=dtype, cache=cache)
-            pipeline = cast("Any", load_pipeline(open_base(output)))
-            baked[dtype] = _paint(pipeline)
-            report.difference[dtype] = _most(attached, baked[dtype])
-    cast("Any", pipeline).unet.half().float()  # what was baked in F32, rounded
-    report.beyond_rounding = _most(baked["F16"], _paint(pipeline))
 
 
 def _most(pictures: list[Image.Image], others: list[Image.Image]) -> int:

@@ -172,7 +172,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[s
     font = ImageFont.load_default(FONT)
     width, height = (side * zoom for side in rows[0][1][0].size)
     left = 2 * MARGIN + max(int(font.getlength(label)) for label, _ in rows)
-    lines = [_wrap(label, font, width) for label in columns]
+    lines = [wrap(label, font, width) for label in columns]
     top = MARGIN + (FONT + 3) * max(map(len, lines))
     canvas = Image.new("RGB", (left + len(columns) * (width + GAP), top + len(rows) * (height + GAP)), (255, 255, 255))
     draw = ImageDraw.Draw(canvas)
@@ -188,7 +188,8 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[s
     return canvas
 
 
-def _wrap(text: str, font: Any, width: int) -> list[str]:
+def wrap(text: str, font: Any, width: float) -> list[str]:
+    """Return the lines that a text takes at this width in pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -1,0 +1,191 @@
+"""The demo's page: what each of its files paints, and what a newcomer reads beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from svdiff_delta.base import Base
+from svdiff_delta.cache import BasisCache
+
+from .edit import EditConfig, edit
+from .page import Section
+from .sample import Sampling, generate
+from .stage import Part, Stage
+
+SEEDS: Final = (0, 1)
+SAMPLING: Final = Sampling(steps=30, guidance=4.0, batch_size=6)
+GROUNDS: Final = ("red", "blue")
+
+TITLE: Final = "What a few hundred kilobytes can teach a model"
+INTRO: Final = (
+    "A spectral shift (SVDiff) is one number for each singular value of a model's weights. Below, the small model that "
+    "comes with this package learns two subjects from a few pictures each. Every command can be run by itself."
+)
+
+Pictures = list[tuple[str, Image.Image]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing to learn: the folder of its pictures, what to call it, and the rare word that will mean it."""
+
+    name: str
+    noun: str
+    word: str = "sks"
+
+    @property
+    def prompt(self) -> str:
+        """The prompt of its pictures."""
+        return f"a photo of a {self.word} {self.noun}"
+
+    @property
+    def class_prompt(self) -> str:
+        """The prompt of what is to stay as it is."""
+        return f"a photo of a {self.noun}"
+
+
+SUBJECTS: Final = (Subject("black_cat", "cat"), Subject("police_car", "car"))
+PROMPTS: Final = tuple(subject.prompt for subject in SUBJECTS)
+BOTH: Final = "a photo of a sks cat on the left and a sks car on the right"
+
+
+@dataclass(frozen=True)
+class Painter:
+    """Paints with the demo's files.
+
+    Attributes:
+        pipeline: the live base.
+        base: where its weights are from.
+        parts: what was written, by name.
+        commands: what wrote it, by name.
+        command: makes a line of a shell of words.
+        folder: where the demo writes.
+        cache: where bases are kept.
+    """
+
+    pipeline: Any
+    base: Base
+    parts: Mapping[str, Part]
+    commands: Mapping[str, str]
+    command: Callable[..., str]
+    folder: Path
+    cache: BasisCache
+
+    def paint(self, name: str | None, prompts: Sequence[str], seeds: Sequence[int] = SEEDS) -> list[Image.Image]:
+        """Return a picture of every prompt with every seed, with one of the files on the base, or with none."""
+        parts = [] if name is None else [self.parts[name]]
+        with Stage(self.pipeline, self.base, parts, cache=self.cache) as stage, stage.showing([1.0 for _ in parts]):
+            return generate(self.pipeline, [(prompt, seed) for prompt in prompts for seed in seeds], SAMPLING)
+
+    def row(self, name: str | None, prompts: Sequence[str]) -> Pictures:
+        """Return the same with prompts as captions."""
+        captions = [prompt for prompt in prompts for _ in SEEDS]
+        return list(zip(captions, self.paint(name, prompts), strict=True))
+
+    def generate(self, prompts: Sequence[str], name: str | None = None) -> str:
+        """Return the command that paints so."""
+        given = [] if name is None else [f"{name}.safetensors"]
+        words = [word for prompt in prompts for word in ("--prompt", prompt)]
+        seeds = [word for seed in SEEDS for word in ("--seed", seed)]
+        how = ("--steps", SAMPLING.steps, "--guidance", SAMPLING.guidance)
+        return self.command("generate", "tiny", *given, *words, *seeds, *how, "-o", f"{name or 'base'}-pictures.png")
+
+
+def sections(painter: Painter, alphas: Sequence[float], part: str, rank: int) -> list[Section]:
+    """Return the page's parts.
+
+    Args:
+        painter: what paints.
+        alphas: of the interpolations, by which they are named.
+        part: the selector of the slice.
+        rank: of the LoRA.
+    """
+    first = SUBJECTS[0]
+    return [
+        Section(
+            "The base",
+            "What the model paints before it has learned anything: it knows cats and cars, but no word `sks`.",
+            [painter.generate(PROMPTS)],
+            painter.row(None, PROMPTS),
+        ),
+        *(_learned(painter, subject) for subject in SUBJECTS),
+        Section(
+            "Their sum",
+            "Deltas are vectors: added, they hold both subjects at once. No weight of the model was trained for that.",
+            [painter.commands["both"], painter.generate([*PROMPTS, BOTH], "both")],
+            painter.row("both", [*PROMPTS, BOTH]),
+        ),
+        _strip(painter, alphas),
+        Section(
+            "A slice",
+            f"Only the shifts of the cross-attention layers (`{part}`): a part of the delta, and less of the subject.",
+            [painter.commands["slice"], painter.generate([first.prompt], "slice")],
+            painter.row("slice", [first.prompt]),
+        ),
+        _edited(painter),
+        Section(
+            "A LoRA copy",
+            f"The delta, and the best LoRA of rank {rank} of it, which web UIs read. A shift has full rank by nature, "
+            "so a LoRA keeps a part of it.",
+            [painter.commands["lora"], painter.generate([first.prompt], "lora")],
+            [
+                *(("the delta", image) for image in painter.paint(first.name, [first.prompt])),
+                *(("its LoRA", image) for image in painter.paint("lora", [first.prompt])),
+            ],
+        ),
+    ]
+
+
+def _learned(painter: Painter, subject: Subject) -> Section:
+    pictures = sorted((painter.folder / "pictures" / subject.name).glob("*.png"))[:2]
+    shown = [("what it learned from", Image.open(path).convert("RGB")) for path in pictures]
+    prompts = [subject.prompt, f"{subject.prompt} on a {GROUNDS[0]} background", subject.class_prompt]
+    return Section(
+        f"A {subject.name.replace('_', ' ')}, learned",
+        f"`{subject.word} {subject.noun}` now means this one. Other words still work, and any other {subject.noun} is "
+        "what it was before (prior preservation, λ = 1).",
+        [painter.commands[subject.name], painter.generate(prompts, subject.name)],
+        [*shown, *painter.row(subject.name, prompts)],
+    )
+
+
+def _strip(painter: Painter, alphas: Sequence[float]) -> Section:
+    first, second = SUBJECTS
+    names = {1.0: first.name, **{alpha: f"mix-{alpha}" for alpha in alphas}, 0.0: second.name}
+    columns = {alpha: painter.paint(name, PROMPTS, SEEDS[:1]) for alpha, name in names.items()}
+    rows = [
+        [(f"{alpha:g} of the {first.noun}", column[index]) for alpha, column in columns.items()] for index in range(2)
+    ]
+    return Section(
+        "From one to the other",
+        f"Between two deltas lie others. Above `{first.word} {first.noun}`, below `{second.word} {second.noun}`, from "
+        f"all of the {first.noun}'s delta to all of the {second.noun}'s, with the same noise.",
+        [painter.commands[f"mix-{alpha}"] for alpha in alphas],
+        [*rows[0], *rows[1]],
+    )
+
+
+def _edited(painter: Painter) -> Section:
+    subject = SUBJECTS[0]
+    picture = f"pictures/{subject.name}/00.png"
+    targets = [f"{subject.prompt} on a {ground} background" for ground in GROUNDS]
+    config = EditConfig(steps=SAMPLING.steps, guidance=SAMPLING.guidance, source_prompt=subject.prompt)
+    part = painter.parts[subject.name]
+    with Stage(painter.pipeline, painter.base, [part], cache=painter.cache) as stage, stage.showing([1.0]):
+        found = edit(painter.pipeline, Image.open(painter.folder / picture), targets, config)
+    command = painter.command(
+        *("edit", "tiny", f"{subject.name}.safetensors", picture),
+        *(word for target in targets for word in ("--prompt", target)),
+        *("--steps", config.steps, "--guidance", config.guidance, "-o", "edited.png"),
+    )
+    shown = [("the picture", found.source)]
+    if found.reconstruction is not None:
+        shown.append(("found again in the model", found.reconstruction))
+    shown += [(target, row[0]) for target, row in zip(targets, found.pictures, strict=True)]
+    text = "One picture is turned back into noise and painted again under another prompt, by the delta that knows it."
+    return Section("An edit", text, [command], shown)
