@@ -82,6 +82,7 @@ def run_demo(
     steps: int,
     say: Callable[[str], None],
     watch: Callable[[str], Watch],
+    stage: Callable[[str], None] = lambda _: None,
     seed: int = 0,
     shown: str = ".",
 ) -> Report:
@@ -92,10 +93,11 @@ def run_demo(
         steps: training steps per subject.
         say: called with each command before it is done, and with its time after it.
         watch: returns whom to tell about a training, by its label.
+        stage: called with the name of what begins.
         seed: of training.
         shown: what commands call the folder.
     """
-    demo = _Demo(folder, say, shown)
+    demo = _Demo(folder, say, stage, shown)
     for subject in SUBJECTS:
         demo.train(subject, settings(subject, steps=steps, seed=seed), watch(subject.name))
     demo.combine()
@@ -109,8 +111,8 @@ def run_demo(
 class _Demo:
     """The demo while it runs."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None], shown: str) -> None:
-        self.folder, self.say, self.shown = folder, say, shown
+    def __init__(self, folder: Path, say: Callable[[str], None], stage: Callable[[str], None], shown: str) -> None:
+        self.folder, self.say, self.stage, self.shown = folder, say, stage, shown
         self.report, self.base, self.cache = Report(), open_tiny(), BasisCache(folder / "basis")
         files = (path for part in self.base.components.values() for path in part.files)
         self.report.sizes["base"] = sum(path.stat().st_size for path in files)
@@ -134,7 +136,7 @@ class _Demo:
             self._keep(subject.name, outcome.delta.with_title(subject.name))
         first = self.folder / f"{subject.name}.png"
         self._painter().paint(subject.name, [subject.prompt], SEEDS[:1])[0].save(first)
-        self.say(f"          its first picture is {self.shown}/{first.name}, until all is done in a folder beside it")
+        self.say(f"          a first picture of it: {first}")
 
     def combine(self) -> None:
         """Add, interpolate and cut deltas."""
@@ -224,6 +226,7 @@ class _Demo:
     @contextmanager
     def _timed(self, label: str) -> Iterator[None]:
         begun = time.perf_counter()
+        self.stage(label)
         yield
         self.report.seconds[label] = time.perf_counter() - begun
         self.say(f"{self.report.seconds[label]:6.1f} s  {label}")

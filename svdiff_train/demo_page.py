@@ -158,9 +158,8 @@ def _strip(painter: Painter, alphas: Sequence[float]) -> Section:
     first, second = SUBJECTS
     names = {1.0: first.name, **{alpha: f"mix-{alpha}" for alpha in alphas}, 0.0: second.name}
     columns = {alpha: painter.paint(name, PROMPTS, SEEDS[:1]) for alpha, name in names.items()}
-    rows = [
-        [(f"{alpha:g} of the {first.noun}", column[index]) for alpha, column in columns.items()] for index in range(2)
-    ]
+    captions = [f"{alpha:g} of the {first.noun}" for alpha in columns]
+    rows = [list(zip(captions, [column[index] for column in columns.values()], strict=True)) for index in range(2)]
     return Section(
         "From one to the other",
         f"Between two deltas lie others. Above `{first.word} {first.noun}`, below `{second.word} {second.noun}`, from "

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from accelerate.accelerator import Accelerator
@@ -31,6 +31,9 @@ from .state import check_same, load_state, restore, save_state, states
 from .step import Stepper
 from .validate import Validation
 from .watch import Report, Watch, peak_memory
+
+SHOWN: Final = 3
+"""How many weights a line names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +216,7 @@ class _Run:
     def __init__(self, opened: Opened, stepper: Stepper, crew: Crew, identity: Mapping[str, str]) -> None:
         self.opened, self.config, self.stepper, self.crew = opened, opened.config, stepper, crew
         self.accelerator, self.identity = stepper.accelerator, dict(identity)
-        self.done = 0
+        self.done, self._said = 0, False
 
     def facts(self, steps: int | None = None) -> dict[str, Any]:
         """Return the description of the run, or of its first steps: whoever does what it says gets the same."""
@@ -232,6 +235,8 @@ class _Run:
                 loss = self._guarded(keeping)
                 losses.append(loss)
                 self.done += 1
+                if watch.say is not None and (line := self._untouched()):
+                    watch.say(line)
                 self._tell(watch, loss)
                 self._keep(keeping, last=self.done == self.config.steps)
                 if validation is not None and validation.is_due(self.done, self.config.steps):
@@ -248,6 +253,19 @@ class _Run:
             signal=came if early else None,
             main_process=self.crew.first,
             config=self.config,
+        )
+
+    def _untouched(self) -> str:
+        """Return what to say, once, of weights that no gradient reaches: they are not trained."""
+        if self._said:
+            return ""
+        self._said, names = True, self.stepper.untouched()
+        if not names:
+            return ""
+        more = ", …" if len(names) > SHOWN else ""
+        return (
+            f"no gradient reaches {len(names)} of {len(self.stepper.parameters)} trained weights, since the loss does "
+            f"not depend on them; they stay as they are: {', '.join(names[:SHOWN])}{more}"
         )
 
     def _guarded(self, keeping: Keeping | None) -> float:

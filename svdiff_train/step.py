@@ -80,6 +80,10 @@ class Stepper:
         self.scaler.update()
         return value
 
+    def untouched(self) -> list[str]:
+        """Return the names of what no gradient has reached in the last step: the loss does not depend on it."""
+        return [name for name, parameter in self.parameters.items() if parameter.grad is None]
+
     def _backward(self, step: int) -> Tensor:
         """Leave the mean gradient of the step's samples in the parameters, and return their mean loss.
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 def demo(steps: int, seed: int, output: Path, force: bool, as_json: bool, quiet: bool) -> None:
     """Show the whole job on the embedded base.
 
-    Train two deltas, add, interpolate, bake and reload them, and paint all side by side.
+    Train two deltas, add, interpolate, slice, edit with, convert, bake and reload them, and lay the pictures on one
+    page, each with the command that made it.
     """
     needs("diffusers", "train")
     from svdiff_delta._atomic import replace_folder
@@ -50,18 +51,19 @@ def demo(steps: int, seed: int, output: Path, force: bool, as_json: bool, quiet:
             del label
             return watch_with(bar)
 
-        report = run_demo(folder, steps=steps, say=say, watch=watch, seed=seed)
+        report = run_demo(folder, steps=steps, say=say, watch=watch, stage=bar.stage, seed=seed, shown=str(output))
     seconds = time.perf_counter() - begun
     memory = peak_memory()
-    sheet = output / report.sheet.name
+    page, sheet = output / report.page.name, output / report.sheet.name
     if as_json:
-        facts = asdict(report) | {"sheet": str(sheet), "total seconds": seconds, "peak memory": memory}
+        facts = asdict(report) | {"page": str(page), "sheet": str(sheet)}
+        facts |= {"total seconds": seconds, "peak memory": memory}
         click.echo(json.dumps(facts))
     elif not quiet:
-        _print(report, sheet, seconds, memory)
+        _print(report, page, sheet, seconds, memory)
 
 
-def _print(report: Report, sheet: Path, seconds: float, memory: int) -> None:
+def _print(report: Report, page: Path, sheet: Path, seconds: float, memory: int) -> None:
     base = report.sizes["base"]
     click.echo()
     for name, size in report.sizes.items():
@@ -72,4 +74,4 @@ def _print(report: Report, sheet: Path, seconds: float, memory: int) -> None:
         click.echo(f"attached and baked ({dtype}) pictures differ by at most {difference}/255")
     click.echo(f"of which rounding to F16 does not explain {report.beyond_rounding}/255")
     click.echo(f"{seconds:.0f} s in all, at most {memory / 1e9:.1f} GB of memory")
-    click.echo(f"contact sheet: {sheet}")
+    click.echo(f"the page: {page}, and as a picture: {sheet}")

@@ -71,14 +71,18 @@ class Bar:
         if self.progress is not None:
             self.progress.stop()
 
+    def stage(self, label: str) -> None:
+        """Let another stage of the work begin, of which nothing is known yet."""
+        self.label = label
+        if self.ticker is not None:
+            self.ticker.stage(label)
+        if self.progress is not None and self.task is not None:
+            self.progress.reset(self.task, description=label)
+
     def __call__(self, done: int, total: int, note: str = "", label: str | None = None) -> None:
         """Show that `done` of `total` is done; another `label` begins another stage of the work."""
         if label is not None and label != self.label:
-            self.label = label
-            if self.ticker is not None:
-                self.ticker.stage(label)
-            if self.progress is not None and self.task is not None:
-                self.progress.reset(self.task, description=label)
+            self.stage(label)
         if self.ticker is not None:
             self.ticker.tell(done, total, note)
         if self.hidden or (self.progress is None and time.monotonic() - self.begun < PATIENCE):
