@@ -183,11 +183,11 @@ class _Work:
         return fields
 
     def _remarks(self) -> tuple[str, ...]:
-        remarks = [self.target.remark] if self.target.remark else []
+        remarks = []
         retained = total_energy(self.layers.values())
         if retained.captured < WELL:
             remarks.append(
                 f"only {retained.captured:.2%} of the change is retained at rank {max(self.ranks.values())}: a shift "
                 "has full rank by nature; give a higher --rank, --energy 0.9, or convert --to full"
             )
-        return tuple(remarks)
+        return (*remarks, self.target.remark) if self.target.remark else tuple(remarks)

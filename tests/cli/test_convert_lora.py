@@ -97,6 +97,8 @@ def test_a_poor_copy_is_remarked_and_ranks_are_listed(delta: Path) -> None:
     run = svdiff("convert", delta, "--to", "diffusers", "--base", "tiny", "--rank", "1", "--layers", "-o", "x")
     assert any(line.startswith("note: dog.safetensors: only ") for line in run.err.splitlines())
     assert "is retained at rank 1" in run.err
+    (all_,) = [line for line in run.out.splitlines() if line.startswith("in all")]
+    assert f"only {all_.split()[-1]} of the change is retained" in run.err
     layers = [line for line in run.out.splitlines() if line.endswith(".weight")]
     assert len(layers) == len(load(delta))
     assert all("rank 1 " in line for line in layers)

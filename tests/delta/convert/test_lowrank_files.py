@@ -127,6 +127,16 @@ def test_below_nine_tenths_the_result_says_that_it_is_a_poor_copy(tiny: Base, de
     assert convert(delta, to="kohya", base=tiny, energy=0.95).remarks == ()
 
 
+def test_the_remark_and_the_error_have_the_report_s_figure_norms_included(tiny: Base, whole: Delta) -> None:
+    found = convert(whole, to="lycoris", base=tiny, rank=1)
+    spectral = [found.layers[name] for name in found.ranks]
+    assert sum(layer.kept for layer in spectral) / sum(layer.whole for layer in spectral) < found.captured - 0.001
+    figure = f"only {found.captured:.2%} of the change is retained"
+    assert found.remarks[0].startswith(figure)
+    with pytest.raises(InputError, match=rf"^{figure}, less than the least share of 90\.00%"):
+        convert(whole, to="lycoris", base=tiny, rank=1, min_energy=0.9)
+
+
 # --- What is refused ---
 
 
