@@ -37,7 +37,7 @@ from .watch import Watch
 ALPHAS: Final = (0.75, 0.5, 0.25)
 DTYPES: Final[tuple[Literal["F16", "F32"], ...]] = ("F16", "F32")
 PART: Final = "unet-ca"
-RANK: Final = 16
+RANK: Final = 8
 CLASS_IMAGES: Final = 16
 
 

@@ -148,9 +148,10 @@ def _learned(painter: Painter, subject: Subject) -> Section:
     return Section(
         f"A {subject.name.replace('_', ' ')}, learned",
         f"`{subject.word} {subject.noun}` now means this one. Other words still work, and any other {subject.noun} is "
-        "what it was before (prior preservation, λ = 1).",
+        "what it was before: that is what the pictures of the class are for, which the command paints and learns too.",
         [painter.commands[subject.name], painter.generate(prompts, subject.name)],
         [*shown, *painter.row(subject.name, prompts)],
+        across=4,
     )
 
 
@@ -166,6 +167,7 @@ def _strip(painter: Painter, alphas: Sequence[float]) -> Section:
         f"all of the {first.noun}'s delta to all of the {second.noun}'s, with the same noise.",
         [painter.commands[f"mix-{alpha}"] for alpha in alphas],
         [*rows[0], *rows[1]],
+        across=len(columns),
     )
 
 

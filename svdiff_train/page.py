@@ -42,6 +42,7 @@ class Section:
         commands: what made it; each is a line of a shell.
         pictures: pictures of one size, each with a caption.
         table: rows of a name and a value below the pictures.
+        across: how many pictures stand side by side at most; as many as fit if not given.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Section:
     commands: Sequence[str] = ()
     pictures: Sequence[tuple[str, Image.Image]] = ()
     table: Sequence[tuple[str, str]] = ()
+    across: int | None = None
 
 
 def html_page(title: str, text: str, sections: Sequence[Section]) -> str:
@@ -74,7 +76,8 @@ def _section(section: Section) -> str:
     )
     rows = "".join(f"<tr><td>{_safe(name)}</td><td>{_safe(value)}</td></tr>" for name, value in section.table)
     parts = [f"<h2>{_safe(section.title)}</h2>\n<p>{_safe(section.text)}</p>\n"]
-    parts += [f'<div class="row">{figures}</div>\n'] if figures else []
+    width = f' style="max-width: {138 * section.across}px"' if section.across else ""  # 128 and the gap
+    parts += [f'<div class="row"{width}>{figures}</div>\n'] if figures else []
     parts += [f"<table>{rows}</table>\n"] if rows else []
     parts += [f"<pre>{_safe(chr(10).join(section.commands))}</pre>\n"] if section.commands else []
     return "".join(parts)
@@ -106,7 +109,7 @@ def png_page(title: str, text: str, sections: Sequence[Section], *, width: int =
         pen.skip(MARGIN)
         pen.write(section.title, HEAD)
         pen.write(section.text, TEXT)
-        pen.lay(section.pictures)
+        pen.lay(section.pictures, section.across)
         for name, value in section.table:
             pen.write(f"{name}: {value}", TEXT)
         for command in section.commands:
@@ -140,13 +143,14 @@ class _Pen:
             self._room(2 * size).text((MARGIN, self.y), line, colour, font)
             self.y += int(size * LINE)
 
-    def lay(self, pictures: Sequence[tuple[str, Image.Image]]) -> None:
+    def lay(self, pictures: Sequence[tuple[str, Image.Image]], across: int | None = None) -> None:
         """Lay pictures side by side with their captions, in as many rows as it takes."""
         if not pictures:
             return
         font = ImageFont.load_default(SMALL)
         side, height = (ZOOM * length for length in pictures[0][1].size)
-        count = max(1, (self.width - 2 * MARGIN + GAP) // (side + GAP))
+        fitting = max(1, (self.width - 2 * MARGIN + GAP) // (side + GAP))
+        count = min(across or fitting, fitting)
         for start in range(0, len(pictures), count):
             row = pictures[start : start + count]
             captions = [wrap(caption, font, side) for caption, _ in row]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,8 @@ def test_the_demo_trains_adds_interpolates_bakes_and_paints(tmp_path: Path) -> N
     command = [sys.executable, "-m", "svdiff_cli", "demo", "--steps", "3", "--json", "--output", str(folder)]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     report = json.loads(result.stdout)
-    names = {"both", "mix-0.25", "mix-0.5", "mix-0.75"} | (report["sizes"].keys() - {"base"})
-    assert len(names) == 6
+    names = {"black_cat", "police_car", "both", "mix-0.25", "mix-0.5", "mix-0.75", "slice", "lora"}
+    assert report["sizes"].keys() == names | {"base"}
     assert {name: (folder / f"{name}.safetensors").stat().st_size for name in names} == {
         name: report["sizes"][name] for name in names
     }
@@ -35,5 +36,10 @@ def test_the_demo_trains_adds_interpolates_bakes_and_paints(tmp_path: Path) -> N
     assert report["beyond_rounding"] == 0
     assert report["peak memory"] <= 3e9
     with Image.open(report["sheet"]) as sheet:
-        assert sheet.height > 7 * 128  # base, A, B, A + B and three interpolations, twice enlarged
+        assert sheet.height > 11 * 128  # base, two for each subject, sum, two of the strip, slice, edit, LoRA, enlarged
+    page = Path(report["page"]).read_text("utf-8")
+    commands = re.findall(r"svdiff (\w+)", page)
+    assert {"train", "add", "interpolate", "slice", "edit", "convert", "generate"} <= set(commands)
+    assert page.count("<img ") == page.count('alt="') == 48
+    assert "http" not in page
     assert (folder / "baked-F32" / "model_index.json").is_file()

@@ -1,0 +1,39 @@
+"""A page of pictures: it holds all of them itself, says what they are, and takes nothing for markup."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from svdiff_train.page import Section, html_page, png_page
+
+RED = Image.new("RGB", (8, 8), (255, 0, 0))
+
+
+def test_a_page_holds_its_pictures_and_escapes_its_text() -> None:
+    section = Section("<b>", '5 < 6 & "7"', ["echo '<x>'"], [('a "cat"', RED)], [("size", "1 & 2")])
+    page = html_page("T<", "I>", [section])
+    assert page.count('src="data:image/png;base64,') == 1
+    assert 'alt="a &quot;cat&quot;"' in page
+    assert "<b>" not in page
+    assert "5 &lt; 6 &amp; &quot;7&quot;" in page
+    assert "echo &#x27;&lt;x&gt;&#x27;" in page
+
+
+def test_as_a_picture_it_has_as_many_rows_as_it_takes() -> None:
+    def red_rows(across: int | None) -> int:
+        image = png_page("T", "I", [Section("S", "t", (), [("c", RED)] * 6, across=across)], width=400)
+        column = [image.getpixel((30, y)) == (255, 0, 0) for y in range(image.height)]
+        return sum(now and not before for before, now in zip([False, *column], column, strict=False))
+
+    assert red_rows(None) == 1
+    assert red_rows(3) == 2
+    assert red_rows(1) == 6
+
+
+def test_long_text_and_a_long_page_stay_on_it() -> None:
+    words = " ".join(["word"] * 400)
+    image = png_page("T", words, [Section("S", words)] * 4, width=300)
+    assert image.width == 300
+    assert image.height > 4 * 600
+    edge = {image.getpixel((image.width - 1, y)) for y in range(image.height)}
+    assert edge == {(255, 255, 255)}
