@@ -31,6 +31,9 @@ class Update(Protocol):
 class LowRank:
     """ΔW = scale · up · down (LoRA; LoCon for convolutions).
 
+    Beside a convolution with groups, PEFT's first layer sees the inputs of all groups, and its second has groups itself
+    (PEFT 0.21): `up` is (rows, r/groups, 1, …), and `down` (r, inputs of all groups, k, …), 0 outside a row's group.
+
     Attributes:
         up: (rows, r), or (rows, r, 1, …) for a convolution.
         down: (r, columns), or (r, in, k, …).
@@ -45,9 +48,20 @@ class LowRank:
     mid: Ref | None = None
     transposed: bool = False
 
+    @property
+    def groups(self) -> int:
+        """The groups of the convolution that it is for, as PEFT writes it; 1 for everything else."""
+        up, down = self.up.shape, self.down.shape
+        if self.mid is not None or min(len(up), len(down)) < 3 or not up[1] or down[0] % up[1]:
+            return 1
+        groups = down[0] // up[1]
+        return groups if groups and up[0] % groups == 0 and down[1] % groups == 0 else 1
+
     def check(self) -> None:
         """Raise TensorError unless `up` and `down` (and `mid`) have the same rank."""
-        if self.mid is None:
+        if self.groups > 1:
+            pass
+        elif self.mid is None:
             _check_ranks((self.up, 1), (self.down, 0))
         else:
             _check_ranks((self.up, 1), (self.mid, 0))
@@ -57,7 +71,7 @@ class LowRank:
 
     def misfit(self, shape: Shape) -> str:
         """Return why it does not fit a weight of this shape."""
-        rows, columns = self.up.shape[0], prod(self.down.shape[1:])
+        rows, columns = self.up.shape[0], prod(self.down.shape[1:]) // self.groups
         if self.mid is not None:
             columns *= prod(self.mid.shape[2:])
         found = (columns, rows) if self.transposed else (rows, columns)
@@ -66,10 +80,25 @@ class LowRank:
     def change(self, weight: Tensor) -> Tensor:
         """Return ΔW, float64."""
         up, down = self.up.read().flatten(1), self.down.read()
+        if self.groups > 1:
+            return (self._by_groups(up, down.flatten(1)) * self.scale).reshape(weight.shape)
         if self.mid is not None:
             down = torch.einsum("rs...,si->ri...", self.mid.read(), down.flatten(1))
         product = up @ down.flatten(1) * self.scale
         return (product.T if self.transposed else product).reshape(weight.shape)
+
+    def _by_groups(self, up: Tensor, down: Tensor) -> Tensor:
+        """Return the product of each group's own factors, (rows, columns of one group).
+
+        Raises:
+            TensorError: a group's output would depend on the inputs of another, which no weight of the layer can do.
+        """
+        count = self.groups
+        blocks = down.reshape(count, -1, count, down.shape[1] // count).transpose(1, 2)  # (of rows, of inputs, r, …)
+        own = torch.eye(count, dtype=torch.bool)
+        if blocks[~own].any():
+            raise TensorError(f"{self.down}: reaches across the groups of its convolution", fix="leave this layer out")
+        return torch.bmm(up.reshape(count, -1, up.shape[1]), blocks[own]).flatten(0, 1)
 
 
 @dataclass(frozen=True)
