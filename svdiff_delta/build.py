@@ -28,6 +28,7 @@ T = TypeVar("T")
 def build_basis(
     base: Base,
     *selectors: str,
+    allow_missing: bool = False,
     cache: BasisCache | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
@@ -40,6 +41,8 @@ def build_basis(
     Args:
         base: an opened base.
         selectors: which parameters, as `select` takes them; all that can be shifted if none is given.
+        allow_missing: whether weights that the files hold under other names than the model's class, and that can be
+            shifted only after it is saved again, may be left out.
         cache: where to keep them; the default cache if not given.
         progress: called after each weight with the work done and in all, in multiplications.
         workers: how many to compute at once; by default as many as torch has threads, and 2 on a GPU, of which one
@@ -50,9 +53,10 @@ def build_basis(
 
     Raises:
         SelectionError: a selector is unknown or matches nothing.
-        BaseError: a weight cannot be used.
+        BaseError: a weight cannot be used, or has no place in the model's class.
     """
-    return prepare_all(base, choose_kinds(base, selectors), cache or BasisCache(), progress=progress, workers=workers)
+    kinds = choose_kinds(base, selectors, allow_missing=allow_missing)
+    return prepare_all(base, kinds, cache or BasisCache(), progress=progress, workers=workers)
 
 
 @on_host
@@ -136,9 +140,15 @@ def share_out(
     return dict(sorted(found.items()))
 
 
-def zero_delta(base: Base, *selectors: str, cache: BasisCache | None = None, progress: Progress | None = None) -> Delta:
+def zero_delta(
+    base: Base,
+    *selectors: str,
+    allow_missing: bool = False,
+    cache: BasisCache | None = None,
+    progress: Progress | None = None,
+) -> Delta:
     """Return δ = 0 for a base's weights: where training starts. Arguments and errors are those of `build_basis`."""
-    parameters = build_basis(base, *selectors, cache=cache, progress=progress)
+    parameters = build_basis(base, *selectors, allow_missing=allow_missing, cache=cache, progress=progress)
     used = {name.partition(".")[0] for name in parameters}
     info = base.info
     classes = {name: cls for name, cls in info.components.items() if name in used}

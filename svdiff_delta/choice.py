@@ -9,6 +9,7 @@ from torch import nn
 
 from .base import Base
 from .component import Component
+from .coverage import lost_error, lost_weights
 from .errors import BaseError
 from .kinds import base_kinds, shiftable
 from .parameter import Kind
@@ -16,20 +17,25 @@ from .schemes import SHIFTABLE, quantized
 from .selectors import match
 
 
-def choose_kinds(base: Base, selectors: Sequence[str] = ()) -> dict[str, tuple[Kind, int]]:
+def choose_kinds(
+    base: Base, selectors: Sequence[str] = (), *, allow_missing: bool = False
+) -> dict[str, tuple[Kind, int]]:
     """Return kind and axis of the weights of a base that selectors name, by parameter name.
 
     Args:
         base: an opened base.
         selectors: as `select` takes them; all that can be shifted if none is given. Embeddings count where their own
             name, or one that is tied to it, is given.
+        allow_missing: whether weights that the files hold under other names than the class may be left out.
 
     Raises:
         SelectionError: a selector is unknown or matches nothing.
-        BaseError: one of the weights is quantized, or one that is given by name is of no kind that can be shifted.
+        BaseError: one of the weights is quantized, or stands under another name than the class has, or one that is
+            given by name is of no kind that can be shifted.
     """
     kinds = base_kinds(base)
-    if not selectors and not kinds:
+    lost = {} if allow_missing else lost_weights(base)
+    if not selectors and not kinds and not lost:
         raise BaseError(f"{base.path}: has no weight that can be shifted")
     hidden = _packed(base)
     given = [_stored(base, selector) for selector in selectors]
@@ -37,11 +43,13 @@ def choose_kinds(base: Base, selectors: Sequence[str] = ()) -> dict[str, tuple[K
     for name in given:
         if name in requested:
             kinds[name] = requested[name]
-        elif name not in hidden and _is_parameter(base, name):
+        elif name not in hidden and name not in lost and _is_parameter(base, name):
             raise _of_no_kind(base, name)
-    shapes = {name: base.shape(name) for name in kinds} | hidden
+    shapes = {name: base.shape(name) for name in kinds} | hidden | lost
     info = base.info
     names = match(shapes, given, sample_size=info.sample_size, layout=info.attentions) if given else sorted(shapes)
+    if left_out := [name for name in names if name in lost]:
+        raise lost_error(base, left_out)
     for name in names:
         if name in hidden:
             base.locate(name)  # says how it is packed
@@ -100,6 +108,8 @@ def _of_no_kind(base: Base, name: str) -> BaseError:
         why = "biases are never shifted"
     elif found[1].ndim > 2:
         why = f"it holds many matrices in one tensor of shape {list(found[1].shape)}, batched experts or the like"
+    elif component.stored(key) is None:
+        why = "the base's files hold nothing under this name"
     else:
         why = f"{type(found[0]).__name__} is not of a class whose weights have a kind"
     return BaseError(f"{name}: cannot be shifted, {why}", fix="leave it out")

@@ -10,6 +10,14 @@ from .errors import BaseError
 SHIFTABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})
 """Dtypes of weights that have singular values of their own (spec, section 6.1)."""
 
+PACKED: Final[Mapping[str, str]] = {
+    "{stem}._weight_qdata": "torchao",
+    "{key}._data": "quanto",
+    "{stem}.weight_packed": "compressed-tensors",
+    "{key}_blocks": "MXFP4",
+}
+"""Schemes by the key that a weight `key`, or `stem.weight`, is packed under."""
+
 
 def quantized(key: str, dtypes: Mapping[str, str], config: Mapping[str, Any]) -> str | None:
     """Return in words how a weight is quantized, None if it is not.
@@ -31,12 +39,15 @@ def quantized(key: str, dtypes: Mapping[str, str], config: Mapping[str, Any]) ->
         return "bitsandbytes 8-bit"
     if f"{stem}.qweight" in dtypes:
         return f"{method.upper() or 'GPTQ or AWQ'}, packed in {stem}.qweight as {dtypes[f'{stem}.qweight']}"
-    if f"{stem}.weight_packed" in dtypes:
-        return f"{method or 'packed'}, in {stem}.weight_packed as {dtypes[f'{stem}.weight_packed']}"
-    if f"{key}_blocks" in dtypes:
-        return f"MXFP4, in {key}_blocks as {dtypes[f'{key}_blocks']}"
+    for place, scheme in PACKED.items():
+        if (packed := place.format(stem=stem, key=key)) in dtypes:
+            return f"{scheme}, in {packed} as {dtypes[packed]}"
     if (dtype := dtypes.get(key, "")).startswith(("F4", "F6", "F8")):
         return f"float{dtype[1]}"
+    if method and key not in dtypes:  # any other scheme that keeps several tensors for one weight
+        beside = (other for other in dtypes if other.rpartition(".")[0] == stem)
+        parts = (other for other in beside if not other.endswith(("bias", ".weight")))
+        return next((f"{method}, in {other} as {dtypes[other]}" for other in parts), None)
     return method or None if dtypes.get(key, "F32") not in SHIFTABLE else None
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from svdiff_delta._text import counted
-from svdiff_delta.errors import CacheError
+from svdiff_delta.errors import CacheError, SelectionError
 
 from . import options
 from .progress import Bar
-from .references import needs, open_reference
+from .references import needs, open_reference, say
 
 if TYPE_CHECKING:
+    from svdiff_delta import Base
     from svdiff_delta.cache import BasisCache, Kept
+    from svdiff_delta.parameter import Parameter
 
 DAY = 86_400.0
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -49,6 +52,7 @@ def basis() -> None:
 @click.argument("selectors", metavar="[SELECTOR]...", nargs=-1)
 @options.device
 @click.option("--workers", type=click.IntRange(1), help="Weights at once [default: as many as there are cores].")
+@options.allow_missing
 @click.option("--two-sided", is_flag=True, help="Keep both factors: four times the disk, half the products.")
 @options.as_json
 @options.quiet
@@ -57,6 +61,7 @@ def build(
     selectors: tuple[str, ...],
     device: str,
     workers: int | None,
+    allow_missing: bool,
     two_sided: bool,
     as_json: bool,
     quiet: bool,
@@ -64,7 +69,8 @@ def build(
     """Compute the bases of BASE's weights, all or those that a SELECTOR names, and keep them.
 
     What is there already is not computed again, so an interrupted build can be repeated. Several processes with one
-    SVDIFF_HOME, such as those of torchrun, share the work.
+    SVDIFF_HOME, such as those of torchrun, share the work. In the end it says how many of the values in the files of
+    the chosen components stand in weights that can be shifted: embeddings, biases and stacked experts do not.
 
     \b
         svdiff basis build tiny unet-ca
@@ -75,13 +81,35 @@ def build(
 
     cache = _cache(two_sided=two_sided, device=device)
     with Bar("computing bases", quiet=quiet or as_json) as bar:
-        parameters = build_basis(opened, *selectors, cache=cache, progress=bar, workers=workers)
+        parameters = build_basis(
+            opened, *selectors, allow_missing=allow_missing, cache=cache, progress=bar, workers=workers
+        )
+    _tell_built(opened, parameters, cache, as_json=as_json, quiet=quiet)
+
+
+def _tell_built(
+    base: Base, parameters: Mapping[str, Parameter], cache: BasisCache, *, as_json: bool, quiet: bool
+) -> None:
+    """Say what was kept, and how much of the base that covers; raise SelectionError where no weight has a basis."""
+    from svdiff_delta.coverage import count_values, remarks
+
     keys = {parameter.fingerprint for parameter in parameters.values() if parameter.kind == "spectral"}
+    if not keys:
+        raise SelectionError(
+            f"{base.path}: none of the {len(parameters)} weights that are chosen has singular values, all are norms",
+            fix="choose others; norms are shifted without a basis",
+        )
     kept = [path.stat().st_size for path in map(cache.path, keys) if path.exists()]
+    covered, values = count_values(base, parameters)
     if as_json:
-        click.echo(json.dumps({"folder": str(cache.root), "bases": len(keys), "bytes": sum(kept)}))
-    elif not quiet:
+        facts = {"folder": str(cache.root), "bases": len(keys), "bytes": sum(kept)}
+        click.echo(json.dumps({**facts, "covered": covered, "values": values}))
+        return
+    for remark in remarks(base, parameters):
+        say(f"note: {remark}", quiet=quiet)
+    if not quiet:
         click.echo(f"{counted(len(keys), 'basis', 'bases')}, {sum(kept):,} bytes in {cache.root}")
+        click.echo(f"the chosen weights cover {covered:,} of {values:,} values ({covered / values:.1%})")
 
 
 @basis.command("ls")

@@ -51,6 +51,12 @@ sample_size = click.option(
 seed = click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, show_default=True, help="Of all draws.")
 device = click.option("--device", default="cpu", show_default=True, help="Where to run, such as cuda or cuda:1.")
 
+allow_missing = click.option(
+    "--allow-missing",
+    is_flag=True,
+    help="Leave out weights that BASE's files name otherwise than its model's class.",
+)
+
 
 def parse_size(text: str) -> tuple[int, int]:
     """Return width and height of WIDTHxHEIGHT; raise BadParameter if it is written otherwise."""

@@ -1,0 +1,146 @@
+"""Whether the files of a base and the classes of its models name the same weights, and how much of them δ covers.
+
+transformers and diffusers rename weights when they load a model. A weight that the files hold under another name than
+the class does can be shifted under neither: the files lack the one, and nothing says the kind of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from typing import Final
+
+from .base import Base
+from .component import Component, aliases
+from .container import Entry
+from .errors import BaseError
+from .kinds import shiftable
+from .schemes import SHIFTABLE, quantized
+
+SHOWN: Final = 3
+"""How many names a line shows."""
+
+NORM_LEAVES: Final = ("weight", "gamma")
+"""What a vector is called that may be a norm's weight; TensorFlow's is gamma. All others are biases and tables."""
+
+SAVE_AGAIN: Final[Mapping[str, str]] = {
+    "diffusers": "save_pretrained(NEW)",
+    "transformers": "save_pretrained(NEW, save_original_format=False)",
+}
+"""How each library writes a model under the names of its class; transformers 5 writes the old names by itself."""
+
+
+def strange_keys(component: Component) -> list[str]:
+    """Return the keys of a component's files that could be a shifted weight's and are none that its class has.
+
+    Raises:
+        BaseError: the class is not known.
+        MissingExtraError: diffusers or transformers is needed and not installed.
+    """
+    model = component.skeleton
+    known = {key for key, _ in model.named_parameters(remove_duplicate=False)} | {
+        key for key, _ in model.named_buffers()
+    }
+    return [
+        key
+        for key, (_, entry) in sorted(component.location.items())
+        if _could_be_shifted(key, entry) and not known.intersection(aliases(key))
+    ]
+
+
+def lost_weights(base: Base) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of weights that can be shifted and that the files must hold under other names, by name.
+
+    Where the files hold nothing that the class has no place for, what they lack is nowhere: tied, or made anew.
+
+    Raises:
+        BaseError, MissingExtraError: as `strange_keys`.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for slot, component in base.components.items():
+        lacking = _lacking(component)
+        if lacking and strange_keys(component):
+            found |= {f"{slot}.{key}": shape for key, shape in lacking.items()}
+    return found
+
+
+def misnamed(base: Base) -> dict[str, str]:
+    """Return why a weight of the files cannot be shifted, by name, where the class has it under another name.
+
+    A component whose class cannot be built is passed over: what it holds is refused elsewhere.
+
+    Raises:
+        BaseError, MissingExtraError: as `strange_keys`.
+    """
+    found: dict[str, str] = {}
+    for slot in {name.partition(".")[0]: None for name in lost_weights(base)}:
+        component = base.components[slot]
+        why = f"has no place in {component.class_name}, which names it otherwise: {save_again(component)}"
+        found |= {f"{slot}.{key}": why for key in strange_keys(component)}
+    return found
+
+
+def lost_error(base: Base, names: Sequence[str]) -> BaseError:
+    """Return the error that says which weights would be left out, all of one component, and what mends it."""
+    slot = names[0].partition(".")[0]
+    component = base.components[slot]
+    mine = [name for name in names if name.startswith(f"{slot}.")]
+    left = f"weight{'s' * (len(mine) > 1)} that can be shifted would be left out"
+    mend = "use the unquantized base" if "quantization_config" in component.config else save_again(component)
+    return BaseError(
+        f"{base.path}: {places_line(slot, component)}; its class names them otherwise, so {len(mine)} {left}: "
+        f"{_listed(mine)}",
+        fix=f"{mend}, select others, or leave them out with allow_missing=True (--allow-missing)",
+    )
+
+
+def save_again(component: Component) -> str:
+    """Return how a component comes to be saved under the names of its class."""
+    name = component.class_name
+    return f"load it with `{name}.from_pretrained(FOLDER)` and save it again with `{SAVE_AGAIN[component.library]}`"
+
+
+def places_line(slot: str, component: Component) -> str:
+    """Return how many weights of a component's files have no place in its class, and the first of them."""
+    strange = strange_keys(component)
+    whole = sum(_could_be_shifted(key, entry) for key, (_, entry) in component.location.items())
+    have = "has" if len(strange) == 1 else "have"
+    return f"{len(strange)} of {whole} weights of {slot} {have} no place in {component.class_name}: {_listed(strange)}"
+
+
+def remarks(base: Base, names: Iterable[str]) -> list[str]:
+    """Return one line for each component of these parameters whose files hold weights that have no place."""
+    slots = {name.partition(".")[0]: None for name in names}
+    parts = {slot: base.components[slot] for slot in slots}
+    return [places_line(slot, part) for slot, part in parts.items() if strange_keys(part)]
+
+
+def count_values(base: Base, names: Iterable[str]) -> tuple[int, int]:
+    """Return how many values these parameters hold, and how many all tensors of their components do."""
+    chosen = [*names]
+    slots = {name.partition(".")[0]: None for name in chosen}
+    whole = sum(prod(entry.shape) for slot in slots for _, entry in base.components[slot].location.values())
+    return sum(prod(base.shape(name)) for name in chosen), whole
+
+
+def _lacking(component: Component) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the class's shiftable weights that the files hold neither plain nor quantized, by key."""
+    # A weight that is computed, as torch's parametrizations do, is no parameter, and no file has it.
+    shapes = {key: tuple(value.shape) for key, value in component.skeleton.named_parameters(remove_duplicate=False)}
+    return {
+        key: shapes[key]
+        for key, _, _ in shiftable(component.skeleton)
+        if key in shapes and component.stored(key) is None
+        if not quantized(key, component.dtypes, component.config)
+    }
+
+
+def _could_be_shifted(key: str, entry: Entry) -> bool:
+    leaf = key.rpartition(".")[2]
+    if entry.dtype not in SHIFTABLE or not entry.shape:
+        return False
+    return leaf in NORM_LEAVES if len(entry.shape) == 1 else not leaf.endswith("bias")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
