@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import isfinite, sqrt
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,13 +25,10 @@ from .delta import Delta
 from .devices import on_host
 from .errors import OutputError, TensorError
 from .identity import TORCH_DTYPE
-from .layout import read_json
-from .plan import FLOATING, Item, Plan, Unchanged, layout_of, plan_bake
+from .layout import is_index, read_json
+from .plan import FLOATING, TORCH_NAMES, Item, Plan, Unchanged, layout_of, plan_bake
 from .prepare import Progress, fit
 from .totals import weighted_total
-
-CONFIG_DTYPE: Final[Mapping[Dtype, str]] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""What transformers calls dtypes in its configurations."""
 
 
 class Loss(NamedTuple):
@@ -53,10 +50,14 @@ class Baked:
     Attributes:
         path: the folder or file.
         losses: what rounding to F16 or BF16 lost of each ΔW, by parameter; nothing stands here for wider dtypes.
+        loading: the call that loads it, where that takes more than the folder's name: a variant, half precision.
+        remarks: what a person would take wrongly.
     """
 
     path: Path
     losses: Mapping[str, Loss]
+    loading: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def loss(self) -> Loss:
@@ -119,7 +120,7 @@ def write_bake(plan: Plan, *, overwrite: bool = False, progress: Progress | None
                 target = folder / item.target
                 target.parent.mkdir(exist_ok=True)
                 writer.file(item, target)
-    return Baked(plan.output, dict(sorted(writer.losses.items())))
+    return Baked(plan.output, dict(sorted(writer.losses.items())), plan.loading, plan.remarks)
 
 
 class _Writer:
@@ -198,13 +199,26 @@ def _loss(before: Tensor, after: Tensor, change: Tensor) -> Loss:
 def _with_dtype(item: Item, items: Sequence[Item], dtype: Dtype) -> dict[str, Any]:
     """Return a configuration that says the output's dtype, or an index of shards with their new size."""
     settings = read_json(item.source)
-    for key in ("dtype", "torch_dtype"):
-        if key in settings:
-            settings[key] = CONFIG_DTYPE[dtype]
+    if not is_index(item.source.name):
+        return _said_dtype(settings, TORCH_NAMES[dtype])
     if isinstance(settings.get("metadata"), dict) and "total_size" in settings["metadata"]:
         beside = [other for other in items if other.slot and other.target.parent == item.target.parent]
         settings["metadata"]["total_size"] = sum(other.body for other in beside)
     return settings
+
+
+def _said_dtype(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a configuration, and those in it such as `text_config`, with this dtype wherever it says one.
+
+    transformers 5 says `dtype`, older versions `torch_dtype`. What says none, or null, goes by the weights.
+    """
+    changed = dict(settings)
+    for key, value in settings.items():
+        if key in ("dtype", "torch_dtype") and isinstance(value, str):
+            changed[key] = name
+        elif key.endswith("_config") and isinstance(value, dict):
+            changed[key] = _said_dtype(value, name)
+    return changed
 
 
 def _bring(source: Path, target: Path, how: Unchanged) -> None:

@@ -67,8 +67,6 @@ def lost_weights(base: Base) -> dict[str, tuple[int, ...]]:
 def misnamed(base: Base) -> dict[str, str]:
     """Return why a weight of the files cannot be shifted, by name, where the class has it under another name.
 
-    A component whose class cannot be built is passed over: what it holds is refused elsewhere.
-
     Raises:
         BaseError, MissingExtraError: as `strange_keys`.
     """

@@ -83,6 +83,17 @@ def variants(names: Iterable[str]) -> list[str]:
     return sorted({next(filter(None, match.groups())) for match in matches if match})
 
 
+def is_index(name: str) -> bool:
+    """Tell whether a file of this name is the index of a sharded model, of whatever variant."""
+    return name.endswith(".json") and ".index." in name
+
+
+def shard_names(index: Path) -> set[str]:
+    """Return the names of the files that an index names; empty if it names none."""
+    places = read_json(index).get("weight_map")
+    return {str(name) for name in places.values()} if isinstance(places, dict) else set()
+
+
 def check_variant(path: object, listings: Iterable[Iterable[str]], variant: str | None) -> None:
     """Raise BaseError if none of the models under `path`, whose file names are given, has weights of a variant."""
     if variant is None:

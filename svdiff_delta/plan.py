@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 from ._atomic import check_output
 from .base import Base
@@ -19,13 +19,19 @@ from .container import ITEM_SIZE, header_bytes
 from .delta import Delta
 from .errors import BaseMismatchError, InputError, OutputError
 from .fitting import check_base, fit_all
-from .layout import PICKLE_SUFFIXES, read_json
+from .layout import PICKLE_SUFFIXES, is_index, read_json, shard_names, variants
 from .parameter import Parameter
 from .prepare import Progress
 from .weights import Weight
 
 FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
 WEIGHT_SUFFIXES: Final = PICKLE_SUFFIXES | {".safetensors", ".onnx", ".msgpack", ".h5", ".pb"}
+
+TORCH_NAMES: Final[Mapping[str, str]] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""What torch and transformers call dtypes."""
+
+VARIANT_DTYPES: Final[Mapping[str, str]] = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
+"""The number formats that variants are named for."""
 
 Unchanged = Literal["copy", "hardlink", "symlink"]
 """How files that the bake does not change come to the output."""
@@ -102,6 +108,40 @@ class Plan:
             for name, parameter in self.parameters.items()
             if parameter.kind == "spectral" and not self.cache.path(parameter.fingerprint).exists()
         ]
+
+    @property
+    def variant(self) -> str | None:
+        """The variant in the names of the weight files, such as fp16."""
+        files = (path.name for component in self.base.components.values() for path in component.files)
+        return next(iter(variants(files)), None)
+
+    @property
+    def written_dtype(self) -> Dtype:
+        """The number format of the output's largest tensor."""
+        if self.dtype is not None:
+            return self.dtype
+        entries = [entry for part in self.base.components.values() for _, entry in part.location.values()]
+        largest = max(entries, key=lambda entry: prod(entry.shape) if entry.dtype in TORCH_NAMES else -1)
+        return cast("Dtype", largest.dtype)
+
+    @property
+    def loading(self) -> str:
+        """The call that loads the output, where it takes more than the folder's name; else empty."""
+        given, dtype, (first, *_) = [], self.written_dtype, self.base.components.values()
+        if self.variant:
+            given.append(f'variant="{self.variant}"')
+        if dtype in ("F16", "BF16"):  # without it diffusers loads float32, and text encoders as their config says
+            given.append(f"dtype=torch.{TORCH_NAMES[dtype]}")
+        name = "DiffusionPipeline" if self.base.pipeline else first.class_name
+        return f'{name}.from_pretrained("{self.output}", {", ".join(given)})' if given and name else ""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a person would take wrongly: files whose names say another number format than they hold."""
+        said = VARIANT_DTYPES.get(self.variant or "")
+        if self.dtype is None or said in (None, self.dtype):
+            return ()
+        return (f"the files are called {self.variant}, as in the base, and hold {self.dtype}",)
 
     @property
     def free(self) -> int:
@@ -200,8 +240,11 @@ def _items(base: Base, rewritten: set[str], dtype: Dtype | None) -> Iterator[Ite
     for name, component in base.components.items():
         folder = Path(name) if base.pipeline else Path()
         if component.folder is not None:
-            # diffusers loads all parts of a pipeline in one dtype, unless a text encoder's configuration names another.
-            yield from _settings_of(component.folder, folder, edited=dtype is not None and not base.pipeline)
+            beside = {path.name for path in component.files}
+            for item in _settings_of(component.folder, folder, edited=dtype is not None):
+                # Files of other variants and pickles stay behind, and so do their indices.
+                if not is_index(item.source.name) or shard_names(item.source) <= beside:
+                    yield item
         for path in component.files:
             if name in rewritten:
                 yield _weights_item(name, component, path, folder / path.name, dtype)
@@ -217,7 +260,7 @@ def _settings_of(folder: Path, target: Path, *, edited: bool) -> Iterator[Item]:
 
 
 def _settings_item(path: Path, target: Path, *, edited: bool) -> Item:
-    settings = edited and (path.name == "config.json" or path.name.endswith(".index.json"))
+    settings = edited and (path.name == "config.json" or is_index(path.name))
     return Item(path, target, None, settings, path.stat().st_size)
 
 

@@ -43,7 +43,8 @@ def python_usage(repository: str, base: BaseInfo, model: str, prompt: str | None
     """
     alone = base.components.get(_ALONE)
     package, name = ("diffusers", "DiffusionPipeline") if alone is None else ("transformers", _class_name(alone))
-    live = "pipe" if alone is None else "model"
+    # Of a base in half precision diffusers loads text encoders as they are and all else in float32: one dtype for all.
+    live, cast = ("pipe", ".to(pipe.dtype)") if alone is None else ("model", "")
     revision = pinned(base, model)
     if model == EMBEDDED:
         source, extra = "base_path()", ["from svdiff_train.tiny import base_path"]
@@ -56,7 +57,7 @@ def python_usage(repository: str, base: BaseInfo, model: str, prompt: str | None
         *extra,
         "",
         f"{live} = {name}.from_pretrained({source})",
-        f"attach({live}, pull({_quoted(repository)}))",
+        f"attach({live}{cast}, pull({_quoted(repository)}))",
     ]
     if paints(base.components):
         lines.append(f'pipe({_quoted(prompt or "a photo")}).images[0].save("picture.png")')

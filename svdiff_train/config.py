@@ -43,6 +43,8 @@ class TrainConfig:
         method: "svdiff"; or, as baselines, "full" (DreamBooth), "lora", "kv" (Custom Diffusion: keys and values of
             the cross-attention, and the tokens' embeddings).
         selectors: which weights are trained, as `select` takes them; None takes what the method trains by itself.
+        allow_missing: whether weights that selectors name and that the base's files name otherwise than its model's
+            class are left out.
         steps: optimizer steps.
         batch_size: pictures of the subject per step and process; as many of the class come with them. None takes the
             method's own.
@@ -89,6 +91,7 @@ class TrainConfig:
     token: str | None = None
     method: MethodName = "svdiff"
     selectors: tuple[str, ...] | None = None
+    allow_missing: bool = False
     steps: int = 500
     batch_size: int | None = None
     accumulate: int = 1

@@ -189,7 +189,7 @@ def plan(base: Base, images: Path | None, config: TrainConfig, *, skip_bad: bool
     config = settle(config, base)
     rate_factor(config)
     opened = open_run(base, images, config, torch.device("cpu"), skip_bad=skip_bad)
-    weights = len(choose_kinds(base, opened.selectors))
+    weights = len(choose_kinds(base, opened.selectors, allow_missing=config.allow_missing))
     return {
         **config.facts(),
         **opened.facts(),

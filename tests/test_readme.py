@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import socket
@@ -13,16 +14,18 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from support.commands import svdiff
 from support.hub import Hub, folder_files
 
 from svdiff_cli.main import main
-from svdiff_delta import load, push
+from svdiff_delta import load, open_base, push
 from svdiff_delta.build import zero_delta
 from svdiff_delta.delta import Delta
 from svdiff_delta.file import dumps
-from svdiff_train.tiny import base_path, open_tiny
+from svdiff_train.tiny import base_path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -80,15 +83,23 @@ def test_the_library_example_has_about_ten_lines() -> None:
     assert len(lines) <= 12
 
 
-def serve_dog(hub: Hub) -> None:
-    """Put the embedded base and a delta of it on a Hub, under the names of the example."""
-    zero = zero_delta(open_tiny(), "mid-ca")
+def serve_dog(hub: Hub, folder: Path | None = None) -> None:
+    """Put the embedded base, or another one, and a delta of it on a Hub, under the names of the example."""
+    folder = folder or base_path()
+    zero = zero_delta(open_base(folder), "mid-ca")
     shifted = {name: shift + np.float32(0.2) for name, shift in zero.items()}
-    base = replace(
-        zero.metadata.base, repository="alice/base", revision=hub.add("alice/base", folder_files(base_path()))
-    )
+    base = replace(zero.metadata.base, repository="alice/base", revision=hub.add("alice/base", folder_files(folder)))
     dog = Delta(shifted, replace(zero.metadata, base=base, training={"prompt": "a photo of a sks dog"}))
     hub.add("alice/dog", {"svdiff.safetensors": dumps(dog)})
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded base as diffusers saves it in half precision: the text encoder's configuration says so."""
+    folder = tmp_path_factory.mktemp("half") / "base"
+    DiffusionPipeline.from_pretrained(base_path(), dtype=torch.float16).save_pretrained(folder)
+    assert json.loads((folder / "text_encoder" / "config.json").read_text())["dtype"] == "float16"
+    return folder
 
 
 @pytest.fixture
@@ -114,6 +125,29 @@ def test_from_the_name_of_a_repository_to_a_picture_in_five_lines(
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
     check_picture(tmp_path / "dog.png")
+
+
+def test_the_five_lines_paint_with_a_base_in_half_precision(
+    hub: Hub, half: Path, few_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, example = fences("python")
+    serve_dog(hub, half)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="same dtype"):  # what diffusers loads of such a base by itself does not run
+        DiffusionPipeline.from_pretrained("alice/base")("a dog")
+    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+    check_picture(tmp_path / "dog.png")
+
+
+def test_the_lines_of_a_card_paint_with_a_base_in_half_precision(
+    hub: Hub, token: str, half: Path, few_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve_dog(hub, half)
+    push(load("alice/dog"), "owner/dog", license="mit")
+    (code,) = fences("python", hub.files("owner/dog")["README.md"].decode())
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "card", "exec"), {"__name__": "card"})
+    check_picture(tmp_path / "picture.png")
 
 
 def test_the_lines_of_a_card_run_as_they_stand(

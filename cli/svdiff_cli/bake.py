@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from svdiff_delta._text import printable
+
 from . import options
 from .progress import Bar
 from .references import open_deltas, open_reference, say, sole_component
@@ -86,6 +88,10 @@ def bake(
         click.echo(json.dumps({**facts, "written": True, "lost": baked.loss.share, "losses": losses}))
     elif not quiet:
         click.echo(f"wrote {output}")
+        if baked.loading:
+            click.echo(f"it is loaded with `{printable(baked.loading)}`")
+        for remark in baked.remarks:
+            say(f"note: {remark}")
         _tell_losses(baked.losses, baked.loss)
 
 
@@ -99,6 +105,8 @@ def _facts(plan: Plan) -> dict[str, object]:
         "free": plan.free,
         "memory": plan.memory,
         "bases_missing": len(plan.missing),
+        "loading": plan.loading,
+        "remarks": list(plan.remarks),
     }
 
 
@@ -112,6 +120,8 @@ def _tell(facts: dict[str, object], *, quiet: bool) -> None:
     click.echo(f"disk needed      {facts['bytes']:>16,} bytes of {facts['free']:,} free")
     click.echo(f"memory, about    {facts['memory']:>16,} bytes")
     click.echo(f"bases to compute {facts['bases_missing']:>16,}")
+    for remark in cast("list[str]", facts["remarks"]):
+        say(f"note: {remark}")
 
 
 def _tell_losses(losses: Mapping[str, Loss], whole: Loss) -> None:

@@ -78,6 +78,7 @@ SETTINGS = (
         many=True,
         flag="--select",
     ),
+    Setting("allow_missing", bool, "Leave out weights that BASE's files name otherwise than its model's class."),
     Setting("steps", click.IntRange(1), "Optimizer steps.", "500"),
     Setting("batch_size", click.IntRange(1), "Pictures of the subject per batch and process.", "1; of kv 2"),
     Setting("accumulate", click.IntRange(1), "Batches that make one step.", "1"),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from svdiff_delta._json import as_object, strict_json
 from svdiff_delta._text import counted
+from svdiff_delta.coverage import misnamed
 from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, MetadataError
 from svdiff_delta.foreign import method_of
 from svdiff_delta.kinds import base_kinds
@@ -114,13 +115,14 @@ class Adapter:
         self._drop_spoiled()
         kinds = base_kinds(job.base, on_request=job.embeddings)
         left_out, fitting = dict(self.left_out), {}
+        reasons = misnamed(job.base) if self.updates.keys() - kinds.keys() else {}
         for name, update in sorted(self.updates.items()):
             if reason := update.misfit(job.base.shape(name)):
                 left_out[name] = reason
             elif name in kinds:
                 fitting[name] = kinds[name]
             else:
-                left_out[name] = NO_KIND
+                left_out[name] = f"changes, and {reasons[name]}" if name in reasons else NO_KIND
         hint = self._hint(job)
         if not fitting:
             if not left_out and not self.updates:

@@ -13,6 +13,7 @@ from svdiff_delta.base import Base, open_base
 from svdiff_delta.component import Component, aliases
 from svdiff_delta.components import paired
 from svdiff_delta.container import Entry
+from svdiff_delta.coverage import misnamed
 from svdiff_delta.errors import BaseError, InputError
 from svdiff_delta.kinds import base_kinds
 
@@ -70,9 +71,10 @@ def read_tuned(source: str, job: Job) -> Changes:
     tuned = paired(open_base(source), job.base)
     found = compare(tuned, job)
     kinds = base_kinds(replace(job.base, components=_common(tuned, job.base)), on_request=job.embeddings)
-    for name in found.changed:
-        if name not in kinds:
-            found.left_out[name] = "differs, and is of no kind that can be shifted"
+    other = [name for name in found.changed if name not in kinds]
+    reasons = misnamed(job.base) if other else {}
+    for name in other:
+        found.left_out[name] = f"differs, and {reasons.get(name, 'is of no kind that can be shifted')}"
     shifted = {name: kinds[name] for name in sorted(found.changed) if name in kinds}
     if not shifted and not found.left_out:
         raise InputError(f"{source}: has the same weights as the base", fix="name the tuned checkpoint first")

@@ -37,7 +37,8 @@ class CustomDiffusion:
     @contextmanager
     def tune(self, job: Job) -> Iterator[TunedWeights]:
         """Let the chosen weights, and each concept's row of every text encoder's embedding, take gradients."""
-        names = choose_kinds(job.base, job.config.selectors or self.selectors(job.family))
+        selectors = job.config.selectors or self.selectors(job.family)
+        names = choose_kinds(job.base, selectors, allow_missing=job.config.allow_missing)
         weights = {name: _weight(job, name) for name in names}
         rows: dict[str, list[int]] = {}
         for slot in job.family.text_slots:

@@ -42,7 +42,8 @@ class Lora:
             from peft import LoraConfig
         except ImportError:
             raise MissingExtraError("peft", "train") from None
-        names = choose_kinds(job.base, job.config.selectors or self.selectors(job.family))
+        selectors = job.config.selectors or self.selectors(job.family)
+        names = choose_kinds(job.base, selectors, allow_missing=job.config.allow_missing)
         slots = {name.partition(".")[0] for name in names}
         if slots != {job.family.slot}:
             raise TrainError(

@@ -38,7 +38,9 @@ class Svdiff:
         """Attach δ = 0."""
         config = job.config
         selectors = config.selectors or self.selectors(job.family)
-        start = zero_delta(job.base, *selectors, cache=job.cache, progress=job.progress)
+        start = zero_delta(
+            job.base, *selectors, allow_missing=config.allow_missing, cache=job.cache, progress=job.progress
+        )
         pipeline = job.family.pipeline
         with attach(pipeline, start, base=job.base, trainable=True, cache=job.cache) as handle:
             if config.revive:

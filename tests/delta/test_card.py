@@ -113,7 +113,7 @@ def test_the_python_loads_the_base_it_was_made_for(base: BaseInfo, line: str) ->
     code = fence(card(with_base(base)), "python")
     ast.parse(code)
     assert f"pipe = DiffusionPipeline.from_pretrained({line})\n" in code
-    assert 'attach(pipe, pull("me/dog"))\n' in code
+    assert 'attach(pipe.to(pipe.dtype), pull("me/dog"))\n' in code
 
 
 def test_of_a_language_model_it_loads_the_class_and_paints_nothing() -> None:

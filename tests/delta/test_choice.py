@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,54 @@ def test_packed_weights_are_refused_by_name_and_scheme(
     base = rewritten(folder, packed(QUERY[6:]), drop=(f"{QUERY[6:]}.weight",))
     message = refused(base, *selectors)
     assert f"{QUERY}.weight: is quantized ({(method or 'gptq or awq').upper().replace(' OR ', ' or ')}" in message
+    assert "use the unquantized base" in message
+
+
+def torchao(stem: str) -> dict[str, Tensor]:
+    """What torchao 0.18 writes for a weight of 32 × 32 in 8 bits, through transformers and diffusers alike."""
+    numbers = torch.zeros(32, 32, dtype=torch.int8)
+    points = torch.zeros(32, 1, dtype=torch.int8)
+    return {
+        f"{stem}._weight_qdata": numbers,
+        f"{stem}._weight_scale": torch.ones(32, 1),
+        f"{stem}._weight_zero_point": points,
+    }
+
+
+def quanto(stem: str) -> dict[str, Tensor]:
+    """What optimum-quanto writes for it."""
+    return {f"{stem}.weight._data": torch.zeros(32, 32, dtype=torch.int8), f"{stem}.weight._scale": torch.ones(32, 1)}
+
+
+def half_quadratic(stem: str) -> dict[str, Tensor]:
+    """What a scheme that is not known by its keys may write: only the configuration names it."""
+    return {f"{stem}.W_q": torch.zeros(16, 32, dtype=torch.uint8), f"{stem}.scale": torch.ones(32, 1)}
+
+
+@pytest.mark.parametrize(
+    ("write", "method", "said"),
+    [
+        (torchao, "torchao", "torchao, in {}._weight_qdata as I8"),
+        (torchao, None, "torchao, in {}._weight_qdata as I8"),
+        (quanto, None, "quanto, in {}.weight._data as I8"),
+        (half_quadratic, "hqq", "hqq, in {}."),
+    ],
+)
+@pytest.mark.parametrize("selectors", [(), (f"{QUERY}.weight",), ("2d",)])
+def test_weights_in_parts_are_refused_by_name_and_scheme(
+    tmp_path: Path,
+    write: Callable[[str], dict[str, Tensor]],
+    method: str | None,
+    said: str,
+    selectors: tuple[str, ...],
+) -> None:
+    folder = llama(tmp_path, tied=False)
+    if method:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
+    base = rewritten(folder, write(QUERY[6:]), drop=(f"{QUERY[6:]}.weight",))
+    message = refused(base, *selectors)
+    assert f"{QUERY}.weight: is quantized ({said.format(QUERY[6:])}" in message
     assert "use the unquantized base" in message
 
 
