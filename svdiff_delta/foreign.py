@@ -63,7 +63,7 @@ METHODS: Final[tuple[tuple[str, str], ...]] = (
 )
 """Methods of adapting a model other than LoRA, and how their keys end in the files of LyCORIS and PEFT."""
 
-_PARTS: Final = r"alpha|scalar|rescale|diff|diff_b|[wb]_norm|lora_[A-Za-z_]+(?:\.\w+)*|weight|bias"
+_PARTS: Final = r"alpha|scalar|rescale|diff|diff_b|[wb]_norm|(?<=\.)lora_[A-Za-z_]+(?:\.\w+)*|weight|bias"
 """How further keys of a module end."""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,7 @@ from .names import PREFIXES, Names
 from .sgm import SgmNames
 from .target import Keys, Target
 from .tensors import Modules, Ref, TensorFile, open_tensors, peek
+from .unread import MERGE
 
 TEXT: Final = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
 
@@ -49,6 +52,7 @@ def read(source: str, job: Job) -> Changes:
 
 def read_modules(file: TensorFile, names: Names) -> Adapter:
     """Return the updates in a file whose keys are a module's flat name, a dot and a suffix."""
+    _check_algorithm(file)
     adapter, assumed = Adapter(file.name, [file]), defaultdict[str, list[str]](list)
     modules = Modules()
     for key in file.keys():  # noqa: SIM118 - it is no mapping
@@ -61,6 +65,15 @@ def read_modules(file: TensorFile, names: Names) -> Adapter:
     for remark, where in sorted(assumed.items()):
         adapter.remarks.append(scale_of_one(where, remark))
     return adapter
+
+
+def _check_algorithm(file: TensorFile) -> None:
+    """Raise InputError for LyCORIS' DyLoRA: its keys are those of a LoRA, and its scale is not alpha by rank."""
+    with suppress(ValueError, AttributeError):
+        if json.loads(file.header.metadata.get("ss_network_args", "{}")).get("algo") == "dylora":
+            raise InputError(
+                f"{file.name}: is of LyCORIS' method DyLoRA, which has another scale than LoRA at each rank", fix=MERGE
+            )
 
 
 def read_module(module: str, refs: Mapping[str, Ref], names: Names, adapter: Adapter) -> list[str]:

@@ -169,6 +169,26 @@ def test_each_is_told_from_the_other_by_its_content(pair: tuple[Difference, ...]
     assert json.dumps(facts[0]) == json.dumps({"kind": "difference", "sha256": pair[0].identify(), "weight": 0.5})
 
 
+def test_a_file_that_does_not_say_what_it_is_has_a_mend_that_painting_knows(tmp_path: Path) -> None:
+    path = save_tensors(tmp_path / "x.safetensors", {"conv_in.weight": torch.ones(2, 2)})
+    with pytest.raises(InputError, match="does not say what it is: name the folder of a tuned model, or make a delta"):
+        open_difference(path, open_tiny())
+
+
+def test_what_is_left_over_of_a_tuned_model_is_asked_about_in_words(tmp_path: Path) -> None:
+    folder = tuned_base(tmp_path / "a", 1)
+    save_file({**unet_weights(folder), "conv_in.extra": torch.ones(2)}, folder / FILE)
+    with pytest.raises(InputError, match=r"1 weight cannot be carried over \(is it tuned from another base\?\): unet"):
+        open_difference(folder, open_tiny())
+
+
+def test_an_index_in_only_one_model_is_remarked(tmp_path: Path) -> None:
+    folder = tuned_base(tmp_path / "a", 1)
+    save_file({**unet_weights(folder), "position_ids": torch.arange(4)}, folder / FILE)
+    (remark,) = open_difference(folder, open_tiny()).remarks
+    assert remark.startswith("1 tensor of whole numbers, which are no weights")
+
+
 def test_a_stage_takes_a_weight_for_each_part(pipeline: Any, pair: tuple[Difference, ...]) -> None:
     with pytest.raises(InputError, match="2 parts need as many weights, 1 were given"):
         Stage(pipeline, open_tiny(), pair).showing([1.0]).__enter__()

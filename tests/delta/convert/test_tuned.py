@@ -289,3 +289,53 @@ def test_a_pickle_is_never_opened(base: Base, tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x04.")
     with pytest.raises(BaseError, match="is a pickle, which is never opened"):
         convert(tmp_path / "model.ckpt", from_="full", base=base)
+
+
+# --- Tensors that are no weights ---
+
+INDICES = {
+    "indices": torch.arange(12)[None],
+    "a mask": torch.ones(3, 3, dtype=torch.bool),
+    "a counter": torch.tensor(7, dtype=torch.int32),
+    "small numbers": torch.arange(4, dtype=torch.uint8),
+}
+
+
+def beside(folder: Path, copy: Path, key: str, value: Tensor) -> Path:
+    """Return a copy of a model's folder with one more tensor."""
+    shutil.copytree(folder, copy)
+    save_file({**load_file(folder / WEIGHTS), key: value}, copy / WEIGHTS, metadata={"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize("value", INDICES.values(), ids=INDICES)
+@pytest.mark.parametrize("side", ["base", "tuned"])
+def test_whole_numbers_in_only_one_model_are_no_weights(folder: Path, tmp_path: Path, side: str, value: Tensor) -> None:
+    tuned, other = changed(folder, tmp_path / "tuned", {QUERY: moved}), folder
+    if side == "base":
+        other = beside(folder, tmp_path / "more", "embeddings.extra_ids", value)
+    else:
+        tuned = beside(tuned, tmp_path / "more", "embeddings.extra_ids", value)
+    found = convert(tuned, base=open_base(other))
+    assert ([*found.delta], found.left_out) == ([f"model.{QUERY}"], {})
+    (remark,) = found.remarks
+    assert remark.startswith(
+        "1 tensor of whole numbers, which are no weights, in only one of the models, such as model."
+    )
+
+
+def test_whole_numbers_that_differ_are_named(folder: Path, tmp_path: Path) -> None:
+    base = beside(folder, tmp_path / "base", "embeddings.extra_ids", torch.arange(3))
+    tuned = beside(
+        changed(folder, tmp_path / "x", {QUERY: moved}), tmp_path / "y", "embeddings.extra_ids", torch.ones(3).long()
+    )
+    reason = {"model.embeddings.extra_ids": "differs, and I64 is no number format of weights"}
+    assert convert(tuned, base=open_base(base), allow_unmatched=True).left_out == reason
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e8m0fnu, torch.float8_e4m3fn])
+def test_what_is_no_weight_and_the_base_s_own_has_not_changed(folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    value = torch.tensor([1.0, 2.0, 4.0]).to(dtype)
+    base = beside(folder, tmp_path / "base", "extra.scale", value)
+    tuned = beside(changed(folder, tmp_path / "x", {QUERY: moved}), tmp_path / "y", "extra.scale", value)
+    assert [*convert(tuned, base=open_base(base)).delta] == [f"model.{QUERY}"]

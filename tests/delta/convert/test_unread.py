@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,15 @@ def test_another_method_is_called_by_its_name(tiny: Base, tmp_path: Path, method
     assert line.endswith(
         "which this program does not read here: merge it with the program that made it, then --from full"
     )
+
+
+def test_dylora_is_told_from_lora_by_what_its_trainer_says(tiny: Base, tmp_path: Path) -> None:
+    tensors = {f"lora_unet_{FLAT}.{part}": OLD[part] for part in OLD}
+    path = save_tensors(tmp_path / "x.safetensors", tensors, ss_network_args=json.dumps({"algo": "dylora"}))
+    assert "is of LyCORIS' method DyLoRA" in said(path, tiny)
+    for text in ('{"algo": "locon"}', "no JSON", "[]"):
+        path = save_tensors(tmp_path / "y.safetensors", tensors, ss_network_args=text)
+        assert [*convert(path, base=tiny, min_energy=0.0).delta] == [f"unet.{Q}.weight"]
 
 
 def test_lokr_under_flux_s_dotted_names_is_called_so(tmp_path: Path) -> None:
