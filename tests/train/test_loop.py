@@ -41,7 +41,8 @@ def loss_on_pictures(delta: Delta | None) -> float:
     family = family_of(pipeline)
     images = torch.stack([load_image(picture.path, 64).pixels for picture in find_images(PICTURES).pictures])
     generator = torch.Generator().manual_seed(7)
-    latents = family.sample_latents(family.encode_images(images), torch.randn(5, 4, 16, 16, generator=generator))
+    shape = (5, pipeline.vae.config.latent_channels, 16, 16)  # type: ignore[attr-defined]
+    latents = family.sample_latents(family.encode_images(images), torch.randn(shape, generator=generator))
     noise = torch.randn(latents.shape, generator=generator)
     timesteps = torch.tensor([100, 300, 500, 700, 900])
     noised, target = family.noised(latents, noise, timesteps)

@@ -91,7 +91,8 @@ def test_lora_is_loaded_by_diffusers_and_paints_differently(tmp_path: Path) -> N
     pipeline: Any = load_pipeline(open_tiny())
     family = family_of(pipeline)
     states = family.encode_prompts(["a cat"])
-    noise, times = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    shape = (1, pipeline.unet.config.in_channels, 16, 16)
+    noise, times = torch.randn(shape, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     with torch.no_grad():
         before = family.predict(pipeline.unet, noise, times, states)
         pipeline.load_lora_weights(tmp_path / "lora")

@@ -114,7 +114,7 @@ def test_a_folder_of_another_architecture_is_refused(folders: tuple[Path, Path],
     weights = load_file(other / FILE)
     weights["conv_in.weight"] = weights["conv_in.weight"][:32].contiguous()
     save_file(weights, other / FILE)
-    with pytest.raises(InputError, match=r"unet\.conv_in\.weight \(has shape \[32, 4, 3, 3\]"):
+    with pytest.raises(InputError, match=r"unet\.conv_in\.weight \(has shape \[32, 8, 3, 3\]"):
         open_difference(other, open_tiny())
 
 

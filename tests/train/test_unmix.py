@@ -80,7 +80,7 @@ def batch(family: Family, mixes: tuple[Mix | None, ...], side: int) -> Batch:
     """A batch of noise with a sample of the class for each of the subjects."""
     count, phrases = len(mixes), [concept.noun for concept in CONCEPTS]
     said = tuple(CONCEPTS[0].prompt if mix is None else MIXING.prompt(mix, phrases) for mix in mixes)
-    latents = draws.noise((2 * count, 4, side, side), 0, 0, 0)
+    latents = draws.noise((2 * count, family.pipeline.unet.config.in_channels, side, side), 0, 0, 0)
     times = torch.full((2 * count,), 300)
     return Batch(latents, latents, times, (*said, *["a dog"] * count), torch.zeros(2 * count, 6), count, mixes)
 
