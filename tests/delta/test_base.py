@@ -62,7 +62,7 @@ def test_parameters_are_read_one_by_one_as_they_stand() -> None:
     base = open_tiny()
     weight = base.read("unet.conv_in.weight")
     assert weight.dtype == torch.float16
-    assert tuple(weight.shape) == base.shape("unet.conv_in.weight") == (64, 4, 3, 3)
+    assert tuple(weight.shape) == base.shape("unet.conv_in.weight") == (96, 8, 3, 3)
 
 
 def test_the_level_that_transformers_5_dropped_is_found_under_both_names() -> None:

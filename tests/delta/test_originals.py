@@ -37,12 +37,18 @@ def unet(folder: Path | None = None, **options: Any) -> Any:
     return diffusers.UNet2DConditionModel.from_pretrained(folder, **options).requires_grad_(False).eval()
 
 
+def given(model: Any) -> tuple[Tensor, Tensor]:
+    """A noisy picture and a text's states."""
+    config = model.config
+    return normal(1, config.in_channels, 8, 8), normal(1, 5, config.cross_attention_dim, seed=1)
+
+
 def painted(model: Any) -> Tensor:
     """What a denoiser says about one noisy picture."""
     dtype = next(iter(model.parameters())).dtype
-    width = model.config.cross_attention_dim
+    noise, states = given(model)
     with torch.no_grad():
-        sample = model(normal(1, 4, 8, 8).to(dtype), 10, normal(1, 5, width, seed=1).to(dtype)).sample
+        sample = model(noise.to(dtype), 10, states.to(dtype)).sample
     return torch.as_tensor(sample).float()
 
 
@@ -146,9 +152,9 @@ def test_an_offloaded_model_computes_with_the_shift_and_is_restored(delta: Delta
 
 
 def painted_offloaded(model: Any) -> Tensor:
+    noise, states = given(model)
     with torch.no_grad():
-        width = model.config.cross_attention_dim
-        return torch.as_tensor(model(normal(1, 4, 8, 8), 10, normal(1, 5, width, seed=1)).sample)
+        return torch.as_tensor(model(noise, 10, states).sample)
 
 
 def test_an_offloaded_model_that_was_cast_is_checked_against_its_files(delta: Delta) -> None:

@@ -92,10 +92,10 @@ def test_a_pipeline_loads_and_unloads_a_lora_file_beside_a_delta(tmp_path: Path,
 
 
 def predicted(pipeline: Any) -> Tensor:
+    config = pipeline.unet.config
+    noise, states = normal(1, config.in_channels, 8, 8), normal(1, 5, config.cross_attention_dim)
     with torch.no_grad():
-        return torch.as_tensor(
-            pipeline.unet(normal(1, 4, 8, 8), 10, normal(1, 5, pipeline.unet.config.cross_attention_dim)).sample
-        )
+        return torch.as_tensor(pipeline.unet(noise, 10, states).sample)
 
 
 def test_a_lora_that_is_fused_over_a_fused_delta_comes_off_first() -> None:
