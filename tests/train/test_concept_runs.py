@@ -120,20 +120,11 @@ def test_resuming_with_other_concepts_or_pictures_is_refused(tmp_path: Path) -> 
         run(replace(ALONE, concepts=renamed), keeping=keeping)
 
 
-<<<<<<< HEAD
 def test_two_batches_of_one_equal_one_batch_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     plain_descent(monkeypatch)
     config = replace(ALONE, steps=2, learning_rate=0.1, max_grad_norm=1e9)  # a clipped gradient would hide its length
     one, two = (run(replace(config, batch_size=size, accumulate=2 // size)).delta for size in (2, 1))
     assert greatest_distance(two, one) < ROUNDED
-=======
-def test_two_batches_of_one_equal_one_batch_of_two() -> None:
-    one = run(replace(ALONE, steps=2, batch_size=2, seed=3)).delta
-    two = run(replace(ALONE, steps=2, batch_size=1, accumulate=2, seed=3)).delta
-    for name in one:
-        # The sums are the same but for their order, and Adam divides by their size.
-        np.testing.assert_allclose(one[name], two[name], rtol=1e-3, atol=1e-5)
->>>>>>> 5d8a55e (Tests ask the base for its latent channels: live layers too)
 
 
 @pytest.mark.parametrize("setting", [{"mix_probability": 0.0, "unmix_weight": 0.0}, {"unmix_weight": 0.0}])
