@@ -40,7 +40,7 @@ SAMPLES = (
 RATE, RATE_1D = 2e-2, 4e-3
 """Learning rates of SVDiff on this base, of singular values and of norm weights: what `svdiff train` takes.
 
-Searched with λ = 1 on the report's two subjects of search: see the card.
+Searched with λ = 1 on the report's two subjects of search: the text below says what was found.
 """
 
 FAMILIAR = 25.5
@@ -136,6 +136,9 @@ were searched with λ = 1, 200 steps, batches of 2 and 16 pictures of the class,
 svdiff train tiny pictures --prompt 'a photo of a sks dog' --class-prompt 'a photo of a dog' \\
     --steps 200 --batch-size 2 --class-images 16 -o dog.safetensors
 ```
+
+At 0.02, 8 of 8 pictures of a banjo and 6 of 8 of a guide dog are nearer to the subject than to the base's own guitars
+and dogs; at 0.01, 6 of 8 of the banjo. In all three runs none of 8 pictures of the class is nearer to the subject.
 
 It also says so where pictures are unlike all that the base has seen: where the autoencoder brings half of them or more
 back at less than {familiar:g} dB.
