@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto --dist lo
 .PHONY: help demo test lint test-slow fuzz paper clean
 
 help:
-	@echo "make demo       train, add, bake and paint two deltas on the embedded base; see demo-out/sheet.png"
+	@echo "make demo       train two deltas on the embedded base, and what can be done with them; see demo-out/page.html"
 	@echo "make test       ruff, mypy, import-linter, pytest"
 	@echo "make test-slow  the slow proofs"
 	@echo "make fuzz       100,000 broken files, each refused or read correctly"

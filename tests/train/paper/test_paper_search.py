@@ -40,7 +40,7 @@ def found() -> Mapping[str, Mapping[str, Any]]:
     return {name: numbers for name, numbers in known.items() if numbers is not None}
 
 
-def test_all_of_the_search_is_measured_with_the_recipes_of_now_and_the_base_of_the_report(
+def test_all_of_the_search_is_measured_with_the_recipes_of_now_on_the_report_s_base(
     found: Mapping[str, Any],
 ) -> None:
     assert set(found) == {cell.name for cell in search_cells()}
