@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .addresses import find_layout
-from .component import Component, open_file, open_model, open_pipeline
+from .component import Component, absent_models, open_file, open_model, open_pipeline
 from .container import Entry
 from .errors import BaseError, HubError, TensorError
 from .metadata import BaseInfo
@@ -57,6 +57,11 @@ class Base:
                 return size if isinstance(size, int) and size > 0 else None
         return None
 
+    @property
+    def absent(self) -> list[str]:
+        """The parts that its model_index.json names and that are not there."""
+        return absent_models(self.path) if self.pipeline else []
+
     def names(self) -> Iterator[str]:
         """Yield every parameter name, by component and key."""
         for name, component in self.components.items():
@@ -72,6 +77,11 @@ class Base:
         slot, _, key = name.partition(".")
         component = self.components.get(slot)
         if component is None:
+            if slot in self.absent:
+                raise BaseError(
+                    f"{name}: {self.path} has no folder {slot}, which its model_index.json names",
+                    fix="fetch the base again, with all of its parts",
+                )
             raise BaseError(
                 f"{name}: the base {self.path} has no component {slot!r}, it has {', '.join(self.components)}",
                 fix="name the base that the delta was made for",

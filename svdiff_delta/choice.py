@@ -10,7 +10,7 @@ from torch import nn
 from .base import Base
 from .component import Component
 from .coverage import lost_error, lost_weights
-from .errors import BaseError
+from .errors import BaseError, SelectionError
 from .kinds import base_kinds, shiftable
 from .parameter import Kind
 from .schemes import SHIFTABLE, quantized
@@ -47,7 +47,13 @@ def choose_kinds(
             raise _of_no_kind(base, name)
     shapes = {name: base.shape(name) for name in kinds} | hidden | lost
     info = base.info
-    names = match(shapes, given, sample_size=info.sample_size, layout=info.attentions) if given else sorted(shapes)
+    try:
+        names = match(shapes, given, sample_size=info.sample_size, layout=info.attentions) if given else sorted(shapes)
+    except SelectionError as error:
+        if not (absent := base.absent):
+            raise
+        why = f"{error.message}; {base.path} has no folder {', '.join(absent)}, which its model_index.json names"
+        raise SelectionError(why, fix="fetch the base again, with all of its parts") from None
     if left_out := [name for name in names if name in lost]:
         raise lost_error(base, left_out)
     for name in names:

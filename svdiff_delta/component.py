@@ -185,6 +185,16 @@ def model_folders(path: Path) -> dict[str, Path]:
     return found
 
 
+def absent_models(path: Path) -> list[str]:
+    """Return the parts that a pipeline's `model_index.json` names and that have no folder."""
+    found = []
+    for name, value in sorted(read_json(path / "model_index.json").items()):
+        named = isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
+        if named and Path(name).name == name and not (path / name).exists():
+            found.append(name)
+    return found
+
+
 def open_model(folder: Path, variant: str | None) -> tuple[str, Component]:
     """Return name and content of a model's own folder.
 

@@ -130,10 +130,16 @@ class Plan:
         given, dtype, (first, *_) = [], self.written_dtype, self.base.components.values()
         if self.variant:
             given.append(f'variant="{self.variant}"')
-        if dtype in ("F16", "BF16"):  # without it diffusers loads float32, and text encoders as their config says
+        if dtype in ("F16", "BF16") and (self.dtype or self.variant or self._narrow):
             given.append(f"dtype=torch.{TORCH_NAMES[dtype]}")
         name = "DiffusionPipeline" if self.base.pipeline else first.class_name
         return f'{name}.from_pretrained("{self.output}", {", ".join(given)})' if given and name else ""
+
+    @property
+    def _narrow(self) -> bool:
+        """Whether a text encoder's configuration asks for half precision, which diffusers gives to no other part."""
+        said = (part.config.get("dtype", part.config.get("torch_dtype")) for part in self.base.components.values())
+        return any(name in ("float16", "bfloat16") for name in said)
 
     @property
     def remarks(self) -> tuple[str, ...]:

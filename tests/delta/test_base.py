@@ -16,7 +16,7 @@ from support.models import MINILM
 
 from svdiff_delta.base import Base, open_base
 from svdiff_delta.build import zero_delta
-from svdiff_delta.errors import BaseError
+from svdiff_delta.errors import BaseError, SelectionError
 from svdiff_delta.kinds import base_kinds
 from svdiff_delta.layout import variants
 from svdiff_train.tiny import base_path, open_tiny
@@ -301,3 +301,16 @@ def test_a_zero_delta_covers_every_weight_that_can_be_shifted() -> None:
     assert set(delta) == {name for name in base_kinds(base) if name.startswith("unet.")}
     assert dict(delta.metadata.base.components) == {"unet": "UNet2DConditionModel"}
     assert not any(delta[name].any() for name in delta)
+
+
+def test_a_text_encoder_that_the_pipeline_names_and_lacks_is_said(tmp_path: Path) -> None:
+    shutil.copytree(base_path(), tmp_path / "base")
+    shutil.rmtree(tmp_path / "base" / "text_encoder")
+    base = open_base(tmp_path / "base")
+    assert len(zero_delta(base, "unet.conv_norm_out.weight")) == 1
+    with pytest.raises(SelectionError, match=r"no folder text_encoder, which .* names: fetch the base again"):
+        zero_delta(base, "text")
+    with pytest.raises(BaseError, match=r"no folder text_encoder, which .* names: fetch the base again"):
+        base.read("text_encoder.final_layer_norm.weight")
+    with pytest.raises(BaseError, match="has no component 'image_encoder', it has unet, vae"):
+        base.read("image_encoder.a.weight")
