@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -86,7 +87,7 @@ def open_file(path: Path, name: str) -> Delta:
     except FileNotFoundError:
         raise InputError(f"{name}: there is no such file") from None
     except (OSError, ValueError) as error:
-        if any(os.path.isfile(path / inner) for inner in ADAPTERS):  # noqa: PTH113 - never raises
+        if _is_adapter(path):
             raise InputError(f"{name}: is a folder with an adapter (LoRA), not a delta file", fix=CONVERT) from None
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{name}: could not be read ({reason})") from None
@@ -112,6 +113,13 @@ def loads(buffer: bytes | mmap.mmap, *, name: str = "") -> Delta:
     plan = _plan(header.entries, metadata.parameters)
     stored = _Stored(memoryview(buffer)[header.data :], plan)
     return Delta.from_stored(stored, metadata, Origin(buffer, header.data, name, plan.flat))
+
+
+def _is_adapter(path: Path) -> bool:
+    """Tell whether this is a folder with an adapter of PEFT or diffusers."""
+    with suppress(OSError):  # of a name that is too long, and of what may not be looked at
+        return any((path / inner).is_file() for inner in ADAPTERS)
+    return False
 
 
 def _check_kind(header: Header) -> None:

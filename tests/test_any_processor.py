@@ -36,6 +36,7 @@ COMPARES_NOTHING: Final = {
     "delta/test_devices.py",
     "delta/test_fitting.py",
     "delta/test_sd15_layout.py",
+    "test_readme.py",
     "train/test_enough.py",
 }
 """Files that import torch and whose tests are of messages, names, devices and equal files."""

@@ -35,6 +35,7 @@ OWN_MEMBERS: Final = ("names", "retained")
 
 NO_RULE: Final = "no rule explains this key"
 NO_MODULE: Final = "the base has no such layer"
+NO_LAYOUT: Final = "this layout of names is not known"
 BIAS: Final = "is a bias"
 NO_HALF: Final = "lacks its other half"
 NO_MAGNITUDE: Final = "lacks the magnitudes that its configuration speaks of"
@@ -145,6 +146,8 @@ class Adapter:
         lost = [key for key, reason in left_out.items() if reason == unexplained(key)]
         known = [key.removeprefix(self.prefix) for key, reason in left_out.items() if reason in (NO_MODULE, NO_RULE)]
         if error := unread(self.what, methods=lost, layers=known, names=names):
+            return error
+        if {*left_out.values()} <= {NO_LAYOUT} and (error := unread(self.what, layers=left_out)):
             return error
         example, reason = next(iter(sorted(left_out.items())))
         fix = MERGE

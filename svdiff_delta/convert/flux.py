@@ -13,7 +13,7 @@ from torch import Tensor
 from svdiff_delta.errors import InputError, MissingExtraError
 from svdiff_delta.foreign import module_of
 
-from .adapter import BIAS, NO_HALF, NO_RULE, Adapter, scale_of_one, width
+from .adapter import BIAS, NO_HALF, NO_LAYOUT, NO_RULE, Adapter, scale_of_one, width
 from .dialect import Changes, Dialect, Job
 from .diffusers import read_tensors
 from .energy import LEAST
@@ -107,8 +107,9 @@ def _convert_module(path: str, refs: Mapping[str, Ref], adapter: Adapter) -> dic
         adapter.leave(factors, NO_HALF)
         return {}
     found = _converted(_scaled(path, factors))
-    if not found:
-        adapter.leave(factors, NO_RULE)
+    if not found or found.keys() == factors.keys():  # diffusers passes on what it does not know
+        adapter.leave(factors, NO_LAYOUT if found else NO_RULE)
+        return {}
     return found
 
 

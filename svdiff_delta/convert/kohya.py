@@ -69,7 +69,7 @@ def read_modules(file: TensorFile, names: Names) -> Adapter:
 
 def _check_algorithm(file: TensorFile) -> None:
     """Raise InputError for LyCORIS' DyLoRA: its keys are those of a LoRA, and its scale is not alpha by rank."""
-    with suppress(ValueError, AttributeError):
+    with suppress(ValueError, AttributeError, RecursionError):
         if json.loads(file.header.metadata.get("ss_network_args", "{}")).get("algo") == "dylora":
             raise InputError(
                 f"{file.name}: is of LyCORIS' method DyLoRA, which has another scale than LoRA at each rank", fix=MERGE

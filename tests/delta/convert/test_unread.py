@@ -115,6 +115,14 @@ def test_lokr_under_flux_s_dotted_names_is_called_so(tmp_path: Path) -> None:
 METHOD_OF = {"tinylora_v": "TinyLoRA", "ia3_l": "(IA)³", "vera_lambda_b": "VeRA", "oft_R.weight": "OFT"}
 
 
+@pytest.mark.parametrize("block", ["double_blocks.0.img_attn.proj", "single_blocks.0.linear2"])
+def test_flux_s_original_names_with_peft_s_ends_are_a_layout_that_is_not_known(tmp_path: Path, block: str) -> None:
+    module = f"diffusion_model.{block}"
+    tensors = {f"{module}.lora_A.weight": normal(2, 16), f"{module}.lora_B.weight": normal(16, 2)}
+    line = said(save_tensors(tmp_path / "x.safetensors", tensors), small_flux(tmp_path / "flux"))
+    assert f"this layout is not known, its keys begin with `diffusion_model.{block.partition('.')[0]}.`: merge" in line
+
+
 @pytest.mark.parametrize("part", METHOD_OF)
 def test_peft_s_other_methods_are_called_by_their_name(model: Base, tmp_path: Path, part: str) -> None:
     folder = save_peft(tmp_path / "x", {f"encoder.layer.0.attention.self.query.{part}": normal(4)}, lora_alpha=2)
