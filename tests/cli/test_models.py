@@ -47,8 +47,7 @@ def refused(result: Result, *words: str) -> None:
 def test_bake_writes_a_pipeline_that_diffusers_loads(delta: Path, tmp_path: Path) -> None:
     result = run("bake", "tiny", delta, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith(f"wrote {tmp_path / 'out'}\nit is loaded with `DiffusionPipeline.from_pretrained(")
-    assert "\nrounding lost " in result.stdout
+    assert result.stdout.startswith(f"wrote {tmp_path / 'out'}\nrounding lost ")
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
     assert type(pipeline.unet).__name__ == "UNet2DConditionModel"
 
