@@ -40,6 +40,8 @@ def test_the_demo_trains_adds_interpolates_bakes_and_paints(tmp_path: Path) -> N
     page = Path(report["page"]).read_text("utf-8")
     commands = re.findall(r"svdiff (\w+)", page)
     assert {"train", "add", "interpolate", "slice", "edit", "convert", "generate"} <= set(commands)
-    assert page.count("<img ") == page.count('alt="') == 48
-    assert "http" not in page
+    # Base 4, 8 for each subject, sum 6, strip 10, slice 2, edit 4, LoRA 4.
+    assert page.count("<img ") == page.count('alt="') == 46
+    assert 'src="http' not in page
+    assert "href=" not in page
     assert (folder / "baked-F32" / "model_index.json").is_file()
