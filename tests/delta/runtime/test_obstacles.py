@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from support.live import relative
+from support.live import relative, tiny
 from support.models import live_zero, named, random_delta
 from support.weights import normal
 from torch import Tensor, nn
@@ -31,17 +31,7 @@ def run_wan(model: Any) -> Tensor:
 
 def unet() -> Any:
     """Stable Diffusion's attention class, whose fusion is older code."""
-    torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=12,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    ).requires_grad_(False)
+    return tiny("UNet")
 
 
 def run_unet(model: Any) -> Tensor:
