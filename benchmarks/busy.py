@@ -25,6 +25,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from svdiff_train.demo_page import SUBJECTS
+
 LIMIT = 2.5
 BUSY = """
 import torch
@@ -72,7 +74,7 @@ def main() -> None:
                 found[name].append(demo(arguments.steps))
     for name, runs in found.items():
         for run in runs:
-            trainings = [seconds for label, seconds in run["parts"].items() if label.startswith("svdiff train")]
+            trainings = [run["parts"][subject.name] for subject in SUBJECTS]
             print(f"{name:>6}: {run['whole']:6.1f} s, trainings {', '.join(f'{each:.1f} s' for each in trainings)}")
     ratio = median(run["whole"] for run in found["busy"]) / median(run["whole"] for run in found["alone"])
     policy = os.environ.get("OMP_WAIT_POLICY", "as svdiff sets it")

@@ -51,7 +51,12 @@ class Subject:
 
 SUBJECTS: Final = (Subject("black_cat", "cat"), Subject("police_car", "car"))
 PROMPTS: Final = tuple(subject.prompt for subject in SUBJECTS)
-BOTH: Final = "a photo of a sks cat on the left and a sks car on the right"
+
+
+def both_prompt(subjects: Sequence[Subject]) -> str:
+    """Return the prompt for two subjects in one picture."""
+    first, second = (f"a {subject.word} {subject.noun}" for subject in subjects)
+    return f"a photo of {first} on the left and {second} on the right"
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,8 @@ def sections(painter: Painter, alphas: Sequence[float], part: str, rank: int) ->
     return [
         Section(
             "The base",
-            "What the model paints before it has learned anything: it knows cats and cars, but no word `sks`.",
+            "What the model paints before it has learned anything: cats and cars of its own. `sks` is a rare word to it, that "
+            "names nothing and only tints what follows it.",
             [painter.generate(PROMPTS)],
             painter.row(None, PROMPTS),
         ),
@@ -117,8 +123,8 @@ def sections(painter: Painter, alphas: Sequence[float], part: str, rank: int) ->
         Section(
             "Their sum",
             "Deltas are vectors: added, they hold both subjects at once. No weight of the model was trained for that.",
-            [painter.commands["both"], painter.generate([*PROMPTS, BOTH], "both")],
-            painter.row("both", [*PROMPTS, BOTH]),
+            [painter.commands["both"], painter.generate([*PROMPTS, both_prompt(SUBJECTS)], "both")],
+            painter.row("both", [*PROMPTS, both_prompt(SUBJECTS)]),
         ),
         _strip(painter, alphas),
         Section(
