@@ -1,6 +1,7 @@
 """What the demo's subjects are learned to: how often they appear, alone and in the sum, and what their class becomes.
 
-    python benchmarks/demo.py [--work FOLDER] [--seeds 20] [--words sks sks] [--rate R] [--threads 2] [--json FILE]
+    python benchmarks/demo.py [--work FOLDER] [--seeds 20] [--words sks sks] [--rate R] [--prior 1 0] [--threads 2]
+        [--json FILE]
 
 First the detector is tried on the reference pictures: each is compared with the mean of every held-out subject's
 pictures, its own subject's without itself, by the embedded base's CLIP, and the confusion matrix is printed. If it
@@ -136,10 +137,12 @@ def leaned(lab: Lab, subject: Subject, delta: Delta, own: Pictures, seeds: Seque
     return [bool(label == "learned") for label in found.labels[:, 0]]
 
 
-def measure(lab: Lab, subjects: Sequence[Subject], rate: float | None, seeds: Sequence[int]) -> dict[str, Any]:
-    """Return what is seen, with λ = 1 and with λ = 0."""
+def measure(
+    lab: Lab, subjects: Sequence[Subject], rate: float | None, weights: Sequence[float], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Return what is seen with each λ."""
     found: dict[str, Any] = {"seeds": list(seeds)}
-    for weight in (1.0, 0.0):
+    for weight in weights:
         deltas = [lab.trained(each, _settings(each, weight, rate)) for each in subjects]
         results: dict[str, Any] = {}
         for subject, delta in zip(subjects, deltas, strict=True):
@@ -175,7 +178,7 @@ def tell(clip: Clip) -> bool:
 def shares(found: dict[str, Any], subjects: Sequence[Subject], shown: int) -> list[tuple[str, float, str]]:
     """Print a line for each figure, and return those that have a limit, with what the limit says."""
     limited = []
-    for weight, results in ((key, found[key]) for key in ("1", "0")):
+    for weight, results in ((key, found[key]) for key in ("1", "0") if key in found):
         for subject in subjects:
             one = results[subject.name]
             right = [name == subject.name for name in one["nearest"]]
@@ -206,6 +209,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20, help="pictures beside those that the demo shows")
     parser.add_argument("--words", nargs=2, help="the subjects' rare words (default: the demo's)")
     parser.add_argument("--rate", type=float, help="learning rate; of norm weights a fifth (default: the base card's)")
+    parser.add_argument("--prior", nargs="+", type=float, choices=(1.0, 0.0), default=(1.0, 0.0), help="values of λ")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -217,7 +221,7 @@ def main() -> None:
         if not tell(lab.clip):
             sys.exit("the detector does not tell the demo's subjects from the others: nothing is judged")
         seeds = [*SEEDS, *range(FIRST_OTHER, FIRST_OTHER + arguments.seeds)]
-        found = measure(lab, subjects, arguments.rate, seeds)
+        found = measure(lab, subjects, arguments.rate, arguments.prior, seeds)
     print(f"words {', '.join(words)}; {len(seeds)} pictures each, {arguments.threads} threads")
     limited = shares(found, subjects, len(SEEDS))
     if arguments.json is not None:
