@@ -119,7 +119,7 @@ def attach_floor(model: torch.nn.Module, delta: Delta, cache: BasisCache, *, kee
             weight: Any = modules[name.removeprefix("unet.").removesuffix(".weight")].weight
             matrix = matricize(weight.detach(), parameter.axis)
             with spending(spent):
-                basis = read_entry(cache.path(parameter.fingerprint), once=False)
+                basis = read_entry(cache.path(parameter.fingerprint), parameter.fingerprint, once=False)
                 product = basis.factor @ (matrix if basis.left else matrix.T)
             if keep:
                 kept.append((basis, product))

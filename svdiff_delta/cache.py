@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from base64 import urlsafe_b64decode
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ import torch
 from ._atomic import replace_file
 from .basis import Basis, compute_basis
 from .devices import find_device
-from .entry import PROTOCOL, SUFFIX, encode_entry, read_entry
-from .errors import DeltaError, OutputError
+from .entry import PROTOCOL, SUFFIX, OlderEntry, encode_entry, hexadecimal, read_entry
+from .errors import CacheError, DeltaError, OutputError
 
 HOME_VARIABLE: Final = "SVDIFF_HOME"
 PATIENCE: Final = 600.0
@@ -78,15 +78,21 @@ class BasisCache:
 
     def path(self, key: str) -> Path:
         """Return where the entry for a fingerprint lies."""
-        name = urlsafe_b64decode(key + "==").hex()  # hexadecimal: some file systems ignore case
+        name = hexadecimal(key)
         return self.root / name[:2] / f"{name}{SUFFIX}"
 
     def get(self, key: str) -> Basis | None:
-        """Return the entry for a fingerprint; None if there is none, or a damaged one, which is reported."""
+        """Return the entry for a fingerprint; None if there is none that can be used.
+
+        A damaged one is reported; those of an earlier version are once for all of them.
+        """
         path = self.path(key)
         try:
-            basis = read_entry(path)
+            basis = read_entry(path, key)
         except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OlderEntry:
+            _say_older(self.root)
             return None
         except (OSError, DeltaError) as error:
             warnings.warn(f"{path}: damaged cache entry, computing it again ({error})", stacklevel=2)
@@ -104,7 +110,7 @@ class BasisCache:
         path = self.path(key)
         _make_folder(path.parent)
         with replace_file(path, overwrite=True) as stream:
-            for part in encode_entry(basis):
+            for part in encode_entry(basis, key):
                 stream.write(part)
 
     def obtain(self, key: str, rounded: torch.Tensor, axis: int) -> Basis:
@@ -175,16 +181,28 @@ class BasisCache:
         return sorted(found, key=lambda kept: (kept.used, kept.path))
 
     def damaged(self) -> list[tuple[Path, str]]:
-        """Read every entry; return those that are damaged, with the reason."""
+        """Read every entry; return those that are damaged, or not where they belong, with the reason."""
         found = []
         for kept in self.entries():
             try:
-                read_entry(kept.path, once=False)
+                read_entry(kept.path, self._key(kept.path), once=False)
             except FileNotFoundError:
                 continue
             except (OSError, DeltaError) as error:
                 found.append((kept.path, str(error)))
         return found
+
+    def _key(self, path: Path) -> str:
+        """Return the fingerprint whose entry lies at a path.
+
+        Raises:
+            CacheError: none does.
+        """
+        with suppress(ValueError):
+            key = urlsafe_b64encode(bytes.fromhex(path.stem)).decode().rstrip("=")
+            if self.path(key) == path:
+                return key
+        raise CacheError("its name is not the one of a fingerprint's entry")
 
     def prune(self, most: int, *, dry_run: bool = False) -> list[Kept]:
         """Remove the entries that were not used for longest until the rest has at most `most` bytes; return them.
@@ -222,6 +240,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path}: could not be removed ({error.strerror})") from None
+
+
+_OLDER: Final[set[Path]] = set()
+"""Folders of which this process has said that an earlier version's entries are in them."""
+
+
+def _say_older(root: Path) -> None:
+    if root not in _OLDER:
+        _OLDER.add(root)
+        why = "entries that an earlier version made, without their fingerprints, are computed again"
+        warnings.warn(f"{root}: {why}", stacklevel=4)
 
 
 def _make_folder(folder: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import zlib
+from base64 import urlsafe_b64decode
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,16 +15,33 @@ import numpy as np
 import torch
 
 from .basis import Basis
-from .container import header_bytes, read_header
+from .container import Header, header_bytes, read_header
 from .errors import CacheError
 
 PROTOCOL: Final = "1"
 SUFFIX: Final = ".safetensors"
+DIGEST: Final = "digest"
+"""The member of the metadata that binds all others, and every dtype, shape and place, to each other."""
+
 _DTYPES: Final = {"sigma": ("F64", "<f8"), "factor": ("F32", "<f4"), "tail": ("F32", "<f4")}
 
 
-def encode_entry(basis: Basis) -> list[bytes]:
-    """Return the bytes of an entry, in pieces."""
+class OlderEntry(CacheError):  # noqa: N818 - what it is, not what went wrong
+    """An entry is whole, and by an earlier version, which did not bind it to its weight."""
+
+
+def hexadecimal(key: str) -> str:
+    """Return a fingerprint as it stands in an entry and in its name: some file systems ignore case."""
+    return urlsafe_b64decode(key + "==").hex()
+
+
+def encode_entry(basis: Basis, key: str) -> list[bytes]:
+    """Return the bytes of an entry, in pieces.
+
+    Args:
+        basis: what it keeps.
+        key: the fingerprint of the weight whose basis it is.
+    """
     arrays = {name: getattr(basis, name).numpy() for name in _DTYPES}
     body = [array.astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays.values()]
     checksum = 0
@@ -30,26 +50,35 @@ def encode_entry(basis: Basis) -> list[bytes]:
     metadata = {
         "svdiff.basis": PROTOCOL,
         "crc32": f"{checksum:08x}",
+        "fingerprint": hexadecimal(key),
         "null": str(basis.null),
         "side": "left" if basis.left else "right",
     }
-    return [header_bytes([(name, _DTYPES[name][0], array.shape) for name, array in arrays.items()], metadata), *body]
+    layout = [(name, _DTYPES[name][0], array.shape) for name, array in arrays.items()]
+    return [header_bytes(layout, metadata | {DIGEST: _digest(layout, metadata)}), *body]
+
+
+def _digest(layout: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of the header that an entry has without its digest, in hexadecimal."""
+    return hashlib.sha256(header_bytes(layout, {k: v for k, v in metadata.items() if k != DIGEST})).hexdigest()
 
 
 _SUMMED: Final[set[tuple[int, int, int, str]]] = set()
 """Device, inode, size and checksum of the entries whose bytes this process has summed."""
 
 
-def read_entry(path: Path, *, once: bool = True) -> Basis:
+def read_entry(path: Path, key: str, *, once: bool = True) -> Basis:
     """Read and check an entry; its tensors are pages of the file, which other processes share.
 
     Args:
         path: the entry.
+        key: the fingerprint of the weight whose basis is wanted.
         once: whether a checksum that this process found right need not be computed again.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        CacheError, HeaderError: it is damaged, or follows another protocol.
+        CacheError, HeaderError: it is damaged, belongs to another weight, or follows another protocol; as `OlderEntry`
+            if an earlier version wrote it.
     """
     with path.open("rb") as stream:
         if stream.seek(0, 2) == 0:
@@ -58,12 +87,10 @@ def read_entry(path: Path, *, once: bool = True) -> Basis:
         raw = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         about = os.fstat(stream.fileno())
     header = read_header(memoryview(raw), len(raw))
-    metadata = header.metadata
-    if metadata.get("svdiff.basis") != PROTOCOL:
-        raise CacheError("it follows another protocol")
-    identity = about.st_dev, about.st_ino, about.st_size, metadata.get("crc32", "")
+    _check_header(header, key)
+    identity = about.st_dev, about.st_ino, about.st_size, header.metadata["crc32"]
     if identity not in _SUMMED or not once:
-        if f"{zlib.crc32(memoryview(raw)[header.data :]):08x}" != metadata.get("crc32"):
+        if f"{zlib.crc32(memoryview(raw)[header.data :]):08x}" != header.metadata["crc32"]:
             raise CacheError("its checksum does not fit")
         _SUMMED.add(identity)
     tensors = {}
@@ -74,7 +101,25 @@ def read_entry(path: Path, *, once: bool = True) -> Basis:
         count = (entry.stop - entry.start) // np.dtype(numpy_type).itemsize
         array = np.frombuffer(raw, numpy_type, count, header.data + entry.start)
         tensors[name] = torch.from_numpy(array.reshape(entry.shape))
-    return _checked(tensors, metadata)
+    return _checked(tensors, header.metadata)
+
+
+def _check_header(header: Header, key: str) -> None:
+    """Check that an entry follows this protocol, is of the weight that is asked for, and that no field was changed.
+
+    That costs a hash of some 500 bytes, whatever the size of the entry.
+    """
+    metadata = header.metadata
+    if metadata.get("svdiff.basis") != PROTOCOL:
+        raise CacheError("it follows another protocol")
+    if DIGEST not in metadata:
+        raise OlderEntry("an earlier version made it, without its fingerprint")
+    layout = [(name, entry.dtype, entry.shape) for name, entry in header.entries.items()]
+    if metadata[DIGEST] != _digest(layout, metadata) or "crc32" not in metadata:
+        raise CacheError("its digest does not fit: its header was changed")
+    found, wanted = metadata.get("fingerprint"), hexadecimal(key)
+    if found != wanted:
+        raise CacheError(f"it is the basis of another weight (fingerprint {found}, not {wanted})")
 
 
 def _checked(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Basis:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
+import struct
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -196,6 +202,116 @@ def test_an_entry_whose_tensors_do_not_fit_each_other_is_damaged(cache: BasisCac
     whole = compute_basis(normal(6, 9).float(), 0)
     cache.put("A" * 22, Basis(whole.sigma[:5], whole.factor, whole.tail, 0, left=True))
     assert [reason for _, reason in cache.damaged()] == ["its tensors do not fit each other"]
+
+
+# Entries are bound to their fingerprint
+
+
+def kept(cache: BasisCache, weight: torch.Tensor) -> str:
+    """Keep a weight's basis, both factors whole; return its fingerprint."""
+    rounded = round_weight(weight, "F16")
+    key = fingerprint(rounded, 0)
+    cache.put(key, compute_basis(rounded, 0, two_sided=True))
+    return key
+
+
+def change_header(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the header of an entry, and leave its data."""
+    raw = path.read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
+
+
+def refused(cache: BasisCache, key: str, why: str) -> None:
+    """An entry is found damaged by whoever wants it, and by `damaged`."""
+    with pytest.warns(UserWarning, match=f"damaged cache entry, computing it again .*{re.escape(why)}"):
+        assert cache.get(key) is None
+    (reason,) = (reason for path, reason in cache.damaged() if path == cache.path(key))
+    assert why in reason
+
+
+@pytest.mark.parametrize("way", ["swapped", "copied", "linked"])
+def test_an_entry_under_the_name_of_another_weight_is_damaged(cache: BasisCache, way: str) -> None:
+    one, other = kept(cache, normal(6, 9)), kept(cache, normal(6, 9, seed=1))
+    place, source = cache.path(one), cache.path(other)
+    if way == "swapped":
+        aside = place.with_name("aside")
+        place.rename(aside)
+        source.rename(place)
+        aside.rename(source)
+        refused(cache, other, f"it is the basis of another weight (fingerprint {place.stem}, not {source.stem})")
+    elif way == "copied":
+        shutil.copyfile(source, place)
+    else:
+        place.unlink()
+        place.symlink_to(source)
+    with pytest.warns(UserWarning, match="damaged cache entry"):
+        assert same(cache.obtain(one, round_weight(normal(6, 9), "F16"), 0), reference(cache, normal(6, 9)))
+    cache.get(one)  # is right now, without a warning
+
+
+def reference(cache: BasisCache, weight: torch.Tensor) -> Basis:
+    return compute_basis(round_weight(weight, "F16"), 0, two_sided=cache.two_sided)
+
+
+HEADERS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "side": lambda header: header["__metadata__"].update(side="right"),
+    "null": lambda header: header["__metadata__"].update(null="1"),
+    "checksum": lambda header: header["__metadata__"].update(crc32="00000000"),
+    "no checksum": lambda header: header["__metadata__"].pop("crc32"),
+    "fingerprint": lambda header: header["__metadata__"].update(fingerprint="0" * 32),
+    "no fingerprint": lambda header: header["__metadata__"].pop("fingerprint"),
+    "another field": lambda header: header["__metadata__"].update(more="1"),
+    "digest": lambda header: header["__metadata__"].update(digest="0" * 64),
+    "tail width": lambda header: header["tail"].update(shape=[4, 9]),
+    "order of tensors": lambda header: header.update(factor=header["tail"], tail=header["factor"]),
+    "number format": lambda header: header["tail"].update(dtype="I32"),
+}
+
+
+@pytest.mark.parametrize("field", HEADERS)
+def test_an_entry_whose_header_was_changed_is_damaged(cache: BasisCache, field: str) -> None:
+    key = kept(cache, normal(6, 6))  # square, so that tensors fit each other in many ways
+    change_header(cache.path(key), HEADERS[field])
+    refused(cache, key, "its digest does not fit")
+
+
+def test_a_header_in_other_words_is_the_same_header(cache: BasisCache) -> None:
+    key = kept(cache, normal(6, 9))
+    change_header(cache.path(key), lambda header: header.update(tail=header.pop("tail")))
+    assert cache.get(key) is not None
+    assert cache.damaged() == []
+
+
+@pytest.mark.parametrize("name", ["notes.safetensors", "ab" * 15 + ".safetensors", "AB" * 16 + ".safetensors"])
+def test_an_entry_that_lies_where_nobody_looks_is_named(cache: BasisCache, name: str) -> None:
+    path = cache.path(kept(cache, normal(6, 9)))
+    path.rename(path.with_name(name))
+    assert cache.damaged() == [(path.with_name(name), "its name is not the one of a fingerprint's entry")]
+
+
+def older(cache: BasisCache, weight: torch.Tensor) -> str:
+    """Keep a basis as versions did that wrote no fingerprint into the entry."""
+    key = kept(cache, weight)
+    change_header(cache.path(key), lambda header: [header["__metadata__"].pop(k) for k in ("fingerprint", "digest")])
+    return key
+
+
+def test_entries_of_an_earlier_version_are_computed_again_which_is_said_once(cache: BasisCache) -> None:
+    weights = [normal(6, 9), normal(6, 9, seed=1)]
+    keys = [older(cache, weight) for weight in weights]
+    assert {reason for _, reason in cache.damaged()} == {"an earlier version made it, without its fingerprint"}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for key, weight in zip(keys, weights, strict=True):
+            assert same(cache.obtain(key, round_weight(weight, "F16"), 0), reference(cache, weight))
+    assert [str(warning.message) for warning in said] == [
+        f"{cache.root}: entries that an earlier version made, without their fingerprints, are computed again"
+    ]
+    assert cache.damaged() == []
 
 
 def test_a_cache_that_was_never_used_has_no_entries(cache: BasisCache) -> None:
