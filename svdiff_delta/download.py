@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from .blobs import HASH, is_sound
 from .errors import HubError
 from .hub_errors import answered, client_errors, explain, is_unreachable
 from .repository import Reference, find_cached, is_commit, list_files
@@ -21,7 +20,6 @@ LARGEST: Final = 2**30
 
 _SUFFIX: Final = ".safetensors"
 _NEVER: Final = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".py"})
-_HASH: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHOWN: Final = 8
 
 
@@ -145,7 +143,7 @@ def _ask(reference: Reference, largest: int, *, patient: bool) -> Found:
     about = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, retry_on_errors=patient)
     commit, digest, size = about.commit_hash, about.etag, about.size
     # These become names of files in the cache.
-    if not is_commit(commit) or digest is None or not _HASH.fullmatch(digest) or size is None:
+    if not is_commit(commit) or digest is None or not HASH.fullmatch(digest) or size is None:
         raise HubError(f"{reference}: the server does not answer as a Hub does", fix="check HF_ENDPOINT and the proxy")
     if size > largest:
         raise HubError(
@@ -162,17 +160,13 @@ def _find_cached(reference: Reference) -> Found | None:
     if snapshot is None or path is None or not path.is_file():
         return None
     blob = path.resolve().name
-    digest = blob if path.is_symlink() and _HASH.fullmatch(blob) else None
+    digest = blob if path.is_symlink() and HASH.fullmatch(blob) else None
     here = replace(reference, revision=snapshot.revision)
     return Found(here, path.stat().st_size, digest, path, reference)
 
 
 def _is_whole(path: Path, digest: str | None) -> bool:
-    if digest is None:
-        return True
-    raw = path.read_bytes()
-    found = hashlib.sha256(raw) if len(digest) == 64 else hashlib.sha1(b"blob %d\0" % len(raw) + raw)  # noqa: S324
-    return found.hexdigest() == digest
+    return digest is None or is_sound(path, digest)
 
 
 def _remove(path: Path) -> None:

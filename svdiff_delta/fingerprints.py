@@ -1,9 +1,10 @@
 """The memory of fingerprints: a weight file that has not changed is not hashed again.
 
 Each weight file has one JSON document under `home() / "fingerprints"`. It is found by a hash of the file's path, and
-holds for the size, time and inode that stand in it; a blob of a Hub cache, whose name is a hash of its content, is
-found by that name. No path stands in it. The memory is only ever a shortcut: what is damaged, or cannot be written, is
-left.
+holds for the state and the sample of the file that stand in it. A blob of a Hub cache is found by its name, which is a
+hash of its content; once that was computed and is right, what is remembered holds wherever the blob lies, and it is
+computed again when the state is another one. No path stands in it. The memory is only ever a shortcut: whatever cannot
+be told for certain is hashed again (`state` says when that is), what is damaged or cannot be written is left.
 """
 
 from __future__ import annotations
@@ -17,19 +18,17 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ._atomic import replace_file
 from .base import Base
+from .blobs import blob_name, is_sound
 from .cache import home
 from .codec import DTYPES, Dtype
 from .entry import PROTOCOL
 from .errors import OutputError
-
-RACY: Final = 2_000_000_000
-"""Nanoseconds in which a file may change once more without a new time: one that young is not remembered."""
+from .state import State, sample, state, tells
 
 PAUSE: Final = 1.0
 """Seconds between two writes of one document; what is new is also written when the process ends."""
@@ -37,11 +36,7 @@ PAUSE: Final = 1.0
 MOST: Final = 256
 """Documents held in memory; beyond that all are written and let go."""
 
-_BLOB: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _FINGERPRINT: Final = re.compile(r"[A-Za-z0-9_-]{22}")
-
-State = tuple[int, ...]
-"""What a file must still be like: size, time and inode; the size alone for a blob."""
 
 
 class Known(NamedTuple):
@@ -54,16 +49,27 @@ class Known(NamedTuple):
 
 @dataclass
 class _Document:
-    """The memory of one weight file."""
+    """The memory of one weight file: what it holds for, and where it is kept.
+
+    Attributes:
+        path: of the document.
+        state, sample: what the file must still be like.
+        blob: whether the file is a blob whose hash was found right, so that they need not be.
+        entries: what is remembered of each weight.
+    """
 
     path: Path
     state: State
-    entries: dict[str, Known]
+    sample: str
+    blob: bool
+    entries: dict[str, Known] = field(default_factory=dict)
     new: bool = False
     written: float = field(default_factory=time.monotonic)
 
 
 _documents: Final[dict[tuple[Path, State], _Document]] = {}
+"""By home and state of the file."""
+
 _lock: Final = threading.RLock()
 
 
@@ -80,14 +86,21 @@ def recall(base: Base, name: str, axis: int, dtype: Dtype | None) -> Known | Non
         BaseError: the base lacks the parameter.
     """
     with _lock:
-        document = _document(base, name)
+        found = _state(base, name)
+        if found is None:
+            return None
+        document = _documents.get((home(), found)) or _open(base, name, found)
         return document.entries.get(_entry(base, name, axis, dtype)) if document else None
 
 
 def remember(base: Base, name: str, axis: int, dtype: Dtype | None, known: Known) -> None:
-    """Remember a base's weight; the arguments are those of `recall`."""
+    """Remember a base's weight; the arguments are those of `recall`, which was asked before the weight was read.
+
+    A file whose state did not tell enough then is not remembered, even if it does now: it may have changed since.
+    """
     with _lock:
-        document = _document(base, name)
+        found = _state(base, name)
+        document = _documents.get((home(), found)) if found else None
         if document is None:
             return
         # What was chosen holds as well where a file gives that dtype.
@@ -112,48 +125,80 @@ def _entry(base: Base, name: str, axis: int, dtype: Dtype | None) -> str:
     return f"{dtype or 'chosen'} {axis} {base.locate(name)[1]}"
 
 
-def _document(base: Base, name: str) -> _Document | None:
-    """Return the memory of the file that holds a weight; None if the file cannot be told from a changed one."""
+def _state(base: Base, name: str) -> State | None:
+    """Return the state of the file that holds a weight; None if it is not the one in which the file was opened."""
     component, _, path, _ = base.locate(name)
-    opened = component.opened[path][1]
     try:
-        now = path.stat()
+        now = state(path.stat())
     except OSError:
         return None
-    state: State = (now.st_size, now.st_mtime_ns, now.st_ino)
-    if state != (opened.st_size, opened.st_mtime_ns, opened.st_ino):
-        return None
-    what = _what(path, now.st_ino)
-    if what.startswith("blob "):
-        state = (now.st_size,)
-    elif time.time_ns() - now.st_mtime_ns < RACY:
-        return None
-    place = home() / "fingerprints" / f"{hashlib.sha256(what.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"
-    if (place, state) not in _documents:
-        if len(_documents) >= MOST:
-            flush()
-            _documents.clear()
-        _documents[place, state] = _Document(place, state, _read(place, state))
-    return _documents[place, state]
+    return now if now == state(component.opened[path][1]) else None
 
 
-@lru_cache(maxsize=MOST)
-def _what(path: Path, inode: int) -> str:  # noqa: ARG001 - a name may come to mean another file
-    """Return what a file is known by: the name of a Hub cache's blob, else its path without links."""
+def _open(base: Base, name: str, found: State) -> _Document | None:
+    """Return the memory of the file that holds a weight; None if its state does not tell it from a changed one."""
+    component, _, path, _ = base.locate(name)
     real = Path(os.path.realpath(path))
-    if real.parent.name == "blobs" and real.parent.parent.name.startswith("models--") and _BLOB.fullmatch(real.name):
-        return f"blob {real.name}"
-    return f"path {real}"
+    seen = sample(real, component.headers[path].data, found) if tells(real, found) else None
+    if seen is None:
+        return None
+    document = _blob(real, found, seen) or _Document(_place(f"path {real}"), found, seen, blob=False)
+    document.entries = _read(document)
+    if len(_documents) >= MOST:
+        flush()
+        _documents.clear()
+    _documents[home(), found] = document
+    return document
 
 
-def _read(path: Path, state: State) -> dict[str, Known]:
-    """Return the entries of a document; none if it is damaged, or about another state of the file."""
+def _blob(real: Path, found: State, seen: str) -> _Document | None:
+    """Return the memory of a blob; None if the file is none, or does not hold what its name says.
+
+    What was found right in this state is not read again.
+    """
+    name = blob_name(real)
+    if name is None:
+        return None
+    document = _Document(_place(f"blob {name}"), found, seen, blob=False)
+    kept = _header(document)[:2] == (found, seen)
+    if not kept and not _holds(real, name, found):
+        return None
+    document.blob, document.new = True, not kept
+    return document
+
+
+def _holds(real: Path, name: str, found: State) -> bool:
+    """Tell whether a blob in this state holds what its name says."""
     try:
-        document: Any = json.loads(path.read_bytes())
-        if document["protocol"] != PROTOCOL or tuple(document["state"]) != state:
-            return {}
-        return {str(key): _known(*fields) for key, fields in document["entries"].items()}
+        return is_sound(real, name) and state(real.stat()) == found
+    except OSError:
+        return False
+
+
+def _place(what: str) -> Path:
+    """Return where the memory of a file lies."""
+    return home() / "fingerprints" / f"{hashlib.sha256(what.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"
+
+
+def _header(document: _Document) -> tuple[State | None, str, dict[str, Any]]:
+    """Return what is kept on disk: the state and the sample that it holds for, and entries; all empty if damaged."""
+    try:
+        kept: Any = json.loads(document.path.read_bytes())
+        if kept["protocol"] != PROTOCOL:
+            return None, "", {}
+        return State(*map(int, kept["state"])), str(kept["sample"]), dict(kept["entries"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None, "", {}
+
+
+def _read(document: _Document) -> dict[str, Known]:
+    """Return the entries on disk; none if they are damaged, or about another state of a file that is no sound blob."""
+    found, seen, entries = _header(document)
+    if not document.blob and (found, seen) != (document.state, document.sample):
+        return {}
+    try:
+        return {str(key): _known(*fields) for key, fields in entries.items()}
+    except (ValueError, TypeError):
         return {}
 
 
@@ -169,10 +214,9 @@ def _write(document: _Document) -> None:
     if not document.new:
         return
     document.new, document.written = False, time.monotonic()
-    document.entries.update({**_read(document.path, document.state), **document.entries})
-    text = json.dumps(
-        {"entries": document.entries, "protocol": PROTOCOL, "state": document.state}, sort_keys=True, indent=0
-    )
+    document.entries.update({**_read(document), **document.entries})
+    about = {"protocol": PROTOCOL, "sample": document.sample, "state": document.state}
+    text = json.dumps({"entries": document.entries, **about}, sort_keys=True, indent=0)
     with suppress(OSError, OutputError):
         document.path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(document.path, overwrite=True) as stream:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from math import prod
 from typing import Final
 
 from .base import Base, open_base
+from .blobs import blob_name, is_sound
 from .build import cost, share_out
 from .cache import BasisCache
 from .delta import Delta
@@ -52,7 +53,7 @@ def check_base(weights: Weights, delta: Delta, *, progress: Progress | None = No
         more = ", …" if len(found) > SHOWN else ""
         what = "do not fit" if different else "are not there"
         message += f"; {len(found)} of {len(delta)} parameters {what}: {', '.join(list(found)[:SHOWN])}{more}"
-    raise kind(message, fix=_advice(weights, delta))
+    raise kind(message, fix=_damage(weights, different) or _advice(weights, delta))
 
 
 def fit_all(weights: Weights, deltas: Sequence[Delta], cache: BasisCache, progress: Progress | None = None) -> None:
@@ -122,6 +123,18 @@ def _fits(reference: str, variant: str | None, delta: Delta) -> bool:
         names = sorted(parameters, key=lambda name: (prod(parameters[name].shape), name))
         return all(difference(base, name, parameters[name]) is None for name in names)
     return False
+
+
+def _damage(weights: Weights, names: Iterable[str]) -> str | None:
+    """Return what mends a file of a Hub cache that does not hold what the Hub said; None if no weight stands in one."""
+    if not isinstance(weights, Base):
+        return None
+    for path in sorted({weights.locate(name)[2] for name in names}):
+        blob = blob_name(path)
+        with suppress(OSError):
+            if blob is not None and not is_sound(path, blob):
+                return f"{path.resolve()} is damaged, by the hash that is its name: remove it, and fetch the base again"
+    return None
 
 
 def _advice(weights: Weights, delta: Delta) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
+from .blobs import blobs_of, is_sound, remove_blob
 from .errors import HubError
 from .hub_errors import client_errors, explain, is_unreachable
 
@@ -206,6 +207,27 @@ def _store(repository: str) -> Path:
 
 
 def _download(repository: str, revision: str | None, patterns: list[str]) -> str:
+    """Fetch files into the local cache, compare what is new with the hash that the Hub gives, and return their folder.
+
+    What is damaged is removed, also where the connection was lost afterwards, so that it is fetched again.
+
+    Raises:
+        HubError: a download is damaged.
+    """
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(repository, revision=revision, allow_patterns=patterns)
+    store = _store(repository)
+    before = blobs_of(store)
+    damaged: list[str] = []
+    try:
+        folder = snapshot_download(repository, revision=revision, allow_patterns=patterns)
+    finally:
+        for name in sorted(blobs_of(store) - before):
+            if not is_sound(store / "blobs" / name, name):
+                damaged += remove_blob(store, name) or [name]
+    if damaged:
+        raise HubError(
+            f"{repository}: the download of {damaged[0]} is damaged: its hash is not the one that the Hub says",
+            fix="fetch it again",
+        )
+    return folder

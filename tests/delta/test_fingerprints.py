@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import mmap
 import os
+import shutil
+import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save, save_file
-from support.hub import fill_cache
+from support.hub import Hub, fill_cache
 from support.models import base_delta
 from support.weights import normal
 
-from svdiff_delta import fingerprints
+from svdiff_delta import fingerprints, state
 from svdiff_delta.base import Base, open_base
 from svdiff_delta.cache import BasisCache
-from svdiff_delta.errors import BaseMismatchError
+from svdiff_delta.errors import BaseError, BaseMismatchError
 from svdiff_delta.fingerprints import Known, flush, recall
+from svdiff_delta.fitting import check_base
 from svdiff_delta.identity import fingerprint, identify, round_weight
 from svdiff_delta.prepare import fit, identity, prepare
 
 NAME = "model.a.weight"
+
+RACY = 0.05
+"""Seconds after which files count as settled here: more than a granule of Linux's file systems (10 ms at most)."""
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     monkeypatch.setenv("SVDIFF_HOME", str(folder))
+    monkeypatch.setattr(state, "RACY", int(RACY * 1e9))
+    monkeypatch.setattr(state, "TRUSTED", AnyFileSystem())  # whatever the temporary folder lies on
     forget_process()
     return folder
+
+
+class AnyFileSystem:
+    def __contains__(self, name: str) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -41,10 +58,17 @@ def path(tmp_path: Path, home: Path) -> Path:
     return written(path, normal(6, 8))
 
 
-def written(path: Path, weight: torch.Tensor, *, age: float = 60) -> Path:
-    """Write a weight file that was last changed some seconds ago."""
+def written(path: Path, weight: torch.Tensor) -> Path:
+    """Write a weight file, and wait until it has settled."""
     save_file({"a.weight": weight}, path)
-    os.utime(path, (time.time() - age,) * 2)
+    return settled(path)
+
+
+def settled(path: Path) -> Path:
+    """Wait until a file is old enough to be remembered."""
+    while state.state(path.stat()).changed % state.MILLISECOND == 0:  # one in a million
+        path.chmod(0o644)
+    time.sleep(1.2 * RACY)
     return path
 
 
@@ -126,6 +150,7 @@ def test_a_file_that_changed_is_read_again(path: Path, change: str) -> None:
         os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
     else:
         os.utime(path, (time.time() - 30,) * 2)
+    settled(path)
     assert identity(open_base(path), NAME, 0).fingerprint != first.fingerprint
 
 
@@ -137,32 +162,304 @@ def test_a_file_that_changed_since_it_was_opened_is_not_recalled(path: Path) -> 
 
 
 def test_a_file_that_has_just_changed_is_not_remembered(path: Path, home: Path) -> None:
-    written(path, normal(6, 8), age=1)
+    save_file({"a.weight": normal(6, 8)}, path)
     identity(open_base(path), NAME, 0)
     flush()
     assert not (home / "fingerprints").exists()
 
 
-def test_a_time_in_the_future_is_not_trusted(path: Path, home: Path) -> None:
-    written(path, normal(6, 8), age=-100)
+def test_a_file_that_was_young_when_it_was_read_is_not_remembered_later(path: Path, home: Path) -> None:
+    save_file({"a.weight": normal(6, 8)}, path)
+    base = open_base(path)
+    assert recall(base, NAME, 0, None) is None
+    known = Known(*identify(base.read(NAME), NAME, 0), (6, 8))
+    settled(path)
+    fingerprints.remember(base, NAME, 0, None, known)  # it may have changed after it was read, in the same granule
+    flush()
+    assert not (home / "fingerprints").exists()
+
+
+def test_a_time_in_the_future_is_not_trusted(path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state.time, "time_ns", lambda: path.stat().st_ctime_ns - 10**11)
     identity(open_base(path), NAME, 0)
     flush()
     assert not (home / "fingerprints").exists()
+
+
+def test_a_time_that_no_clock_has_made_is_not_trusted(path: Path) -> None:
+    found = state.state(path.stat())
+    assert state.tells(path, found)
+    assert not state.tells(path, found._replace(changed=found.changed // 10**6 * 10**6))
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "vfat", "exfat", "fuse.sshfs", "squashfs", "nfs4", "9p", "zfs", ""])
+def test_file_systems_whose_change_time_may_be_another_are_not_trusted(
+    path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.undo()
+    found = state.state(path.stat())
+    lines = [mount("/", "ext4", found.device), mount(path.parent.as_posix().replace("-", r"\055"), kind, found.device)]
+    monkeypatch.setattr(state, "RACY", 0)
+    monkeypatch.setattr(state, "_mounts", lambda: lines)
+    state.file_system.cache_clear()
+    assert not state.tells(path, found)
+    lines.pop()
+    state.file_system.cache_clear()
+    assert state.tells(path, found)
+    state.file_system.cache_clear()
+
+
+def mount(place: str, kind: str, device: int) -> str:
+    """Return a line of the system's table of mounts."""
+    return f"27 1 {os.major(device)}:{os.minor(device)} / {place} rw,relatime shared:1 - {kind} /dev/x rw"
+
+
+def test_a_mount_that_another_one_hides_is_not_taken_for_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = path.stat().st_dev
+    lines = [mount(path.parent.as_posix(), "ext4", device + 1), mount(path.parent.parent.as_posix(), "fuse", device)]
+    monkeypatch.setattr(state, "_mounts", lambda: lines)
+    state.file_system.cache_clear()
+    assert state.file_system(path, device) == ""
+    state.file_system.cache_clear()
+
+
+# A wrong base is never taken for the one that was there before
+
+
+def rewrite(path: Path, other: bytes) -> None:
+    """Write over a file, and put its time back, as an editor may."""
+    about = path.stat()
+    with path.open("r+b") as stream:
+        stream.write(other)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+def through_a_map(path: Path, other: bytes) -> None:
+    """Write through a map of the file that was there before, whose first byte moved the time long ago."""
+    about = path.stat()
+    with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as pages:
+        pages[:] = other
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+def unpack(path: Path, other: bytes) -> None:
+    """Unpack an archive with fixed times over the file."""
+    archive, about = io.BytesIO(), tarfile.TarInfo(path.name)
+    about.size, about.mtime = len(other), int(path.stat().st_mtime)
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.addfile(about, io.BytesIO(other))
+    archive.seek(0)
+    with tarfile.open(fileobj=archive) as tar:
+        tar.extractall(path.parent, filter="fully_trusted")
+
+
+def rename(path: Path, other: bytes) -> None:
+    """Put another file with the same times in the place."""
+    about, new = path.stat(), path.with_name("new")
+    new.write_bytes(other)
+    os.utime(new, ns=(about.st_atime_ns, about.st_mtime_ns))
+    new.replace(path)
+
+
+def relink(path: Path, other: bytes) -> None:
+    """Make a link to another file of it."""
+    about, elsewhere = path.stat(), path.parent.parent / path.name
+    elsewhere.write_bytes(other)
+    os.utime(elsewhere, ns=(about.st_atime_ns, about.st_mtime_ns))
+    path.unlink()
+    path.symlink_to(elsewhere)
+
+
+def through_a_hard_link(path: Path, other: bytes) -> None:
+    """Write over the file by another name that it has."""
+    twin = path.with_name("twin")
+    twin.hardlink_to(path)
+    rewrite(twin, other)
+
+
+def copy(path: Path, other: bytes) -> None:
+    """Copy another file over it, with all that a copy brings along."""
+    source = path.with_name("source")
+    source.write_bytes(other)
+    shutil.copystat(path, source)
+    shutil.copy2(source, path)
+
+
+WAYS: dict[str, Callable[[Path, bytes], None]] = {
+    "edited": rewrite,
+    "edited through a map": through_a_map,
+    "edited by another name": through_a_hard_link,
+    "unpacked over": unpack,
+    "renamed over": rename,
+    "linked to another": relink,
+    "copied over": copy,
+}
+
+
+@pytest.mark.parametrize("forgotten", [False, True], ids=["same process", "next process"])
+@pytest.mark.parametrize("way", WAYS)
+def test_another_base_in_the_same_place_with_the_same_times_is_refused(path: Path, way: str, forgotten: bool) -> None:
+    os.utime(path, (1_000_000_000,) * 2)  # as reproducible archives have it
+    settled(path)
+    delta = delta_for(NAME, prepare(open_base(path), NAME, "spectral", 0, BasisCache()).parameter)
+    fit(unreadable(path), NAME, delta, BasisCache())  # it is remembered
+    if forgotten:
+        forget_process()
+    before = path.stat()
+    WAYS[way](path, save({"a.weight": normal(6, 8, seed=1)}))
+    after = path.stat()
+    assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    with pytest.raises(BaseMismatchError, match="made for another base"):
+        fit(open_base(path), NAME, delta, BasisCache())
+
+
+def test_a_link_that_is_turned_to_and_fro_leads_to_what_it_leads_to(path: Path, tmp_path: Path) -> None:
+    link, other = tmp_path / "link.safetensors", written(tmp_path / "other.safetensors", normal(6, 8, seed=1))
+    found = []
+    for target in (path, other, path, other):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        found.append(identity(open_base(link), NAME, 0).fingerprint)
+    assert found == [fingerprint(round_weight(normal(6, 8, seed=seed), "F16"), 0) for seed in (0, 1, 0, 1)]
+
+
+def test_stores_through_one_map_are_all_seen(path: Path) -> None:
+    with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as pages:
+        pages[-1] = pages[-1]  # this one moves the time, and later ones do not until the page is written
+        settled(path)
+        first = identity(open_base(path), NAME, 0)
+        assert identity(unreadable(path), NAME, 0) == first
+        pages[-1] ^= 1
+        assert identity(open_base(path), NAME, 0) != first
+
+
+def test_another_model_is_told_even_where_the_system_says_nothing(path: Path) -> None:
+    first = identity(open_base(path), NAME, 0)
+    flush()
+    ((place, found),) = fingerprints._documents
+    fingerprints._documents.clear()
+    path.write_bytes(save({"a.weight": normal(6, 8, seed=1)}))
+    settled(path)
+    (kept,) = (place / "fingerprints").iterdir()
+    content = json.loads(kept.read_text())
+    assert content["state"] == list(found)
+    kept.write_text(json.dumps(content | {"state": list(state.state(path.stat()))}))  # as if nothing had moved
+    assert identity(open_base(path), NAME, 0) != first
+
+
+# Blobs of a Hub cache
+
+MODEL = {"config.json": b'{"architectures": ["BertModel"]}', "model.safetensors": save({"a.weight": normal(6, 8)})}
+OTHER = save({"a.weight": normal(6, 8, seed=1)})
+
+
+@pytest.fixture
+def blob(home: Path, cache: Path) -> Path:
+    """The blob that holds the weights of owner/repo."""
+    fill_cache(cache, "owner/repo", MODEL)
+    return settled(blob_of(cache))
+
+
+def blob_of(cache: Path) -> Path:
+    (link,) = cache.glob("models--owner--repo/snapshots/*/model.safetensors")
+    return link.resolve()
 
 
 def test_a_blob_of_the_hub_is_known_by_its_name_wherever_it_lies(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = {"config.json": b'{"architectures": ["BertModel"]}', "model.safetensors": save({"a.weight": normal(6, 8)})}
     found = []
     for name in ("one", "two"):
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / name))
-        fill_cache(tmp_path / name, "owner/repo", files)  # blobs are young, and yet remembered
+        fill_cache(tmp_path / name, "owner/repo", MODEL)
+        settled(blob_of(tmp_path / name))
         base = open_base("owner/repo", fetch=False)
         assert (recall(base, NAME, 0, None) is None) == (name == "one")
         found.append(identity(base, NAME, 0))
         forget_process()
     assert found[0] == found[1]
+
+
+def test_a_blob_is_hashed_once_while_it_does_not_change(blob: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = identity(open_base("owner/repo", fetch=False), NAME, 0)
+    forget_process()
+    monkeypatch.setattr(fingerprints, "is_sound", lambda *_: pytest.fail("hashed again"))
+    assert identity(unreadable(blob, "owner/repo"), NAME, 0) == first
+
+
+def test_a_blob_whose_times_changed_is_hashed_again_and_then_known(blob: Path) -> None:
+    first = identity(open_base("owner/repo", fetch=False), NAME, 0)
+    forget_process()
+    blob.touch()
+    settled(blob)
+    assert identity(unreadable(blob, "owner/repo"), NAME, 0) == first
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_edited_blob_is_refused_and_named(blob: Path, way: str) -> None:
+    delta = blob_delta()
+    forget_process()
+    WAYS[way](blob, OTHER)
+    with pytest.raises(BaseMismatchError, match="made for another base") as caught:
+        check_base(open_base("owner/repo", fetch=False), delta)
+    assert caught.value.fix.startswith(f"{blob.resolve()} is damaged") or way == "linked to another"
+
+
+def blob_delta() -> fingerprints.Any:
+    base = open_base("owner/repo", fetch=False)
+    return delta_for(NAME, prepare(base, NAME, "spectral", 0, BasisCache()).parameter)
+
+
+def test_after_a_damaged_blob_the_sound_one_is_accepted(blob: Path) -> None:
+    delta, sound = blob_delta(), blob.read_bytes()
+    shutil.rmtree(fingerprints.home() / "fingerprints", ignore_errors=True)
+    fingerprints._documents.clear()
+    blob.write_bytes(OTHER)  # of the same size
+    settled(blob)
+    wrong = identity(open_base("owner/repo", fetch=False), NAME, 0)
+    assert identity(unreadable(blob, "owner/repo"), NAME, 0) == wrong  # of this file it is true
+    forget_process()
+    blob.write_bytes(sound)
+    settled(blob)
+    check_base(open_base("owner/repo", fetch=False), delta)
+
+
+def test_what_earlier_versions_remembered_of_a_blob_is_not_believed(blob: Path, home: Path) -> None:
+    true = identity(open_base("owner/repo", fetch=False), NAME, 0)
+    flush()
+    kept = document(home)
+    content = json.loads(kept.read_text())
+    false = fingerprint(torch.ones(6, 8), 0)
+    entries = {key: [fields[0], false, fields[2]] for key, fields in content["entries"].items()}
+    kept.write_text(json.dumps({"entries": entries, "protocol": "1", "state": [blob.stat().st_size]}))
+    fingerprints._documents.clear()
+    assert identity(open_base("owner/repo", fetch=False), NAME, 0) == true
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["sha256", "git"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_download_of_a_base_is_refused_and_the_next_one_accepted(
+    home: Path, hub: Hub, large: bool, name: str
+) -> None:
+    hub.large = (".safetensors",) if large else ()
+    hub.add("owner/repo", MODEL)
+    where = hashlib.sha256(MODEL[name]).hexdigest() if large and name.endswith("safetensors") else name
+    hub.fail(f"GET .*{where}", "flip", times=1)
+    with pytest.raises(BaseError, match=f"the download of {name} is damaged: its hash is not the one that the Hub"):
+        open_base("owner/repo")
+    found = identity(open_base("owner/repo"), NAME, 0)
+    assert found.fingerprint == fingerprint(round_weight(normal(6, 8), "F16"), 0)
+
+
+def test_what_was_damaged_before_the_connection_was_lost_is_not_kept(home: Path, hub: Hub, waits: list[float]) -> None:
+    more = {"model.safetensors": MODEL["model.safetensors"], "z.txt": b"text"}
+    hub.add("owner/repo", MODEL | more)
+    hub.fail("GET .*config.json", "flip", times=1)
+    hub.fail("(GET|HEAD) .*z.txt", status=404)
+    with pytest.raises(BaseError):
+        open_base("owner/repo")
+    hub.faults.clear()
+    assert identity(open_base("owner/repo"), NAME, 0).shape == (6, 8)
 
 
 def test_no_local_path_stands_in_the_memory(path: Path, home: Path) -> None:
@@ -180,10 +477,8 @@ def test_what_two_processes_learn_is_merged(path: Path, home: Path) -> None:
     mine = document(home).read_text()
     document(home).unlink()
     identity(base, NAME, 1)
-    document_path = home / "fingerprints"
-    document_path.mkdir(exist_ok=True)
-    name = next(iter(fingerprints._documents))[0].name
-    (document_path / name).write_text(mine)  # another process was faster
+    (place,) = (kept.path for kept in fingerprints._documents.values())
+    place.write_text(mine)  # another process was faster
     forget_process()
     assert recall(base, NAME, 0, None) is not None
     assert recall(base, NAME, 1, None) is not None
@@ -252,7 +547,7 @@ def test_a_false_memory_does_not_reach_the_basis_cache(path: Path, home: Path) -
 
 def test_a_file_that_is_exchanged_under_a_delta_is_refused(path: Path) -> None:
     delta = delta_for(NAME, prepare(open_base(path), NAME, "spectral", 0, BasisCache()).parameter)
-    written(path, normal(6, 8, seed=1), age=30)
+    written(path, normal(6, 8, seed=1))
     with pytest.raises(BaseMismatchError, match="made for another base"):
         fit(open_base(path), NAME, delta, BasisCache())
 
