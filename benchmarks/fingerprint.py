@@ -3,8 +3,11 @@
     python benchmarks/fingerprint.py [--json FILE] [--rounds N] [--size MIB]
 
 A weight file is written in F32, F16 and BF16, of normal numbers, and of F32 numbers that need F32 as basis dtype. A
-round identifies every weight of a freshly opened base, once with nothing remembered and once with everything, and
-hashes the file's bytes with hashlib. The file is in the page cache. The figures are medians; one thread of torch.
+round identifies every weight of a freshly opened base, once with nothing remembered (cold) and once with everything, as
+another process would (again), and hashes the file's bytes with hashlib. The last row is a blob of a Hub cache, whose
+bytes are hashed once more when nothing is remembered. The file is in the page cache. The figures are medians; one
+thread of torch. The folder for temporary files must lie on a file system whose change times are trusted
+(`svdiff_delta/state.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from statistics import median
 import torch
 from safetensors.torch import save_file
 
-from svdiff_delta import open_base
+from svdiff_delta import open_base, state
 from svdiff_delta.fingerprints import _documents, flush
 from svdiff_delta.prepare import identity
 
@@ -36,6 +39,7 @@ FORMATS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "F32, basis dtype F32": lambda weight: weight * 1e8,
     "F16": torch.Tensor.half,
     "BF16": torch.Tensor.bfloat16,
+    "F16, a blob": torch.Tensor.half,
 }
 
 
@@ -63,6 +67,23 @@ def forget(home: Path) -> None:
     _documents.clear()
     for path in (home / "fingerprints").glob("*"):
         path.unlink()
+
+
+def write(folder: Path, weights: dict[str, torch.Tensor], *, blob: bool) -> Path:
+    """Write a weight file, flush it, and wait until it is old enough to be remembered."""
+    path = folder / "model.safetensors"
+    save_file(weights, path)
+    if blob:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        (folder / "models--owner--repo" / "blobs").mkdir(parents=True)
+        target = folder / "models--owner--repo" / "blobs" / digest
+        path.rename(target)
+        path.symlink_to(target)
+    os.sync()
+    time.sleep(state.RACY / 1e9 + 0.1)
+    if not state.tells(path.resolve(), state.state(path.stat())):
+        sys.exit(f"{folder}: lies on a file system whose change times are not trusted: set TMPDIR")
+    return path
 
 
 def measure(path: Path, home: Path, rounds: int) -> dict[str, float]:
@@ -95,22 +116,24 @@ def main() -> None:
             f"{i}.weight": torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(i)) for i in range(count)
         }
         for label, cast in FORMATS.items():
-            path = folder / "model.safetensors"
-            save_file({key: cast(weight * 0.02) for key, weight in weights.items()}, path)
-            os.utime(path, (time.time() - 60,) * 2)
+            cast_weights = {key: cast(weight * 0.02) for key, weight in weights.items()}
+            path = write(folder, cast_weights, blob=label.endswith("blob"))
             found[label] = measure(path, folder, arguments.rounds)
     print(f"{count} weights of {SIDE} x {SIDE}, {arguments.rounds} rounds, 1 thread of torch")
-    print(f"{'seconds':<24}{'sha256':>9}{'cold':>9}{'again':>9}{'speed':>8}{'limit':>7}{'again':>9}{'limit':>7}")
+    print(
+        f"{'seconds':<24}{'sha256':>9}{'cold':>9}{'again':>9}{'sha/cold':>10}{'limit':>7}{'again/cold':>12}{'limit':>7}"
+    )
     ratios = {}
     for label, times in found.items():
-        speed, again = times["sha256"] / times["cold"], times["again"] / times["sha256"]
-        ratios[label] = {"speed": speed, "again": again}
+        speed, again = times["sha256"] / times["cold"], times["again"] / times["cold"]
+        limit = SPEED / 2 if label.endswith("blob") else SPEED
+        ratios[label] = {"speed": speed, "again": again, "met": speed >= limit and again <= AGAIN}
         shown = "".join(f"{times[key]:>9.4f}" for key in ("sha256", "cold", "again"))
-        print(f"{label:<24}{shown}{speed:>8.2f}{SPEED:>7.2f}{again:>9.4f}{AGAIN:>7.2f}")
+        print(f"{label:<24}{shown}{speed:>10.2f}{limit:>7.2f}{again:>12.4f}{AGAIN:>7.2f}")
     if arguments.json:
         facts = {"limits": {"speed": SPEED, "again": AGAIN}, "ratios": ratios, "seconds": found, "threads": 1}
         arguments.json.write_text(json.dumps(facts, indent=2) + "\n")
-    sys.exit(0 if all(r["speed"] >= SPEED and r["again"] <= AGAIN for r in ratios.values()) else 1)
+    sys.exit(0 if all(ratio["met"] for ratio in ratios.values()) else 1)
 
 
 if __name__ == "__main__":

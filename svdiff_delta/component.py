@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from .container import Entry, Header, read_header
+from .container import Entry, Header, read_header, read_prefix
 from .errors import BaseError, DeltaError
 from .layout import PICKLE_SUFFIXES, check_variant, file_names, read_json, weight_files
 from .skeleton import build_skeleton, tied_groups
@@ -241,10 +241,7 @@ def _read_file_header(path: Path) -> tuple[Header, os.stat_result]:
     try:
         with path.open("rb") as stream:
             about = os.fstat(stream.fileno())
-            prefix = stream.read(8)
-            length = int.from_bytes(prefix, "little")
-            raw = prefix + stream.read(min(length, about.st_size))
-            return read_header(raw, about.st_size, foreign=True), about
+            return read_header(read_prefix(stream, about.st_size), about.st_size, foreign=True), about
     except OSError as error:
         raise BaseError(f"{path}: could not be read ({error.strerror})") from None
     except DeltaError as error:

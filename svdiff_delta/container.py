@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import IO, Final, NamedTuple
 
 from ._json import JSON, MAX_INTEGER, canonical_json, end_of_object, strict_json
+from ._members import members
 from ._text import counted
 from .errors import HeaderError
 from .foreign import LFS
@@ -27,7 +29,18 @@ FOREIGN_BITS: Final[dict[str, int]] = {
 """Bits per element of dtypes that safetensors 0.8 knows beside those: files of other programs may hold them."""
 
 ENTRY_KEYS: Final = {"dtype", "shape", "data_offsets"}
-MAX_HEADER: Final = 100_000_000  # the limit of the safetensors library itself
+
+LARGEST_HEADER: Final = 14_000_000
+"""Bytes of a delta's header (spec, rule H2)."""
+
+LARGEST_FOREIGN: Final = 20_000_000
+"""Bytes of the header of a base or adapter: 200 for each of 100,000 tensors, where models take some 130."""
+
+LARGEST_METADATA: Final = 6_000_000
+"""Bytes of `__metadata__` in either (spec, rule H5)."""
+
+SAFETENSORS: Final = 100_000_000
+"""Bytes that the safetensors library itself reads of a header: what claims more is another format."""
 
 
 class Entry(NamedTuple):
@@ -69,8 +82,7 @@ def read_header(buffer: bytes | memoryview, size: int, *, foreign: bool = False)
     if size < 8:
         raise HeaderError(f"the file has {size} bytes; a safetensors file has at least 8", fix="fetch the file again")
     (length,) = struct.unpack("<Q", bytes(buffer[:8]))
-    if length > MAX_HEADER:
-        raise HeaderError(f"this is not a safetensors file (its header would have {length} bytes)")
+    _check_length(length, LARGEST_FOREIGN if foreign else LARGEST_HEADER)
     if 8 + length > size:
         raise HeaderError(f"the file is cut off within its header ({size} bytes)", fix="fetch the file again")
     if buffer[8:9] != b"{":
@@ -89,8 +101,30 @@ def read_header(buffer: bytes | memoryview, size: int, *, foreign: bool = False)
     return Header(metadata, entries, 8 + length)
 
 
+def read_prefix(stream: IO[bytes], size: int) -> bytes:
+    """Return what `read_header` needs of a file of `size` bytes, from its beginning; of a header too large, its length.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    prefix = stream.read(8)
+    length = int.from_bytes(prefix, "little")
+    return prefix + stream.read(min(length if length <= LARGEST_FOREIGN else len(LFS), size))
+
+
+def _check_length(length: int, largest: int) -> None:
+    if length > SAFETENSORS:
+        raise HeaderError(f"this is not a safetensors file (its header would have {length} bytes)")
+    if length > largest:
+        raise HeaderError(
+            f"its header would have {length:,} bytes, and at most {largest:,} are read",
+            fix="keep fewer tensors in one file",
+        )
+
+
 _FIRST: Final = b'{"__metadata__":{"'
 _SMALL: Final = 1_000_000
+SLICE: Final = "keep it in several files: slices of a delta combine"
 
 
 def _parse(text: bytes, foreign: bool) -> tuple[dict[str, str], Entries]:
@@ -103,8 +137,42 @@ def _parse(text: bytes, foreign: bool) -> tuple[dict[str, str], Entries]:
     if end is not None and text[end : end + 2] == b',"':
         parsed = strict_json(text[:end] + b"}", "the header", HeaderError, fixed=True)
         return _metadata(parsed["__metadata__"]), _known_entries(b"{" + text[end + 1 :], foreign)
+    if len(text) >= _SMALL:
+        return _large(text, foreign)
     parsed = strict_json(text, "the header", HeaderError, fixed=True)
     return _metadata(parsed.pop("__metadata__", {})), _entries(parsed, foreign)
+
+
+_WHOLE: Final = rb"(?:0|[1-9][0-9]{0,15}+)"
+_DTYPE: Final = rb'"dtype":"(?P<dtype>[A-Z0-9_]++)"'
+_SHAPE: Final = rb'"shape":\[(?P<shape>(?:' + _WHOLE + rb"(?:," + _WHOLE + rb"){0,63}+)?+)\]"
+_OFFSETS: Final = rb'"data_offsets":\[(?P<start>' + _WHOLE + rb"),(?P<stop>" + _WHOLE + rb")\]"
+_USUAL: Final = tuple(
+    re.compile(rb"\{" + rb",".join(parts) + rb"\}")
+    for parts in ((_OFFSETS, _DTYPE, _SHAPE), (_DTYPE, _SHAPE, _OFFSETS))
+)
+"""An entry as canonical form and as the safetensors library write it; others are parsed as JSON."""
+
+
+def _large(text: bytes, foreign: bool) -> tuple[dict[str, str], Entries]:
+    """Return the metadata and the entries of a large header, taken one by one."""
+    metadata: dict[str, str] = {}
+    found: dict[str, Entry] = {}
+    for name, value in members(text, "__metadata__", LARGEST_METADATA):
+        if name == "__metadata__":
+            metadata = _metadata(strict_json(value, "the header", HeaderError, fixed=True))
+        else:
+            found[name] = _entry(name, _fields(value), foreign)
+    return metadata, _ordered(found)
+
+
+def _fields(text: bytes) -> JSON:
+    for pattern in _USUAL:
+        if usual := pattern.fullmatch(text):
+            dtype, shape, start, stop = usual.group("dtype", "shape", "start", "stop")
+            sides = list(map(int, shape.split(b","))) if shape else []
+            return {"dtype": dtype.decode(), "shape": sides, "data_offsets": [int(start), int(stop)]}
+    return strict_json(text, "the header", HeaderError, fixed=True)
 
 
 @lru_cache(maxsize=4)
@@ -116,8 +184,12 @@ def _known_entries(text: bytes, foreign: bool) -> Entries:
 
 
 def _entries(parsed: Mapping[str, JSON], foreign: bool) -> Entries:
-    """Return the checked entries in the order of their offsets: no overlap, no hole."""
-    entries = {name: _entry(name, fields, foreign) for name, fields in parsed.items()}
+    """Return the checked entries in the order of their offsets."""
+    return _ordered({name: _entry(name, fields, foreign) for name, fields in parsed.items()})
+
+
+def _ordered(entries: dict[str, Entry]) -> Entries:
+    """Return entries in the order of their offsets: no overlap, no hole."""
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop, item[0])))
     position = 0
     for name, entry in ordered.items():
@@ -180,6 +252,8 @@ def header_bytes(
     tensors: Iterable[tuple[str, str, tuple[int, ...]]],
     metadata: Mapping[str, str],
     sizes: Mapping[str, int] = MappingProxyType({}),
+    *,
+    largest: int = LARGEST_FOREIGN,
 ) -> bytes:
     """Return length prefix and header for (name, dtype, shape) laid out one after the other in the order given.
 
@@ -189,6 +263,10 @@ def header_bytes(
         tensors: name, dtype and shape of each.
         metadata: the strings of `__metadata__`.
         sizes: the bytes of tensors by name, where their dtype is not in the specification's list.
+        largest: the bytes that a header of this kind of file may have.
+
+    Raises:
+        HeaderError: it would have more, or more of metadata than are read.
     """
     header: dict[str, JSON] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
@@ -198,4 +276,8 @@ def header_bytes(
         position = stop
     text = canonical_json(header)
     text += b" " * (-len(text) % 8)
+    if len(text) > largest:
+        raise HeaderError(f"the header would have {len(text):,} bytes, and at most {largest:,} are read", fix=SLICE)
+    if len(text) > LARGEST_METADATA and len(canonical_json(dict(metadata))) > LARGEST_METADATA:
+        raise HeaderError(f"the metadata would have more than {LARGEST_METADATA:,} bytes", fix=SLICE)
     return struct.pack("<Q", len(text)) + text

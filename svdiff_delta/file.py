@@ -27,7 +27,7 @@ from .codec import (
     is_stored_dtype,
     without_negative_zero,
 )
-from .container import Entries, Entry, Header, header_bytes, read_header
+from .container import LARGEST_HEADER, Entries, Entry, Header, header_bytes, read_header
 from .delta import Delta, Origin, check_range
 from .errors import DeltaError, InputError, MetadataError, TensorError
 from .foreign import adapter_in
@@ -236,7 +236,7 @@ def dumps(delta: Delta, *, dtype: StoredDtype | None = None) -> bytes:
     tensors.sort(key=lambda tensor: (-ITEM_SIZE[tensor[1]], tensor[0]))
     data = [content[name] for name, _, _ in tensors]
     metadata = replace(delta.metadata, modelspec=with_hash(delta.metadata.modelspec, data))
-    return b"".join([header_bytes(tensors, meta.dump(metadata)), *data])
+    return b"".join([header_bytes(tensors, meta.dump(metadata), largest=LARGEST_HEADER), *data])
 
 
 def _restored(name: str, delta: Delta, dtype: StoredDtype | None) -> Stored:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from . import state as files
 from ._atomic import replace_file
 from .base import Base
 from .blobs import blob_name, is_sound
@@ -28,7 +29,7 @@ from .cache import home
 from .codec import DTYPES, Dtype
 from .entry import PROTOCOL
 from .errors import OutputError
-from .state import State, sample, state, tells
+from .state import State
 
 PAUSE: Final = 1.0
 """Seconds between two writes of one document; what is new is also written when the process ends."""
@@ -129,21 +130,22 @@ def _state(base: Base, name: str) -> State | None:
     """Return the state of the file that holds a weight; None if it is not the one in which the file was opened."""
     component, _, path, _ = base.locate(name)
     try:
-        now = state(path.stat())
+        now = files.state(path.stat())
     except OSError:
         return None
-    return now if now == state(component.opened[path][1]) else None
+    return now if now == files.state(component.opened[path][1]) else None
 
 
 def _open(base: Base, name: str, found: State) -> _Document | None:
     """Return the memory of the file that holds a weight; None if its state does not tell it from a changed one."""
     component, _, path, _ = base.locate(name)
     real = Path(os.path.realpath(path))
-    seen = sample(real, component.headers[path].data, found) if tells(real, found) else None
+    seen = files.sample(real, component.headers[path].data, found) if files.tells(real, found) else None
     if seen is None:
         return None
-    document = _blob(real, found, seen) or _Document(_place(f"path {real}"), found, seen, blob=False)
-    document.entries = _read(document)
+    document = _kept(real, found, seen) or _begun(real, found, seen)
+    if document is None:
+        return None
     if len(_documents) >= MOST:
         flush()
         _documents.clear()
@@ -151,28 +153,40 @@ def _open(base: Base, name: str, found: State) -> _Document | None:
     return document
 
 
-def _blob(real: Path, found: State, seen: str) -> _Document | None:
-    """Return the memory of a blob; None if the file is none, or does not hold what its name says.
+def _kept(real: Path, found: State, seen: str) -> _Document | None:
+    """Return what is kept of a file in this state; None if nothing is."""
+    for blob, place in _places(real).items():
+        document = _Document(place, found, seen, blob)
+        if _header(document)[:2] == (found, seen):
+            document.entries = _read(document)
+            return document
+    return None
 
-    What was found right in this state is not read again.
-    """
-    name = blob_name(real)
-    if name is None:
+
+def _begun(real: Path, found: State, seen: str) -> _Document | None:
+    """Return a new memory of a file, with what is known of a blob of its name; None if its state is another one."""
+    if not files.flush(real, found):
         return None
-    document = _Document(_place(f"blob {name}"), found, seen, blob=False)
-    kept = _header(document)[:2] == (found, seen)
-    if not kept and not _holds(real, name, found):
-        return None
-    document.blob, document.new = True, not kept
+    blob = blob_name(real)
+    sound = blob is not None and _holds(real, blob, found)
+    document = _Document(_places(real)[sound], found, seen, sound)
+    document.entries, document.new = _read(document), sound
     return document
 
 
 def _holds(real: Path, name: str, found: State) -> bool:
     """Tell whether a blob in this state holds what its name says."""
     try:
-        return is_sound(real, name) and state(real.stat()) == found
+        return is_sound(real, name) and files.state(real.stat()) == found
     except OSError:
         return False
+
+
+def _places(real: Path) -> dict[bool, Path]:
+    """Return where the memory of a file lies: as a sound blob, and by its path."""
+    blob = blob_name(real)
+    whats = ({True: f"blob {blob}"} if blob else {}) | {False: f"path {real}"}
+    return {sound: _place(what) for sound, what in whats.items()}
 
 
 def _place(what: str) -> Path:

@@ -6,8 +6,8 @@ copies bring theirs along, editors put them back. The change time is the system'
 - it has a granule: a file may change again within it (git calls such an entry *racy*), so one that is young tells
   nothing;
 - a program that maps a file moves it with the first byte that it writes, and not with the next ones, until what it
-  wrote is flushed: so the file is flushed before its state is taken, and on a file system that has nothing to flush to
-  (tmpfs), or gives the time late (ZFS), it tells nothing;
+  wrote is flushed: so a file is flushed before its state counts for the first time, and on a file system that has
+  nothing to flush to (tmpfs), or gives the time late (ZFS), it tells nothing;
 - file systems without it show another time in its place (FAT, sshfs, most of FUSE, archives that are mounted), as does
   Windows; over a network it may be an old one, by another clock.
 
@@ -69,8 +69,26 @@ def tells(path: Path, found: State) -> bool:
     return file_system(path, found.device) in TRUSTED
 
 
+def flush(path: Path, expected: State) -> bool:
+    """Flush a file, so that whatever is written to it from now on moves its change time.
+
+    Args:
+        path: the file.
+        expected: its state.
+
+    Returns:
+        Whether it was flushed, and its state is still that one.
+    """
+    try:
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+            return state(os.fstat(stream.fileno())) == expected
+    except OSError:
+        return False
+
+
 def sample(path: Path, header: int, expected: State) -> str | None:
-    """Flush a file, and return a digest of its header and of blocks that are spread over it.
+    """Return a digest of a file's header and of blocks that are spread over it.
 
     It is a second witness beside the state: it tells another model under the same name, whatever the system says.
 
@@ -82,24 +100,16 @@ def sample(path: Path, header: int, expected: State) -> str | None:
     Returns:
         The digest; None if the file cannot be read, or its state is another one.
     """
+    last = max(0, expected.size - BLOCK)
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        try:
-            os.fsync(descriptor)
-            digest = hashlib.sha256(_read(descriptor, 0, header))
-            last = max(0, expected.size - BLOCK)
+        with path.open("rb", buffering=0) as stream:
+            digest = hashlib.sha256(stream.read(header))
             for index in range(BLOCKS):
-                digest.update(_read(descriptor, last * index // (BLOCKS - 1), BLOCK))
-            return digest.hexdigest()[:32] if state(os.fstat(descriptor)) == expected else None
-        finally:
-            os.close(descriptor)
+                stream.seek(last * index // (BLOCKS - 1))
+                digest.update(stream.read(BLOCK))
+            return digest.hexdigest()[:32] if state(os.fstat(stream.fileno())) == expected else None
     except OSError:
         return None
-
-
-def _read(descriptor: int, position: int, count: int) -> bytes:
-    os.lseek(descriptor, position, os.SEEK_SET)
-    return os.read(descriptor, count)
 
 
 @lru_cache(maxsize=256)
@@ -113,8 +123,8 @@ def file_system(path: Path, device: int) -> str:
     found = ("", "", -1)  # type, device, depth
     for line in _mounts():
         fields, _, rest = line.partition(" - ")
-        _, _, number, _, place, *_ = fields.split(" ")
-        place = Path(_ESCAPE.sub(lambda match: chr(int(match[1], 8)), place))
+        _, _, number, _, written, *_ = fields.split(" ")
+        place = Path(_ESCAPE.sub(lambda match: chr(int(match[1], 8)), written))
         if len(place.parts) >= found[2] and path.is_relative_to(place):  # of two in one place the later hides the other
             found = (rest.partition(" ")[0], number, len(place.parts))
     exact = found[1] == f"{os.major(device)}:{os.minor(device)}" or found[0] in UNNUMBERED

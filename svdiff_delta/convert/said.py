@@ -10,7 +10,7 @@ from typing import Final
 
 from svdiff_delta._json import JSON
 from svdiff_delta.combine import combine_metadata
-from svdiff_delta.container import Header, read_header
+from svdiff_delta.container import Header, read_header, read_prefix
 from svdiff_delta.delta import Delta
 from svdiff_delta.lineage import Record, Source
 from svdiff_delta.metadata import BaseInfo, Metadata
@@ -72,8 +72,7 @@ def name_source(path: Path, said: Metadata) -> tuple[str, Source]:
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
         stream.seek(0)
-        prefix = stream.read(8)
-        header = prefix + stream.read(int.from_bytes(prefix, "little"))
+        header = read_prefix(stream, size)
         read_header(header, size, foreign=True)
         whole.update(header)
         while block := stream.read(BLOCK):

@@ -13,7 +13,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from svdiff_delta.container import Header, read_header
+from svdiff_delta.container import Header, read_header, read_prefix
 from svdiff_delta.errors import DeltaError, HeaderError, InputError, TensorError
 from svdiff_delta.tensors import FOREIGN_DTYPES, TORCH_DTYPES
 
@@ -39,9 +39,7 @@ def file_header(path: Path) -> Header:
         with path.open("rb") as stream:
             size = stream.seek(0, 2)
             stream.seek(0)
-            prefix = stream.read(8)
-            raw = prefix + stream.read(min(int.from_bytes(prefix, "little"), size))
-            return read_header(raw, size, foreign=True)
+            return read_header(read_prefix(stream, size), size, foreign=True)
     except OSError as error:
         raise InputError(f"{path}: could not be read ({error.strerror})") from None
     except HeaderError as error:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,7 +14,7 @@ import pytest
 import safetensors.numpy
 from support.bytes import container, entry
 
-from svdiff_delta.container import Entry, header_bytes, read_header
+from svdiff_delta.container import LARGEST_FOREIGN, LARGEST_HEADER, Entry, header_bytes, read_header, read_prefix
 from svdiff_delta.errors import HeaderError
 
 TWELVE = bytes(12)
@@ -28,7 +32,11 @@ REFUSED = {
     "a zip file, as torch.save writes": (b"PK\x03\x04\x00\x00\x08\x08" + TWELVE, "not a safetensors file"),
     "a text": (b"This is a text, not a file of tensors.", "not a safetensors file"),
     "a header of more than 100 MB": (struct.pack("<Q", 100_000_001) + TWELVE, "not a safetensors file"),
-    "a header of 100 MB that is not there": (struct.pack("<Q", 100_000_000) + TWELVE, "cut off within its header"),
+    "a header larger than a delta's may be": (
+        struct.pack("<Q", LARGEST_HEADER + 1) + TWELVE,
+        "its header would have 14,000,001 bytes, and at most 14,000,000 are read",
+    ),
+    "a header of 14 MB that is not there": (struct.pack("<Q", LARGEST_HEADER) + TWELVE, "cut off within its header"),
     "a header longer than the file": (struct.pack("<Q", 13) + TWELVE, "cut off within its header"),
     "a header of no bytes": (struct.pack("<Q", 0), "header does not begin with {"),
     "a header that begins with a space": (container(b" {}"), "header does not begin with {"),
@@ -182,3 +190,125 @@ def test_the_data_section_starts_at_a_multiple_of_8(length: int) -> None:
 
 def test_no_metadata_is_no_key() -> None:
     assert b"__metadata__" not in header_bytes([("w", "F32", (1,))], {})
+
+
+# Large headers
+
+
+def large(count: int, *, usual: bool = True, **more: Any) -> bytes:
+    """A container of `count` empty tensors; `usual` writes entries as safetensors does, else in another order."""
+    fields = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    fields = fields if usual else dict(sorted(fields.items(), reverse=True))
+    names = [f"model.layers.{index}.mlp.experts.down_proj.weight" for index in range(count)]
+    return container({**more, **dict.fromkeys(names, fields)})
+
+
+COUNT = 12_000  # more than a million bytes
+
+
+@pytest.mark.parametrize("usual", [True, False])
+def test_a_large_header_is_read_as_a_small_one(usual: bool) -> None:
+    raw = large(COUNT, usual=usual, __metadata__={"a": '{"b}', "c": "\u00e9\\"})
+    header = read_header(raw, len(raw))
+    assert header.metadata == {"a": '{"b}', "c": "\u00e9\\"}
+    assert len(header.entries) == COUNT
+    assert set(header.entries.values()) == {Entry("U8", (0,), 0, 0)}
+
+
+def test_a_large_header_may_have_spaces_escapes_and_any_order() -> None:
+    filler = b'"w%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    text = b",".join(filler % index for index in range(22_000))
+    text = b'{ "\\u00e9" :\n{"shape" : [ 3 ], "dtype":"\\u0046\\u0033\\u0032","data_offsets":[0,12 ]}\t,' + text
+    raw = container(text + b'  ,"__metadata__" : {"}":"{"}  } ', TWELVE)
+    header = read_header(raw, len(raw))
+    assert header.metadata == {"}": "{"}
+    assert header.entries["\u00e9"] == Entry("F32", (3,), 0, 12)
+    assert len(header.entries) == 22_001
+
+
+LARGE: dict[str, tuple[bytes, str]] = {
+    "a tensor twice": (b',"w":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' * 2, "the key 'w' stands twice"),
+    "metadata twice": (b',"__metadata__":{}' * 2, "the key '__metadata__' stands twice"),
+    "metadata that are a list": (b',"__metadata__":[]', "`__metadata__` is not an object of strings"),
+    "metadata with a number": (b',"__metadata__":{"a":1}', "`__metadata__` is not an object of strings"),
+    "metadata that do not end": (
+        b',"__metadata__":{"a":"',
+        "`__metadata__` has more than 6,000,000 bytes, or",
+    ),
+    "a list": (b',"w":[[],[]]', "w: its header entry must have"),
+    "an object within": (b',"w":{"dtype":{}}', "w: its header entry must have"),
+    "an entry without a shape": (b',"w":{"dtype":"U8","data_offsets":[0,0]}', "w: its header entry must have"),
+    "a field twice": (b',"w":{"dtype":"U8","dtype":"U8","shape":[0]}', "the key 'dtype' stands twice"),
+    "a dtype that is unknown": (b',"w":{"dtype":"F12","shape":[0],"data_offsets":[0,0]}', "w: unknown dtype 'F12'"),
+    "a number with a zero before it": (b',"w":{"dtype":"U8","shape":[00],"data_offsets":[0,0]}', "not valid JSON"),
+    "a side of 2^53": (
+        b',"w":{"dtype":"U8","shape":[9007199254740992],"data_offsets":[0,0]}',
+        "lists of whole numbers",
+    ),
+    "a hole": (b',"w":{"dtype":"U8","shape":[0],"data_offsets":[1,1]}', "leaves a hole"),
+    "a comma at the end": (b",", "not valid JSON"),
+    "two commas": (b',,"w":1', "not valid JSON"),
+    "no comma": (b' "w":1', "not valid JSON"),
+    "a key without quotes": (b",w:1", "not valid JSON"),
+    "a control character in a key": (b',"a\nb":1', "not valid JSON"),
+    "a half of a surrogate pair": (b',"\\ud800":1', "half of a surrogate pair"),
+    "a key that is not UTF-8": (b',"\xff":1', "not UTF-8"),
+    "something behind it": (b"} {", "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize(("addition", "reason"), LARGE.values(), ids=LARGE)
+def test_a_broken_large_header_is_refused(addition: bytes, reason: str) -> None:
+    text = large(COUNT)[8:].rstrip()
+    raw = container(text[: text.rindex(b"}")] + addition + b"}")
+    with pytest.raises(HeaderError, match=reason):
+        read_header(raw, len(raw))
+
+
+MADE_TO_COST: dict[str, Callable[[int], bytes]] = {
+    "tensors": lambda size: b",".join(b'"%x":%s' % (i, ENTRY) for i in range(size // 52)),
+    "strings": lambda size: b'"__metadata__":{' + b",".join(b'"%x":""' % i for i in range(size // 9)) + b"}",
+    "lists": lambda size: b'"a":[' + b"[]," * (size // 3) + b"0]",
+    "objects": lambda size: b'"a":{"dtype":[' + b"{}," * (size // 3) + b"0]}",
+    "numbers": lambda size: b'"a":{"shape":[' + b"10000," * (size // 6) + b"0]}",
+    "braces": lambda size: b'"__metadata__":{"a":"' + b"{" * size + b'"}',
+    "spaces": lambda size: b" " * size,
+    "backslashes": lambda size: b'"' + b"\\" * size,
+}
+ENTRY = b'{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+
+
+@pytest.mark.parametrize("made_of", MADE_TO_COST)
+def test_reading_a_large_header_takes_a_bounded_multiple_of_its_size(made_of: str) -> None:
+    text = b"{" + MADE_TO_COST[made_of](1_500_000) + b"}"
+    raw = container(text)
+    tracemalloc.start()
+    with suppress(HeaderError):
+        read_header(raw, len(raw), foreign=True)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < (30 if made_of == "strings" else 10) * len(text)  # of strings there are at most 6 MB
+
+
+def test_what_is_longer_than_a_header_may_be_is_not_read() -> None:
+    for length in (LARGEST_FOREIGN + 1, 2**64 - 1):
+        stream = io.BytesIO(struct.pack("<Q", length) + bytes(1000))
+        assert len(read_prefix(stream, 2**40)) < 100
+
+
+def test_a_base_may_have_a_larger_header_than_a_delta() -> None:
+    raw = struct.pack("<Q", LARGEST_HEADER + 1) + TWELVE
+    with pytest.raises(HeaderError, match="cut off within its header"):
+        read_header(raw, len(raw), foreign=True)
+    raw = struct.pack("<Q", LARGEST_FOREIGN + 1) + TWELVE
+    with pytest.raises(HeaderError, match="at most 20,000,000 are read"):
+        read_header(raw, len(raw), foreign=True)
+
+
+def test_no_header_is_written_that_would_not_be_read() -> None:
+    tensors = [("w" * 1000 + str(index), "U8", (0,)) for index in range(14)]
+    with pytest.raises(HeaderError, match=r"the header would have 14,\d+ bytes, and at most 14,000 are read") as caught:
+        header_bytes(tensors, {}, largest=14_000)
+    assert caught.value.fix == "keep it in several files: slices of a delta combine"
+    with pytest.raises(HeaderError, match="the metadata would have more than 6,000,000 bytes"):
+        header_bytes([], {"a": "x" * 6_000_000})
