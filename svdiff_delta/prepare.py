@@ -69,7 +69,14 @@ class Prepared:
 
 
 def prepare(
-    weights: Weights, name: str, kind: Kind, axis: int, cache: BasisCache, *, dtype: Dtype | None = None
+    weights: Weights,
+    name: str,
+    kind: Kind,
+    axis: int,
+    cache: BasisCache,
+    *,
+    dtype: Dtype | None = None,
+    known: Known | None = None,
 ) -> Prepared:
     """Identify one weight, and obtain its basis. What is remembered and kept is neither read nor hashed again.
 
@@ -80,11 +87,12 @@ def prepare(
         axis: the axis of output channels.
         cache: where bases are kept.
         dtype: the basis dtype that a file gives; None chooses it from the values, as a writer does.
+        known: what the weight was identified as just now, if it was.
 
     Raises:
         BaseError: the weight is missing, not floating-point, or not finite.
     """
-    remembered = _recall(weights, name, axis, dtype)
+    remembered = known or _recall(weights, name, axis, dtype)
     known, basis = remembered or identity(weights, name, axis, dtype), None
     if kind == "spectral":
         basis = cache.get(known.fingerprint)
@@ -133,24 +141,32 @@ def difference(weights: Weights, name: str, said: Parameter) -> str | None:
     Raises:
         BaseError: the weight is missing, not floating-point, or not finite.
     """
+    found = _compared(weights, name, said)
+    return found if isinstance(found, str) else None
+
+
+def _compared(weights: Weights, name: str, said: Parameter) -> Known | str:
+    """Return what a weight is identified as; if it is not the one that a delta was made for, what tells it."""
     shape = weights.shape(name) if isinstance(weights, Base) else tuple(weights.read(name).shape)
     if shape != said.shape:
         return f"the delta was made for a weight of shape {list(said.shape)}, the base has {list(shape)}"
-    here = identity(weights, name, said.axis, said.dtype).fingerprint
-    if here != said.fingerprint:
-        return f"the delta was made for another base (fingerprint {said.fingerprint}, here {here})"
-    return None
+    known = identity(weights, name, said.axis, said.dtype)
+    if known.fingerprint != said.fingerprint:
+        return f"the delta was made for another base (fingerprint {said.fingerprint}, here {known.fingerprint})"
+    return known
 
 
-def check_weight_of(weights: Weights, name: str, said: Parameter) -> None:
-    """Check that a weight is the one that a delta says it was made for.
+def check_weight_of(weights: Weights, name: str, said: Parameter) -> Known:
+    """Check that a weight is the one that a delta says it was made for, and return what it is identified as.
 
     Raises:
         BaseMismatchError: another weight stands there.
         BaseError: it is missing, or cannot be used.
     """
-    if why := difference(weights, name, said):
-        raise BaseMismatchError(f"{name}: {why}", fix="name the base that the delta was made for")
+    found = _compared(weights, name, said)
+    if isinstance(found, str):
+        raise BaseMismatchError(f"{name}: {found}", fix="name the base that the delta was made for")
+    return found
 
 
 def fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
@@ -162,8 +178,8 @@ def fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepare
         BaseError: as `prepare`.
     """
     said = delta.metadata.parameters[name]
-    check_weight_of(weights, name, said)
-    prepared = prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
+    known = check_weight_of(weights, name, said)
+    prepared = prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype, known=known)
     if prepared.parameter.fingerprint != said.fingerprint:  # the file was changed under a remembered fingerprint
         raise BaseMismatchError(f"{name}: the base's file has changed", fix="name the base the delta was made for")
     if prepared.basis is not None:

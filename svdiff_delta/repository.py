@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -222,12 +223,21 @@ def _download(repository: str, revision: str | None, patterns: list[str]) -> str
     try:
         folder = snapshot_download(repository, revision=revision, allow_patterns=patterns)
     finally:
-        for name in sorted(blobs_of(store) - before):
-            if not is_sound(store / "blobs" / name, name):
-                damaged += remove_blob(store, name) or [name]
+        damaged += _remove_damaged(store, sorted(blobs_of(store) - before))
     if damaged:
         raise HubError(
             f"{repository}: the download of {damaged[0]} is damaged: its hash is not the one that the Hub says",
             fix="fetch it again",
         )
     return folder
+
+
+def _remove_damaged(store: Path, names: Iterable[str]) -> list[str]:
+    """Remove those of a repository's blobs that do not hold what their names say; return what led to them."""
+    damaged: list[str] = []
+    for name in names:
+        with suppress(OSError):
+            if not is_sound(store / "blobs" / name, name):
+                damaged.append(name)
+                damaged[-1:] = remove_blob(store, name) or [name]
+    return damaged

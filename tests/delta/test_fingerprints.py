@@ -323,6 +323,18 @@ def test_a_link_that_is_turned_to_and_fro_leads_to_what_it_leads_to(path: Path, 
     assert found == [fingerprint(round_weight(normal(6, 8, seed=seed), "F16"), 0) for seed in (0, 1, 0, 1)]
 
 
+def test_a_folder_that_becomes_a_link_to_another_is_another_base(path: Path) -> None:
+    folder, other = path.parent, path.parent.with_name("other")
+    delta = delta_for(NAME, prepare(open_base(path), NAME, "spectral", 0, BasisCache()).parameter)
+    other.mkdir()
+    (other / path.name).write_bytes(save({"a.weight": normal(6, 8, seed=1)}))
+    shutil.copystat(path, other / path.name)
+    folder.rename(folder.with_name("aside"))
+    folder.symlink_to(other)
+    with pytest.raises(BaseMismatchError, match="made for another base"):
+        fit(open_base(path), NAME, delta, BasisCache())
+
+
 def test_stores_through_one_map_are_all_seen(path: Path) -> None:
     with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as pages:
         pages[-1] = pages[-1]  # this one moves the time, and later ones do not until the page is written
@@ -413,6 +425,19 @@ def test_an_edited_blob_is_refused_and_named(blob: Path, way: str) -> None:
 def blob_delta() -> fingerprints.Any:
     base = open_base("owner/repo", fetch=False)
     return delta_for(NAME, prepare(base, NAME, "spectral", 0, BasisCache()).parameter)
+
+
+def test_a_snapshot_that_leads_to_another_blob_is_another_base(blob: Path, cache: Path) -> None:
+    delta = blob_delta()
+    other = blob.with_name(hashlib.sha256(OTHER).hexdigest())
+    other.write_bytes(OTHER)
+    shutil.copystat(blob, other)
+    (link,) = cache.glob("models--owner--repo/snapshots/*/model.safetensors")
+    link.unlink()
+    link.symlink_to(other)
+    with pytest.raises(BaseMismatchError, match="made for another base") as caught:
+        check_base(open_base("owner/repo", fetch=False), delta)
+    assert "damaged" not in caught.value.fix
 
 
 def test_after_a_damaged_blob_the_sound_one_is_accepted(blob: Path) -> None:
