@@ -15,11 +15,29 @@ HASH: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _CHUNK: Final = 1 << 20
 
 
+_MOST_LINKS: Final = 8
+
+
+def find_blob(path: Path) -> Path | None:
+    """Return the blob on the way of links that a path of a Hub cache leads along; None if there is none.
+
+    It may be a link itself: huggingface_hub 2 keeps what several repositories have once, under a name that is no hash
+    of ours, and the blobs of each lead there.
+    """
+    for _ in range(_MOST_LINKS):
+        path = Path(os.path.realpath(path.parent)) / path.name
+        if path.parent.name == "blobs" and path.parent.parent.name.startswith("models--") and HASH.fullmatch(path.name):
+            return path
+        if not path.is_symlink():
+            return None
+        path = path.parent / path.readlink()
+    return None
+
+
 def blob_name(path: Path) -> str | None:
     """Return the hash that names the blob behind a path of a Hub cache; None if there is no blob behind it."""
-    real = Path(os.path.realpath(path))
-    in_cache = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
-    return real.name if in_cache and HASH.fullmatch(real.name) else None
+    blob = find_blob(path)
+    return None if blob is None else blob.name
 
 
 def is_sound(path: Path, name: str) -> bool:
@@ -27,17 +45,19 @@ def is_sound(path: Path, name: str) -> bool:
 
     Args:
         path: the file.
-        name: its SHA-256, or git's SHA-1 of it as a blob, in hexadecimal.
+        name: its SHA-256; or git's SHA-1 of it as a blob, in place of which mirrors of the Hub give the plain one.
 
     Raises:
         OSError: it cannot be read.
     """
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
-        digest = hashlib.sha256() if len(name) == 64 else hashlib.sha1(b"blob %d\0" % size)  # noqa: S324
+        short = (hashlib.sha1(b"blob %d\0" % size), hashlib.sha1())  # noqa: S324 - it finds damage, not forgers
+        digests = (hashlib.sha256(),) if len(name) == 64 else short
         while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest() == name
+            for digest in digests:
+                digest.update(chunk)
+    return name in [digest.hexdigest() for digest in digests]
 
 
 def blobs_of(store: Path) -> frozenset[str]:
@@ -48,16 +68,33 @@ def blobs_of(store: Path) -> frozenset[str]:
 
 
 def remove_blob(store: Path, name: str) -> list[str]:
-    """Remove a blob of a repository, and the links that led to it, so that it is fetched again.
+    """Remove a blob of a repository, what it leads to, and the links that lead to it, so that it is fetched again.
 
     Returns:
         The paths in the repository that led to it.
+
+    Raises:
+        OSError: the system refuses.
     """
-    blob, names = store / "blobs" / name, set()
+    blob, names = Path(os.path.realpath(store)) / "blobs" / name, set()
     for commit in (store / "snapshots").glob("*"):
         for link in commit.rglob("*"):
-            if link.is_symlink() and os.path.realpath(link) == os.path.realpath(blob):
+            if link.is_symlink() and find_blob(link) == blob:
                 names.add(link.relative_to(commit).as_posix())
                 link.unlink(missing_ok=True)
-    blob.unlink(missing_ok=True)
+    remove_linked(blob)
     return sorted(names)
+
+
+def remove_linked(path: Path) -> None:
+    """Remove a file and all links on the way to it.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    for _ in range(_MOST_LINKS):
+        following = path.parent / path.readlink() if path.is_symlink() else None
+        path.unlink(missing_ok=True)
+        if following is None:
+            return
+        path = following

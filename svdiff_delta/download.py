@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from .blobs import HASH, is_sound
+from .blobs import HASH, blob_name, is_sound, remove_linked
 from .errors import HubError
 from .hub_errors import answered, client_errors, explain, is_unreachable
 from .repository import Reference, find_cached, is_commit, list_files
@@ -101,7 +101,7 @@ def fetch(found: Found) -> Path:
     reference, asked = found.reference, found.asked
     if found.path is not None:
         if not _is_whole(found.path, found.digest):
-            _remove(found.path)
+            remove_linked(found.path)
         elif is_commit(asked.revision) or _commit_of(asked) == reference.revision:
             return found.path
     elif PurePosixPath(reference.path).name == WEIGHTS:
@@ -115,7 +115,7 @@ def fetch(found: Found) -> Path:
     if reference.revision not in path.parts:
         raise HubError(f"{asked}: it was changed meanwhile", fix="fetch it again")
     if not _is_whole(path, found.digest):
-        _remove(path)
+        remove_linked(path)
         raise HubError(
             f"{reference}: the download is damaged: its hash is not the one that the Hub says", fix="fetch it again"
         )
@@ -159,20 +159,12 @@ def _find_cached(reference: Reference) -> Found | None:
     path = None if snapshot is None else snapshot.folder / reference.path
     if snapshot is None or path is None or not path.is_file():
         return None
-    blob = path.resolve().name
-    digest = blob if path.is_symlink() and HASH.fullmatch(blob) else None
     here = replace(reference, revision=snapshot.revision)
-    return Found(here, path.stat().st_size, digest, path, reference)
+    return Found(here, path.stat().st_size, blob_name(path), path, reference)
 
 
 def _is_whole(path: Path, digest: str | None) -> bool:
     return digest is None or is_sound(path, digest)
-
-
-def _remove(path: Path) -> None:
-    """Remove a damaged file from the cache, and its content, which other commits may share."""
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
 
 
 def _count(reference: Reference) -> None:

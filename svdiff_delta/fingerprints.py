@@ -143,7 +143,8 @@ def _open(base: Base, name: str, found: State) -> _Document | None:
     seen = files.sample(real, component.headers[path].data, found) if files.tells(real, found) else None
     if seen is None:
         return None
-    document = _kept(real, found, seen) or _begun(real, found, seen)
+    places = _places(path, real)
+    document = _kept(places, found, seen) or _begun(path, places, found, seen)
     if document is None:
         return None
     if len(_documents) >= MOST:
@@ -153,9 +154,9 @@ def _open(base: Base, name: str, found: State) -> _Document | None:
     return document
 
 
-def _kept(real: Path, found: State, seen: str) -> _Document | None:
+def _kept(places: dict[bool, Path], found: State, seen: str) -> _Document | None:
     """Return what is kept of a file in this state; None if nothing is."""
-    for blob, place in _places(real).items():
+    for blob, place in places.items():
         document = _Document(place, found, seen, blob)
         if _header(document)[:2] == (found, seen):
             document.entries = _read(document)
@@ -163,28 +164,28 @@ def _kept(real: Path, found: State, seen: str) -> _Document | None:
     return None
 
 
-def _begun(real: Path, found: State, seen: str) -> _Document | None:
+def _begun(path: Path, places: dict[bool, Path], found: State, seen: str) -> _Document | None:
     """Return a new memory of a file, with what is known of a blob of its name; None if its state is another one."""
-    if not files.flush(real, found):
+    if not files.flush(path, found):
         return None
-    blob = blob_name(real)
-    sound = blob is not None and _holds(real, blob, found)
-    document = _Document(_places(real)[sound], found, seen, sound)
+    blob = blob_name(path)
+    sound = blob is not None and _holds(path, blob, found)
+    document = _Document(places[sound], found, seen, sound)
     document.entries, document.new = _read(document), sound
     return document
 
 
-def _holds(real: Path, name: str, found: State) -> bool:
+def _holds(path: Path, name: str, found: State) -> bool:
     """Tell whether a blob in this state holds what its name says."""
     try:
-        return is_sound(real, name) and files.state(real.stat()) == found
+        return is_sound(path, name) and files.state(path.stat()) == found
     except OSError:
         return False
 
 
-def _places(real: Path) -> dict[bool, Path]:
-    """Return where the memory of a file lies: as a sound blob, and by its path."""
-    blob = blob_name(real)
+def _places(path: Path, real: Path) -> dict[bool, Path]:
+    """Return where the memory of a file lies: as a sound blob, and by its path without links."""
+    blob = blob_name(path)
     whats = ({True: f"blob {blob}"} if blob else {}) | {False: f"path {real}"}
     return {sound: _place(what) for sound, what in whats.items()}
 

@@ -17,12 +17,13 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save, save_file
-from support.hub import Hub, fill_cache
+from support.hub import Hub, fill_cache, share_blobs
 from support.models import base_delta
 from support.weights import normal
 
 from svdiff_delta import fingerprints, state
 from svdiff_delta.base import Base, open_base
+from svdiff_delta.blobs import is_sound, remove_blob
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import BaseError, BaseMismatchError
 from svdiff_delta.fingerprints import Known, flush, recall
@@ -438,6 +439,39 @@ def test_a_snapshot_that_leads_to_another_blob_is_another_base(blob: Path, cache
     with pytest.raises(BaseMismatchError, match="made for another base") as caught:
         check_base(open_base("owner/repo", fetch=False), delta)
     assert "damaged" not in caught.value.fix
+
+
+def test_a_blob_that_is_kept_once_for_several_repositories_is_known_by_its_name(blob: Path, cache: Path) -> None:
+    delta, first = blob_delta(), identity(open_base("owner/repo", fetch=False), NAME, 0)
+    forget_process()
+    share_blobs(cache)
+    settled(blob)
+    assert identity(unreadable(blob, "owner/repo"), NAME, 0) == first
+    kept = blob.resolve()
+    rewrite(kept, OTHER)
+    with pytest.raises(BaseMismatchError, match="made for another base") as caught:
+        check_base(open_base("owner/repo", fetch=False), delta)
+    assert caught.value.fix.startswith(f"{kept} is damaged")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_blob_is_removed_with_all_that_leads_to_it(blob: Path, cache: Path, shared: bool) -> None:
+    if shared:
+        share_blobs(cache)
+    kept = blob.resolve()
+    assert remove_blob(cache / "models--owner--repo", blob.name) == ["model.safetensors"]
+    assert not kept.exists()
+    assert [path.name for path in cache.rglob("*") if path.is_symlink() and not path.exists()] == []
+    assert list(cache.rglob("model.safetensors")) == []
+
+
+def test_a_blob_by_the_plain_sha1_that_a_mirror_gives_is_sound(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    names = {"a9993e364706816aba3e25717850c26c9cd0d89d", "f2ba8f84ab5c1bce84a7b441cb1959cfc7093b7f"}
+    names.add("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+    assert all(is_sound(path, name) for name in names)
+    assert not any(is_sound(path, name[::-1]) for name in names)
 
 
 def test_after_a_damaged_blob_the_sound_one_is_accepted(blob: Path) -> None:

@@ -109,6 +109,16 @@ def fill_cache(cache: Path, repository: str, files: Mapping[str, bytes], *, ref:
     return commit
 
 
+def share_blobs(cache: Path) -> None:
+    """Keep the blobs of a Hub cache as huggingface_hub 2 does those that came by xet: once, under another hash."""
+    for blob in cache.glob("models--*/blobs/*"):
+        other = hashlib.sha256(b"xet" + blob.read_bytes()).hexdigest()
+        kept = cache / "blobs" / other[:2] / other
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        blob.rename(kept)
+        blob.symlink_to(Path("../../blobs") / other[:2] / other)
+
+
 @contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
     """Offer a hub on the loopback interface; `hub.url` says where."""

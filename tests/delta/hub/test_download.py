@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 from support.deltas import random_delta
 from support.downloads import FILES, RAW
-from support.hub import TOKEN, Hub, fill_cache
+from support.hub import TOKEN, Hub, fill_cache, share_blobs
 
 from svdiff_delta import download, load, pull
 from svdiff_delta.errors import DeltaError, FormatError, HubError, InputError
@@ -191,6 +191,23 @@ def test_a_damaged_file_of_the_cache_is_not_opened_without_a_network(unreachable
     (blob,) = [path for path in unreachable.rglob("blobs/*") if path.read_bytes() == RAW]
     blob.write_bytes(DAMAGED)
     assert "the Hub was not reached" in refused("alice/cat")
+
+
+def test_a_delta_that_is_kept_once_for_several_repositories_is_what_its_blob_says(unreachable: Path) -> None:
+    commit = fill_cache(unreachable, "alice/cat", FILES)
+    share_blobs(unreachable)
+    for reference in ("alice/cat", f"alice/cat@{commit}"):
+        assert dumps(load(reference)) == RAW
+
+
+def test_what_is_damaged_where_it_is_kept_once_is_fetched_again(stored: Hub, cache: Path) -> None:
+    load("alice/cat")
+    share_blobs(cache)
+    (kept,) = [path for path in cache.glob("blobs/*/*") if path.stat().st_size == len(RAW)]
+    kept.write_bytes(DAMAGED)
+    assert dumps(load("alice/cat")) == RAW
+    assert not kept.exists()  # else the Hub's library would take it once more
+    assert len(stored.sent) == 2
 
 
 def test_more_than_was_said_is_refused_and_not_kept(hub: Hub, waits: list[float]) -> None:
