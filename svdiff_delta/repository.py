@@ -218,12 +218,14 @@ def _download(repository: str, revision: str | None, patterns: list[str]) -> str
     from huggingface_hub import snapshot_download
 
     store = _store(repository)
-    before = blobs_of(store)
+    before, copies = blobs_of(store), _copies(store)
     damaged: list[str] = []
     try:
         folder = snapshot_download(repository, revision=revision, allow_patterns=patterns)
     finally:
         damaged += _remove_damaged(store, sorted(blobs_of(store) - before))
+    if new := _copies(store) - copies:
+        damaged += _remove_unlike(Path(folder), repository, new)
     if damaged:
         raise HubError(
             f"{repository}: the download of {damaged[0]} is damaged: its hash is not the one that the Hub says",
@@ -240,4 +242,25 @@ def _remove_damaged(store: Path, names: Iterable[str]) -> list[str]:
             if not is_sound(store / "blobs" / name, name):
                 damaged.append(name)
                 damaged[-1:] = remove_blob(store, name) or [name]
+    return damaged
+
+
+def _copies(store: Path) -> frozenset[Path]:
+    """Return the files of a repository's snapshots that are no links: all of them where a system has none."""
+    return frozenset(path for path in (store / "snapshots").rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _remove_unlike(folder: Path, repository: str, paths: Iterable[Path]) -> list[str]:
+    """Remove those files of a commit's folder whose hash is not the one that the Hub says; return their names."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    damaged = []
+    rows = HfApi().list_repo_tree(repository, recursive=True, revision=folder.name)
+    said = {folder / row.path: row for row in rows if isinstance(row, RepoFile)}
+    for path in sorted(set(paths) & said.keys()):
+        row = said[path]
+        if not is_sound(path, row.lfs.sha256 if row.lfs else row.blob_id):
+            path.unlink()
+            damaged.append(row.path)
     return damaged

@@ -500,19 +500,23 @@ def test_what_earlier_versions_remembered_of_a_blob_is_not_believed(blob: Path, 
     assert identity(open_base("owner/repo", fetch=False), NAME, 0) == true
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["links", "copies"])
 @pytest.mark.parametrize("large", [True, False], ids=["sha256", "git"])
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_damaged_download_of_a_base_is_refused_and_the_next_one_accepted(
-    home: Path, hub: Hub, large: bool, name: str
+    home: Path, hub: Hub, large: bool, name: str, links: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", not links)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS_WARNING", True)
     hub.large = (".safetensors",) if large else ()
     hub.add("owner/repo", MODEL)
     where = hashlib.sha256(MODEL[name]).hexdigest() if large and name.endswith("safetensors") else name
     hub.fail(f"GET .*{where}", "flip", times=1)
     with pytest.raises(BaseError, match=f"the download of {name} is damaged: its hash is not the one that the Hub"):
         open_base("owner/repo")
-    found = identity(open_base("owner/repo"), NAME, 0)
-    assert found.fingerprint == fingerprint(round_weight(normal(6, 8), "F16"), 0)
+    base = open_base("owner/repo")
+    assert identity(base, NAME, 0).fingerprint == fingerprint(round_weight(normal(6, 8), "F16"), 0)
+    assert any(path.is_symlink() for path in base.path.rglob("*")) == links
 
 
 def test_what_was_damaged_before_the_connection_was_lost_is_not_kept(home: Path, hub: Hub, waits: list[float]) -> None:
