@@ -19,7 +19,7 @@ import torch
 from ._atomic import replace_file
 from .basis import Basis, compute_basis
 from .devices import find_device
-from .entry import PROTOCOL, SUFFIX, OlderEntry, encode_entry, hexadecimal, read_entry
+from .entry import PROTOCOL, SUFFIX, OlderEntry, encode_entry, hexadecimal, read_entry, touch_entry
 from .errors import CacheError, DeltaError, OutputError
 
 HOME_VARIABLE: Final = "SVDIFF_HOME"
@@ -98,7 +98,7 @@ class BasisCache:
             warnings.warn(f"{path}: damaged cache entry, computing it again ({error})", stacklevel=2)
             return None
         with suppress(OSError):
-            os.utime(path)  # when it was last used, for `prune`
+            touch_entry(path)
         return basis
 
     def put(self, key: str, basis: Basis) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import os
 import struct
+import time
 import zlib
 from base64 import urlsafe_b64decode
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ import torch
 from .basis import Basis
 from .container import Header, header_bytes, read_header
 from .errors import CacheError
+from .state import State, state
 
 PROTOCOL: Final = "1"
 SUFFIX: Final = ".safetensors"
@@ -64,8 +66,10 @@ def _digest(layout: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mappin
     return hashlib.sha256(header_bytes(layout, {k: v for k, v in metadata.items() if k != DIGEST})).hexdigest()
 
 
-_SUMMED: Final[set[tuple[int, int, int, str]]] = set()
-"""Device, inode, size and checksum of the entries whose bytes this process has summed."""
+_SUMMED: Final[set[State]] = set()
+"""The states of the entries whose bytes this process has summed."""
+
+HOUR: Final = 3600 * 1_000_000_000  # nanoseconds
 
 
 def read_entry(path: Path, key: str, *, once: bool = True) -> Basis:
@@ -74,7 +78,7 @@ def read_entry(path: Path, key: str, *, once: bool = True) -> Basis:
     Args:
         path: the entry.
         key: the fingerprint of the weight whose basis is wanted.
-        once: whether a checksum that this process found right need not be computed again.
+        once: whether a checksum that this process found right need not be computed again while the file is the same.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -86,23 +90,36 @@ def read_entry(path: Path, key: str, *, once: bool = True) -> Basis:
             raise CacheError("it is empty")
         # Private pages may be written to, as torch wants them; nothing ever does.
         raw = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-        about = os.fstat(stream.fileno())
+        found = state(os.fstat(stream.fileno()))
     header = read_header(memoryview(raw), len(raw))
     _check_header(header, key, raw[: header.data])
-    identity = about.st_dev, about.st_ino, about.st_size, header.metadata["crc32"]
-    if identity not in _SUMMED or not once:
+    if found not in _SUMMED or not once:
         if f"{zlib.crc32(memoryview(raw)[header.data :]):08x}" != header.metadata["crc32"]:
             raise CacheError("its checksum does not fit")
-        _SUMMED.add(identity)
+        _SUMMED.add(found)
     tensors = {}
     for name, (dtype, numpy_type) in _DTYPES.items():
         entry = header.entries.get(name)
-        if entry is None or entry.dtype != dtype:
+        if entry is None or entry.dtype != dtype or len(entry.shape) > 2:
             raise CacheError(f"it has no {name} in {dtype}")
         count = (entry.stop - entry.start) // np.dtype(numpy_type).itemsize
         array = np.frombuffer(raw, numpy_type, count, header.data + entry.start)
         tensors[name] = torch.from_numpy(array.reshape(entry.shape))
     return _checked(tensors, header.metadata)
+
+
+def touch_entry(path: Path) -> None:
+    """Note that an entry is used now, for `prune`: to the hour, so that processes seldom see each other's notes.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    before = state(path.stat())
+    if time.time_ns() - before.modified < HOUR:
+        return
+    os.utime(path)
+    if before in _SUMMED:
+        _SUMMED.add(state(path.stat()))
 
 
 def _check_header(header: Header, key: str, written: bytes) -> None:

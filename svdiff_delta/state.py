@@ -127,6 +127,8 @@ def file_system(path: Path, device: int) -> str:
         place = Path(_ESCAPE.sub(lambda match: chr(int(match[1], 8)), written))
         if len(place.parts) >= found[2] and path.is_relative_to(place):  # of two in one place the later hides the other
             found = (rest.partition(" ")[0], number, len(place.parts))
+    if not found[0]:
+        return ""
     exact = found[1] == f"{os.major(device)}:{os.minor(device)}" or found[0] in UNNUMBERED
     return found[0] if exact else ""
 

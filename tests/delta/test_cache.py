@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,10 +20,13 @@ import torch
 from support.commands import python
 from support.weights import normal
 
+from svdiff_delta import entry
 from svdiff_delta.basis import Basis, compute_basis, matricize
 from svdiff_delta.cache import BasisCache, home
+from svdiff_delta.container import header_bytes, read_header
 from svdiff_delta.errors import InputError, OutputError
 from svdiff_delta.identity import fingerprint, round_weight
+from svdiff_delta.state import state
 
 
 @pytest.fixture
@@ -277,6 +282,57 @@ def test_an_entry_whose_header_was_changed_is_damaged(cache: BasisCache, field: 
     key = kept(cache, normal(6, 6))  # square, so that tensors fit each other in many ways
     change_header(cache.path(key), HEADERS[field])
     refused(cache, key, "its digest does not fit")
+
+
+def test_an_entry_of_many_dimensions_is_damaged_though_its_digest_fits(cache: BasisCache) -> None:
+    key = kept(cache, normal(6, 6))
+    raw = cache.path(key).read_bytes()
+    header = read_header(raw, len(raw))
+    layout = [(name, item.dtype, (*item.shape, *[1] * 70)) for name, item in header.entries.items()]
+    fields = {name: value for name, value in header.metadata.items() if name != "digest"}
+    digest = hashlib.sha256(header_bytes(layout, fields)).hexdigest()
+    cache.path(key).write_bytes(header_bytes(layout, fields | {"digest": digest}) + raw[header.data :])
+    refused(cache, key, "it has no sigma in F64")
+
+
+def test_an_entry_that_is_edited_while_it_is_in_use_is_found(cache: BasisCache) -> None:
+    key = kept(cache, normal(6, 6))
+    path, about = cache.path(key), cache.path(key).stat()
+    assert cache.get(key) is not None
+    raw = bytearray(path.read_bytes())
+    raw[-5] ^= 1
+    time.sleep(0.02)  # more than a granule of change times
+    path.write_bytes(raw)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    refused(cache, key, "its checksum does not fit")
+
+
+def test_an_entry_is_summed_once_and_its_use_noted_once_an_hour(
+    cache: BasisCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = kept(cache, normal(6, 6))
+    os.utime(cache.path(key), (0, 1_000_000))
+    cache.get(key)
+    noted = state(cache.path(key).stat())
+    assert time.time_ns() - noted.modified < 60e9
+    monkeypatch.setattr(entry.zlib, "crc32", lambda *_: pytest.fail("summed again"))
+    assert cache.get(key) is not None
+    assert state(cache.path(key).stat()) == noted
+
+
+def test_no_mutant_of_an_entry_raises_anything_else(cache: BasisCache) -> None:
+    key = kept(cache, normal(6, 6))
+    path, whole = cache.path(key), cache.path(key).read_bytes()
+    basis, random = compute_basis(round_weight(normal(6, 6), "F16"), 0, two_sided=True), Random(1)
+    for _ in range(300):
+        raw = bytearray(whole)
+        for _ in range(random.randint(1, 3)):
+            raw[random.randrange(len(raw) if random.random() < 0.3 else 600)] = random.randrange(256)
+        path.write_bytes(raw[: random.randrange(len(raw))] if random.random() < 0.2 else raw)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = cache.get(key)
+        assert found is None or same(found, basis)
 
 
 def test_a_header_in_other_words_is_the_same_header(cache: BasisCache) -> None:
