@@ -13,11 +13,12 @@ from ._json import end_of_object, strict_json
 from .errors import HeaderError
 
 _SPACE: Final = rb"[ \t\n\r]*+"
-_KEY: Final = re.compile(
-    _SPACE + rb'("[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+")' + _SPACE + rb":" + _SPACE, re.DOTALL
+_NAME: Final = _SPACE + rb'("[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+")' + _SPACE + rb":" + _SPACE
+_OBJECT: Final = rb"(\{[^{}]{0,65536}+\})"
+_AFTER: Final = _SPACE + rb"([,}])"
+_KEY, _FLAT, _NEXT, _MEMBER = (
+    re.compile(pattern, re.DOTALL) for pattern in (_NAME, _OBJECT, _AFTER, _NAME + _OBJECT + _AFTER)
 )
-_NEXT: Final = re.compile(_SPACE + rb"([,}])")
-_FLAT: Final = re.compile(rb"\{[^{}]{0,65536}+\}")
 
 
 def members(text: bytes, free: str, largest: int) -> Iterator[tuple[str, bytes]]:
@@ -36,15 +37,20 @@ def members(text: bytes, free: str, largest: int) -> Iterator[tuple[str, bytes]]
     if empty := _NEXT.match(text, position):
         position, more = empty.end(), empty[1] == b","
     while more:
-        key = _match(_KEY, text, position)
+        member = _MEMBER.match(text, position)
+        key = member or _match(_KEY, text, position)
         name = _string(key[1])
         if name in seen:
             raise HeaderError(f"the header is not valid JSON (the key {name!r} stands twice in one object)")
         seen.add(name)
-        value = _free(text, key.end(), name, largest) if name == free else _flat(text, key.end(), name)
+        if member is not None and name != free:
+            value, following = member[2], member
+        else:
+            start = member.start(2) if member is not None else key.end()
+            value = _free(text, start, name, largest) if name == free else _flat(text, start, name)
+            following = _match(_NEXT, text, start + len(value))
+        position, more = following.end(), following[following.re.groups] == b","
         yield name, value
-        following = _match(_NEXT, text, key.end() + len(value))
-        position, more = following.end(), following[1] == b","
     if text[position:].strip(b" \t\n\r"):
         raise _broken(position)
 

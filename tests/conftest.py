@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,13 +44,21 @@ def pytest_runtest_call() -> None:
     seed()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep away from the user's own cache what test files compute while they are collected."""
+    folder = tempfile.TemporaryDirectory(prefix="svdiff-tests-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["SVDIFF_HOME"] = folder.name
+
+
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep the basis cache of all tests in one temporary folder, never in the user's own."""
     folder = tmp_path_factory.mktemp("home")
+    before = os.environ["SVDIFF_HOME"]
     os.environ["SVDIFF_HOME"] = str(folder)
     yield folder
-    del os.environ["SVDIFF_HOME"]
+    os.environ["SVDIFF_HOME"] = before
 
 
 @pytest.fixture
