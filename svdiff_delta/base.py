@@ -12,7 +12,8 @@ from torch import Tensor
 from .addresses import find_layout
 from .component import Component, absent_models, open_file, open_model, open_pipeline
 from .container import Entry
-from .errors import BaseError, HubError, TensorError
+from .errors import BaseError, HubError, InputError, TensorError
+from .hub_names import REPOSITORY, REVISION, is_repository, is_revision
 from .metadata import BaseInfo
 from .origin import find_model
 from .repository import Reference, exists, locate
@@ -171,9 +172,11 @@ def open_base(
         fetch: whether the Hub may be asked; else only its local cache is.
 
     Raises:
+        InputError: `repository` or `revision` is no name that the Hub allows.
         BaseError: nothing is there, only pickles or other variants are, the layout is another one, or the Hub refused;
             the message says how to mend it.
     """
+    _check_names(repository, revision)
     place = _place(path)
     if isinstance(place, Reference):
         origin = find_model(place, variant, fetch=fetch)
@@ -187,6 +190,14 @@ def open_base(
         name, single = open_model(path, variant)
         return Base(path, {component or name: single}, False, repository, revision)
     raise BaseError(f"{path}: holds neither model_index.json nor config.json", fix="name a model's own folder")
+
+
+def _check_names(repository: str | None, revision: str | None) -> None:
+    """Refuse what no delta file may record, before anything is trained on it."""
+    if repository is not None and not is_repository(repository):
+        raise InputError(f"repository: {repository!r} is no name of the Hub", fix=f"give {REPOSITORY}")
+    if revision is not None and not is_revision(revision):
+        raise InputError(f"revision: {revision!r} is no name of the Hub", fix=f"give {REVISION}")
 
 
 def missing_names(base: Base, names: Iterable[str]) -> list[str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Final
 
-from ._text import plain
 from .card_head import ParsedCard, parse_card, write_card
 from .download import WEIGHTS
 from .drawing import draw
+from .hub_names import is_repository
 from .licence import Licence
+from .markup import cell, code, inert, link, prose
 from .publication import Publication
 from .usage import EMBEDDED, paints, python_usage, shell_usage
 
@@ -19,9 +21,12 @@ LIBRARY: Final = "svdiff-delta"
 LORA: Final = "pytorch_lora_weights.safetensors"
 """The name under which diffusers looks for LoRA in a repository."""
 
-_SECTION: Final = re.compile(
-    r"<!-- svdiff push: begin(?: (?P<digest>[0-9a-f]{16}))? -->\r?\n(?P<body>.*?)<!-- svdiff push: end -->", re.DOTALL
-)
+_BEGIN: Final = re.compile(r"^<!-- svdiff push: begin(?: (?P<digest>[0-9a-f]{16}))? -->\r?\n", re.MULTILINE)
+_END: Final = re.compile(r"^<!-- svdiff push: end -->", re.MULTILINE)
+# Only at the beginning of a line, where nothing that a file says ever stands.
+_MOST_ENDS: Final = 64
+"""Ends that are looked at: a card has one, and another where somebody forged it."""
+
 _HINT: Final = "<!-- Made by `svdiff push`. If you change it, it stays yours; empty it to have it made anew. -->"
 
 
@@ -44,7 +49,7 @@ def make_card(about: Publication, licence: Licence, old: str | None = None) -> t
     body = "\n".join(_lines(about, gallery="widget" in fields)) + "\n"
     section = f"<!-- svdiff push: begin {_digest(body)} -->\n{body}<!-- svdiff push: end -->"
     if before is None:
-        return write_card(fields, f"\n# {_escaped(about.title)}\n\n{section}\n"), ()
+        return write_card(fields, f"\n# {prose(about.title)}\n\n{section}\n"), ()
     text, remarks = _renew(before, section)
     return write_card(fields, text, before), remarks
 
@@ -57,13 +62,32 @@ def prompt_in(card: str | None) -> str | None:
 
 def _renew(old: ParsedCard, section: str) -> tuple[str, tuple[str, ...]]:
     """Return the text of a card with its generated part replaced, unless that was changed or is not there."""
-    matches = list(_SECTION.finditer(old.text))
-    if len(matches) != 1:
+    found = _sections(old.text)
+    if len(found) != 1:
         return old.text, ("README.md has no part that `svdiff push` made: its text is kept as it is",)
-    (match,) = matches
-    if match["body"].strip() and match["digest"] != _digest(match["body"]):
+    ((first, last, own),) = found
+    if not own:
         return old.text, ("the generated part of README.md was changed, and is kept; empty it to have it made anew",)
-    return old.text[: match.start()] + section + old.text[match.end() :], ()
+    return old.text[:first] + section + old.text[last:], ()
+
+
+def _sections(text: str) -> list[tuple[int, int, bool]]:
+    """Return where generated parts begin and end, and whether each is as it was made, or empty.
+
+    A part ends where its digest says, whatever end of one stands in it: earlier releases let titles forge one.
+    """
+    ends, found, position = [*islice(_END.finditer(text), _MOST_ENDS)], [], 0
+    for begin in islice(_BEGIN.finditer(text), _MOST_ENDS):
+        below = [end for end in ends if end.start() >= begin.end()]
+        if begin.start() < position or not below:
+            continue
+        bodies = ((end, text[begin.end() : end.start()]) for end in below)
+        own = next((end for end, body in bodies if begin["digest"] == _digest(body)), None)
+        last = own or below[0]
+        empty = not text[begin.end() : last.start()].strip()
+        position = last.end()
+        found.append((begin.start(), position, own is not None or empty))
+    return found
 
 
 def _digest(body: str) -> str:
@@ -115,7 +139,7 @@ def _lines(about: Publication, *, gallery: bool) -> Iterator[str]:
         "by their fingerprints: on any other it is refused."
     )
     if about.prompt is not None:
-        yield from ("", f"Trained on: {_code(about.prompt)}")
+        yield from ("", f"Trained on: {code(about.prompt)}")
     yield from ("", "## Use", "", "```sh", "pip install 'svdiff-delta[train]'", "```", "", "```python")
     yield python_usage(about.repository, metadata.base, model, about.prompt)
     yield from ("```", "", "```sh", shell_usage(about.repository, metadata.base, model, about.prompt), "```")
@@ -125,26 +149,13 @@ def _lines(about: Publication, *, gallery: bool) -> Iterator[str]:
     if metadata.training:
         yield from ("", "## Training", "", "| | |", "| --- | --- |")
         for key, value in metadata.training.items():
-            yield f"| {_escaped(str(key))} | {_escaped(plain(value))} |"
+            yield f"| {cell(key)} | {cell(value)} |"
     # Indented, not fenced: a title in it may hold a fence.
-    yield from ("", "## Lineage", "", *(f"    {line}" for line in draw(metadata, title=about.title)))
+    yield from ("", "## Lineage", "", *(f"    {inert(line)}" for line in draw(metadata, title=about.title)))
     yield from ("", f"SHA-256 of `{WEIGHTS}`: `{about.sha256}`")
 
 
 def _link(model: str) -> str:
     if model == EMBEDDED:
         return "the base that is embedded in svdiff-delta"
-    return f"[{_escaped(model)}](https://huggingface.co/{model})"
-
-
-def _escaped(text: str) -> str:
-    """Return a text that Markdown and HTML show as it is, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(plain(text).split()))
-
-
-def _code(text: str) -> str:
-    """Return a text as code within a line, whatever it holds."""
-    line = " ".join(plain(text).split())
-    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
-    pad = " " if "`" in line else ""
-    return f"{ticks}{pad}{line}{pad}{ticks}"
+    return link(model, f"https://huggingface.co/{model}") if is_repository(model) else code(model)

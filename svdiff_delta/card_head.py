@@ -46,13 +46,20 @@ def parse_card(content: str) -> ParsedCard:
 def write_card(fields: Mapping[str, Any], text: str, old: ParsedCard | None = None) -> str:
     """Return a card; metadata that say what they said stay as they were written.
 
+    Where a value has characters that are not shown, such as those that turn the direction of writing, YAML's escapes
+    stand for them.
+
     Args:
         fields: the metadata.
         text: what is below them.
         old: the card that this one follows.
     """
+    import yaml
     from huggingface_hub import CardData
 
     if old is not None and dict(old.fields) == dict(fields):
         return old.head + text
-    return f"---\n{CardData(**fields).to_yaml()}\n---\n{text}"
+    head = CardData(**fields).to_yaml()
+    if not head.replace("\n", "").isprintable():
+        head = yaml.dump(CardData(**fields).to_dict(), sort_keys=False).strip()
+    return f"---\n{head}\n---\n{text}"

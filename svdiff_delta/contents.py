@@ -14,6 +14,7 @@ from .card import LIBRARY, LORA, make_card
 from .download import CONFIG, WEIGHTS
 from .licence import CARD, Licence
 from .metadata import FORMAT, VERSION
+from .private import check_private
 from .publication import Publication
 from .remote import Remote
 
@@ -46,14 +47,15 @@ def make_contents(about: Publication, licence: Licence, remote: Remote) -> Conte
     earlier push made.
 
     Raises:
-        InputError: the metadata of the card that is there are broken.
+        InputError: the metadata of the card that is there are broken, or what is sent holds something private.
     """
     card, remarks = make_card(about, licence, remote.card)
     same = remote.config.get("sha256") == about.sha256
     kept = about.lora is None and same and remote.config.get("lora") == LORA and LORA in remote.files
+    config = _config(about, lora=kept or about.lora is not None)
     files: dict[str, bytes | Path] = {
         WEIGHTS: about.content,
-        CONFIG: _config(about, lora=kept or about.lora is not None),
+        CONFIG: config,
         CARD: card.encode(),
         **{sample.name: sample.content for sample in about.samples},
     }
@@ -65,6 +67,9 @@ def make_contents(about: Publication, licence: Licence, remote: Remote) -> Conte
         remarks += (f"{LORA} there is a copy of another delta, and is taken away",)
     if about.samples:
         deleted += sorted(name for name in remote.files - files.keys() if _SAMPLE.fullmatch(name))
+    known = {*(remote.card or "").splitlines()}  # the owner's text, which is public already
+    check_private([line for line in card.splitlines() if line not in known], CARD)
+    check_private([config.decode()], CONFIG)
     return Contents(files, tuple(deleted), remarks)
 
 
@@ -83,4 +88,4 @@ def _config(about: Publication, *, lora: bool) -> bytes:
     }
     if lora:
         fields["lora"] = LORA
-    return (json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()

@@ -10,6 +10,7 @@ from .blobs import HASH, blob_name, is_sound, remove_linked
 from .errors import HubError
 from .hub_errors import answered, client_errors, explain, is_unreachable
 from .repository import Reference, find_cached, is_commit, list_files
+from .watch import LARGEST_ANSWER, watched
 
 WEIGHTS: Final = "svdiff.safetensors"
 """The name that a delta has in a repository of its own."""
@@ -96,7 +97,8 @@ def fetch(found: Found) -> Path:
     """Return where a file is, once it is in the local cache and what the Hub says it is.
 
     Raises:
-        HubError: the download failed, or is damaged; then it is removed.
+        HubError: the download failed, sends more than the Hub said or too slowly (see `watch`), or is damaged; then it
+            is removed.
     """
     reference, asked = found.reference, found.asked
     if found.path is not None:
@@ -109,7 +111,8 @@ def fetch(found: Found) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        path = Path(hf_hub_download(asked.repository, asked.path, revision=asked.revision))
+        with watched(asked, found.size):
+            path = Path(hf_hub_download(asked.repository, asked.path, revision=asked.revision))
     except client_errors() as error:
         raise _explain(reference, error) from None
     if reference.revision not in path.parts:
@@ -140,7 +143,8 @@ def _ask(reference: Reference, largest: int, *, patient: bool) -> Found:
 
     name, repository = reference.path, reference.repository
     url = hf_hub_url(repository, name, revision=reference.revision)
-    about = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, retry_on_errors=patient)
+    with watched(reference, LARGEST_ANSWER):
+        about = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, retry_on_errors=patient)
     commit, digest, size = about.commit_hash, about.etag, about.size
     # These become names of files in the cache.
     if not is_commit(commit) or digest is None or not HASH.fullmatch(digest) or size is None:
@@ -173,8 +177,9 @@ def _count(reference: Reference) -> None:
 
     url = hf_hub_url(reference.repository, CONFIG, revision=reference.revision)
     try:
-        get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except client_errors():
+        with watched(reference, LARGEST_ANSWER):
+            get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except (HubError, *client_errors()):
         return  # nobody waits for the answer
 
 

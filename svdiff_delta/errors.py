@@ -26,6 +26,7 @@ from __future__ import annotations
 from typing import Final
 
 from ._text import printable
+from ._tokens import strike
 
 LONGEST: Final = 1_500
 """Characters of a message; a longer one, which quotes a broken file, loses its middle."""
@@ -35,7 +36,7 @@ class DeltaError(Exception):
     """Base of all errors raised on purpose.
 
     Args:
-        message: what is wrong and why, naming the parameter and the file.
+        message: what is wrong and why, naming the parameter and the file; access tokens in it are struck out.
         fix: the argument or command that mends it, as a clause without a full stop.
     """
 
@@ -50,6 +51,8 @@ class DeltaError(Exception):
 
 
 def _one_line(text: str) -> str:
+    """Return a text as one line that shows no token: servers, and files that they send, may repeat one."""
+    text = strike(text)
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     return printable(text)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ._atomic import check_output, replace_file
+from ._text import printable
+from ._tokens import strike
 from .card import LIBRARY, prompt_in
 from .card_head import parse_card
 from .contents import Contents, make_contents
@@ -16,8 +18,9 @@ from .delta import Delta
 from .download import Found, fetch, find_delta
 from .errors import HubError, InputError, OutputError
 from .file import load, open_file
-from .hub_errors import LOGIN, client_errors, explain
+from .hub_errors import LOGIN, client_errors, explain, guard_logs
 from .licence import CARD, Licence, licence_in, licence_of_base
+from .private import check_private
 from .publication import publication
 from .remote import Remote, look
 from .repository import SCHEME, Reference, is_commit, parse_reference
@@ -106,6 +109,7 @@ def push(
         _check_token(target)
     opened = delta if isinstance(delta, Delta) else load(delta)
     # What is wrong on this side is found before the Hub is asked.
+    check_private([message, license or ""], "the commit's message or licence")
     about = publication(
         opened, target.repository, prompt=instance_prompt, base_model=base_model, samples=samples, lora=lora
     )
@@ -244,6 +248,7 @@ def _send(
 ) -> Pushed:
     from huggingface_hub import HfApi
 
+    guard_logs()
     api = HfApi(library_name=LIBRARY)
     try:
         if not remote.exists:
@@ -253,7 +258,7 @@ def _send(
         info = _commit(api, target, contents, remote, create_pr=create_pr, message=message)
     except client_errors() as error:
         raise explain(target, error, sending=True) from None
-    url = info.pr_url or info.commit_url
+    url = printable(strike(str(info.pr_url or info.commit_url)))  # the server's words
     return replace(planned, revision=info.oid, url=url, changed=info.oid != remote.commit)
 
 

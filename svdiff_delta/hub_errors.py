@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any, Final
 
+from ._text import printable
+from ._tokens import strike
 from .errors import HubError
 
 LOGIN: Final = "log in with `hf auth login`, or set HF_TOKEN"
@@ -19,6 +22,27 @@ def client_errors() -> tuple[type[BaseException], ...]:
 
     # RuntimeError: an upload that failed, with its reason as the cause
     return (OSError, ValueError, RuntimeError, EntryNotFoundError, *HfHubHTTPError.__bases__)
+
+
+class _Harmless(logging.Filter):
+    """Strikes tokens and control characters out of what the Hub's library logs: it repeats what servers say."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the record, and let it pass."""
+        lines = strike(record.getMessage()).split("\n")
+        record.msg, record.args = "\n".join(map(printable, lines)), ()
+        return True
+
+
+_HARMLESS: Final = _Harmless()
+
+
+def guard_logs() -> None:
+    """Let the Hub's library log no token and no control character."""
+    from huggingface_hub.utils import logging as theirs
+
+    for handler in theirs.get_logger().handlers:
+        handler.addFilter(_HARMLESS)  # a second time does nothing
 
 
 def is_unreachable(error: BaseException) -> bool:
@@ -113,6 +137,8 @@ def _explain_local(what: object, error: BaseException, *, sending: bool) -> HubE
         return HubError(f"{what}: the download has another size than the Hub said", fix="fetch it again")
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
         return HubError(f"{what}: could not be fetched ({error.strerror})", fix="free some space")
+    if type(error).__name__ == "TooManyRedirects":
+        return HubError(f"{what}: the server sends on and on, from one address to another", fix="check HF_ENDPOINT")
     if isinstance(error, OSError) or type(error).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError"):
         return _not_reached(what) if sending else not_here(what)
     return HubError(f"{what}: the connection to the Hub broke off ({type(error).__name__})", fix="do it again")

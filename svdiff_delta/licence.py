@@ -53,7 +53,7 @@ def licence_of_base(repository: str) -> Licence:
         raise InputError(f"the licence could not be taken from the base's card ({reason})", fix=fix) from None
     if licence is None:
         raise InputError(f"the licence could not be taken from the base: the card of {repository} names none", fix=fix)
-    if licence.link is not None and "://" not in licence.link:
+    if licence.link is not None and not licence.link.startswith(("https://", "http://")):
         link = f"https://huggingface.co/{repository}/blob/main/{licence.link.lstrip('/')}"
         return Licence(licence.identifier, licence.name, link)
     return licence

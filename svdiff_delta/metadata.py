@@ -10,6 +10,7 @@ from typing import Final, cast
 from ._json import JSON, as_object, canonical_json, strict_json, take
 from .addresses import Layout
 from .errors import MetadataError, VersionError
+from .hub_names import REPOSITORY, REVISION, is_repository, is_revision
 from .lineage import Lineage, dump_lineage, parse_lineage
 from .parameter import Parameter, Table, dump_columns, parse_columns
 
@@ -173,10 +174,9 @@ def _check_version(document: dict[str, JSON], form: str) -> None:
 
 def _dump_base(base: BaseInfo) -> dict[str, JSON]:
     fields: dict[str, JSON] = {**base.extra, "components": dict(base.components)}
-    if base.repository is not None:
-        fields["repository"] = base.repository
-    if base.revision is not None:
-        fields["revision"] = base.revision
+    for key, value in (("repository", base.repository), ("revision", base.revision)):
+        if value is not None:
+            fields[key] = _hub_name(key, value)
     if base.sample_size is not None:
         fields["sample_size"] = base.sample_size
     if base.attentions is not None:
@@ -190,16 +190,23 @@ def _parse_base(fields: dict[str, JSON]) -> BaseInfo:
     for name, class_name in components.items():
         if not _COMPONENT.fullmatch(name) or name == KEY or not isinstance(class_name, str):
             raise MetadataError(f"base.components: {name!r} is not a component name with a class name")
-    names = {key: fields.pop(key) for key in ("repository", "revision") if key in fields}
-    for key, value in names.items():
-        if not isinstance(value, str) or not value:
-            raise MetadataError(f"base.{key}: must be a non-empty string")
+    names = {key: _hub_name(key, fields.pop(key)) for key in ("repository", "revision") if key in fields}
     given = "sample_size" in fields
     size = fields.pop("sample_size", 1)
     if type(size) is not int or size < 1:
         raise MetadataError(f"base.sample_size: must be a whole number from 1, is {size!r}")
     attentions = _parse_layout(fields.pop("attentions")) if "attentions" in fields else None
     return BaseInfo(components, **names, sample_size=size if given else None, attentions=attentions, extra=fields)
+
+
+def _hub_name(key: str, value: JSON) -> str:
+    """Return the base's repository or revision, if it is a name that the Hub allows."""
+    is_name, allowed = (is_repository, REPOSITORY) if key == "repository" else (is_revision, REVISION)
+    if not isinstance(value, str) or not value:
+        raise MetadataError(f"base.{key}: must be a non-empty string")
+    if not is_name(value):
+        raise MetadataError(f"base.{key}: {str(value)[:100]!r} is no name of the Hub", fix=f"allowed is {allowed}")
+    return value
 
 
 def _parse_layout(value: JSON) -> Layout:

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Final
 
-from ._text import printable
 from .delta import Delta
 from .errors import InputError
 from .file import dumps
-from .metadata import dump
+from .metadata import KEY, Metadata, dump
 from .pictures import clean_picture
+from .private import check_private
 from .repository import Reference, parse_reference
 from .usage import EMBEDDED
-
-_LOCAL: Final = re.compile(
-    r"(?<![\w:/.])(?:file:)?/+(?:home|Users|root|mnt|media|tmp|var|opt|srv|workspace)/[^\s\"',]+"
-    r"|(?<![\w/.])~/[^\s\"',]+|\b[A-Za-z]:\\+[^\s\"',]+"
-)
-"""Text that looks like a path on somebody's machine."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +80,11 @@ def publication(
 
     Raises:
         InputError: a picture or the LoRA copy cannot be used, the base has no name that others know, or something
-            names a path on this machine.
+            names a path on somebody's machine or holds an access token.
         FormatError: the delta is broken.
     """
     metadata = delta.metadata
-    check_private(dump(metadata).values(), "the delta's metadata")
+    check_private(_said(metadata), "the delta's metadata")
     model = base_model or metadata.base.repository
     if base_model is not None and parse_reference(base_model) != Reference(base_model):
         raise InputError(f"{base_model}: is not the name of a base on the Hub", fix="write it as owner/repo")
@@ -115,21 +108,12 @@ def publication(
     return Publication(repository, delta, dumps(delta), prompt, model, tuple(named), path)
 
 
-def check_private(texts: Iterable[str], what: str) -> None:
-    """Raise InputError if a text names a path on somebody's machine.
-
-    Args:
-        texts: what would be published.
-        what: what errors call it.
-    """
-    home = str(Path.home())
-    for text in texts:
-        match = _LOCAL.search(text)
-        found = match[0] if match else home if len(home) > 1 and f"{home}/" in text else None
-        if found is not None:
-            raise InputError(
-                f"{what}: names the local path {printable(found)}, which would be published", fix="take it out"
-            )
+def _said(metadata: Metadata) -> list[object]:
+    """Return all that a delta says of itself, but for the columns, which hold digests and shapes only."""
+    strings = dump(metadata)
+    document = json.loads(strings.pop(KEY))
+    del document["parameters"]
+    return [strings, document, list(metadata.parameters)]
 
 
 def _check_lora(path: Path) -> None:
@@ -145,8 +129,4 @@ def _check_lora(path: Path) -> None:
         raise InputError(f"{path}: is not a safetensors file ({error})", fix=fix) from None
     if not any("lora" in key for key in keys):
         raise InputError(f"{path}: holds no LoRA", fix=fix)
-    check_private(_strings(metadata), fspath(path))
-
-
-def _strings(metadata: Mapping[str, str]) -> list[str]:
-    return [f"{key}={value}" for key, value in metadata.items()]
+    check_private([metadata, keys], fspath(path))

@@ -14,6 +14,7 @@ from .hub_errors import client_errors, explain
 from .licence import CARD, LARGEST_CARD
 from .metadata import FORMAT
 from .repository import Reference
+from .watch import LARGEST_ANSWER, watched
 
 LARGEST_CONFIG: Final = 2**20
 
@@ -62,10 +63,11 @@ def look(repository: str, revision: str | None) -> Remote:
 
     what, branch = Reference(repository, revision), True
     try:
-        try:
-            about = HfApi().model_info(repository, revision=revision)
-        except RevisionNotFoundError:
-            about, branch = HfApi().model_info(repository), False
+        with watched(what, LARGEST_ANSWER):
+            try:
+                about = HfApi().model_info(repository, revision=revision)
+            except RevisionNotFoundError:
+                about, branch = HfApi().model_info(repository), False
     except GatedRepoError as error:
         raise explain(what, error) from None
     except RepositoryNotFoundError:

@@ -14,7 +14,9 @@ from urllib.parse import unquote
 
 from .blobs import blobs_of, is_sound, remove_blob
 from .errors import HubError
-from .hub_errors import client_errors, explain, is_unreachable
+from .hub_errors import client_errors, explain, guard_logs, is_unreachable
+from .hub_names import is_repository
+from .watch import LARGEST_ANSWER, watched
 
 SCHEME: Final = "hf://"
 DESCRIPTIONS: Final = ("*.json", "*.txt", "*.jinja", "LICENSE*")
@@ -74,7 +76,7 @@ def parse_reference(text: str) -> Reference | None:
     revision = unquote(revision) if revision else None
     if not all(map(_is_plain, [*repository.split("/"), *(revision or "x").split("/"), *(path or "x").split("/")])):
         return None
-    if repository.startswith("."):
+    if not is_repository(repository):
         return None
     if not forced and ("/" not in repository or (not path and Path(repository).suffix in (".safetensors", ".json"))):
         return None
@@ -190,7 +192,8 @@ def list_files(reference: Reference) -> list[str]:
     """Return the paths of all files of a repository, sorted; what the Hub's library raises is passed on."""
     from huggingface_hub import HfApi
 
-    about = HfApi().model_info(reference.repository, revision=reference.revision)
+    with watched(reference, LARGEST_ANSWER):
+        about = HfApi().model_info(reference.repository, revision=reference.revision)
     return sorted(file.rfilename for file in about.siblings or ())
 
 
@@ -217,6 +220,7 @@ def _download(repository: str, revision: str | None, patterns: list[str]) -> str
     """
     from huggingface_hub import snapshot_download
 
+    guard_logs()
     store = _store(repository)
     before, copies = blobs_of(store), _copies(store)
     damaged: list[str] = []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import shlex
+import keyword
 from collections.abc import Mapping
 from typing import Final
 
+from .markup import python_literal, shell_line
 from .metadata import BaseInfo
 from .repository import is_commit
 
@@ -49,7 +49,7 @@ def python_usage(repository: str, base: BaseInfo, model: str, prompt: str | None
     if model == EMBEDDED:
         source, extra = "base_path()", ["from svdiff_train.tiny import base_path"]
     else:
-        source = _quoted(model) + (f", revision={_quoted(revision)}" if revision else "")
+        source = python_literal(model) + (f", revision={python_literal(revision)}" if revision else "")
         extra = []
     lines = [
         f"from {package} import {name}",
@@ -57,10 +57,10 @@ def python_usage(repository: str, base: BaseInfo, model: str, prompt: str | None
         *extra,
         "",
         f"{live} = {name}.from_pretrained({source})",
-        f"attach({live}{cast}, pull({_quoted(repository)}))",
+        f"attach({live}{cast}, pull({python_literal(repository)}))",
     ]
     if paints(base.components):
-        lines.append(f'pipe({_quoted(prompt or "a photo")}).images[0].save("picture.png")')
+        lines.append(f'pipe({python_literal(prompt or "a photo")}).images[0].save("picture.png")')
     return "\n".join(lines)
 
 
@@ -69,17 +69,11 @@ def shell_usage(repository: str, base: BaseInfo, model: str, prompt: str | None)
     revision = pinned(base, model)
     reference = f"{model}@{revision}" if revision else model
     if paints(base.components):
-        said = " ".join((prompt or "a photo").split())
-        words = ["svdiff", "generate", reference, repository, "--prompt", said, "-o", "picture.png"]
+        words = ["svdiff", "generate", reference, repository, "--prompt", prompt or "a photo", "-o", "picture.png"]
     else:
         words = ["svdiff", "bake", reference, repository, "-o", "baked"]
-    return shlex.join(words)
+    return shell_line(words)
 
 
 def _class_name(name: str) -> str:
-    return name if name.isidentifier() and name.isascii() else "AutoModel"
-
-
-def _quoted(text: str) -> str:
-    """Return a text as a Python literal on one line."""
-    return json.dumps(text, ensure_ascii=not text.isprintable())
+    return name if name.isidentifier() and name.isascii() and not keyword.iskeyword(name) else "AutoModel"

@@ -14,6 +14,7 @@ from support.deltas import METADATA, random_delta
 from support.hub import TOKEN
 
 from svdiff_delta import add
+from svdiff_delta._text import printable
 from svdiff_delta.card import make_card, prompt_in
 from svdiff_delta.errors import InputError
 from svdiff_delta.licence import Licence
@@ -162,7 +163,7 @@ def test_whatever_a_delta_says_of_itself_stays_text(text: str) -> None:
         "owner/base",
         "me/dog",
         "--prompt",
-        " ".join(text.split()),
+        printable(" ".join(text.split())),
     ]
     outside = re.sub(r"^```.*?^```$|^    .*?$", "", made.split("\n---\n", 1)[1], flags=re.MULTILINE | re.DOTALL)
     outside = re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", outside)  # code within a line

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from support.bytes import FINGERPRINT, NAME, columns, document
 from support.deltas import BASE, METADATA, PARAMETERS, QUERY
 
@@ -142,6 +144,49 @@ BROKEN: dict[str, tuple[Any, str]] = {
 def test_a_broken_document_is_refused(fields: Any, reason: str) -> None:
     with pytest.raises(MetadataError, match=reason):
         read(fields)
+
+
+SOUND = [
+    "tiny", "gpt2", "owner/base", "stable-diffusion-v1-5/stable-diffusion-v1-5", "black-forest-labs/FLUX.1-dev",
+    "01-ai/Yi-1.5", "_a/b_", "a" * 96 + "/" + "b" * 96,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("repository", SOUND)
+@pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/1", "fp16", "a" * 40, "release/2.0+cpu", "user@x", "1"])
+def test_a_base_is_named_as_the_hub_names_repositories(repository: str, revision: str) -> None:
+    base = {"components": {"unet": "C"}, "repository": repository, "revision": revision}
+    assert json.loads(dump(read(document(base=base)))["svdiff"])["base"] == base
+    validate_repo_id(repository)  # the Hub's own library agrees
+
+
+FORGED = [
+    "owner/base) and [more](https://example.org", "owner/base\n# Heading", "<script>", "a b", "a/b/c", "/etc/passwd",
+    "../base", "C:/base", "owner/base\u202e", "owner/base\x1b[2J", "owner/`base`", "owner/a--b", "owner/a..b",
+    "owner/-base", "owner/base.", "owner/base.git", "owner/" + "b" * 97, "owner/bäse", "https://example.org/base",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("repository", FORGED)
+def test_what_is_no_name_of_a_repository_is_neither_read_nor_written(repository: str) -> None:
+    said = r"^base\.repository: .* is no name of the Hub: allowed is owner/repo"
+    with pytest.raises(MetadataError, match=said):
+        read(document(base={"components": {"unet": "C"}, "repository": repository}))
+    with pytest.raises(MetadataError, match=said):
+        dump(replace(METADATA, base=replace(BASE, repository=repository)))
+    with pytest.raises(HFValidationError):
+        validate_repo_id(repository)  # nor does the Hub's own library take it
+
+
+@pytest.mark.parametrize(
+    "revision", ["a b", "..", "a..b", "-x", ".x", "x/", "x//y", "x.", "x.lock", "<b>", "x`", "x\n"]
+)
+def test_what_is_no_name_of_a_revision_is_neither_read_nor_written(revision: str) -> None:
+    said = r"^base\.revision: .* is no name of the Hub: allowed is a commit"
+    with pytest.raises(MetadataError, match=said):
+        read(document(base={"components": {"unet": "C"}, "revision": revision}))
+    with pytest.raises(MetadataError, match=said):
+        dump(replace(METADATA, base=replace(BASE, revision=revision)))
 
 
 @pytest.mark.parametrize("name", ["weight", ".weight", "unet.", "unet.a\nb", "unet.é", "unet.\x7f"])

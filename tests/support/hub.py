@@ -20,7 +20,9 @@ class Fault:
     Attributes:
         where: a regular expression, searched in method and path.
         kind: "status" answers with it; "cut" closes the connection half-way; "stall" waits half-way; "flip" changes a
-            byte; "grow" sends more than it said; "heads" changes headers.
+            byte; "grow" sends more than it said; "heads" changes headers; "drip" sends byte by byte, and "drip heads"
+            the headers so; "endless" sends on and on; "bomb" sends zeros, compressed; "echo" is a status that says the
+            token again, in its body and in headers.
         status: of the answer.
         headers: that come with it.
         times: how often.
@@ -49,6 +51,7 @@ class Hub:
         asked: every request.
         tokens: the token that came with each request, by host.
         summaries: the messages of commits.
+        address: where it says that a commit is; its own address if empty.
     """
 
     commits: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
@@ -64,6 +67,7 @@ class Hub:
     tokens: list[tuple[str, str]] = field(default_factory=list)
     summaries: list[str] = field(default_factory=list)
     url: str = ""
+    address: str = ""
 
     def add(self, repository: str, files: Mapping[str, bytes], *, ref: str = "main") -> str:
         """Commit these files, move the branch there, and return the commit."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -19,6 +20,9 @@ import yaml
 from .hub import Fault, Hub, blob_id
 
 STALL = 0.6  # seconds, more than tests wait for an answer
+DRIP = 0.02  # seconds between bytes
+LONGEST = 5.0  # seconds after which a server that drips or never ends does end, so that a test that waits fails
+BOMB = 2**25  # zeros
 
 
 @contextmanager
@@ -55,6 +59,10 @@ class Handler(BaseHTTPRequestHandler):
         fault = self._fault()
         if fault is not None and fault.kind == "status":
             return self.send(fault.status, b"", fault.headers)
+        if fault is not None and fault.kind == "echo":
+            said = f"you said Authorization: Bearer {self.token} \x1b[2J"
+            heads = {"X-Error-Message": said.replace("\x1b", ""), "X-HF-Warning": f"token; {said}", **fault.headers}
+            return self.send(fault.status, json.dumps({"error": said}).encode(), heads)
         try:
             status, body, headers = self.answer()
         except RefusedError as refused:
@@ -80,12 +88,24 @@ class Handler(BaseHTTPRequestHandler):
             body = body[:-1] + bytes([body[-1] ^ 1])
         if kind == "grow":
             body, headers = body + bytes(1000), {**headers, "Content-Length": str(len(body) + 1000)}
+        if kind == "bomb":
+            body = gzip.compress(bytes(BOMB))
+            headers = {**headers, "Content-Encoding": "gzip", "Content-Length": str(len(body))}
+        if kind == "endless":
+            del headers["Content-Length"]
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
+        if kind == "drip heads":
+            return self.on_and_on(lambda: self.wfile.write(b"X"), DRIP)
         self.end_headers()
         if self.command == "HEAD":
             return
+        if kind == "drip":
+            pieces = iter(body)
+            return self.on_and_on(lambda: self.wfile.write(bytes([next(pieces, 0)])), DRIP)
+        if kind == "endless":
+            return self.on_and_on(lambda: self.wfile.write(bytes(2**16)), 0)
         half = len(body) // 2
         if kind in ("cut", "stall"):
             self.wfile.write(body[:half])
@@ -98,6 +118,18 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
             return  # whoever asked did not wait
+
+    def on_and_on(self, write: Callable[[], object], pause: float) -> None:
+        """Write again and again, until whoever asked has gone."""
+        self.flush_headers()
+        end = time.monotonic() + LONGEST
+        try:
+            while time.monotonic() < end:
+                write()
+                self.wfile.flush()
+                time.sleep(pause)
+        except (BrokenPipeError, ConnectionResetError):
+            return
 
     def answer(self) -> tuple[int, bytes, dict[str, str]]:
         """Return status, body and headers."""
@@ -269,7 +301,8 @@ class Handler(BaseHTTPRequestHandler):
             branch = "refs/pr/1"
             about["pullRequestUrl"] = f"{self.hub.url}/{repository}/discussions/1"
         commit = self.hub.add(repository, result, ref=branch)
-        return found({"commitUrl": f"{self.hub.url}/{repository}/commit/{commit}", "commitOid": commit, **about})
+        place = self.hub.address or f"{self.hub.url}/{repository}/commit/{commit}"
+        return found({"commitUrl": place, "commitOid": commit, **about})
 
 
 def found(body: Any) -> tuple[int, bytes, dict[str, str]]:

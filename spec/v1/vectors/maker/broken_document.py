@@ -256,7 +256,36 @@ def lineages() -> Iterator[Broken]:
         yield Broken("M13", f"`{path}`: {json.dumps(lineage)[-60:]}", changed(lineage=lineage), (path,))
 
 
+def hub_names() -> Iterator[Broken]:
+    """Yield files whose base is no name of a repository, or at no revision."""
+    repositories = (
+        "a/b/c", "../base", "owner/", "/base", "own er/base", "-owner/base", "owner/base.", "owner/a--b", "owner/a..b",
+        "owner/base.git", "é/base", "owner/base\n", "x](https://example.org)", "<b>base</b>", "owner/" + "a" * 97,
+    )  # fmt: skip
+    revisions = (
+        "..",
+        "a..b",
+        "-v1",
+        ".hidden",
+        "a/.b",
+        "a//b",
+        "/a",
+        "a/",
+        "v1.",
+        "v1.lock",
+        "a b",
+        "a\n",
+        "a" * 256,
+        "<b>",
+    )
+    for key, values in (("repository", repositories), ("revision", revisions)):
+        for value in values:
+            about = f"base.{key} is {json.dumps(value)[:50]}"
+            base = {"components": {"unet": ""}, key: value}
+            yield Broken("M14", about, changed(base=base), (f"base.{key}",))
+
+
 def cases() -> Iterator[Broken]:
     """Yield all of them in order."""
-    for group in (syntax, heads, tables, exceptions, names, lineages):
+    for group in (syntax, heads, tables, exceptions, names, lineages, hub_names):
         yield from group()
