@@ -76,7 +76,7 @@ def parse_reference(text: str) -> Reference | None:
     revision = unquote(revision) if revision else None
     if not all(map(_is_plain, [*repository.split("/"), *(revision or "x").split("/"), *(path or "x").split("/")])):
         return None
-    if not is_repository(repository):
+    if repository.startswith("."):
         return None
     if not forced and ("/" not in repository or (not path and Path(repository).suffix in (".safetensors", ".json"))):
         return None
@@ -147,6 +147,8 @@ def describe(reference: Reference) -> Snapshot:
 
 def find_cached(reference: Reference) -> Snapshot | None:
     """Return the snapshot of a repository that is in the local cache, with whatever of it is there."""
+    if not is_repository(reference.repository):  # in the cache the owner's `a/b` and a name `a--b` are one folder
+        return None
     revision = reference.revision or "main"
     store, commit = _store(reference.repository), revision
     if not is_commit(revision):
@@ -200,7 +202,8 @@ def list_files(reference: Reference) -> list[str]:
 def cached_revisions(repository: str) -> dict[str, Path]:
     """Return the folders of a repository's commits in the local cache by commit, the latest first."""
     root = _store(repository) / "snapshots"
-    found = [folder for folder in root.iterdir() if folder.is_dir()] if root.is_dir() else []
+    there = is_repository(repository) and root.is_dir()
+    found = [folder for folder in root.iterdir() if folder.is_dir()] if there else []
     return {folder.name: folder for folder in sorted(found, key=lambda folder: (-folder.stat().st_mtime, folder.name))}
 
 

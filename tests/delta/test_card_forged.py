@@ -27,13 +27,19 @@ DIGEST = "ab" * 32
 
 TEXTS = [
     "[click](https://example.org)", "![x](https://example.org/x.png)", "<https://example.org>", "https://example.org",
-    "www.example.org", "anna@example.org", "<script>alert(1)</script>", "<img src=x onerror=y>", "<b>dog</b>", "&lt;b&gt;",
+    "www.example.org", "anna@example.org", "<script>alert(1)</script>", "<img src=x onerror=y>", "<b>dog</b>",
+    "&lt;b&gt;",
     "# dog", "\n# dog", "dog\n===", "- dog", "> dog", "1. dog", "***", "---", "**dog** _dog_ ~~dog~~", "| a | b |",
-    "\\| a", "a \\", "`dog`", "``` dog", "```\ndog", "~~~\ndog", "    dog", "\tdog", "<!--", "-->", "<!-->", "<!-- x -->",
-    BEGIN, END, f"\n{END}\n", f"{BEGIN}\nx\n{END}", "\x1b[2J", "\x00", "\x7f", "\r\ndog", "\u202edog", "\u2066dog\u2069", "\u200b",
-    "\u2028# dog", "\x85dog", "\ufeff", "$(id)", "`id`", "'; id #", '" + id + "', "%s {0} {dog}", "!dog", "{{ dog }}", "<|dog|>",
-    "---\nlicense: cc0-1.0\n---", "a: b", "- a", "*dog", "&dog", "!!python/name:os.system", "%dog", "@dog", "null", "yes", "1e3",
-    "[[dog]]", "[^1]: dog", "[dog]: https://example.org", ":dog:", "#1", "$$x$$", "dog  ", " dog", "it's \"a\" dog", "🐶\x07",
+    "\\| a", "a \\", "`dog`", "``` dog", "```\ndog", "~~~\ndog", "    dog", "\tdog", "<!--", "-->", "<!-->",
+    "<!-- x -->",
+    BEGIN, END, f"\n{END}\n", f"{BEGIN}\nx\n{END}", "\x1b[2J", "\x00", "\x7f", "\r\ndog", "\u202edog",
+    "\u2066dog\u2069", "\u200b",
+    "\u2028# dog", "\x85dog", "\ufeff", "$(id)", "`id`", "'; id #", '" + id + "', "%s {0} {dog}", "!dog", "{{ dog }}",
+    "<|dog|>",
+    "---\nlicense: cc0-1.0\n---", "a: b", "- a", "*dog", "&dog", "!!python/name:os.system", "%dog", "@dog", "null",
+    "yes", "1e3",
+    "[[dog]]", "[^1]: dog", "[dog]: https://example.org", ":dog:", "#1", "$$x$$", "dog  ", " dog", "it's \"a\" dog",
+    "🐶\x07",
 ]  # fmt: skip
 PLAIN = [
     "dog",
@@ -93,7 +99,7 @@ def test_whatever_a_delta_says_is_shown_as_text(text: str) -> None:
 
 def masked(line: str) -> str:
     """A line without figures: bytes and digests differ."""
-    return re.sub(r"[\d,]+", "0", line)
+    return re.sub(r"begin \w{16}|[\d,]+", "0", line)
 
 
 @pytest.mark.parametrize("text", TEXTS)

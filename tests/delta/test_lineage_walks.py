@@ -47,7 +47,7 @@ GRAPHS: Mapping[str, Metadata] = {
     "a ring": made(lambda level: (name(level % 7 + 1), name(level % 5 + 1))),
     "itself": made(lambda level: (name(1), name(1)), 2),
     "a long chain": made(lambda level: (name(level),), 3000),
-    "a wide one": made(lambda level: (name(level),) * 20_000, 3),
+    "a wide one": made(lambda level: (name(level),) * 5_000, 3),
 }
 
 
@@ -97,7 +97,9 @@ def test_a_card_is_made_soon(metadata: Metadata) -> None:
 
 def test_such_a_file_is_written_read_and_calculated_with_soon(metadata: Metadata) -> None:
     delta = random_delta(1, metadata)
-    in_time(lambda: bounded(metadata.lineage or pytest.fail()))
+    assert metadata.lineage is not None
+    given = metadata.lineage
+    in_time(lambda: bounded(given))
     in_time(lambda: loads(dumps(delta)))
     in_time(lambda: identify(delta))
     in_time(lambda: add(delta, scale(delta, 2), delta))
@@ -128,7 +130,7 @@ def test_a_replay_of_what_is_not_there_ends_soon(metadata: Metadata, tmp_path: P
     (tmp_path / "none").mkdir()
 
     def run() -> None:
-        with pytest.raises(InputError, match="is not there|goes back to itself, or too far"):
+        with pytest.raises(InputError, match=r"is not there|goes back to itself, or too far"):
             replay(path, tmp_path / "none")
 
     in_time(run)

@@ -13,7 +13,7 @@ from support.hub import Hub, fill_cache, folder_files
 
 from svdiff_delta.base import open_base
 from svdiff_delta.errors import BaseError
-from svdiff_delta.repository import Reference, cached_revisions, parse_reference
+from svdiff_delta.repository import Reference, cached_revisions, find_cached, parse_reference
 from svdiff_train.tiny import base_path
 
 CONFIG = json.dumps({"_class_name": "UNet2DConditionModel", "sample_size": 8}).encode()
@@ -235,3 +235,11 @@ def test_a_base_from_the_hub_has_what_the_folder_has(hub: Hub) -> None:
     fetched, local = open_base("owner/tiny"), open_base(base_path())
     assert list(fetched.names()) == list(local.names())
     assert torch.equal(fetched.read("unet.conv_in.weight"), local.read("unet.conv_in.weight"))
+
+
+def test_another_repositorys_cache_is_not_taken_for_one_of_that_name(cache: Path) -> None:
+    commit = fill_cache(cache, "alice/cat", {"svdiff.safetensors": b""})
+    assert find_cached(Reference("alice/cat")) is not None
+    assert find_cached(Reference("alice--cat")) is None
+    assert list(cached_revisions("alice/cat")) == [commit]
+    assert not cached_revisions("alice--cat")

@@ -97,15 +97,17 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         if kind == "drip heads":
-            return self.on_and_on(lambda: self.wfile.write(b"X"), DRIP)
+            self.on_and_on(lambda: self.wfile.write(b"X"), DRIP)
+            return
         self.end_headers()
         if self.command == "HEAD":
             return
-        if kind == "drip":
-            pieces = iter(body)
-            return self.on_and_on(lambda: self.wfile.write(bytes([next(pieces, 0)])), DRIP)
-        if kind == "endless":
-            return self.on_and_on(lambda: self.wfile.write(bytes(2**16)), 0)
+        if kind in ("drip", "endless"):
+            pieces = iter(body) if kind == "drip" else None
+            self.on_and_on(
+                lambda: self.wfile.write(bytes([next(pieces, 0)]) if pieces else bytes(2**16)), DRIP if pieces else 0
+            )
+            return
         half = len(body) // 2
         if kind in ("cut", "stall"):
             self.wfile.write(body[:half])
