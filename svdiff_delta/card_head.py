@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from .errors import InputError
+
+MOST_ALIASES: Final = 10
+"""Aliases in a card's metadata: each may double what they make up."""
+
+DEEPEST: Final = 32
+"""Levels of a card's metadata: PyYAML takes quadratic time for them."""
+
+_OPEN: Final = re.compile(r"\s*---[\r\n]")
+_CLOSE: Final = re.compile(r"[\r\n]---[ \t]*(?:\r\n|\n|\Z)")
+_GAP: Final = re.compile(r"[\r\n]{200}")  # of which some releases of the Hub's library take quadratic time
 
 
 class ParsedCard(NamedTuple):
@@ -31,16 +42,35 @@ def parse_card(content: str) -> ParsedCard:
     import yaml
     from huggingface_hub import RepoCard
 
-    if not content.lstrip().startswith("---"):
+    opened = _OPEN.match(content)
+    closed = _CLOSE.search(content, opened.end()) if opened else None
+    if closed is None:
         return ParsedCard("", {}, content)
+    head = content[: closed.end()]
     try:
-        card = RepoCard(content)
+        _check_size(head)
+        card = RepoCard(head)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"README.md: its metadata are broken ({' '.join(str(error).split())})", fix="mend them on the Hub"
         ) from None
-    head = content[: len(content) - len(card.text)]
-    return ParsedCard(head, card.data.to_dict(), card.text)
+    return ParsedCard(head, card.data.to_dict(), content[closed.end() :])
+
+
+def _check_size(head: str) -> None:
+    """Raise ValueError if metadata could take more time or memory than their size; yaml.YAMLError if they are none."""
+    import yaml
+
+    if _GAP.search(head):
+        raise ValueError("they have too many empty lines")
+    depth, aliases = 0, 0
+    for event in yaml.parse(head.strip().removesuffix("---"), Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        aliases += isinstance(event, yaml.AliasEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"they have more than {DEEPEST} levels")
+        if aliases > MOST_ALIASES:
+            raise ValueError(f"they have more than {MOST_ALIASES} aliases")
 
 
 def write_card(fields: Mapping[str, Any], text: str, old: ParsedCard | None = None) -> str:

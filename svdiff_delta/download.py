@@ -179,7 +179,9 @@ def _count(reference: Reference) -> None:
     try:
         with watched(reference, LARGEST_ANSWER):
             get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except (HubError, *client_errors()):
+    except HubError:
+        return
+    except client_errors():
         return  # nobody waits for the answer
 
 

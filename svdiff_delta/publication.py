@@ -113,7 +113,7 @@ def _said(metadata: Metadata) -> list[object]:
     strings = dump(metadata)
     document = json.loads(strings.pop(KEY))
     del document["parameters"]
-    return [strings, document, list(metadata.parameters)]
+    return [strings, document, [name.partition(".")[2] for name in metadata.parameters]]
 
 
 def _check_lora(path: Path) -> None:

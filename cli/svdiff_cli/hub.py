@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from svdiff_delta._text import counted
+from svdiff_delta._text import counted, printable
+from svdiff_delta._tokens import strike
 from svdiff_delta.errors import InputError
 
 from . import options
@@ -74,7 +75,7 @@ def push(
     wrote in it, its licence, its tags, and its pictures unless new ones come.
 
     A token comes from `hf auth login` or HF_TOKEN. DELTA's own metadata are published with it; what names a path of
-    this machine is refused.
+    somebody's machine, or holds an access token, is refused.
 
     \b
         svdiff push dog.safetensors me/dog --sample dog.png
@@ -125,6 +126,9 @@ def pull(reference: str, output: Path | None, force: bool, dry_run: bool, as_jso
     REPO is owner/repo[@revision][/file]. The delta goes into the local Hub cache; from then on owner/repo works
     without network wherever a DELTA does. Only that file is fetched, and nothing is run.
 
+    A server that sends less than 1000 bytes a second over 30 s is given up; SVDIFF_HUB_SPEED and SVDIFF_HUB_PATIENCE
+    set both.
+
     \b
         svdiff pull alice/cat
         svdiff pull alice/cat@v1 -o cat.safetensors
@@ -166,7 +170,10 @@ def _tell(done: Pushed, *, dry_run: bool) -> None:
         click.echo(f"  {size:>12,}  {name}")
     for name in done.deleted:
         click.echo(f"  {'taken away':>12}  {name}")
-    click.echo(f"\n{done.card}" if dry_run else f"see {done.url}")
+    if dry_run:  # what is there of it came from a server
+        click.echo("\n" + "\n".join(printable(strike(line)) for line in done.card.splitlines()))
+    else:
+        click.echo(f"see {done.url}")
 
 
 def _split_sample(text: str, prompt: str | None) -> tuple[str, str]:

@@ -80,6 +80,13 @@ def test_a_push_that_changes_nothing_says_so(ours: Hub) -> None:
     assert svdiff("push", "dog.safetensors", "owner/dog").out == "owner/dog: nothing has changed\n"
 
 
+def test_a_card_that_is_there_is_printed_without_control_characters_and_tokens(ours: Hub) -> None:
+    ours.add("owner/dog", {"README.md": f"# dog\n\x1b[2J {TOKEN}\n".encode()})
+    outcome = svdiff("push", "dog.safetensors", "owner/dog", "--dry-run")
+    assert "# dog\n\\x1b[2J ***\n" in outcome.out
+    assert TOKEN not in outcome.out
+
+
 def test_a_dry_run_prints_files_and_card_and_sends_nothing(ours: Hub) -> None:
     outcome = svdiff("push", "dog.safetensors", "owner/dog", "--dry-run")
     assert outcome.out.startswith("would send to owner/dog, a new repository:\n")

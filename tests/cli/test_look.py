@@ -14,7 +14,7 @@ from support.commands import svdiff
 from support.deltas import CONV, METADATA, NORM, QUERY, TEXT, random_delta, random_values, saved
 
 from svdiff_cli.main import PLACES
-from svdiff_delta import scale
+from svdiff_delta import add, scale
 
 TRAINING = {"steps": 1500, "prompt": "a photo of a δ", "learning_rate": 1e-3, "selectors": ["up", "mid"]}
 
@@ -221,3 +221,14 @@ def test_a_missing_input_is_named_with_the_mend(sums: Path) -> None:
     outcome = svdiff("verify", sums / "sum.safetensors", "--replay", sums / "in")
     assert outcome.code == 1
     assert "is not there: put that file into the folder" in outcome.err
+
+
+def test_a_lineage_whose_inputs_double_is_drawn_with_each_file_once(tmp_path: Path) -> None:
+    made = random_delta(1, METADATA, title="first")
+    for _ in range(60):
+        made = add(made, made, weights=(0.5, 0.5))
+    saved(made, tmp_path / "last")
+    lines = svdiff("lineage", tmp_path / "last").out.splitlines()
+    assert len(lines) == 1 + 60 * 3
+    assert sum(line.endswith("shown above") for line in lines) == 59
+    assert json.loads(svdiff("lineage", tmp_path / "last", "--json").out)["operation"] == "add"

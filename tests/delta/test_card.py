@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from support.hub import TOKEN
 from svdiff_delta import add
 from svdiff_delta._text import printable
 from svdiff_delta.card import make_card, prompt_in
+from svdiff_delta.card_head import parse_card
 from svdiff_delta.errors import InputError
 from svdiff_delta.licence import Licence
 from svdiff_delta.metadata import BaseInfo, Metadata
@@ -256,6 +258,34 @@ def test_another_base_takes_the_place_of_the_old_one() -> None:
 def test_a_card_with_broken_metadata_is_refused(head: str) -> None:
     with pytest.raises(InputError, match=r"README\.md: its metadata are broken .*: mend them on the Hub"):
         make_card(about(), MIT, head + "# dog\n")
+
+
+ALIASES = "---\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 40)) + "---\n"
+BOMBS = {
+    "aliases that double": ALIASES.replace("a1: &a1 {<<: [*a0, *a0]}", "a1: &a1 {b: c}"),
+    "aliases that double lists": "---\na0: &a0 [b]\n"
+    + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+    + "---\n",
+    "empty lines": "---\na: b" + "\n" * 200_000 + "c: d\n---\n",
+    "many levels": "---\na: " + "[" * 20_000 + "\n---\n",
+}
+
+
+@pytest.mark.parametrize("head", BOMBS.values(), ids=BOMBS)
+def test_metadata_that_are_larger_than_they_look_are_refused_soon(head: str) -> None:
+    start = time.process_time()
+    with pytest.raises(InputError, match=r"README\.md: its metadata are broken"):
+        parse_card(head)
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("card", ["---\n" + "\n" * 200_000, "---", "---\n---\n", "--- \n", "---\na: b\n----\n"])
+def test_what_is_no_metadata_is_text(card: str) -> None:
+    assert parse_card(card) == ("", {}, card)
+
+
+def test_a_few_aliases_are_read() -> None:
+    assert parse_card("---\na: &a [1]\nb: *a\n---  \nx").fields == {"a": [1], "b": [1]}
 
 
 def test_the_prompt_of_a_card_is_found() -> None:

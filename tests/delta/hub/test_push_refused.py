@@ -18,6 +18,7 @@ from support.pushes import CAT, DOG, TRAINED, refused, writes
 from svdiff_delta import push
 from svdiff_delta.errors import HubError, InputError, OutputError
 from svdiff_delta.file import dumps
+from svdiff_delta.lineage import Lineage, Record, Source
 
 # The Hub's library sends LFS files in a way that its HTTP client no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -65,6 +66,47 @@ def test_a_lora_copy_that_names_a_path_is_refused(simple: Hub, tmp_path: Path) -
     path = tmp_path / "lora.safetensors"
     save_file({"a.lora_A.weight": np.zeros((1, 1), "f4")}, path, {"ss_dataset": "/home/anna/pictures"})
     assert "names the local path /home/anna/pictures" in refused(InputError, lora=path)
+
+
+@pytest.mark.parametrize("secret", ["/content/drive/MyDrive/x", "\\\\server\\share", "hf_" + "aB3" * 11, "$HOME/x"])
+@pytest.mark.parametrize("place", ["title", "arguments", "source", "base", "extra", "class", "name", "lora key"])
+def test_what_is_private_is_found_in_every_string(simple: Hub, tmp_path: Path, secret: str, place: str) -> None:
+    digest = "ab" * 32
+    record = Record("add", {"note": [{"deep": secret}]} if place == "arguments" else {}, (digest,))
+    sources = {digest: Source(digest, secret if place == "source" else None, None, None, {})}
+    base = replace(TRAINED.base, extra={secret: 1} if place == "base" else {})
+    base = replace(base, components={**base.components, "vae": secret if place == "class" else ""})
+    metadata = replace(
+        TRAINED, lineage=Lineage(record, sources), base=base, extra={"x": {"y": secret}} if place == "extra" else {}
+    )
+    parameters = dict(TRAINED.parameters)
+    if place == "name":
+        parameters[f"unet.{secret}"] = parameters.pop(min(parameters))
+    delta = random_delta(1, replace(metadata, parameters=parameters), title=secret if place == "title" else "dog")
+    lora = tmp_path / "lora.safetensors"
+    save_file({f"{secret}.lora_A": np.zeros((1, 1), "f4"), "b.lora_B": np.zeros((1, 1), "f4")}, lora)
+    message = refused(InputError, delta, "owner/dog", lora=lora if place == "lora key" else None)
+    assert "which would be published: take it out" in message
+    assert "aB3aB3" not in message
+    assert not simple.asked
+
+
+def test_what_is_private_in_a_commits_message_is_refused(simple: Hub) -> None:
+    assert "names the local path /kaggle/working/x" in refused(InputError, message="from /kaggle/working/x")
+    assert not simple.asked
+
+
+def test_what_the_owner_published_before_is_no_hindrance_and_what_is_new_is(simple: Hub) -> None:
+    card = "---\nlicense: mit\n---\n# dog\n\nPut it into ~/deltas/dog.\n"
+    simple.add("owner/dog", {"README.md": card.encode()})
+    assert push(DOG, "owner/dog").changed
+    assert b"~/deltas/dog" in simple.files("owner/dog")["README.md"]
+
+
+def test_what_a_bases_card_says_of_its_licence_is_looked_through_too(simple: Hub) -> None:
+    simple.add("owner/base", {"README.md": b"---\nlicense: other\nlicense_name: /home/anna/x\n---\n"})
+    assert "README.md: names the local path /home/anna/x" in refused(InputError)
+    assert not writes(simple)
 
 
 def test_nothing_of_this_machine_is_sent(simple: Hub, picture: Path, tmp_path: Path, lora: Path) -> None:
