@@ -10,7 +10,7 @@ from .blobs import HASH, blob_name, is_sound, remove_linked
 from .errors import HubError
 from .hub_errors import answered, client_errors, explain, is_unreachable
 from .repository import Reference, find_cached, is_commit, list_files
-from .watch import LARGEST_ANSWER, watched
+from .watch import LARGEST_ANSWER, SlowError, watched
 
 WEIGHTS: Final = "svdiff.safetensors"
 """The name that a delta has in a repository of its own."""
@@ -80,6 +80,10 @@ def find(reference: Reference, *, largest: int = LARGEST) -> Found:
         return cached  # a commit never changes
     try:
         return _ask(reference, largest, patient=False)
+    except SlowError:
+        if cached is None:
+            raise
+        return cached
     except client_errors() as error:
         if not is_unreachable(error):
             raise _explain(reference, error) from None

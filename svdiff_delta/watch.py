@@ -34,6 +34,14 @@ LEAST: Final = 2**20
 MOST_ANSWERS: Final = 100
 """Answers to one question: redirects, and downloads that go on where they broke off."""
 
+_XET: Final = "X-Xet-Hash"
+"""The header by which the Hub's library leaves a download to another program, whose bytes nobody here can count."""
+
+
+class SlowError(HubError):
+    """The Hub answers, and too slowly to wait for."""
+
+
 _WATCH: ContextVar[_Watch | None] = ContextVar("svdiff_watch", default=None)
 
 
@@ -46,7 +54,8 @@ def watched(what: object, largest: int) -> Iterator[None]:
         largest: bytes of an answer beyond which it is given up.
 
     Raises:
-        HubError: an answer is larger or slower, there are too many of them, or a setting is wrong.
+        SlowError: an answer is slower than the settings allow.
+        HubError: an answer is larger, there are too many of them, or a setting is wrong.
     """
     guard_logs()
     watch = _Watch(what, max(largest, LEAST), _setting(SPEED_VARIABLE, SPEED), _setting(PATIENCE_VARIABLE, PATIENCE))
@@ -88,6 +97,7 @@ class _Watch:
         self._answers += 1
         if self._answers > MOST_ANSWERS:
             raise HubError(f"{self._what}: the server breaks off, or sends on, again and again", fix="try again later")
+        response.headers.pop(_XET, None)
         response.iter_raw = self._raw(response.iter_raw)
         response.iter_bytes = self._decoded(response.iter_bytes)
 
@@ -96,9 +106,9 @@ class _Watch:
         if self._timer is not None:
             self._timer.cancel()
 
-    def too_slow(self) -> HubError:
+    def too_slow(self) -> SlowError:
         """Return the error for a server that drips."""
-        return HubError(
+        return SlowError(
             f"{self._what}: the server sends less than {self._speed:,.0f} bytes a second over {self._patience:g} s",
             fix=f"try again later, or set {SPEED_VARIABLE} to less",
         )

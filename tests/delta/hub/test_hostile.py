@@ -74,6 +74,19 @@ def test_after_that_the_hub_is_asked_as_before(cat: Hub) -> None:
     assert dumps(load("alice/cat")) == RAW
 
 
+def test_while_the_hub_drips_the_cache_is_opened(cat: Hub) -> None:
+    pulled()
+    cat.fail("HEAD", "drip heads")
+    assert dumps(load("alice/cat")) == RAW
+
+
+def test_no_other_program_downloads_what_is_counted(cat: Hub) -> None:
+    xet = {"X-Xet-Hash": "ab" * 32, "X-Xet-Refresh-Route": f"{cat.url}/api/models/alice/cat/xet-read-token/main"}
+    cat.fail("HEAD .*svdiff", "heads", headers=xet)
+    assert dumps(load("alice/cat")) == RAW
+    assert not [asked for asked in cat.asked if "xet" in asked]
+
+
 @pytest.mark.parametrize(("speed", "given_up"), [("1000000", True), ("0", False)])
 def test_how_slow_a_server_may_be_is_set(cat: Hub, monkeypatch: pytest.MonkeyPatch, speed: str, given_up: bool) -> None:
     monkeypatch.setenv(watch.SPEED_VARIABLE, speed)
