@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from support.downloads import FILES, RAW
 from support.hub import TOKEN, Hub
 from support.pushes import DOG
@@ -80,7 +81,8 @@ def test_while_the_hub_drips_the_cache_is_opened(cat: Hub) -> None:
     assert dumps(load("alice/cat")) == RAW
 
 
-def test_no_other_program_downloads_what_is_counted(cat: Hub) -> None:
+def test_no_other_program_downloads_what_is_counted(cat: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     xet = {"X-Xet-Hash": "ab" * 32, "X-Xet-Refresh-Route": f"{cat.url}/api/models/alice/cat/xet-read-token/main"}
     cat.fail("HEAD .*svdiff", "heads", headers=xet)
     assert dumps(load("alice/cat")) == RAW
