@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 STRUCK: Final = "***"
 SHORTEST: Final = 8
 """Characters that the token in use has at least; a shorter one would be found in any text."""
+
+LONGEST: Final = 4_096
+"""Characters of a file with a token that are read."""
 
 VARIABLES: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
 
@@ -54,10 +59,10 @@ def strike(text: str) -> str:
 
 
 def _own() -> list[str]:
-    """Return the tokens in use, the longest first; that of the Hub's library only once that is there to send it."""
+    """Return the tokens in use, the longest first; that of a file only once the Hub's library is there to send it."""
     found = [os.environ.get(name, "") for name in VARIABLES]
-    if "huggingface_hub" in sys.modules:
-        from huggingface_hub import get_token
-
-        found.append(get_token() or "")
+    if (constants := sys.modules.get("huggingface_hub.constants")) is not None:
+        # Not by its `get_token`, which in a notebook may ask the user.
+        with suppress(OSError, ValueError), Path(constants.HF_TOKEN_PATH).open(encoding="utf-8") as stream:
+            found.append(stream.read(LONGEST))
     return sorted({token.strip() for token in found if len(token.strip()) >= SHORTEST}, key=len, reverse=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from svdiff_delta.errors import HubError, InputError
 from svdiff_delta.private import ROOTS, check_private, find_private
@@ -80,6 +82,14 @@ def test_the_token_in_use_is_private_whatever_its_form(monkeypatch: pytest.Monke
     monkeypatch.setenv("HF_TOKEN", "odd-secret-of-mine")
     assert find_private("x odd-secret-of-mine y") == "holds an access token"
     assert str(HubError("it said odd-secret-of-mine")) == "it said ***"
+
+
+def test_so_is_the_one_that_a_login_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("another-odd-secret\n", "utf-8")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert find_private("x another-odd-secret") == "holds an access token"
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path))
+    assert find_private("x another-odd-secret") is None
 
 
 def test_the_home_folder_is_private_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
