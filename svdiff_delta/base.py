@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 
 from torch import Tensor
 
+from ._content import Seen
 from .addresses import find_layout
 from .component import Component, absent_models, open_file, open_model, open_pipeline
 from .container import Entry
@@ -125,11 +128,11 @@ class Base:
         """Return a parameter's values as they stand in the file, on the CPU.
 
         Raises:
-            BaseError: there is no such parameter, or its file cannot be read any more.
+            BaseError: there is no such parameter, or its file cannot be read any more or was saved again since.
         """
         component, _, path, entry = self.locate(name)
         try:
-            return map_tensor(path, component.headers[path].data, entry)
+            return map_tensor(path, component.headers[path].data, entry, partial(_check_file, name, component, path))
         except (OSError, ValueError) as error:
             raise BaseError(f"{name}: could not be read from {path} ({error})", fix="fetch the base again") from None
         except TensorError as error:
@@ -139,13 +142,19 @@ class Base:
         """Return a parameter's bytes as they stand in the file, uint8 in one dimension, whatever its dtype.
 
         Raises:
-            BaseError: there is no such parameter, or its file cannot be read any more.
+            BaseError: there is no such parameter, or its file cannot be read any more or was saved again since.
         """
         component, _, path, entry = self.locate(name)
         try:
-            return map_bytes(path, component.headers[path].data, entry)
+            return map_bytes(path, component.headers[path].data, entry, partial(_check_file, name, component, path))
         except (OSError, ValueError) as error:
             raise BaseError(f"{name}: could not be read from {path} ({error})", fix="fetch the base again") from None
+
+
+def _check_file(name: str, component: Component, path: Path, about: os.stat_result) -> None:
+    """Raise BaseError if a file was saved again since its header was read: its tensors stand elsewhere now."""
+    if not Seen.of(about).saved_as(Seen.of(component.opened[path][1])):
+        raise BaseError(f"{name}: {path} was changed since the base was opened", fix="open the base again")
 
 
 def open_base(

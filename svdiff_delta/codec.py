@@ -48,6 +48,10 @@ class Stored(NamedTuple):
     data: Raw
     scales: Raw = b""
 
+    def owned(self) -> Stored:
+        """Return the same with bytes of its own, in the place of a view of a file's."""
+        return Stored(self.dtype, bytes(self.data), bytes(self.scales))
+
     def decode(self) -> NDArray[np.float32]:
         """Return the values as a new float32 array; every stored dtype converts exactly.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from types import MappingProxyType
-from typing import IO, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 from ._json import JSON, MAX_INTEGER, canonical_json, end_of_object, strict_json
 from ._members import members
@@ -63,6 +63,13 @@ class Header:
     metadata: dict[str, str]
     entries: Entries
     data: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _header, (self.metadata, dict(self.entries), self.data)  # its own view of them cannot be pickled
+
+
+def _header(metadata: dict[str, str], entries: dict[str, Entry], data: int) -> Header:
+    return Header(metadata, MappingProxyType(entries), data)
 
 
 def read_header(buffer: bytes | memoryview, size: int, *, foreign: bool = False) -> Header:

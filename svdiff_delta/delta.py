@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import fsum, nan
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._content import Content
 from ._text import counted
 from .codec import LARGEST, Stored, StoredDtype, encode
 from .errors import TensorError
@@ -22,13 +23,13 @@ class Origin:
     """Where a delta was read from.
 
     Attributes:
-        buffer: all bytes of the file.
+        content: all bytes of the file.
         data: where the data section starts in them.
         name: what errors call the file.
         flat: whether the data section is all of δ in F32, in sorted-name order.
     """
 
-    buffer: bytes | mmap.mmap
+    content: Content
     data: int
     name: str = ""
     flat: bool = False
@@ -42,7 +43,8 @@ class Delta(Mapping[str, Shift]):
     """An immutable mapping from parameter name, sorted, to δ as a read-only float32 array.
 
     Values are float32 whatever dtype they are stored in: every storable dtype converts exactly. Values that were given
-    are rounded to their stored dtype at once, so that what is in memory is what a file will hold.
+    are rounded to their stored dtype at once, so that what is in memory is what a file will hold. It can be copied, and
+    pickled for other processes of one's own; files hold it as `save` writes it, and no pickle is ever opened.
 
     Args:
         values: δ by parameter name.
@@ -108,6 +110,19 @@ class Delta(Mapping[str, Shift]):
     def __len__(self) -> int:
         return len(self.metadata.parameters)
 
+    def __eq__(self, other: object) -> bool:
+        """Tell whether another delta says the same of itself and stores the same bytes."""
+        if not isinstance(other, Delta):
+            return NotImplemented
+        return self.metadata == other.metadata and all(
+            self.stored[name].owned() == other.stored[name].owned() for name in self
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let other processes and copies have all bytes, whatever becomes of the file."""
+        stored = self.stored if self.origin else {name: self.stored[name].owned() for name in self}
+        return Delta.from_stored, (stored, self.metadata, self.origin)
+
     def __repr__(self) -> str:
         title = f"{self.metadata.title!r}, " if self.metadata.title else ""
         return f"Delta({title}{counted(len(self), 'parameter')}, {counted(self.metadata.numbers, 'number')})"
@@ -132,7 +147,8 @@ class Delta(Mapping[str, Shift]):
         """
         if self.origin is None or not self.origin.flat:
             return None
-        return np.frombuffer(self.origin.buffer, "<f4", self.metadata.numbers, self.origin.data)
+        start = self.origin.data
+        return np.frombuffer(self.origin.content.part(start, start + 4 * self.metadata.numbers), "<f4")
 
 
 def _matched(values: Mapping[str, object], metadata: Metadata) -> Mapping[str, Parameter]:

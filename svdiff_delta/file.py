@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ import numpy as np
 
 from . import metadata as meta
 from ._atomic import replace_file
+from ._content import IN_MEMORY, Content, InMemory, open_content
 from .codec import (
     ITEM_SIZE,
     STORED_DTYPES,
@@ -81,9 +81,7 @@ def open_file(path: Path, name: str) -> Delta:
         InputError, FormatError: as `load`.
     """
     try:
-        with path.open("rb") as stream:
-            empty = stream.seek(0, 2) == 0
-            buffer = b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        content = open_content(path, name)
     except FileNotFoundError:
         raise InputError(f"{name}: there is no such file") from None
     except (OSError, ValueError) as error:
@@ -92,12 +90,12 @@ def open_file(path: Path, name: str) -> Delta:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{name}: could not be read ({reason})") from None
     try:
-        return loads(buffer, name=name)
+        return _read(content, name)
     except DeltaError as error:
         raise type(error)(f"{name}: {error.message}", fix=error.fix) from None
 
 
-def loads(buffer: bytes | mmap.mmap, *, name: str = "") -> Delta:
+def loads(buffer: bytes, *, name: str = "") -> Delta:
     """Read a delta from bytes.
 
     Args:
@@ -107,12 +105,24 @@ def loads(buffer: bytes | mmap.mmap, *, name: str = "") -> Delta:
     Raises:
         FormatError: the bytes are not a valid delta file.
     """
-    header = read_header(memoryview(buffer), len(buffer))
+    return _read(InMemory(bytes(buffer)), name)
+
+
+def _read(content: Content, name: str) -> Delta:
+    header = read_header(_start(content), content.size)
     _check_kind(header)
     metadata = meta.parse(header.metadata, [name for name in header.entries if name != SCALES])
     plan = _plan(header.entries, metadata.parameters)
-    stored = _Stored(memoryview(buffer)[header.data :], plan)
-    return Delta.from_stored(stored, metadata, Origin(buffer, header.data, name, plan.flat))
+    stored = _Stored(content, header.data, plan.places)
+    return Delta.from_stored(stored, metadata, Origin(content, header.data, name, plan.flat))
+
+
+def _start(content: Content) -> bytes | memoryview:
+    """Return at least the header; of a file in memory, all of it."""
+    if isinstance(content, InMemory):
+        return content.part(0, content.size)
+    length = int.from_bytes(content.part(0, 8), "little")
+    return content.part(0, min(8 + min(length, LARGEST_HEADER), content.size))
 
 
 def _is_adapter(path: Path) -> bool:
@@ -151,12 +161,15 @@ class _Plan:
 class _Stored(Mapping[str, Stored]):
     """The tensors of a file, each cut out of it when it is asked for."""
 
-    def __init__(self, view: memoryview, plan: _Plan) -> None:
-        self._view, self._places = view, plan.places
+    def __init__(self, content: Content, data: int, places: Mapping[str, _Place]) -> None:
+        self._content, self._data, self._places = content, data, places
 
     def __getitem__(self, name: str) -> Stored:
         place = self._places[name]
-        return Stored(place.dtype, self._view[place.data], self._view[place.scales])
+        return Stored(place.dtype, self._part(place.data), self._part(place.scales) if place.dtype == "I8" else b"")
+
+    def _part(self, place: slice) -> Raw:
+        return self._content.part(self._data + place.start, self._data + place.stop)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -264,13 +277,19 @@ def save(delta: Delta, path: str | PathLike[str], *, overwrite: bool = False, dt
 def identify(delta: Delta) -> tuple[str, Source]:
     """Return the SHA-256 of the file a delta came from, or would be, and its entry for a lineage."""
     if delta.origin is not None:
-        buffer, data = delta.origin.buffer, delta.origin.data
+        content, data = delta.origin.content, delta.origin.data
     else:
-        buffer = dumps(delta)
-        data = read_header(buffer, len(buffer)).data
+        written = dumps(delta)
+        content, data = InMemory(written), read_header(written, len(written)).data
     lineage = delta.metadata.lineage
-    with memoryview(buffer) as view:
-        digest = hashlib.sha256(view[data:]).hexdigest()
-        sha256 = hashlib.sha256(view).hexdigest()
+    sha256, digest = _hash(content, 0), _hash(content, data)
     source = Source(digest, delta.metadata.title, delta.metadata.training)
     return sha256, source if lineage is None else replace(source, record=lineage.record, extra=lineage.extra)
+
+
+def _hash(content: Content, start: int) -> str:
+    """Return the SHA-256 of all bytes from a place on."""
+    found = hashlib.sha256()
+    for place in range(start, content.size, IN_MEMORY):
+        found.update(content.part(place, min(place + IN_MEMORY, content.size)))
+    return found.hexdigest()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -41,7 +43,11 @@ FOREIGN_DTYPES: Final[dict[str, torch.dtype]] = {
 """Further dtypes of safetensors whose values torch has one by one; F4 and F6 are packed, several to a byte."""
 
 
-def map_tensor(path: Path, data: int, entry: Entry) -> Tensor:
+Look = Callable[[os.stat_result], None]
+"""Called with what the system says of the file, before it is mapped; may raise."""
+
+
+def map_tensor(path: Path, data: int, entry: Entry, look: Look | None = None) -> Tensor:
     """Return a tensor on the CPU; what is written to it stays in memory.
 
     Only its own part of the file is mapped, so that a large file that is gone through tensor by tensor never takes more
@@ -51,6 +57,7 @@ def map_tensor(path: Path, data: int, entry: Entry) -> Tensor:
         path: the file.
         data: where its data section starts.
         entry: what its header says of the tensor.
+        look: called with what the system says of the file.
 
     Raises:
         OSError, ValueError: the file cannot be read, or has become shorter.
@@ -61,13 +68,13 @@ def map_tensor(path: Path, data: int, entry: Entry) -> Tensor:
         raise TensorError(f"is stored as {entry.dtype}, which has no values that can be read one by one")
     if entry.stop == entry.start:
         return torch.empty(entry.shape, dtype=dtype)
-    flat = map_bytes(path, data, entry)
+    flat = map_bytes(path, data, entry, look)
     if (data + entry.start) % dtype.itemsize:
         flat = flat.clone()  # the file does not align its tensors, torch does
     return flat.view(dtype).reshape(entry.shape)
 
 
-def map_bytes(path: Path, data: int, entry: Entry) -> Tensor:
+def map_bytes(path: Path, data: int, entry: Entry, look: Look | None = None) -> Tensor:
     """Return the bytes of a tensor, uint8 in one dimension, whatever its dtype; arguments and errors as `map_tensor`.
 
     Raises:
@@ -79,5 +86,7 @@ def map_bytes(path: Path, data: int, entry: Entry) -> Tensor:
     offset = data + entry.start
     before = offset % mmap.ALLOCATIONGRANULARITY
     with path.open("rb") as stream:
+        if look is not None:
+            look(os.fstat(stream.fileno()))
         pages = mmap.mmap(stream.fileno(), before + count, offset=offset - before, access=mmap.ACCESS_COPY)
     return torch.from_numpy(np.frombuffer(pages, np.uint8, count, before))
