@@ -57,7 +57,7 @@ class Component:
     @cached_property
     def opened(self) -> dict[Path, tuple[Header, os.stat_result]]:
         """The checked header of each weight file, and what the system said of the file when that was read."""
-        return {path: _read_file_header(path) for path in self.files}
+        return {path: read_file_header(path) for path in self.files}
 
     @cached_property
     def headers(self) -> dict[Path, Header]:
@@ -237,7 +237,12 @@ def _component(folder: Path, variant: str | None) -> Component:
     return Component(str(architectures[0]), "transformers", folder, weight_files(folder, variant))
 
 
-def _read_file_header(path: Path) -> tuple[Header, os.stat_result]:
+def read_file_header(path: Path) -> tuple[Header, os.stat_result]:
+    """Return the checked header of a weight file, and what the system said of the file then.
+
+    Raises:
+        BaseError: it cannot be read, or is damaged.
+    """
     try:
         with path.open("rb") as stream:
             about = os.fstat(stream.fileno())

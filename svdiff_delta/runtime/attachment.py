@@ -13,26 +13,27 @@ from svdiff_delta.base import Base
 from svdiff_delta.build import share_out
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta
-from svdiff_delta.devices import on_host
 from svdiff_delta.errors import InputError
 from svdiff_delta.kinds import weight_of
 
 from .board import Board
+from .changing import holding, locks_of, ordinary
 from .checking import Check
+from .claim import Claim, Site, undo_unsettled
 from .forwards import find_forward, own_forward
 from .fused import FusedSite
 from .handle import Handle
 from .memory import Trim, give_back
-from .obstacles import FusionGuard
+from .models import components
+from .obstacles import FusionGuard, LoadGuard
 from .places import Place, find_places
-from .sites import Site, install
+from .sites import live_sites
 from .sums import Sums
 
 Mode = Literal["live", "fused"]
 """Whether layers compute with δ beside them, or weights hold it."""
 
 
-@on_host
 def attach(
     target: object,
     delta: Delta | Mapping[str, Delta],
@@ -78,41 +79,58 @@ def attach(
     """
     deltas = {name: delta} if isinstance(delta, Delta) else dict(delta)
     _check_arguments(deltas, mode, exact=exact, trainable=trainable)
-    models, places = find_places(target, deltas, base, cache or BasisCache())
-    if mode == "live":
-        for key, place in places.items():
-            for module in (place.module, *place.twins):
-                find_forward(key, module, own_forward(module))
-    parameters = {key: place.parameter for key, place in places.items()}
-    sums = Sums(parameters, {key: place.runs for key, place in places.items() if place.runs.tied or place.runs.null})
-    shifted = {slot: models[slot] for slot in sorted({place.component for place in places.values()})}
-    checking = Check(shifted, places) if check else None
-    sites: dict[str, list[Site]] = {}
+    slots = {name.partition(".")[0] for delta in deltas.values() for name in delta}
+    models, claim = components(target, slots), Claim()
+    locks = (*locks_of(models[slot] for slot in slots), claim.busy)
+
+    def put() -> Handle:
+        undo_unsettled(models[slot] for slot in slots)
+        places = find_places(target, models, deltas, base, cache or BasisCache())
+        sites = {key: _sites(place, mode, exact=exact, trainable=trainable) for key, place in places.items()}
+        claim.take({key: place.modules for key, place in places.items()}, sites)
+        _put(claim, places)
+        checking = Check({slot: models[slot] for slot in sorted(slots)}, places) if check else None
+        claim.checking = checking
+        board = Board({slot: models[slot] for slot in sorted(slots)}, _sums(places), claim)
+        handle = Handle(board, deltas, scale, locks[:-1])
+        claim.settled = True
+        return handle
+
+    try:
+        return holding(locks, ordinary(put))
+    except BaseException:
+        holding(locks, ordinary(claim.undo))
+        raise
+
+
+def _sums(places: Mapping[str, Place]) -> Sums:
+    runs = {key: place.runs for key, place in places.items() if place.runs.tied or place.runs.null}
+    return Sums({key: place.parameter for key, place in places.items()}, runs)
+
+
+def _sites(place: Place, mode: Mode, *, exact: bool, trainable: bool) -> list[Site]:
+    """Return all that is to be put on a layer and its twins, checked; nothing is touched yet."""
+    sites: list[Site] = []
+    if mode == "fused":
+        sites.append(FusedSite(place))
+    else:
+        for module in place.modules:
+            find_forward(place.name, module, own_forward(module))
+        sites += live_sites(place, exact=exact, trainable=trainable)
+    sites += [LoadGuard(place.name, module) for module in place.modules]
+    return sites + [FusionGuard(place.name, module, parent) for module, parent in place.fusers]
+
+
+def _put(claim: Claim, places: Mapping[str, Place]) -> None:
     trim = Trim()
 
     def change(name: str, wait: bool) -> None:  # noqa: ARG001
         size = weight_of(places[name].module).nbytes
-        sites[name] = _install(places[name], mode, exact=exact, trainable=trainable)
+        claim.put(name)
         trim.dropped(size)
 
-    def in_order() -> list[Site]:
-        return [site for name in places for site in sites.get(name, [])]
-
-    try:
-        share_out({name: prod(place.parameter.shape) for name, place in places.items()}, change)
-        give_back()
-        return Handle(Board(shifted, sums, in_order(), checking), sums, deltas, scale)
-    except BaseException:
-        if checking is not None:
-            checking.stop()
-        for site in reversed(in_order()):
-            site.restore()
-        raise
-
-
-def _install(place: Place, mode: Mode, *, exact: bool, trainable: bool) -> list[Site]:
-    own = [FusedSite(place)] if mode == "fused" else install(place, exact=exact, trainable=trainable)
-    return [*own, *(FusionGuard(place.name, parent) for parent in place.fusers)]
+    share_out({name: prod(place.parameter.shape) for name, place in places.items()}, change)
+    give_back()
 
 
 def _check_arguments(deltas: Mapping[str, Delta], mode: str, *, exact: bool, trainable: bool) -> None:

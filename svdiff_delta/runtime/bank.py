@@ -68,7 +68,8 @@ class Bank:
         self._respond(total, self._gains)
         for device, (indices, gains) in self._targets().items():
             parts = self._parts if device == self._gains.device else self._gains.to(device).split(self._lengths)
-            torch._foreach_copy_(gains, [parts[index] for index in indices])
+            with torch.inference_mode():  # in which all tensors may be written to, those that were moved in it too
+                torch._foreach_copy_(gains, [parts[index] for index in indices])
 
     def _targets(self) -> Mapping[torch.device, tuple[list[int], list[Tensor]]]:
         """Return numbers of layers and their gains by device; what `.to()` or offloading put in their place is seen."""

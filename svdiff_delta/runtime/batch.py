@@ -53,6 +53,8 @@ class Batch:
         Raises:
             InputError: it is no multiple of the number of deltas.
         """
+        if not self.deltas:
+            return
         # Vectors such as timesteps or positions in a cache do not tell it.
         inputs = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim > 1)
         found = next(inputs, None)

@@ -9,14 +9,14 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from .bank import Bank
 from .batch import Batch
-from .checking import Check
+from .claim import Claim
 from .fused import FusedSite
 from .layers import Shift
-from .sites import LiveSite, Site
+from .sites import LiveSite
 from .sums import Sums
 
 
@@ -26,27 +26,27 @@ class Board:
     Args:
         models: the models by component.
         sums: how δ is laid out.
-        sites: the shifted layers, in the order in which they were put in.
-        check: what compares the next forward with W + ΔW, if anything does.
+        claim: the layers, with all that was put on them.
 
     Attributes:
+        sums: how δ is laid out.
+        claim: the layers.
         trained: the shifts that take gradients, by parameter name; tied layers train one.
+        begun: whether something was written since this was set to false.
     """
 
-    def __init__(
-        self, models: Mapping[str, nn.Module], sums: Sums, sites: Sequence[Site], check: Check | None = None
-    ) -> None:
-        self._models, self._sums, self._sites = models, sums, sites
-        self._fused = [site for site in sites if isinstance(site, FusedSite)]
-        self._shifts = [site.shift for site in sites if isinstance(site, LiveSite)]
+    def __init__(self, models: Mapping[str, nn.Module], sums: Sums, claim: Claim) -> None:
+        self._models, self.sums, self.claim, self.begun = models, sums, claim, False
+        self._fused = [site for site in claim.sites if isinstance(site, FusedSite)]
+        self._shifts = [site.shift for site in claim.sites if isinstance(site, LiveSite)]
         self._batches = {component: Batch(component) for component in models}
         for shift in self._shifts:
             shift.batch = self._batches[shift.component]
         self.trained: dict[str, Shift] = {shift.name: shift for shift in reversed(self._shifts) if shift.trainable}
         self._bank = Bank(sums, self._shifts) if self._shifts else None
-        self._check = check
-        if check is not None:
-            check.begin(self._shifts, self._fused)
+        self._check = claim.checking
+        if self._check is not None:
+            self._check.begin(self._shifts, self._fused)
 
     @property
     def live(self) -> bool:
@@ -58,23 +58,40 @@ class Board:
         for shift in self._shifts:
             shift.revive = True
 
+    def check(self) -> None:
+        """Check that fused weights are what was written, and that the base's file still holds what they are made of.
+
+        Raises:
+            AttachError: something else has changed one.
+        """
+        for site in self._fused:
+            site.check()
+            site.look()
+
+    def kept(self) -> dict[str, Tensor]:
+        """Return a copy of the δ that are being trained, for `put_back`."""
+        return {name: cast("Tensor", shift.value).detach().clone() for name, shift in self.trained.items()}
+
+    def put_back(self, kept: Mapping[str, Tensor]) -> None:
+        """Let the δ that are being trained be what they were."""
+        for name, value in kept.items():
+            cast("Tensor", self.trained[name].value).copy_(value)
+
     def write(self, total: NDArray[np.float64], rows: Sequence[NDArray[np.float64]]) -> None:
         """Put δ (D,) on the model, and one for each sample if there are `rows`; or let training start there.
 
-        Raises:
-            AttachError: something else has changed a fused weight; nothing is written then.
+        Whoever is interrupted may write again: nothing depends on what is there.
         """
         if self._check is not None:
             kept = total.copy()
-            self._check.total = lambda name: self._sums.part(kept, name)
+            self._check.total = lambda name: self.sums.part(kept, name)
+        self.begun = True
+        for name, shift in self.trained.items():
+            shift.start(torch.from_numpy(self.sums.part(total, name)))
         if self.trained:
-            for name, shift in self.trained.items():
-                shift.start(torch.from_numpy(self._sums.part(total, name)))
             return
         for site in self._fused:
-            site.check()
-        for site in self._fused:
-            site.write(self._sums.part(total, site.name))
+            site.write(self.sums.part(total, site.name))
         if self._bank is not None:
             self._bank.write(total)
             if rows:
@@ -90,6 +107,8 @@ class Board:
         """Watch the batches of all models for as long as they are shared out to so many samples."""
         with ExitStack() as stack:
             stack.callback(cast("Bank", self._bank).clear_rows)
+            for batch in self._batches.values():
+                stack.callback(setattr, batch, "deltas", 0)  # a hook that was left behind does nothing then
             for component, batch in self._batches.items():
                 batch.deltas = count
                 model = self._models[component]
@@ -98,18 +117,6 @@ class Board:
             yield
 
     def clear(self, *, force: bool) -> None:
-        """Take everything off.
-
-        Args:
-            force: whether what others have added to fused weights may be lost.
-
-        Raises:
-            AttachError: something else has changed a layer since; nothing is taken off then.
-        """
-        for site in self._sites:
-            site.check(force=force)
-        if self._check is not None:
-            self._check.stop()
-        for site in reversed(self._sites):
-            site.restore()
-        self._sites, self._fused, self._shifts, self._bank = (), [], [], None
+        """Take everything off; arguments and errors as `Claim.release`."""
+        self.claim.release(force=force)
+        self._fused, self._shifts, self._bank = [], [], None

@@ -49,6 +49,7 @@ class Check:
     def __init__(self, models: Mapping[str, nn.Module], places: Mapping[str, Place]) -> None:
         self._places, self._models = places, models
         self._seen: set[str] = set()
+        self._over = False
         self._ends = {slot: ExitStack() for slot in models}
         self.total: Callable[[str], NDArray[np.float64]] = lambda name: np.zeros(places[name].parameter.size)
 
@@ -64,12 +65,14 @@ class Check:
         for slot, model in self._models.items():
 
             def finish(*_: object, slot: str = slot) -> None:
-                self._finish(slot)
+                if not self._over:
+                    self._finish(slot)
 
             self._ends[slot].callback(model.register_forward_hook(finish).remove)
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Watch no longer; a hook that was left behind does nothing then."""
+        self._over = True
         for end in self._ends.values():
             end.close()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from svdiff_delta.errors import AttachError
 from svdiff_delta.prepare import Prepared
 
-from .live_weight import SLOT
+from .live_weight import READ, own_class
 from .originals import kept_weight
 from .places import Place
 
@@ -37,10 +37,16 @@ class FusedSite:
             )
         self.name, self.component = place.name, place.component
         self.modules = (place.module, *place.twins)
-        self._live, self._prepared = _readers(place)
+        self._place = place
+        self._original: Tensor | None = None
+        self._written: tuple[torch.dtype, int] | None = None
+        self._begun = self._touched = False
+
+    def put(self) -> None:
+        """Get ready to write; the weight is untouched until then."""
+        self._begun = True
+        self._read, self._prepared = _readers(self._place)
         self._written = self._digest()
-        for module in self.modules:
-            setattr(module, SLOT, None)
 
     @property
     def weight(self) -> Tensor:
@@ -68,8 +74,15 @@ class FusedSite:
             change = prepared.delta_weight(torch.from_numpy(shift))
             shifted = prepared.weight.to(change.dtype) + change
         else:
-            shifted = self._live()
-        self.weight.copy_(shifted.to(self.weight.dtype))
+            shifted = self._place.cast(self._read())
+        self._copy(shifted)
+
+    def _copy(self, values: Tensor) -> None:
+        """Put values into the weight; whoever is interrupted in between may write again, or restore."""
+        weight = self.weight
+        self._touched, self._written = True, None
+        with torch.inference_mode():  # in which all tensors may be written to, those that were made in it too
+            weight.copy_(values.to(weight.dtype))
         self._written = self._digest()
 
     def _digest(self) -> tuple[torch.dtype, int]:
@@ -86,7 +99,7 @@ class FusedSite:
         Raises:
             AttachError: something else has changed it since.
         """
-        if force:
+        if force or self._written is None:
             return
         dtype, digest = self._digest()
         if dtype == self._written[0] and digest != self._written[1]:
@@ -95,16 +108,41 @@ class FusedSite:
                 fix="fuse in the other order; `detach(force=True)` restores the base and drops what was added",
             )
 
+    def look(self) -> None:
+        """Check that W can be read.
+
+        Raises:
+            AttachError: it is not there any more, or the weight was offloaded.
+        """
+        if self.weight is not None:
+            self._read()
+
+    def read(self) -> None:
+        """Read W, if anything was written.
+
+        Raises:
+            AttachError: it is not there any more, or the weight was offloaded.
+        """
+        if self._touched:
+            self.look()
+            self._original = self._read()
+
     def restore(self) -> None:
-        """Put W back, bit for bit."""
-        self.weight.copy_(self._live().to(self.weight.dtype))
-        for module in self.modules:
-            delattr(module, SLOT)
+        """Put W back, bit for bit, if anything was written."""
+        if not self._begun:
+            return
+        if self._touched:
+            self._copy(self._place.cast(self._read() if self._original is None else self._original))
+            self._touched = False
+        for module in self.modules:  # a check may have been interrupted
+            module.__class__ = own_class(module)
+            module.__dict__.pop(READ, None)
+        self._original, self._begun = None, False
 
 
 def _readers(place: Place) -> tuple[Callable[[], Tensor], Callable[[], Prepared]]:
-    """Return what reads the weight as it was live, and makes it ready for δ; without a file a copy is kept."""
+    """Return what reads the weight, and makes it ready for δ; without a file a copy is kept."""
     if place.stored:
-        return place.live, place.prepared
-    kept = place.live().clone()
+        return place.read, place.prepared
+    kept = place.read().clone()
     return (lambda: kept), (lambda: Prepared(place.parameter, place.prepared().basis, lambda: kept))

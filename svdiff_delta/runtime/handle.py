@@ -11,18 +11,18 @@ from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from svdiff_delta._json import JSON
 from svdiff_delta.delta import Delta
-from svdiff_delta.devices import on_host
 from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.ops import add
 from svdiff_delta.parameter import Kind
 
 from .board import Board
+from .changing import exclusive
 from .layers import Shift
-from .sums import Flat, Sums
+from .sums import Flat
 
 Sample = str | None | Mapping[str, float]
 """The δ of one sample: a name, none, or names with weights."""
@@ -33,18 +33,20 @@ class Handle:
 
     What the model computes with is Σ scale · weight · δ over the active deltas, summed first and clipped once.
 
+    Threads may share it: a change waits for the one before. One that fails, or is interrupted, changes nothing.
+
     Args:
         board: the shifted layers.
-        sums: how δ is laid out.
         deltas: the deltas by name, all active with weight 1.
         scale: factor on all.
+        locks: the locks of the models.
     """
 
-    def __init__(self, board: Board, sums: Sums, deltas: Mapping[str, Delta], scale: float) -> None:
-        self._board, self._sums, self._trained = board, sums, board.trained
+    def __init__(self, board: Board, deltas: Mapping[str, Delta], scale: float, locks: Sequence[Any]) -> None:
+        self._board, self._sums, self._trained, self.locks = board, board.sums, board.trained, locks
         self._held: dict[str, Flat] = {name: self._sums.flatten(delta) for name, delta in deltas.items()}
         self._active: dict[str, float] = dict.fromkeys(self._held, 1.0)
-        self._scale, self._enabled, self._attached = _finite(scale, "the scale"), True, True
+        self._scale, self._enabled = _finite(scale, "the scale"), True
         self._samples: list[dict[str, float]] = []
         self._buffer = np.empty(self._sums.size)
         self._write()
@@ -93,11 +95,12 @@ class Handle:
         """Return what is being trained, by parameter name; nothing unless `trainable`."""
         return {name: self._trained[name] for name in self._sums.parameters if name in self._trained}
 
+    @exclusive
     def revive(self) -> None:
         """From now on, let gradients bring back what is being trained and has fallen below −σ (projected gradient)."""
         self._board.revive()
 
-    @on_host
+    @exclusive
     def delta(self, *, training: Mapping[str, JSON] | None = None) -> Delta:
         """Return δ as it is on the model now, its weights and scale folded in; as if it were enabled.
 
@@ -124,6 +127,7 @@ class Handle:
 
     # -- what is active
 
+    @exclusive
     def set_adapters(self, names: str | Sequence[str], weights: float | Sequence[float] = 1.0) -> None:
         """Let these deltas be active, and no others, with these weights.
 
@@ -146,6 +150,7 @@ class Handle:
             raise InputError(f"the delta {twice!r} is named twice", fix="name it once, with the sum of its weights")
         self._change(_active=self._checked(dict(zip(names, factors, strict=True))))
 
+    @exclusive
     def set_scale(self, scale: float) -> None:
         """Let all deltas have another factor.
 
@@ -164,16 +169,24 @@ class Handle:
         """Turn all deltas off: the model computes what the base does, to rounding; bit for bit if it is fused."""
         self._set_enabled(False)
 
+    @exclusive
     def _set_enabled(self, enabled: bool) -> None:
         self._check_attached()
         if not self._trained:
             self._change(_enabled=enabled)
             return
-        self._enabled = enabled
-        self._board.switch(on=enabled)
+        before = self._enabled
+        try:
+            self._enabled = enabled
+            self._board.switch(on=enabled)
+        except BaseException:
+            self._enabled = before
+            self._board.switch(on=before)
+            raise
 
     # -- which there are
 
+    @exclusive
     def add(self, name: str, delta: Delta) -> None:
         """Hold another delta of the same base and layers, not active yet.
 
@@ -187,6 +200,7 @@ class Handle:
             raise InputError(f"there is a delta {name!r} already", fix="choose another name, or `swap` that one")
         self._held[name] = self._sums.flatten(delta)
 
+    @exclusive
     def delete(self, *names: str) -> None:
         """Forget deltas; those that were active no longer are.
 
@@ -198,10 +212,12 @@ class Handle:
         self._checked(dict.fromkeys(names, 1.0))
         if busy := next((name for name in names if any(name in sample for sample in self._samples)), None):
             raise AttachError(f"samples have the delta {busy!r}", fix="delete it after `per_sample`")
-        self._change(_active={name: weight for name, weight in self._active.items() if name not in names})
-        for name in names:
-            self._held.pop(name, None)
+        self._change(
+            _active={name: weight for name, weight in self._active.items() if name not in names},
+            _held={name: flat for name, flat in self._held.items() if name not in names},
+        )
 
+    @exclusive
     def swap(self, delta: Delta, name: str | None = None) -> None:
         """Put another delta of the same base in the place of one, with its weight; what it does not shift is at δ = 0.
 
@@ -242,52 +258,76 @@ class Handle:
         self._check_fixed()
         if not self._board.live:
             raise AttachError("a fused delta is the same for all samples", fix='attach with `mode="live"`')
-        if self._samples:
-            raise AttachError("samples have their own deltas already", fix="leave the block around this one first")
         if isinstance(samples, str) or not samples:
             raise InputError("per_sample takes a list with a delta, or None, for every sample of the batch")
         chosen = [self._checked(_weights(sample)) for sample in samples]
-        with self._board.sharing(len(chosen)):
-            try:
-                self._change(_samples=chosen)
+        try:
+            self._take_samples(chosen)
+            with self._board.sharing(len(chosen)):
+                self._share(chosen)
                 yield
-            finally:
+        finally:
+            if self._samples is chosen:
                 self._samples = []
+
+    @exclusive
+    def _take_samples(self, chosen: list[dict[str, float]]) -> None:
+        self._check_fixed()
+        if self._samples:
+            raise AttachError("samples have their own deltas already", fix="leave the block around this one first")
+        self._samples = chosen
+
+    @exclusive
+    def _share(self, chosen: list[dict[str, float]]) -> None:
+        self._check_fixed()
+        self._change(_samples=chosen)
 
     # -- the end
 
-    @on_host
+    @exclusive
     def detach(self, *, force: bool = False) -> None:
         """Take all deltas off; every weight is again what it was, bit for bit. A second call does nothing.
+
+        One that was interrupted is complete, or goes on when it is called again.
 
         Args:
             force: whether to write over what others have added to fused weights since.
 
         Raises:
-            AttachError: something else was put on a layer afterwards; nothing is taken off then.
+            AttachError: something else was put on a layer afterwards, or the base's file holds another weight now;
+                nothing is taken off then.
         """
-        if not self._attached:
-            return
         self._board.clear(force=force)
-        self._attached = False
 
     # -- how
 
     def _change(self, **state: Any) -> None:
         """Let some of the state be other than it is, on the model too; what fails changes nothing."""
-        before = {key: getattr(self, key) for key in state}
-        self.__dict__.update(state)
+        before, kept = {key: getattr(self, key) for key in state}, self._board.kept()
         try:
+            self._board.begun = False
+            self.__dict__.update(state)
             self._write()
         except BaseException:
             self.__dict__.update(before)
+            self._write_again(kept)
             raise
 
-    @on_host
-    def _write(self) -> None:
-        """Put what is active on the model."""
+    def _write(self, *, check: bool = True) -> None:
+        """Put what is active on the model; everything is read and checked first."""
         total = self._total(self._active if self._enabled else {}, out=self._buffer)
-        self._board.write(total, [self._total(sample if self._enabled else {}) for sample in self._samples])
+        rows = [self._total(sample if self._enabled else {}) for sample in self._samples]
+        if check:
+            self._board.check()
+        self._board.write(total, rows)
+
+    def _write_again(self, kept: Mapping[str, Tensor]) -> None:
+        """Put what was active before on the model, if anything was written since."""
+        if self._board.begun:
+            if kept:
+                self._board.put_back(kept)
+            else:
+                self._write(check=False)
 
     def _total(self, weights: Mapping[str, float], out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         return self._sums.total([(self._held[name], factor) for name, factor in self._factors(weights).items()], out)
@@ -313,8 +353,11 @@ class Handle:
         return {name: float(weight) for name, weight in weights.items()}
 
     def _check_attached(self) -> None:
-        if not self._attached:
+        claim = self._board.claim
+        if claim.gone:
             raise AttachError("the delta was detached", fix="attach it again")
+        if not claim.whole:
+            raise AttachError("the delta is half off, since detaching it was interrupted", fix="call `detach` again")
 
     def _check_fixed(self) -> None:
         self._check_attached()

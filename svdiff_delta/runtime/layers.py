@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from svdiff_delta.basis import unmatricize
-from svdiff_delta.devices import on_host
 from svdiff_delta.errors import InputError
 from svdiff_delta.kinds import has_own_forward, weight_of
 from svdiff_delta.parameter import free_index
@@ -20,6 +19,7 @@ from svdiff_delta.parameter import free_index
 from . import products
 from .batch import Batch, multiply
 from .calls import Call, forward_apart, forward_with
+from .changing import ordinary
 from .originals import device_of
 from .places import Place
 from .products import HALF, narrow
@@ -241,7 +241,7 @@ class SpectralShift(Shift):
         device = self.gain.device
         self._keep(inner=inner.to(device, dtype), outer=outer.to(device, dtype))
 
-    @on_host
+    @ordinary
     def become_additive(self, module: nn.Module) -> None:
         """Go over to the additive form, with the δ that is there now."""
         form = self._additive()

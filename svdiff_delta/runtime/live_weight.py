@@ -6,6 +6,7 @@ gated convolutions of language models to a kernel of their own. What they read m
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -135,9 +136,30 @@ def watched(cls: type[nn.Module]) -> type[nn.Module]:
             return weight_of(module)
         return LiveWeight.of(module)
 
+    def reduce(module: nn.Module, protocol: object) -> Any:  # noqa: ARG001
+        raise pickle_refusal()
+
+    def deepcopy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        create, given, state, *_ = cast("Any", super(own, module)).__reduce_ex__(4)
+        twin: nn.Module = create(*given)
+        memo[id(module)] = twin
+        twin.__setstate__(copy.deepcopy(state, memo))
+        return twin
+
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    own = type(cls.__name__, (cls,), {**names, "weight": property(read), "svdiff_class": cls})
+    added = {"weight": property(read), "__reduce_ex__": reduce, "svdiff_class": cls}
+    if not hasattr(cls, "__deepcopy__"):
+        added["__deepcopy__"] = deepcopy
+    own = type(cls.__name__, (cls,), {**names, **added})
     return _WATCHED.setdefault(cls, own)
+
+
+def pickle_refusal() -> AttachError:
+    """Return the error that says why a model cannot be pickled now."""
+    return AttachError(
+        "a model cannot be pickled or saved whole while a delta is on it",
+        fix="detach the delta first; `handle.delta()` and the model's `state_dict()` can be saved before",
+    )
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:

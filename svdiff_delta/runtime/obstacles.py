@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
+import torch
 from torch import Tensor, nn
 
 from svdiff_delta.errors import AttachError
+from svdiff_delta.kinds import weight_of
 
+from .claim import claim_of
+from .live_weight import SLOT
 from .products import narrow
 
 FUSED: Final[Mapping[str, tuple[str, ...]]] = {
@@ -103,29 +107,90 @@ class FusionGuard:
 
     Args:
         name: the parameter that is shifted.
+        module: the projection.
         parent: the attention layer.
     """
 
-    def __init__(self, name: str, parent: nn.Module) -> None:
-        self._name, self._parent = name, parent
-        self._guarded().append(name)
-        parent.__dict__["fuse_projections"] = self._refuse
+    def __init__(self, name: str, module: nn.Module, parent: nn.Module) -> None:
+        self._name, self._module, self._parent = name, module, parent
 
-    def _guarded(self) -> list[str]:
-        return cast("list[str]", self._parent.__dict__.setdefault(GUARDED, []))
+    def put(self) -> None:
+        """Refuse from now on."""
+        self._guards().append(self)
+        self._parent.__dict__["fuse_projections"] = self._refuse
 
-    def _refuse(self, *args: Any, **options: Any) -> None:  # noqa: ARG002
+    def _guards(self) -> list[FusionGuard]:
+        return cast("list[FusionGuard]", self._parent.__dict__.setdefault(GUARDED, []))
+
+    def _refuse(self, *args: Any, **options: Any) -> Any:
+        shifted = next((guard for guard in self._guards() if is_shifted(guard._module)), None)
+        if shifted is None:  # this is a copy of a model whose weights hold W + ΔW
+            return cast("Any", type(self._parent)).fuse_projections(self._parent, *args, **options)
         raise AttachError(
-            f"{self._name}: has a delta on it, which projections that are fused now would leave out",
+            f"{shifted._name}: has a delta on it, which projections that are fused now would leave out",
             fix="detach the delta first, or bake it and load that model",
         )
 
     def check(self, *, force: bool = False) -> None:
         """Nothing can come between."""
 
+    def read(self) -> None:
+        """Nothing is needed."""
+
     def restore(self) -> None:
         """Let projections be fused again, once none has a delta on it."""
-        self._guarded().remove(self._name)
-        if not self._guarded():
-            for attribute in (GUARDED, "fuse_projections"):
-                self._parent.__dict__.pop(attribute)
+        guards = self._guards()
+        guards[:] = [guard for guard in guards if guard is not self]
+        if not guards:
+            for attribute in ("fuse_projections", GUARDED):
+                self._parent.__dict__.pop(attribute, None)
+
+
+class LoadGuard:
+    """Refuses to load another weight into a layer while it has a delta on it: a site of its own.
+
+    Args:
+        name: the parameter that is shifted.
+        module: the layer.
+    """
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self._name, self._module = name, module
+        self._hook: Any = None
+
+    def put(self) -> None:
+        """Refuse from now on."""
+        name = self._name
+
+        def refuse(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
+            loaded = state.get(f"{prefix}weight")
+            if loaded is None or not is_shifted(module) or _is_there(module, loaded):
+                return
+            raise AttachError(
+                f"{name}: a weight cannot be loaded while a delta is on it", fix="detach the delta first, then load"
+            )
+
+        self._hook = self._module._register_load_state_dict_pre_hook(refuse, with_module=True)
+
+    def check(self, *, force: bool = False) -> None:
+        """Nothing can come between."""
+
+    def read(self) -> None:
+        """Nothing is needed."""
+
+    def restore(self) -> None:
+        """Let weights be loaded again; a hook that was left behind refuses nothing."""
+        if self._hook is not None:
+            self._hook.remove()
+
+
+def is_shifted(module: nn.Module) -> bool:
+    """Tell whether a delta is on a layer."""
+    return module._modules.get(SLOT) is not None or claim_of(module) is not None
+
+
+def _is_there(module: nn.Module, loaded: Any) -> bool:
+    """Tell whether a layer holds the very weight that is to be loaded."""
+    weight = weight_of(module).data
+    same = isinstance(loaded, Tensor) and loaded.shape == weight.shape and loaded.device.type != "meta"
+    return same and weight.device.type != "meta" and torch.equal(weight, loaded.to(weight))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import cast
 
 from torch import Tensor, nn
@@ -21,11 +20,13 @@ from svdiff_delta.kinds import kind_of, weight_of
 from svdiff_delta.parameter import Parameter
 from svdiff_delta.prepare import Prepared, fit, prepare
 
+from .claim import claim_of
 from .live_weight import SLOT
-from .models import components, layer
+from .models import layer
 from .obstacles import check_plain, check_projection, fusers_of, parents_of
 from .originals import LiveWeights, cast_as_live, find_base, live_values
 from .response import Form, additive
+from .stored import StoredWeight
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +41,10 @@ class Place:
         parameter: what the deltas say about the weight, its runs widened to cover those found here.
         runs: the runs of its singular values at a reader's tolerance, on which every δ must be projected.
         read: reads the weight as its basis was made from it, on the CPU.
-        live: reads it as it was on the live model, on the CPU.
-        stored: whether these read a file.
+        cast: makes of that what it was on the live model.
+        stored: whether `read` reads a file.
         cache: where its basis is.
-        fusers: the attention layers that could copy the weight into a fused projection.
+        fusers: the layers, each with the attention layer that could copy its weight into a fused projection.
     """
 
     name: str
@@ -53,10 +54,10 @@ class Place:
     parameter: Parameter
     runs: Runs
     read: Callable[[], Tensor]
-    live: Callable[[], Tensor]
+    cast: Callable[[Tensor], Tensor]
     stored: bool
     cache: BasisCache
-    fusers: tuple[nn.Module, ...] = ()
+    fusers: tuple[tuple[nn.Module, nn.Module], ...] = ()
 
     @property
     def component(self) -> str:
@@ -64,9 +65,18 @@ class Place:
         return self.name.partition(".")[0]
 
     @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The layer and its twins."""
+        return self.module, *self.twins
+
+    @property
     def offloaded(self) -> bool:
         """Whether the weight is brought in only while the layer computes."""
         return weight_of(self.module).device.type == "meta"
+
+    def live(self) -> Tensor:
+        """Return the weight as it was on the live model, on the CPU."""
+        return self.cast(self.read())
 
     def basis(self) -> Basis:
         """Return the basis of a spectral weight."""
@@ -92,12 +102,13 @@ class Place:
 
 
 def find_places(
-    target: object, deltas: Mapping[str, Delta], base: Base | None, cache: BasisCache
-) -> tuple[dict[str, nn.Module], dict[str, Place]]:
-    """Return the models of a target by component, and all weights that deltas shift in them by sorted name.
+    target: object, models: Mapping[str, nn.Module], deltas: Mapping[str, Delta], base: Base | None, cache: BasisCache
+) -> dict[str, Place]:
+    """Return all weights that deltas shift in the models of a target, by sorted name.
 
     Args:
         target: a diffusers pipeline, one of its models, or a transformers model.
+        models: its models by component.
         deltas: what is to be put on it, by the names that errors use.
         base: where the original weights are; looked for if not given.
         cache: where bases are kept.
@@ -107,7 +118,6 @@ def find_places(
     """
     parameters = combine_parameters(list(deltas.values()))
     slots = [name.partition(".")[0] for name in parameters]
-    models = components(target, slots)
     base = base or find_base(target, models, slots)
     if base is not None:
         fit_all(base, list(deltas.values()), cache)  # several bases at once
@@ -126,11 +136,11 @@ def find_places(
         here = _identify(base or LiveWeights(models), name, deltas, cache)
         united = unite({name: parameter}, {name: here.parameter})[name]
         runs = find_runs(here.basis.sigma, READER_TOLERANCE) if here.basis else Runs((), 0)
-        read, live = _readers(name, module, base)
+        read, cast_ = _readers(name, module, base)
         stored = base is not None
-        fusers = tuple(parent for each in (module, *twins) for parent in fusers_of(each, parents))
-        places[name] = Place(name, module, twins, len(sharers) > 1, united, runs, read, live, stored, cache, fusers)
-    return models, places
+        fusers = tuple((each, parent) for each in (module, *twins) for parent in fusers_of(each, parents))
+        places[name] = Place(name, module, twins, len(sharers) > 1, united, runs, read, cast_, stored, cache, fusers)
+    return places
 
 
 def check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
@@ -139,7 +149,7 @@ def check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
     Raises:
         AttachError: it is not.
     """
-    if hasattr(module, SLOT):
+    if hasattr(module, SLOT) or claim_of(module) is not None:
         raise AttachError(f"{name}: has a delta on it already", fix="`add` to the handle that shifts it, or detach it")
     found = kind_of(module, on_request=True)
     check_plain(name, weight_of(module))
@@ -168,18 +178,20 @@ def _identify(weights: Base | LiveWeights, name: str, deltas: Mapping[str, Delta
         raise error from None
 
 
-def _readers(name: str, module: nn.Module, base: Base | None) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Return what reads a weight as it was stored, and as it is on the live model.
+def _readers(
+    name: str, module: nn.Module, base: Base | None
+) -> tuple[Callable[[], Tensor], Callable[[Tensor], Tensor]]:
+    """Return what reads a weight as it was stored, and what makes of that the live model's.
 
     Raises:
         AttachError: the live weight is not the file's.
     """
     if base is None:
         kept = cast("Tensor", live_values(module))  # its own storage, which outlives the parameter
-        return (lambda: kept), (lambda: kept)
-    read = partial(base.read, name)
-    casts = cast_as_live(name, module, read())
-    return read, lambda: _cast(read(), casts)
+        return (lambda: kept), (lambda weight: weight)
+    values = base.read(name)
+    casts = cast_as_live(name, module, values)
+    return StoredWeight(base, name, values).read, lambda weight: _cast(weight, casts)
 
 
 def _cast(weight: Tensor, dtypes: tuple[object, ...]) -> Tensor:

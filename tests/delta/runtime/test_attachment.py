@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from support.live import delta_of, tiny
 
 from svdiff_delta import attach
-from svdiff_delta.runtime import attachment
-from svdiff_delta.runtime.places import SLOT
+from svdiff_delta.runtime.live_weight import SLOT
+from svdiff_delta.runtime.sites import LiveSite
 
 
 def test_an_error_on_one_layer_lets_all_be_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, done, install = tiny("Llama"), [], attachment.install
+    model, done, put = tiny("Llama"), [], LiveSite.put
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
-    def fail_later(place: Any, **options: Any) -> Any:
-        done.append(place.name)
+    def fail_later(site: LiveSite) -> None:
+        done.append(site.name)
+        put(site)
         if len(done) > 4:
             raise MemoryError
-        return install(place, **options)
 
-    monkeypatch.setattr(attachment, "install", fail_later)
+    monkeypatch.setattr(LiveSite, "put", fail_later)
     with pytest.raises(MemoryError):
         attach(model, delta_of("Llama"))
     assert len(done) > 4

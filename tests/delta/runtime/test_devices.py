@@ -124,12 +124,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from svdiff_delta.runtime.sites import _Dropped
+from svdiff_delta.runtime.dropped import Dropped
 
 _setup_privateuseone_for_python_backend("other")
 with FakeTensorMode():
     layer = nn.Linear(8, 6, device="other")
-    _Dropped(layer, lambda: torch.empty(6, 8))
+    Dropped(layer, lambda: torch.empty(6, 8)).drop()
     print({str(value.device) for value in layer.state_dict().values()})
 """
 
