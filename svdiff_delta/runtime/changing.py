@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial, wraps
-from threading import Lock, RLock
+from threading import RLock
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -14,7 +14,7 @@ from torch import nn
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_GUARD: Final = Lock()
+_GUARD: Final = RLock()
 _LOCKS: Final[WeakKeyDictionary[nn.Module, Any]] = WeakKeyDictionary()
 
 

@@ -6,7 +6,7 @@ Everything is put on and taken off in steps that may be done again, so that what
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from threading import Lock, RLock
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from torch import nn
@@ -66,7 +66,7 @@ class Claim:
         self.checking: Check | None = None
         self._sites: Mapping[str, Sequence[Site]] = {}
         self._modules: Mapping[str, Sequence[nn.Module]] = {}
-        self._gates: dict[str, Lock] = {}
+        self._gates: dict[str, Any] = {}
 
     @property
     def sites(self) -> Iterator[Site]:
@@ -83,7 +83,7 @@ class Claim:
         Raises:
             AttachError: another claim is on one of them.
         """
-        self._gates = {name: Lock() for name in sites}
+        self._gates = {name: RLock() for name in sites}
         self._modules, self._sites = modules, sites
         for name, layers in modules.items():
             for module in layers:
