@@ -49,11 +49,14 @@ def load_linear_algebra(device: torch.device) -> None:
 def on_host(function: Callable[P, R]) -> Callable[P, R]:
     """Let the tensors that a function makes without naming a device be on the CPU.
 
-    Callers may have set another default: `with torch.device("cuda"): attach(...)`.
+    Callers may have set another default: `with torch.device("cuda"): attach(...)`. Where they have not, nothing is
+    done: an interrupt within torch's own contexts leaves them half open.
     """
 
     @wraps(function)
     def inside(*args: P.args, **options: P.kwargs) -> R:
+        if torch.get_default_device().type == "cpu":
+            return function(*args, **options)
         with torch.device("cpu"):
             return function(*args, **options)
 

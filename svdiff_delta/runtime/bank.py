@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .changing import writing
 from .layers import Shift
 from .response import Response
 from .sums import Sums
@@ -68,7 +69,7 @@ class Bank:
         self._respond(total, self._gains)
         for device, (indices, gains) in self._targets().items():
             parts = self._parts if device == self._gains.device else self._gains.to(device).split(self._lengths)
-            with torch.inference_mode():  # in which all tensors may be written to, those that were moved in it too
+            with writing(gains):
                 torch._foreach_copy_(gains, [parts[index] for index in indices])
 
     def _targets(self) -> Mapping[torch.device, tuple[list[int], list[Tensor]]]:

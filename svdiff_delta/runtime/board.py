@@ -75,7 +75,7 @@ class Board:
     def put_back(self, kept: Mapping[str, Tensor]) -> None:
         """Let the δ that are being trained be what they were."""
         for name, value in kept.items():
-            cast("Tensor", self.trained[name].value).copy_(value)
+            cast("Tensor", self.trained[name].value).data.copy_(value)
 
     def write(self, total: NDArray[np.float64], rows: Sequence[NDArray[np.float64]]) -> None:
         """Put δ (D,) on the model, and one for each sample if there are `rows`; or let training start there.

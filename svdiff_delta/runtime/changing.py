@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial, wraps
 from threading import RLock
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from svdiff_delta.devices import on_host
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,16 +52,23 @@ def holding(locks: Sequence[Any], action: Callable[[], R]) -> R:
 def ordinary(function: Callable[P, R]) -> Callable[P, R]:
     """Let the tensors that a function makes be ordinary ones, on the CPU where it names no device.
 
-    Callers may be under `torch.inference_mode()`, whose tensors no gradient flows through afterwards, or have another
-    default device: `with torch.device("cuda"): attach(...)`.
+    Callers may be under `torch.inference_mode()`, whose tensors no gradient flows through afterwards.
     """
+    inner = on_host(function)
 
     @wraps(function)
     def inside(*args: P.args, **options: P.kwargs) -> R:
-        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-            return function(*args, **options)
+        if not torch.is_inference_mode_enabled():
+            return inner(*args, **options)
+        with torch.inference_mode(False), torch.no_grad():
+            return inner(*args, **options)
 
     return inside
+
+
+def writing(tensors: Iterable[Tensor]) -> AbstractContextManager[object]:
+    """Return what lets tensors be written to, those too that were made or moved under `torch.inference_mode()`."""
+    return torch.inference_mode() if any(tensor.is_inference() for tensor in tensors) else nullcontext()
 
 
 def exclusive(method: Callable[Concatenate[Owner, P], R]) -> Callable[Concatenate[Owner, P], R]:

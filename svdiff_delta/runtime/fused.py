@@ -13,6 +13,7 @@ from torch import Tensor
 from svdiff_delta.errors import AttachError
 from svdiff_delta.prepare import Prepared
 
+from .changing import writing
 from .live_weight import READ, own_class
 from .originals import kept_weight
 from .places import Place
@@ -81,7 +82,7 @@ class FusedSite:
         """Put values into the weight; whoever is interrupted in between may write again, or restore."""
         weight = self.weight
         self._touched, self._written = True, None
-        with torch.inference_mode():  # in which all tensors may be written to, those that were made in it too
+        with writing([weight]):
             weight.copy_(values.to(weight.dtype))
         self._written = self._digest()
 

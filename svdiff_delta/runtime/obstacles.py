@@ -37,6 +37,9 @@ SCHEMES: Final[Mapping[str, str]] = {
 GUARDED: Final = "svdiff_guarded"
 """The attribute of an attention layer that lists its shifted projections."""
 
+LOAD: Final = "_load_from_state_dict"
+"""The method by which torch loads one layer's weights."""
+
 PLAIN: Final = frozenset({Tensor, nn.Parameter})
 
 
@@ -139,6 +142,8 @@ class FusionGuard:
 
     def restore(self) -> None:
         """Let projections be fused again, once none has a delta on it."""
+        if GUARDED not in self._parent.__dict__:
+            return
         guards = self._guards()
         guards[:] = [guard for guard in guards if guard is not self]
         if not guards:
@@ -156,21 +161,19 @@ class LoadGuard:
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self._name, self._module = name, module
-        self._hook: Any = None
 
     def put(self) -> None:
         """Refuse from now on."""
-        name = self._name
+        self._module.__dict__[LOAD] = self._load
 
-        def refuse(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
-            loaded = state.get(f"{prefix}weight")
-            if loaded is None or not is_shifted(module) or _is_there(module, loaded):
-                return
+    def _load(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        loaded = state.get(f"{prefix}weight")
+        if loaded is not None and is_shifted(self._module) and not _is_there(self._module, loaded):
             raise AttachError(
-                f"{name}: a weight cannot be loaded while a delta is on it", fix="detach the delta first, then load"
+                f"{self._name}: a weight cannot be loaded while a delta is on it",
+                fix="detach the delta first, then load",
             )
-
-        self._hook = self._module._register_load_state_dict_pre_hook(refuse, with_module=True)
+        getattr(type(self._module), LOAD)(self._module, state, prefix, *rest)
 
     def check(self, *, force: bool = False) -> None:
         """Nothing can come between."""
@@ -179,9 +182,9 @@ class LoadGuard:
         """Nothing is needed."""
 
     def restore(self) -> None:
-        """Let weights be loaded again; a hook that was left behind refuses nothing."""
-        if self._hook is not None:
-            self._hook.remove()
+        """Let weights be loaded again."""
+        if getattr(self._module.__dict__.get(LOAD), "__self__", None) is self:
+            self._module.__dict__.pop(LOAD, None)
 
 
 def is_shifted(module: nn.Module) -> bool:
