@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import shutil
 import time
 from pathlib import Path
@@ -330,3 +331,13 @@ def test_a_text_encoder_that_the_pipeline_names_and_lacks_is_said(tmp_path: Path
         base.read("text_encoder.final_layer_norm.weight")
     with pytest.raises(BaseError, match="has no component 'image_encoder', it has unet, vae"):
         base.read("image_encoder.a.weight")
+
+
+def test_a_base_that_was_read_goes_to_other_processes() -> None:
+    base = open_tiny()
+    name = next(base.names())
+    expected = base.read(name)
+    for twin in (pickle.loads(pickle.dumps(base)), copy.deepcopy(base)):
+        assert twin == base
+        assert torch.equal(twin.read(name), expected)
+        assert twin.info == base.info
