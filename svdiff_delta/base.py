@@ -62,6 +62,11 @@ class Base:
         return None
 
     @property
+    def files(self) -> list[Path]:
+        """Its folder or file, and its weight files, which links may take elsewhere: what no output may touch."""
+        return [self.path, *(file for component in self.components.values() for file in component.files)]
+
+    @property
     def absent(self) -> list[str]:
         """The parts that its model_index.json names and that are not there."""
         return absent_models(self.path) if self.pipeline else []

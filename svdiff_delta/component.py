@@ -15,7 +15,7 @@ from torch import nn
 
 from .container import Entry, Header, read_header, read_prefix
 from .errors import BaseError, DeltaError
-from .layout import PICKLE_SUFFIXES, check_variant, file_names, read_json, weight_files
+from .layout import PICKLE_SUFFIXES, check_variant, file_names, part_folders, read_json, weight_files
 from .skeleton import build_skeleton, tied_groups
 from .tensors import TORCH_DTYPES, map_bytes, map_tensor
 
@@ -175,24 +175,21 @@ def open_pipeline(path: Path, variant: str | None) -> dict[str, Component]:
 
 def model_folders(path: Path) -> dict[str, Path]:
     """Return the folders of a pipeline's models by component."""
-    found = {}
-    for name, value in sorted(read_json(path / "model_index.json").items()):
-        if not isinstance(value, list) or len(value) != 2 or not all(isinstance(part, str) for part in value):
-            continue  # settings, and components that are switched off
-        if Path(name).name == name and (path / name / "config.json").is_file():
-            # Safety checkers and image encoders are models too, so no list of known names is needed.
-            found[name] = path / name
-    return found
+    # Safety checkers and image encoders are models too, so no list of known names is needed.
+    return {name: folder for name, folder in _used_parts(path).items() if (folder / "config.json").is_file()}
 
 
 def absent_models(path: Path) -> list[str]:
     """Return the parts that a pipeline's `model_index.json` names and that have no folder."""
-    found = []
-    for name, value in sorted(read_json(path / "model_index.json").items()):
-        named = isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
-        if named and Path(name).name == name and not (path / name).exists():
-            found.append(name)
-    return found
+    return [name for name, folder in _used_parts(path).items() if not folder.exists()]
+
+
+def _used_parts(path: Path) -> dict[str, Path]:
+    """Return the folders of a pipeline's parts by name, without those that are switched off."""
+    said = read_json(path / "model_index.json")
+    return {
+        name: folder for name, folder in part_folders(path).items() if all(isinstance(word, str) for word in said[name])
+    }
 
 
 def open_model(folder: Path, variant: str | None) -> tuple[str, Component]:

@@ -163,13 +163,3 @@ def check_left_out(left_out: Mapping[str, str], what: str, *, allow_unmatched: b
         f"{what}: {counted(len(left_out), 'weight')} cannot be carried over{hint}: {shown}{more}",
         fix="leave them out with --allow-unmatched, which lists them",
     )
-
-
-def check_apart(output: Path, others: Iterable[Path]) -> None:
-    """Raise InputError if an output is one of the files (or folders) that it is made of, or a file in such a folder."""
-    if not output.exists():
-        return
-    place = output.resolve()
-    for other in others:
-        if other.exists() and (output.samefile(other) or other.resolve() in place.parents):
-            raise InputError(f"{output}: is what it would be made of", fix="choose another output")

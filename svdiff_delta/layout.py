@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from ._paths import below
 from .errors import BaseError
 
 WEIGHT_NAMES: Final = ("diffusion_pytorch_model", "model")
@@ -122,6 +123,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def part_folders(path: Path) -> dict[str, Path]:
+    """Return where the parts lie that a pipeline's `model_index.json` names, by name; some may not be there.
+
+    Raises:
+        BaseError: a part's name is not that of a folder in the pipeline's own, such as one with `..` in it.
+    """
+    index = path / "model_index.json"
+    return {
+        name: below(path, name, source=index, error=BaseError)
+        for name, value in sorted(read_json(index).items())
+        if isinstance(value, list) and len(value) == 2  # all else are settings
+    }
+
+
 def file_names(folder: Path) -> set[str]:
     """Return the names of what lies in a folder.
 
@@ -147,11 +162,9 @@ def _index_names(stem: str, variant: str | None) -> list[str]:
 def _shards(index: Path) -> list[str]:
     places = read_json(index).get("weight_map")
     names = set(places.values()) if isinstance(places, dict) else set()
-    # A name with a folder in it could lead out of the model's own.
-    safe = (isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in names)
-    if not names or not all(safe):
+    if not names or not all(isinstance(name, str) and name.endswith(".safetensors") for name in names):
         raise BaseError(f"{index}: names no weight files", fix="fetch the model again")
-    return sorted(names)
+    return [below(index.parent, name, source=index, error=BaseError).name for name in sorted(names)]
 
 
 def _listed(found: Collection[str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Literal, cast
 
 from ._atomic import check_output
+from ._paths import check_apart, check_links
 from .base import Base
 from .cache import BasisCache
 from .codec import Dtype
@@ -17,9 +18,9 @@ from .combine import combine_parameters
 from .component import Component
 from .container import ITEM_SIZE, header_bytes
 from .delta import Delta
-from .errors import BaseMismatchError, InputError, OutputError
+from .errors import BaseError, BaseMismatchError, InputError, OutputError
 from .fitting import check_base, fit_all
-from .layout import PICKLE_SUFFIXES, is_index, read_json, shard_names, variants
+from .layout import PICKLE_SUFFIXES, is_index, part_folders, shard_names, variants
 from .parameter import Parameter
 from .prepare import Progress
 from .weights import Weight
@@ -159,7 +160,7 @@ class Plan:
         if (free := self.free) < self.bytes:
             raise OutputError(
                 f"{self.output}: needs {self.bytes:,} bytes, its disk has {free:,} left",
-                fix="free some space, choose another output, or link what is not changed with --unchanged symlink",
+                fix='free some space, choose another output, or link what is not changed with `unchanged="symlink"`',
             )
 
     def check_identity(self) -> None:
@@ -197,11 +198,12 @@ def plan_bake(
 
     Raises:
         OutputError: the output exists, its folder does not, or the disk has too little space.
-        InputError: there is no delta, or a factor is not finite.
+        InputError: there is no delta, a factor is not finite, or the output is the base, lies in it or holds it.
         BaseMismatchError: the deltas disagree about a weight, or two names shift the same one.
-        BaseError: the base lacks a parameter.
+        BaseError: the base lacks a parameter, names a part outside of it, or holds links that lead out of it.
     """
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, folder=not base.path.is_file())
+    check_apart(output, base.files)
     pairs = [item if isinstance(item, tuple) else (item, 1.0) for item in deltas]
     if not pairs:
         raise InputError("there is nothing to bake", fix="give at least one delta")
@@ -227,6 +229,8 @@ def plan_bake(
         unchanged,
         cache or BasisCache(),
     )
+    for item in items if base.path.is_dir() else ():
+        check_links(base.path, item.source, error=BaseError)
     plan.check_space()
     return plan
 
@@ -240,9 +244,9 @@ def _items(base: Base, rewritten: set[str], dtype: Dtype | None) -> Iterator[Ite
     if base.pipeline:
         for path in [base.path / "model_index.json", *sorted(base.path.glob("LICENSE*"))]:
             yield _settings_item(path, Path(path.name), edited=False)
-        for name in read_json(base.path / "model_index.json"):
+        for name, part in part_folders(base.path).items():
             if name not in base.components:
-                yield from _settings_of(base.path / name, Path(name), edited=False)
+                yield from _settings_of(part, Path(name), edited=False)
     for name, component in base.components.items():
         folder = Path(name) if base.pipeline else Path()
         if component.folder is not None:

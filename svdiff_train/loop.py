@@ -112,8 +112,8 @@ def train(
 ) -> Outcome:
     """Train a delta, or a baseline, from a few pictures of one concept, or of several.
 
-    Ctrl-C and SIGTERM end the run after the current step: its state is kept, and what it has is returned. All processes
-    of `torchrun` or `accelerate launch` must call this; each returns the same.
+    Ctrl-C, SIGTERM and SIGHUP end the run after the current step: its state is kept, and what it has is returned. All
+    processes of `torchrun` or `accelerate launch` must call this; each returns the same.
 
     Args:
         base: the opened pipeline.

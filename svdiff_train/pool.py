@@ -97,8 +97,10 @@ class _Worker(Generic[T]):
 
 
 def _serve(pipe: Connection, function: Callable[..., Any]) -> None:
-    """Do tasks until the pipe ends. Ctrl-C is for the parent, which then tells this process to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Do tasks until the pipe ends. Ctrl-C and SIGHUP are for the parent, which then tells this process to stop."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an exception, so that half-written files are removed
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         while True:

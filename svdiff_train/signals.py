@@ -1,4 +1,4 @@
-"""Ending a run in good order: Ctrl-C and SIGTERM are remembered, and the run stops after its step."""
+"""Ending a run in good order: Ctrl-C, SIGTERM and SIGHUP are remembered, and the run stops after its step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+SIGNALS: Final = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Those that this system has; SIGHUP comes when the terminal is closed."""
 
 
 @contextmanager
@@ -29,7 +30,10 @@ def remember_signals() -> Iterator[Callable[[], int | None]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None  # signals reach the main thread only
         return
-    previous = {number: signal.signal(number, remember) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    # What `nohup` lets be ignored stays so.
+    heard = [number for number in SIGNALS if number == signal.SIGINT or before[number] is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, remember) for number in heard}
     try:
         yield lambda: came
     finally:

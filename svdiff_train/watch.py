@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +44,10 @@ class Watch:
 
 
 def peak_memory(device: torch.device | None = None) -> int:
-    """Return the most memory used so far, in bytes: of the GPU where device is one, otherwise of this process."""
+    """Return the most memory used so far, in bytes: of the GPU where device is one, otherwise of this process.
+
+    Where the system does not say, it is 0.
+    """
     if device is not None and device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -53,5 +55,9 @@ def peak_memory(device: torch.device | None = None) -> int:
         # Linux. Its ru_maxrss outlives exec: a process would count what the one that started it had used.
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # no POSIX
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

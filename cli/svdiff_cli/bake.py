@@ -13,7 +13,7 @@ from svdiff_delta._text import printable
 
 from . import options
 from .progress import Bar
-from .references import open_deltas, open_reference, say, sole_component
+from .references import keep_apart, open_deltas, open_reference, say, sole_component
 
 if TYPE_CHECKING:
     from svdiff_delta.bake import Loss
@@ -62,6 +62,7 @@ def bake(
     """
     opened, weights = open_deltas(deltas)
     model = open_reference(base, sole_component(opened))
+    keep_apart(output, model, *deltas)
     from svdiff_delta.bake import write_bake
     from svdiff_delta.plan import plan_bake
 

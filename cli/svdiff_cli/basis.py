@@ -90,7 +90,12 @@ def build(
 def _tell_built(
     base: Base, parameters: Mapping[str, Parameter], cache: BasisCache, *, as_json: bool, quiet: bool
 ) -> None:
-    """Say what was kept, and how much of the base that covers; raise SelectionError where no weight has a basis."""
+    """Say what was kept, and how much of the base that covers.
+
+    Raises:
+        SelectionError: no weight has a basis.
+        CacheError: not all could be kept.
+    """
     from svdiff_delta.coverage import count_values, remarks
 
     keys = {parameter.fingerprint for parameter in parameters.values() if parameter.kind == "spectral"}
@@ -102,14 +107,18 @@ def _tell_built(
     kept = [path.stat().st_size for path in map(cache.path, keys) if path.exists()]
     covered, values = count_values(base, parameters)
     if as_json:
-        facts = {"folder": str(cache.root), "bases": len(keys), "bytes": sum(kept)}
+        facts = {"folder": str(cache.root), "bases": len(kept), "bytes": sum(kept)}
         click.echo(json.dumps({**facts, "covered": covered, "values": values}))
-        return
     for remark in remarks(base, parameters):
-        say(f"note: {remark}", quiet=quiet)
-    if not quiet:
-        click.echo(f"{counted(len(keys), 'basis', 'bases')}, {sum(kept):,} bytes in {cache.root}")
+        say(f"note: {remark}", quiet=quiet or as_json)
+    if not (quiet or as_json):
+        click.echo(f"{counted(len(kept), 'basis', 'bases')}, {sum(kept):,} bytes in {cache.root}")
         click.echo(f"the chosen weights cover {covered:,} of {values:,} values ({covered / values:.1%})")
+    if len(kept) < len(keys):
+        raise CacheError(
+            f"{cache.root}: {len(keys) - len(kept)} of {len(keys)} bases could not be kept",
+            fix="free some space or mend the folder's rights, or set SVDIFF_HOME to another",
+        )
 
 
 @basis.command("ls")

@@ -10,7 +10,7 @@ import click
 from svdiff_delta._text import counted, printable
 
 from . import options
-from .references import open_deltas, open_reference, sole_component
+from .references import keep_apart, open_deltas, open_reference, sole_component
 
 
 @click.command(cls=options.LightCommand)
@@ -59,6 +59,7 @@ def correlate(deltas: tuple[str, ...], plot: Path | None, force: bool, as_json: 
     if plot is not None:
         from .plot import heat_map
 
+        keep_apart(plot, *deltas)
         heat_map(names, matrix, plot, overwrite=force)
     if as_json:
         click.echo(json.dumps({"names": names, "mean cosine": matrix.tolist()}))

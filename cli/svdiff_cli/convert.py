@@ -14,7 +14,7 @@ from svdiff_delta._text import counted, printable
 from . import options
 from .manifest import TwoForms
 from .progress import Bar
-from .references import local_file, needs, open_reference, say, sole_component
+from .references import keep_apart, local_file, needs, open_reference, say, sole_component
 from .writing import Writing, writes, writes_delta
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def convert(
     """
     model = open_reference(base)
     given = local_file(source)
-    _check_output(writing, Path(given), *_files(model))
+    _check_output(writing, model, Path(given), calibrate, folder=to == "peft")
     from svdiff_delta.convert import convert as run
 
     with Bar("converting", quiet=writing.silent) as bar:
@@ -182,7 +182,7 @@ def rebase(
     opened = load(delta)
     component = sole_component([opened])
     bases = [open_reference(old, component), open_reference(new, component)]
-    _check_output(writing, *(file for base in bases for file in _files(base)))
+    _check_output(writing, *bases)
     from svdiff_delta.rebase import rebase as run
 
     with Bar("rebasing", quiet=writing.silent) as bar:
@@ -205,17 +205,12 @@ def _calibration(model: Base, path: Path, steps: int, device: str) -> Calibratio
     return calibration_from(path, model, steps=steps, device=device)
 
 
-def _files(base: Base) -> list[Path]:
-    return [base.path, *(file for component in base.components.values() for file in component.files)]
-
-
-def _check_output(writing: Writing, *others: Path) -> None:
+def _check_output(writing: Writing, *inputs: Base | Path | None, folder: bool = False) -> None:
     """Refuse an output that exists, or is what it would be made of, before anything is calculated."""
     from svdiff_delta._atomic import check_output
-    from svdiff_delta.conversion import check_apart
 
-    check_output(writing.output, overwrite=writing.force)
-    check_apart(writing.output, others)
+    check_output(writing.output, overwrite=writing.force, folder=folder)
+    keep_apart(writing.output, *inputs)
 
 
 def _finish(found: Conversion, source: str, writing: Writing, *, layers: bool) -> None:

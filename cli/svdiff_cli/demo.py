@@ -12,7 +12,7 @@ import click
 
 from . import options
 from .progress import Bar
-from .references import needs
+from .references import keep_apart, needs
 from .train import watch_with
 
 if TYPE_CHECKING:
@@ -36,8 +36,10 @@ def demo(steps: int, seed: int, output: Path, force: bool, as_json: bool, quiet:
     needs("diffusers", "train")
     from svdiff_delta._atomic import replace_folder
     from svdiff_train.demo import run_demo
+    from svdiff_train.tiny import base_path
     from svdiff_train.watch import peak_memory
 
+    keep_apart(output, base_path())
     begun = time.perf_counter()
     silent = quiet or as_json
 
@@ -73,5 +75,6 @@ def _print(report: Report, page: Path, sheet: Path, seconds: float, memory: int)
     for dtype, difference in report.difference.items():
         click.echo(f"attached and baked ({dtype}) pictures differ by at most {difference}/255")
     click.echo(f"of which rounding to F16 does not explain {report.beyond_rounding}/255")
-    click.echo(f"{seconds:.0f} s in all, at most {memory / 1e9:.1f} GB of memory")
+    most = f", at most {memory / 1e9:.1f} GB of memory" if memory else ""
+    click.echo(f"{seconds:.0f} s in all{most}")
     click.echo(f"the page: {page}, and as a picture: {sheet}")

@@ -16,7 +16,7 @@ from svdiff_delta._text import counted
 from . import options
 from .painting import Given, all_seeds, open_given, say_cut
 from .progress import Bar
-from .references import needs, open_reference
+from .references import keep_apart, needs, open_reference
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -105,7 +105,7 @@ class _Command:
 
         if self.both and self.no_invert:
             raise click.UsageError("--both and --no-invert exclude each other.")
-        check_output(self.output, overwrite=self.force)
+        check_output(self.output, overwrite=self.force, folder=False)
         needs("diffusers", "train")
         from svdiff_train.data import open_image
 
@@ -113,6 +113,7 @@ class _Command:
         image, given = open_image(Path(picture)), open_given(deltas)
         configs = [self._config(given, invert=invert) for invert in self.ways]
         model = open_reference(base)
+        keep_apart(self.output, model, *deltas, Path(picture))
         from svdiff_train.invert import diffusion_family
         from svdiff_train.pipelines import load_pipeline
         from svdiff_train.png import sampling_facts, save_png

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
-from .references import needs, open_deltas, open_reference
+from .references import keep_apart, needs, open_deltas, open_reference, split_variant
 
 if TYPE_CHECKING:
     from svdiff_delta import Base
@@ -61,12 +61,15 @@ def evaluate(base: str, output: Path, plot: Path | None, force: bool, as_json: b
     from svdiff_delta._atomic import check_output, replace_file
     from svdiff_delta._json import canonical_json
 
-    check_output(output, overwrite=force)
+    check_output(output, overwrite=force, folder=False)
     if plot is not None:
         from .plot import check_plot
 
         check_plot(plot, overwrite=force)
     needs("diffusers", "train")
+    places = [given["prompts"], given["lpips"], *given["images"], *given["pictures"], *given["deltas"]]
+    places += [Path(split_variant(base)[0]), *(Path(concept.partition("=")[2]) for concept in given["concept"])]
+    keep_apart((output, plot), *places)
     found = _measure(base, given, quiet=quiet or as_json)
     if found is None:
         return

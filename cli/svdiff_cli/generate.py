@@ -15,7 +15,7 @@ from svdiff_delta._text import counted
 from . import options
 from .painting import all_prompts, all_seeds, open_given, say_cut
 from .progress import Bar
-from .references import needs, open_reference
+from .references import keep_apart, needs, open_reference
 
 if TYPE_CHECKING:
     from svdiff_delta import Delta
@@ -97,14 +97,17 @@ class _Command:
         """Check, paint, write, and say so."""
         from svdiff_delta._atomic import check_output
 
-        for path in filter(None, (self.output, self.separate)):
-            check_output(path, overwrite=self.force)
+        check_output(self.output, overwrite=self.force, folder=False)
+        if self.separate is not None:
+            check_output(self.separate, overwrite=self.force, folder=True)
+            keep_apart(self.separate, self.output)
         if (self.geometry is None) != (self.appearance is None) or (self.layers and self.geometry is None):
             raise click.UsageError("--geometry and --appearance go together, and --layers with them.")
         needs("diffusers", "train")
         prompts, seeds = all_prompts(self.given_prompts, self.prompt_file), all_seeds(self.given_seeds, self.seed_count)
         given, mixed = open_given(references), self._mixed()
         model = open_reference(base)
+        keep_apart((self.output, self.separate), model, *references, self.geometry, self.appearance, self.prompt_file)
         from svdiff_train.gallery import Plan
         from svdiff_train.pipelines import load_pipeline
         from svdiff_train.png import sampling_facts

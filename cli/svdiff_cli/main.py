@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final
 
@@ -14,8 +15,12 @@ from svdiff_delta._ticker import Ticker
 from svdiff_delta.errors import DeltaError, is_out_of_memory
 
 from .progress import first_process
+from .signals import Ended, raised
 
 INTERRUPTED = 130
+
+SPELLING: Final[Mapping[str, str]] = {"`overwrite=True`": "--force", '`unchanged="symlink"`': "--unchanged symlink"}
+"""How the command line spells arguments that errors of the library name."""
 
 WAITING: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """What says how threads of OpenMP wait: of any of its libraries, of GNU's, of LLVM's and Intel's."""
@@ -44,7 +49,7 @@ PLACES: Final = {name: module for module, names in COMMANDS.items() for name in 
 
 
 class ErrorHandling(click.Group):
-    """A group that prints a DeltaError as one line and exits with 1, and exits with 130 after Ctrl-C."""
+    """A group that prints a DeltaError as one line and exits with 1, and as shells expect after a signal."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names of all commands."""
@@ -65,10 +70,10 @@ class ErrorHandling(click.Group):
         wait_quietly()
         ctx.obj = Ticker("svdiff", quiet=not first_process())
         try:
-            with ctx.obj:
+            with raised(), ctx.obj:
                 return super().invoke(ctx)
         except DeltaError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {spelled(str(error))}", err=True)
             ctx.exit(1)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -80,9 +85,20 @@ class ErrorHandling(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
+        except Ended as end:
+            with suppress(OSError):  # the terminal may be what is gone
+                click.echo(f"ended by {end.name}", err=True)
+            raise
         except BrokenPipeError:
             sys.stderr.close()
             ctx.exit(1)
+
+
+def spelled(message: str) -> str:
+    """Return what the library says in the command line's words."""
+    for argument, option in SPELLING.items():
+        message = message.replace(argument, option)
+    return message
 
 
 def wait_quietly() -> None:

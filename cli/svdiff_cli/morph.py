@@ -13,7 +13,7 @@ from svdiff_delta.errors import InputError
 from . import options
 from .painting import open_given, say_cut
 from .progress import Bar
-from .references import needs, open_reference
+from .references import keep_apart, needs, open_reference
 
 GIF = ".gif"
 
@@ -62,13 +62,14 @@ def morph(
     """
     from svdiff_delta._atomic import check_output, replace_file
 
-    check_output(output, overwrite=force)
+    check_output(output, overwrite=force, folder=False)
     needs("diffusers", "train")
     silent = quiet or as_json
     given = open_given([a, b])
     if any(each.weight != 1 for each in given):
         raise InputError("morph takes no weights: α is the weight", fix="scale a delta with `svdiff scale` first")
     model = open_reference(base)
+    keep_apart(output, model, a, b)
     from svdiff_train.morph import gif_bytes, strip
     from svdiff_train.morph import morph as paint
     from svdiff_train.pipelines import load_pipeline

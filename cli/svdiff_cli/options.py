@@ -28,7 +28,9 @@ def output(what: str) -> Callable[[Command], Command]:
     return click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=what)
 
 
-force = click.option("--force", is_flag=True, help="Overwrite the output if it exists.")
+force = click.option(
+    "--force", is_flag=True, help="Overwrite the output if it exists; a folder only if it was written so."
+)
 quiet = click.option("-q", "--quiet", is_flag=True, callback=hush, help="Print nothing but errors.")
 as_json = click.option("--json", "as_json", is_flag=True, callback=hush, help="Print JSON for machines.")
 dry_run = click.option("--dry-run", is_flag=True, help="Check everything and say what would be written.")

@@ -12,7 +12,7 @@ import click
 from svdiff_delta._text import printable
 
 from . import options
-from .references import needs
+from .references import keep_apart, needs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,8 @@ def plot(delta: str, output: Path, force: bool) -> None:
     """Draw a delta: the norm of each block, and a histogram of all shifts."""
     from svdiff_delta._atomic import check_output
 
-    check_output(output, overwrite=force)
+    check_output(output, overwrite=force, folder=False)
+    keep_apart(output, delta)
     figure = _figure(9, 4)
     from svdiff_delta.file import load
     from svdiff_delta.stats import by_block, wide

@@ -95,6 +95,28 @@ def sole_component(deltas: Sequence[Delta]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def keep_apart(outputs: Path | Sequence[Path | None] | None, *inputs: Base | Path | str | None) -> None:
+    """Refuse an output that is, holds or lies in what a command reads.
+
+    Args:
+        outputs: what it writes.
+        inputs: bases, paths, and what was written for a DELTA[:WEIGHT]; what only the Hub has is passed over.
+
+    Raises:
+        InputError: it does.
+    """
+    from svdiff_delta._paths import check_apart
+
+    found: list[Path] = []
+    for given in inputs:
+        if isinstance(given, str):
+            found.append(Path(split_weight(given)[0]))
+        elif given is not None:
+            found += [given] if isinstance(given, Path) else given.files
+    for output in filter(None, [outputs] if isinstance(outputs, Path) else outputs or ()):
+        check_apart(output, found)
+
+
 def needs(package: str, extra: str) -> None:
     """Raise MissingExtraError, which names the extra to install, if a package is not there."""
     from importlib.util import find_spec

@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from svdiff_delta._text import counted
+from svdiff_delta.errors import OutputError
 
 from . import options
 from .progress import Bar, first_process
-from .references import needs, open_reference, say
+from .references import keep_apart, needs, open_reference, say
+from .signals import SIGNALLED
 
 if TYPE_CHECKING:
+    from svdiff_delta.base import Base
     from svdiff_train.config import TrainConfig
     from svdiff_train.loop import Keeping, Outcome
     from svdiff_train.validate import Validation
     from svdiff_train.watch import Report, Watch
 
-SIGNALLED = 128
 """Exit code of a run that a signal ended, less the signal's number, as shells have it."""
 
 
@@ -209,8 +211,8 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
 def train(base: str | None, images: str | None, run_file: Path | None, output: Path, **given: Any) -> None:
     """Train a delta from a few pictures in a folder, or from several folders of one concept each.
 
-    This is DreamBooth on spectral shifts (Eq. 1 and 3 of the paper). Ctrl-C and SIGTERM end the run after the current
-    step; its state is kept, and --resume goes on from it. Next to the result stands OUTPUT.toml, which
+    This is DreamBooth on spectral shifts (Eq. 1 and 3 of the paper). Ctrl-C, SIGTERM and SIGHUP end the run after the
+    current step; its state is kept, and --resume goes on from it. Next to the result stands OUTPUT.toml, which
     repeats the run.
 
     With --concept in place of IMAGES, several concepts are learned together: samples show one of them, or by Cut-Mix
@@ -293,7 +295,6 @@ class _Command:
     def check(self) -> None:
         """Refuse what would fail after hours."""
         from svdiff_delta._atomic import check_output
-        from svdiff_delta.errors import OutputError
 
         overwrite = self.force or self.resume
         check_output(self.output, overwrite=overwrite)
@@ -302,6 +303,19 @@ class _Command:
             raise OutputError(
                 f"{self.folder}: holds states of a run", fix="go on from them with --resume, or start anew with --force"
             )
+
+    def keep_apart(self, model: Base, images: Path | None, config: TrainConfig) -> None:
+        """Refuse to write into the pictures or the base, and a result in whose place the run itself would lie."""
+        kept = (self.folder, self.class_folder)
+        subjects = [images] if images is not None else [concept.images for concept in config.subjects()]
+        keep_apart((self.output, self.run_file, *kept), model, *subjects)
+        if config.method != "svdiff":  # a folder, which is replaced as a whole
+            for place in filter(None, kept):
+                if place.resolve() == self.output.resolve() or self.output.resolve() in place.resolve().parents:
+                    raise OutputError(
+                        f"{place}: would lie in {self.output}, which is replaced in the end",
+                        fix="choose another folder",
+                    )
 
     def keeping(self) -> Keeping:
         """Return what is kept on the way."""
@@ -330,6 +344,7 @@ class _Command:
 
         model = open_reference(base)
         config = settle(config, model)
+        self.keep_apart(model, images, config)
         if self.dry_run:
             if first_process():
                 self.tell(plan(model, images, config, skip_bad=self.skip_bad))
@@ -392,7 +407,7 @@ def watch_with(bar: Bar, tell: Callable[[str], None] | None = None) -> Watch:
         begun.append(time.monotonic())
         seconds = (begun[-1] - begun[0]) / max(1, len(begun) - 1)
         parts = [f"step {report.step} of {report.steps}", f"loss {report.loss:.4f}"]
-        parts += [f"{seconds:.2f} s/step", f"{report.memory / 1e9:.1f} GB"]
+        parts += [f"{seconds:.2f} s/step"] + ([f"{report.memory / 1e9:.1f} GB"] if report.memory else [])
         if report.dead:
             parts.append(f"{report.dead} dead")
         bar(report.step, report.steps, ", ".join(parts), label="training")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from svdiff_delta._atomic import check_output
 from svdiff_delta._json import JSON
+from svdiff_delta._paths import check_apart
 from svdiff_delta.base import Base
 from svdiff_delta.build import prepare_all
 from svdiff_delta.cache import BasisCache
@@ -35,7 +36,6 @@ from svdiff_delta.conversion import (
     Conversion,
     Energy,
     OutputEnergy,
-    check_apart,
     check_captured,
     check_left_out,
     recorded_share,
@@ -136,8 +136,7 @@ def convert(
     )
     if target is not None:
         check_output(target, overwrite=overwrite)
-        weights = [file for component in base.components.values() for file in component.files]
-        check_apart(target, [base.path, *weights, *([] if isinstance(input, Delta) else [Path(input)])])
+        check_apart(target, [*base.files, *([] if isinstance(input, Delta) else [Path(input)])])
     if way.read is None:
         delta = input if isinstance(input, Delta) else load(input)
         return _written(way, delta, job)

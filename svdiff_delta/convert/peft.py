@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from svdiff_delta._atomic import replace_folder
+from svdiff_delta._paths import below
 from svdiff_delta.errors import BaseError, InputError, TensorError
 from svdiff_delta.foreign import method_of
 from svdiff_delta.kinds import base_kinds
@@ -247,7 +248,7 @@ class PeftTarget(Target):
         if job.output is not None:
             with replace_folder(job.output, overwrite=job.overwrite) as folder:
                 for component, part in parts.items():
-                    place = folder if len(parts) == 1 else folder / component
+                    place = folder if len(parts) == 1 else below(folder, component, source="the delta")
                     place.mkdir(exist_ok=True)
                     (place / CONFIG).write_bytes(configs[component])
                     with (place / WEIGHTS).open("wb") as stream:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from svdiff_delta._atomic import replace_folder
+from svdiff_delta._atomic import MARKER, replace_folder
 from svdiff_delta._json import JSON
+from svdiff_delta._paths import check_links
 from svdiff_delta.base import Base
+from svdiff_delta.errors import BaseError
 
 
 class TunedPipeline:
@@ -30,12 +32,31 @@ class TunedPipeline:
         return self
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write the whole pipeline."""
+        """Write the whole pipeline.
+
+        Raises:
+            BaseError: the base holds links that lead out of it.
+            OutputError: as `replace_folder`.
+        """
+        whole = Path(self.base.path)
+        others = [source for source in sorted(whole.iterdir()) if source.name not in {MARKER, *self.components}]
+        for source in others:
+            for each in (source, *source.rglob("*")):
+                check_links(whole, each, error=BaseError)
         with replace_folder(path, overwrite=overwrite) as folder:
-            for source in sorted(Path(self.base.path).iterdir()):
-                if source.name in self.components:
-                    getattr(self.pipeline, source.name).save_pretrained(str(folder / source.name))
-                elif source.is_dir():
-                    shutil.copytree(source, folder / source.name)
-                else:
-                    shutil.copyfile(source, folder / source.name)
+            for name in sorted(self.components):
+                getattr(self.pipeline, name).save_pretrained(str(folder / name))
+            for source in others:
+                _copy(source, folder / source.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file, or a folder with all that is in it, and no rights, which could forbid to replace the copy."""
+    if not source.is_dir():
+        shutil.copyfile(source, target)
+        return
+    if source.is_symlink():  # which could lead round in a circle
+        raise BaseError(f"{source}: is a link to a folder", fix="put a copy of that folder into its place")
+    target.mkdir()
+    for each in sorted(source.iterdir()):
+        _copy(each, target / each.name)
