@@ -12,7 +12,7 @@ import pytest
 from support.commands import python
 from support.files import contents, listing
 
-from svdiff_delta._atomic import check_output, replace_file, replace_folder
+from svdiff_delta._atomic import MARKER, check_output, replace_file, replace_folder
 from svdiff_delta.errors import OutputError
 
 
@@ -41,6 +41,11 @@ def fill_while_another_does(path: Path) -> None:
     with replace_folder(path, overwrite=False):
         path.mkdir()
         (path / "a").write_bytes(b"somebody else's")
+
+
+def write_folder(path: Path, name: str = "old", *, overwrite: bool = False) -> None:
+    with replace_folder(path, overwrite=overwrite) as folder:
+        (folder / name).write_bytes(name.encode())
 
 
 @contextmanager
@@ -92,7 +97,7 @@ def test_a_process_killed_while_overwriting_leaves_the_old_file(tmp_path: Path) 
 def test_a_file_that_exists_is_not_overwritten_unless_told_so(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"old")
     with (
-        pytest.raises(OutputError, match=r"out: exists already: .*--force"),
+        pytest.raises(OutputError, match=r"out: exists already: .*`overwrite=True`"),
         replace_file(tmp_path / "out", overwrite=False),
     ):
         pass
@@ -171,7 +176,8 @@ def test_a_folder_gets_its_content(tmp_path: Path) -> None:
         (folder / "a").write_bytes(b"new")
         assert not (tmp_path / "out").exists()
     assert listing(tmp_path) == ["out"]
-    assert contents(tmp_path / "out") == {"a": b"new"}
+    assert listing(tmp_path / "out") == [MARKER, "a"]
+    assert (tmp_path / "out" / "a").read_bytes() == b"new"
 
 
 def test_an_error_while_filling_a_folder_leaves_nothing(tmp_path: Path) -> None:
@@ -181,28 +187,26 @@ def test_an_error_while_filling_a_folder_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_an_error_while_replacing_a_folder_leaves_the_old_one(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_bytes(b"")
+    write_folder(tmp_path / "out")
+    before = contents(tmp_path)
     with pytest.raises(StopError):
         fail_to_fill(tmp_path / "out", overwrite=True)
+    assert contents(tmp_path) == before
     assert listing(tmp_path) == ["out"]
-    assert listing(tmp_path / "out") == ["old"]
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_bytes(b"")
-    with replace_folder(tmp_path / "out", overwrite=True) as folder:
-        (folder / "new").write_bytes(b"")
+    write_folder(tmp_path / "out")
+    write_folder(tmp_path / "out", "new", overwrite=True)
     assert listing(tmp_path) == ["out"]
-    assert listing(tmp_path / "out") == ["new"]
+    assert listing(tmp_path / "out") == [MARKER, "new"]
 
 
 def test_a_file_gives_way_to_a_folder_when_told_so(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"old")
     with replace_folder(tmp_path / "out", overwrite=True) as folder:
         (folder / "new").write_bytes(b"")
-    assert listing(tmp_path / "out") == ["new"]
+    assert listing(tmp_path / "out") == [MARKER, "new"]
 
 
 def test_a_folder_that_exists_is_not_replaced_unless_told_so(tmp_path: Path) -> None:
@@ -212,7 +216,7 @@ def test_a_folder_that_exists_is_not_replaced_unless_told_so(tmp_path: Path) -> 
 
 
 def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="could not be written"):
+    with pytest.raises(OutputError, match="exists already"):
         fill_while_another_does(tmp_path / "out")
     assert listing(tmp_path) == ["out"]
     assert contents(tmp_path / "out") == {"a": b"somebody else's"}

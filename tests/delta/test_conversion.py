@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from support.deltas import random_delta
 
 from svdiff_delta.conversion import (
     Conversion,
     Energy,
-    check_apart,
     check_arguments,
     check_captured,
     check_left_out,
@@ -57,11 +54,3 @@ def test_what_is_left_out_is_named_in_order_and_counted() -> None:
         check_left_out(reasons, "x", allow_unmatched=False)
     named = "a (is A), b (is B), c (is C), and 1 more"
     assert caught.value.message == f"x: 4 weights cannot be carried over: {named}"
-
-
-def test_a_link_to_an_input_is_the_input(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("")
-    (tmp_path / "link").symlink_to(tmp_path / "a")
-    check_apart(tmp_path / "new", [tmp_path / "a"])
-    with pytest.raises(InputError, match="link: is what it would be made of"):
-        check_apart(tmp_path / "link", [tmp_path / "nowhere", tmp_path / "a"])

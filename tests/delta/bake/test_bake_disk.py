@@ -24,9 +24,12 @@ def test_an_existing_output_is_kept_unless_told_otherwise(minilm: Base, delta: D
     (tmp_path / "out" / "mine").write_text("keep")
     with pytest.raises(OutputError, match="exists already"):
         bake(minilm, [delta], tmp_path / "out")
+    with pytest.raises(OutputError, match="is no folder that this program wrote"):
+        bake(minilm, [delta], tmp_path / "out", overwrite=True)
     assert tree(tmp_path / "out") == {"mine": b"keep"}
-    bake(minilm, [delta], tmp_path / "out", overwrite=True)
-    assert "config.json" in tree(tmp_path / "out")
+    bake(minilm, [delta], tmp_path / "new")
+    bake(minilm, [delta], tmp_path / "new", overwrite=True)
+    assert "config.json" in tree(tmp_path / "new")
 
 
 @pytest.mark.parametrize("how", ["hardlink", "symlink"])
