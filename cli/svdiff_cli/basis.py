@@ -104,7 +104,7 @@ def _tell_built(
             f"{base.path}: none of the {len(parameters)} weights that are chosen has singular values, all are norms",
             fix="choose others; norms are shifted without a basis",
         )
-    kept = [path.stat().st_size for path in map(cache.path, keys) if path.exists()]
+    kept = [path.stat().st_size for path in map(cache.path, keys) if path.is_file()]
     covered, values = count_values(base, parameters)
     if as_json:
         facts = {"folder": str(cache.root), "bases": len(kept), "bytes": sum(kept)}

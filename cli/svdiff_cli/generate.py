@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from svdiff_delta._text import counted
+from svdiff_delta.errors import OutputError
 
 from . import options
 from .painting import all_prompts, all_seeds, open_given, say_cut
@@ -100,7 +101,7 @@ class _Command:
         check_output(self.output, overwrite=self.force, folder=False)
         if self.separate is not None:
             check_output(self.separate, overwrite=self.force, folder=True)
-            keep_apart(self.separate, self.output)
+            self._check_places(self.separate)
         if (self.geometry is None) != (self.appearance is None) or (self.layers and self.geometry is None):
             raise click.UsageError("--geometry and --appearance go together, and --layers with them.")
         needs("diffusers", "train")
@@ -127,6 +128,13 @@ class _Command:
             gallery = plan.paint(pipeline, model, bar)
         self._write(gallery, facts)
         self._tell(gallery, facts, cut)
+
+    def _check_places(self, separate: Path) -> None:
+        """Refuse a folder of pictures that holds the output: it is written and replaced as a whole."""
+        from svdiff_delta._paths import contains
+
+        if contains(separate, self.output):
+            raise OutputError(f"{separate}: is, holds or lies in {self.output}", fix="choose places beside each other")
 
     def _mixed(self) -> Delta | None:
         """Return the style mix, if one was asked for."""

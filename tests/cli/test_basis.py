@@ -42,6 +42,29 @@ def test_build_keeps_both_factors_on_demand(folder: Path, built: list[Path]) -> 
     assert json.loads(done.out)["bytes"] > 1.2 * before
 
 
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["--quiet"]])
+@pytest.mark.filterwarnings("ignore:going on without the basis cache")
+def test_build_that_can_keep_nothing_says_so_and_fails(folder: Path, arguments: list[str]) -> None:
+    (folder / "basis").write_text("no folder can be made here")
+    done = svdiff("basis", "build", "tiny", "unet.mid_block.attentions.*", *arguments)
+    assert done.code == 1
+    line = done.err.splitlines()[-1]
+    assert line.startswith(f"error: {BasisCache().root}: ")
+    assert " bases could not be kept: free some space or mend the folder's rights, or set SVDIFF_HOME" in line
+    if "--json" in arguments:
+        assert json.loads(done.out)["bases"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:going on without the basis cache", "ignore:.*damaged cache entry")
+def test_build_that_can_keep_only_some_says_how_many_and_fails(folder: Path, built: list[Path]) -> None:
+    lost = built[0]
+    lost.unlink()
+    lost.mkdir()  # nothing can take its place
+    done = svdiff("basis", "build", "tiny", "unet.mid_block.attentions.*")
+    assert done.code == 1
+    assert f"1 of {len(built)} bases could not be kept" in done.err
+
+
 def test_build_refuses_a_device_that_is_not_there(folder: Path) -> None:
     done = svdiff("basis", "build", "tiny", "--device", "cuda:99")
     assert done.code == 1

@@ -153,7 +153,8 @@ def test_train_refuses_an_existing_output_before_it_starts(tmp_path: Path) -> No
 
 
 def test_train_refuses_a_folder_without_pictures(tmp_path: Path) -> None:
-    result = run("train", "tiny", tmp_path, "--prompt", PROMPT, "-o", tmp_path / "a.safetensors")
+    (tmp_path / "empty").mkdir()
+    result = run("train", "tiny", tmp_path / "empty", "--prompt", PROMPT, "-o", tmp_path / "a.safetensors")
     refused(result, "holds no pictures")
 
 

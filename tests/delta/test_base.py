@@ -229,11 +229,22 @@ def test_a_quantized_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         assert "use the unquantized base" in message
 
 
-@pytest.mark.parametrize("shard", ["../other/model.safetensors", "/etc/passwd", ""])
-def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path, shard: str) -> None:
+@pytest.mark.parametrize(
+    ("shard", "said"),
+    [
+        ("../other/model.safetensors", "it has a /"),
+        ("..\\model.safetensors", "it has a \\"),
+        ("C:model.safetensors", "it has a :"),
+        ("a\0.safetensors", "it has control characters"),
+        ("x" * 250 + ".safetensors", "it has more than 255 bytes"),
+        ("/etc/passwd", "names no weight files"),
+        ("", "names no weight files"),
+    ],
+)
+def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path, shard: str, said: str) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a.weight": shard}}))
-    assert "names no weight files" in refused(tmp_path)
+    assert said in refused(tmp_path)
 
 
 def test_a_configuration_that_does_not_fit_its_class_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from svdiff_delta._atomic import MARKER
+
 
 def listing(folder: Path) -> list[str]:
     """Return the names in a folder, hidden ones too, sorted."""
@@ -19,6 +21,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 def tree(folder: Path) -> dict[str, bytes]:
     """Return the bytes of every file below a folder, by relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file in a folder that this program wrote, without its marker, which must be there."""
+    found = tree(folder)
+    del found[MARKER]
+    return found
 
 
 def parts(folder: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.files import parts, tree
+from support.files import parts, tree, written
 from support.models import MINILM, base_delta
 from support.weights import relative
 from transformers import AutoModel
@@ -114,7 +114,7 @@ def test_a_given_dtype_is_rounded_to_once(minilm: Base, delta: Delta, tmp_path: 
 def test_a_pipeline_keeps_its_other_components_and_settings(tmp_path: Path) -> None:
     base = open_tiny()
     bake(base, [base_delta(base, "mid")], tmp_path / "out")
-    before, after = parts(base_path()), tree(tmp_path / "out")
+    before, after = parts(base_path()), written(tmp_path / "out")
     assert before.keys() == after.keys()
     assert [name for name in before if before[name] != after[name]] == ["unet/diffusion_pytorch_model.safetensors"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import Outcome, python
-from support.files import parts, tree
+from support.files import parts, tree, written
 from support.models import MINILM, base_delta
 
 from svdiff_delta import Delta, bake, open_base, save, scale, select
@@ -43,7 +43,7 @@ def test_files_that_are_not_changed_can_be_linked(tmp_path: Path, how: Unchanged
     assert vae.samefile(original)
     assert vae.is_symlink() == (how == "symlink")
     assert not unet.samefile(linkable / "unet" / "diffusion_pytorch_model.safetensors")
-    assert tree(tmp_path / "out").keys() == parts(linkable).keys()
+    assert written(tmp_path / "out").keys() == parts(linkable).keys()
 
 
 def test_a_plan_says_what_a_bake_needs_and_writes_nothing(minilm: Base, delta: Delta, tmp_path: Path) -> None:
@@ -52,10 +52,10 @@ def test_a_plan_says_what_a_bake_needs_and_writes_nothing(minilm: Base, delta: D
     assert not list(tmp_path.iterdir())
     bake(minilm, [delta], out, dtype="F16")
     sizes = {str(item.target): item.bytes for item in plan.items}
-    written = {name: len(raw) for name, raw in tree(out).items()}
-    assert sizes.keys() == written.keys()
-    assert sizes["model.safetensors"] == written["model.safetensors"]
-    assert plan.bytes == pytest.approx(sum(written.values()), abs=100)  # the configuration's dtype has another length
+    found = {name: len(raw) for name, raw in written(out).items()}
+    assert sizes.keys() == found.keys()
+    assert sizes["model.safetensors"] == found["model.safetensors"]
+    assert plan.bytes == pytest.approx(sum(found.values()), abs=100)  # the configuration's dtype has another length
     assert plan.missing == []
 
 

@@ -11,7 +11,7 @@ import torch
 from support.adapters import save_peft
 from support.checkpoints import bert, changed
 from support.commands import python, svdiff
-from support.files import contents, listing
+from support.files import contents, listing, written
 
 from svdiff_delta import convert, load, open_base
 from svdiff_delta.errors import InputError
@@ -261,7 +261,7 @@ def test_a_row_from_one_dialect_to_another_says_what_was_captured_and_what_retai
     )
     assert found.captured == pytest.approx(1)
     assert found.retained == pytest.approx(direct.captured)
-    assert found.bytes == sum(path.stat().st_size for path in (folder / "lora").iterdir())
+    assert found.bytes == sum(map(len, written(folder / "lora").values()))
 
 
 @pytest.mark.parametrize("text", ["hello\n", '{"status": "converted"}\n', "[1]\n", "hello"])
