@@ -88,7 +88,7 @@ def check_links(folder: Path, path: Path, *, error: type[DeltaError] = InputErro
     Raises:
         DeltaError: links lead out of the folder.
     """
-    whole, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+    whole, real = _real(folder), _real(path)
     if not any(real.is_relative_to(root) for root in (whole, *_blobs(whole))):
         raise error(
             f"{path}: is a link that leads out of {folder}, to {real}",
@@ -104,9 +104,30 @@ def _blobs(folder: Path) -> list[Path]:
 
 def contains(one: Path, other: Path) -> bool:
     """Tell whether two paths lead to the same place, or one lies in the other, whichever way round."""
-    a, b = Path(os.path.realpath(one)), Path(os.path.realpath(other))
+    a, b = _real(one), _real(other)
     short, long = sorted((a, b), key=lambda path: len(path.parts))
     return any(_same(short, up) for up in (long, *long.parents))
+
+
+class Places:
+    """Many paths, by where they lead: among them one that contains another is found at once."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, str] = {}
+        self._above: dict[str, str] = {}
+
+    def add(self, path: Path, label: str) -> None:
+        """Note a path and what it is called; of two that lead to one place the first one counts."""
+        real = _real(path)
+        self._at.setdefault(os.path.normcase(real), label)
+        for up in real.parents:
+            self._above.setdefault(os.path.normcase(up), label)
+
+    def meet(self, path: Path) -> str | None:
+        """Return what a noted path is called that a path is the same as, holds, or lies in; None if there is none."""
+        real = _real(path)
+        ups = (self._at.get(os.path.normcase(up)) for up in (real, *real.parents))
+        return next(filter(None, ups), None) or self._above.get(os.path.normcase(real))
 
 
 def check_apart(output: Path, others: Iterable[Path]) -> None:
@@ -121,6 +142,14 @@ def check_apart(output: Path, others: Iterable[Path]) -> None:
             raise InputError(
                 f"{output}: {what} what it would be made of ({other})", fix="choose another output, outside of it"
             )
+
+
+def _real(path: Path) -> Path:
+    """Return where a path leads; of what cannot be a path, where it would."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):  # a NUL
+        return path.absolute()
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -16,11 +16,9 @@ from svdiff_delta.errors import DeltaError, is_out_of_memory
 
 from .progress import first_process
 from .signals import Ended, raised
+from .wording import spelled
 
 INTERRUPTED = 130
-
-SPELLING: Final[Mapping[str, str]] = {"`overwrite=True`": "--force", '`unchanged="symlink"`': "--unchanged symlink"}
-"""How the command line spells arguments that errors of the library name."""
 
 WAITING: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """What says how threads of OpenMP wait: of any of its libraries, of GNU's, of LLVM's and Intel's."""
@@ -92,13 +90,6 @@ class ErrorHandling(click.Group):
         except BrokenPipeError:
             sys.stderr.close()
             ctx.exit(1)
-
-
-def spelled(message: str) -> str:
-    """Return what the library says in the command line's words."""
-    for argument, option in SPELLING.items():
-        message = message.replace(argument, option)
-    return message
 
 
 def wait_quietly() -> None:

@@ -14,6 +14,7 @@ from svdiff_delta._text import printable
 from . import options
 from .progress import Bar
 from .references import needs
+from .wording import spelled
 
 
 class TwoForms(click.Command):
@@ -84,6 +85,6 @@ def convert_many(
         click.echo(render(lines))
     for line in complaints(lines):
         if line.startswith("error: ") or not (quiet or as_json):
-            click.echo(line, err=True)
+            click.echo(spelled(line), err=True)
     if failed:
         click.get_current_context().exit(1)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from svdiff_delta._atomic import check_output
 from svdiff_delta._json import strict_json
+from svdiff_delta._paths import Places
 from svdiff_delta._yaml import read_yaml
 from svdiff_delta.convert.ranking import make_ranking
 from svdiff_delta.convert.way import find_way
@@ -88,17 +89,19 @@ def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool
         InputError: rows cannot work; the message names the first of them.
     """
     bases: dict[tuple[str, str | None], DeltaError | None] = {}
-    inputs = {_same(row.place(row.input)): number for number, row in enumerate(rows, 1)}
-    outputs: dict[str, int] = {}
+    read, outputs = _read(path, rows), Places()
 
     def check(number: int, row: Row) -> None:
-        place = _same(row.place(row.output))
-        if (first := outputs.setdefault(place, number)) != number:
-            raise InputError(f"{row.output}: is the output of row {first} as well", fix="give each row its own output")
-        if place in inputs:
+        place = row.place(row.output)
+        if (first := outputs.meet(place)) is not None:
             raise InputError(
-                f"{row.output}: is the input of row {inputs[place]}, and rows run side by side",
-                fix="put what depends on it into another manifest",
+                f"{row.output}: is, holds or lies in the output of {first}", fix="give each row its own output"
+            )
+        outputs.add(place, f"row {number}")
+        if (other := read.meet(place)) is not None:
+            raise InputError(
+                f"{row.output}: is, holds or lies in {other}, and rows run side by side",
+                fix="choose another output, or put what depends on it into another manifest",
             )
         _check_base(row, bases)
         find_way(
@@ -112,9 +115,20 @@ def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool
         if row.calibrate is not None:
             digest_of(row.place(row.calibrate))
             find_device(row.device)
-        check_output(row.place(row.output), overwrite=allowed(row))
+        check_output(place, overwrite=allowed(row), folder=row.to == "peft")
 
     _check_each(path, rows, check)
+
+
+def _read(path: Path, rows: Sequence[Row]) -> Places:
+    """Return all that the rows read; what only the Hub has is none of it."""
+    found = Places()
+    found.add(path, "the manifest")
+    for number, row in enumerate(rows, 1):
+        for what, text in (("input", row.input), ("base", row.base), ("calibrate", row.calibrate)):
+            if text is not None and os.path.lexists(place := row.place(text)):
+                found.add(place, f"the {what} of row {number}")
+    return found
 
 
 def _check_base(row: Row, bases: dict[tuple[str, str | None], DeltaError | None]) -> None:
@@ -128,11 +142,6 @@ def _check_base(row: Row, bases: dict[tuple[str, str | None], DeltaError | None]
             bases[name] = error
     if (found := bases[name]) is not None:
         raise found
-
-
-def _same(path: Path) -> str:
-    """Return what is equal for two paths that lead to the same place."""
-    return os.path.normcase(path.resolve())
 
 
 def _check_each(path: Path, rows: Sequence[Any], check: Callable[[int, Any], None]) -> None:

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from svdiff_delta._paths import Places
 from svdiff_delta.errors import InputError
 from svdiff_train.pool import share_out
 
@@ -51,7 +52,10 @@ def run_manifest(
     rows = read_manifest(path)
     place = report or path.with_name(f"{path.stem}.report.jsonl")
     lines = Report(place)
-    if {lines.path, lines.table} & {path, *(row.place(row.output) for row in rows)} or lines.path == lines.table:
+    taken = Places()
+    for other in (path, *(row.place(row.output) for row in rows)):
+        taken.add(other, "taken")
+    if taken.meet(lines.path) or taken.meet(lines.table) or lines.path == lines.table:
         raise InputError(
             f"{place}: the report or its table would be the manifest, an output or one another",
             fix="give another --report, such as all.report.jsonl",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from svdiff_delta._paths import below, check_apart, check_links, contains, is_plain
+from svdiff_delta._paths import Places, below, check_apart, check_links, contains, is_plain
 from svdiff_delta.errors import BaseError, InputError
 
 PLAIN = ["unet", "text_encoder_2", "model-00001-of-00002.safetensors", "ünet", "a b", ".hidden", "console", "com10"]
@@ -82,6 +82,22 @@ def test_a_hard_link_is_the_same_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"")
     os.link(tmp_path / "a", tmp_path / "b")
     assert contains(tmp_path / "a", tmp_path / "b")
+
+
+def test_of_many_paths_the_one_that_meets_another_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a/b")
+    places = Places()
+    places.add(tmp_path / "link", "the first")
+    places.add(tmp_path / "c" / "d", "the second")
+    found = {
+        name: places.meet(tmp_path / name) for name in ("a", "a/b", "a/b/x", "a/c", "ab", "c", "c/d/e", "x", "x\0")
+    }
+    assert found == {
+        **dict.fromkeys(("a", "a/b", "a/b/x"), "the first"),
+        **dict.fromkeys(("c", "c/d/e"), "the second"),
+        **dict.fromkeys(("a/c", "ab", "x", "x\0")),
+    }
 
 
 def test_an_output_that_is_an_input_is_refused_and_both_are_named(tmp_path: Path) -> None:

@@ -103,18 +103,32 @@ WRONG = {
     "no mapping": ("[1]", "row 2: must be a mapping"),
     "a key twice": ('{"input": "a", "input": "b"}', "line 2 is not valid JSON .*'input' stands twice"),
     "no JSON": ("input: a", "line 2 is not valid JSON"),
-    "the same output": ({**ROW, "output": "./out.safetensors"}, "row 2: ./out.safetensors: is the output of row 1 as"),
-    "the same row": (ROW, "row 2: out.safetensors: is the output of row 1 as well"),
+    "the same output": (
+        {**ROW, "output": "./out.safetensors"},
+        "row 2: ./out.*: is, holds or lies in the output of row 1",
+    ),
+    "the same row": (ROW, "row 2: out.safetensors: is, holds or lies in the output of row 1"),
+    "an output in another": (
+        {**ROW, "output": "out.safetensors/b"},
+        "row 2: .*b: is, holds or lies in the output",
+    ),
+    "an output in the base": ({**ROW, "output": "base/b"}, "row 2: base/b: is, holds or lies in the base of row 1"),
+    "an output in an input": ({**ROW, "output": "tuned/b"}, "row 2: tuned/b: is, holds or lies in the input of row 1"),
+    "what is calibrated on as output": (
+        {**ROW, "output": "prompts.txt", "calibrate": "prompts.txt"},
+        "row 2: prompts.txt: is, holds or lies in the calibrate of row 2",
+    ),
+    "the manifest as output": ({**ROW, "output": "all.jsonl"}, "row 2: all.jsonl: is, holds or lies in the manifest"),
     "an input as output": (
         {**ROW, "output": "tuned"},
-        "row 2: tuned: is the input of row 2, and rows run side by side",
+        "row 2: tuned: is, holds or lies in the input of row 1, and rows run side by side",
     ),
     "no such base": ({**ROW, "output": "b", "base": "nowhere"}, "row 2: nowhere: there is no such file or folder"),
     "no such variant": ({**ROW, "output": "b", "variant": "fp16"}, "row 2: .*fp16"),
     "no such input": ({**ROW, "output": "b", "input": "nowhere"}, "row 2: .*nowhere: there is no such file or folder"),
     "no such dialect": ({**ROW, "output": "b", "to": "gguf"}, "row 2: 'gguf': there is no such dialect"),
     "no such folder": ({**ROW, "output": "no/b"}, "row 2: .*no/b: the folder .* does not exist"),
-    "an output that is there": ({**ROW, "output": "all.jsonl"}, "row 2: .*all.jsonl: exists already"),
+    "an output that is there": ({**ROW, "output": "prompts.txt"}, "row 2: .*prompts.txt: exists already"),
 }
 
 
