@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -119,6 +119,19 @@ def sweep(folder: Path) -> None:
                     _sweep(Path(entry.path))
 
 
+def drop_lock(path: Path) -> None:
+    """Remove the file of a lock that nobody holds: a process was killed that did."""
+    if not path.exists():
+        return
+    with suppress(OSError):
+        claim = Claim(path, wait=False)
+        try:
+            if claim.held and claim.is_of(path):
+                path.unlink()
+        finally:
+            claim.release()
+
+
 def _sweep(place: Path) -> None:
     about = place.lstat()
     if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
@@ -135,22 +148,28 @@ def _sweep(place: Path) -> None:
 @contextmanager
 def _working(path: Path, *, folder: bool) -> Iterator[Path]:
     """Make a hidden file or folder beside a path, locked; remove it in the end."""
-    place, claim = _claimed(path, folder=folder)
+    made: list[Path] = []
+    claim: Claim | None = None
     try:
-        yield place
+        while claim is None or not claim.is_of(made[-1]):  # one that sweeps may have taken it for a leftover
+            made.append(_working_name(path))  # noted first: a signal may come at any moment
+            _make(made[-1], folder=folder)
+            claim = Claim(made[-1], wait=True)
+        yield made[-1]
     finally:
+        try:
+            _clear_all(made)
+        except BaseException:  # a signal came just now; it raises only once
+            _clear_all(made)
+            raise
+        finally:
+            if claim is not None:
+                claim.release()
+
+
+def _clear_all(made: Iterable[Path]) -> None:
+    for place in made:
         _clear(place)
-        claim.release()
-
-
-def _claimed(path: Path, *, folder: bool) -> tuple[Path, Claim]:
-    while True:
-        place = _working_name(path)
-        _make(place, folder=folder)
-        claim = Claim(place, wait=True)
-        if claim.is_of(place):
-            return place, claim
-        claim.release()  # a process that sweeps took it for a leftover before it was locked
 
 
 def _working_name(path: Path) -> Path:

@@ -16,7 +16,7 @@ import filelock
 import platformdirs
 import torch
 
-from ._atomic import replace_file
+from ._atomic import drop_lock, replace_file
 from .basis import Basis, compute_basis
 from .devices import find_device
 from .entry import PROTOCOL, SUFFIX, OlderEntry, encode_entry, hexadecimal, read_entry, touch_entry
@@ -99,6 +99,8 @@ class BasisCache:
             return None
         with suppress(OSError):
             touch_entry(path)
+        if (lock := path.with_suffix(".lock")).exists():
+            drop_lock(lock)  # of a process that was killed when it had written the entry
         return basis
 
     def put(self, key: str, basis: Basis) -> None:
@@ -164,6 +166,10 @@ class BasisCache:
         except OSError:  # a folder that cannot be written: `_compute` says so
             yield True
             return
+        except BaseException:  # a signal
+            lock.release()
+            drop_lock(path)
+            raise
         try:
             yield True
         finally:

@@ -86,14 +86,14 @@ def test_a_folder_is_written_and_replaced_without_locks_and_exchange(tmp_path: P
 
 @pytest.mark.parametrize("module", ["svdiff_train.watch", "svdiff_train.signals", "svdiff_train.pool"])
 def test_modules_that_measure_and_listen_are_imported_without_posix(module: str, tmp_path: Path) -> None:
-    code = f"import torch\n{HIDE}import importlib; importlib.import_module({module!r})"
+    code = f"import filelock, torch\n{HIDE}import importlib; importlib.import_module({module!r})"
     done = python(code, folder=tmp_path)
     assert (done.code, done.err) == (0, "")
 
 
 def test_what_no_system_lacks_is_enough_to_know_the_most_memory_or_to_say_nothing(tmp_path: Path) -> None:
     code = (
-        f"import torch\n{HIDE}from pathlib import Path\nexists = Path.exists\n"
+        f"import filelock, torch\n{HIDE}from pathlib import Path\nexists = Path.exists\n"
         "Path.exists = lambda self: False if str(self).startswith('/proc') else exists(self)\n"
         "from svdiff_train.watch import peak_memory; print(peak_memory())"
     )

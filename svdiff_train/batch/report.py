@@ -12,8 +12,8 @@ from typing import IO, Any, Final, Self
 
 import filelock
 
-from svdiff_delta._atomic import check_output, replace_file
-from svdiff_delta.errors import DeltaError, InputError, OutputError
+from svdiff_delta._atomic import check_output, drop_lock, replace_file
+from svdiff_delta.errors import InputError, OutputError
 
 from .row import Row
 from .table import HEAD, complaints, render
@@ -50,19 +50,26 @@ class Report:
         check_output(self.path, overwrite=True)
         try:
             self._lock.acquire()
-        except filelock.Timeout:
-            raise InputError(f"{self.path}: another run writes this report", fix="wait for it, or stop it") from None
-        try:
             size = self.read()
             self._stream = self.path.open("ab")
             self._stream.truncate(size)
+        except filelock.Timeout:
+            raise InputError(f"{self.path}: another run writes this report", fix="wait for it, or stop it") from None
         except OSError as error:
-            self._lock.release()
+            self._release()
             raise OutputError(f"{self.path}: could not be opened ({error.strerror})") from None
-        except DeltaError:
-            self._lock.release()
+        except BaseException:
+            self._release()
             raise
         return self
+
+    def _release(self) -> None:
+        place = Path(self._lock.lock_file)
+        if self._lock.is_locked:
+            with suppress(OSError):
+                place.unlink()
+        self._lock.release()
+        drop_lock(place)  # that it was got may not be noted yet when a signal comes
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -72,8 +79,7 @@ class Report:
         with suppress(OSError):
             if not self.path.stat().st_size:
                 self.path.unlink()  # nothing was started
-            Path(self._lock.lock_file).unlink()
-        self._lock.release()
+        self._release()
 
     def _check_table(self) -> None:
         """Raise InputError if something else lies in the place of the table."""
