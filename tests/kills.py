@@ -24,7 +24,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -59,23 +59,8 @@ class Command:
 
 def trained(method: str) -> Command:
     """Return training by a method that gives a folder."""
-    settings = [
-        (
-            *TRAIN,
-            "--steps",
-            "1",
-            "--seed",
-            seed,
-            "--method",
-            method,
-            "-o",
-            "out",
-            "--run-folder",
-            f"run{seed}",
-            "--force",
-        )
-        for seed in ("0", "1")
-    ]
+    begin = (*TRAIN, "--steps", "1", "--method", method, "-o", "out", "--force")
+    settings = [(*begin, "--seed", seed, "--run-folder", f"run{seed}") for seed in ("0", "1")]
     return Command(settings, ("out", "out.toml"), ("run0", "run1"), 0.5)
 
 
@@ -126,6 +111,7 @@ class Rounds:
         assert run(self, lambda: make_inputs(self.work)) == 0, self.said()
         self.inputs = {path.name for path in self.work.iterdir()}
         self.expected, self.took = [], []
+        self.clear()
         for number in range(len(command.settings)):
             begun = time.monotonic()
             self.finish(number)
@@ -136,6 +122,12 @@ class Rounds:
 
     def said(self) -> str:
         return self.log.read_text()[-2_000:]
+
+    def clear(self) -> None:
+        """Begin anew where a result is built up."""
+        if len(self.command.settings) == 1:
+            for name in (*self.command.outputs, *self.command.kept):
+                remove(self.work / name)
 
     def outputs(self) -> dict[str, str]:
         """Return a digest of each output that is there."""
@@ -148,9 +140,7 @@ class Rounds:
 
     def play(self, number: signal.Signals) -> None:
         """End one run, look at what is there, and run it again."""
-        if len(self.command.settings) == 1:
-            for name in (*self.command.outputs, *self.command.kept):
-                remove(self.work / name)
+        self.clear()
         before = self.outputs()
         setting = (self.current + 1) % len(self.command.settings)
         code = self.end(setting, number)
@@ -345,10 +335,16 @@ def prepare() -> None:
 
     import svdiff_train.batch
     import svdiff_train.demo
+    import svdiff_train.demo_page
     import svdiff_train.gallery
-    import svdiff_train.loop  # noqa: F401
+    import svdiff_train.loop
+    import svdiff_train.prior
 
     torch.set_num_threads(1)
+    quick = replace(svdiff_train.demo.SAMPLING, steps=2)  # pictures do not matter here
+    for module in (svdiff_train.demo, svdiff_train.demo_page, svdiff_train.prior):
+        module.SAMPLING = quick
+    svdiff_train.demo.CLASS_IMAGES = 1
 
 
 def main() -> None:
