@@ -345,6 +345,7 @@ def prepare() -> None:
     for module in (svdiff_train.demo, svdiff_train.demo_page, svdiff_train.prior):
         module.SAMPLING = quick
     svdiff_train.demo.CLASS_IMAGES = 1
+    svdiff_train.demo.sections = lambda *_: []
 
 
 def main() -> None:
