@@ -138,7 +138,8 @@ def check_apart(output: Path, others: Iterable[Path]) -> None:
     """
     for other in others:
         if os.path.lexists(other) and contains(output, other):
-            what = "is" if _same(output, other) else "would lie in, or hold,"
+            lies = len(_real(output).parts) > len(_real(other).parts)
+            what = "is" if _same(output, other) else "lies in" if lies else "holds"
             raise InputError(
                 f"{output}: {what} what it would be made of ({other})", fix="choose another output, outside of it"
             )

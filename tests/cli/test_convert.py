@@ -153,7 +153,7 @@ def test_a_dry_run_says_what_it_would_write_and_writes_nothing(folder: Path, del
 def test_an_output_that_is_part_of_base_is_refused_even_with_force(folder: Path, delta: Path, target: str) -> None:
     before = Path(target).read_bytes()
     outcome = svdiff("rebase", delta, "--base", "base", "--to", "tuned", "-o", target, "--force")
-    refused(outcome, f"{target}: is what it would be made of")
+    refused(outcome, f"{target}: lies in what it would be made of")
     assert Path(target).read_bytes() == before
 
 
@@ -168,7 +168,7 @@ def test_an_input_is_never_replaced_by_its_conversion(delta: Path) -> None:
 def test_no_file_of_an_input_s_folder_is_replaced(folder: Path, name: str) -> None:
     before = Path("tuned", name).read_bytes()
     outcome = svdiff("convert", "tuned", "--from", "full", "--base", "base", "-o", Path("tuned", name), "--force")
-    refused(outcome, f"tuned/{name}: is what it would be made of")
+    refused(outcome, f"tuned/{name}: lies in what it would be made of (tuned)")
     assert Path("tuned", name).read_bytes() == before
 
 

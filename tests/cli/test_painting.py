@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from support.commands import SVDIFF, Outcome, python, svdiff
 from support.deltas import saved
-from support.files import listing
+from support.files import listing, written
 from support.models import base_delta
 from support.pipelines import small_sd3
 from support.tuned import tuned_base
@@ -99,8 +99,7 @@ def test_a_picture_says_how_it_was_painted_and_no_path() -> None:
 def test_every_delta_has_its_own_row_beside_the_base() -> None:
     arguments = ["a.safetensors", "b.safetensors:0.5", "--each", "--prompt", PROMPT, "--prompt", "a house"]
     generate(*arguments, "--seeds", "2", "--separate", "each", "-o", "out.png")
-    names = [path.name for path in sorted(Path("each").iterdir())]
-    assert names == [f"{row:03d}-{column:03d}.png" for row in range(3) for column in range(4)]
+    assert sorted(written(Path("each"))) == [f"{row:03d}-{column:03d}.png" for row in range(3) for column in range(4)]
     plain, one, other = (read_facts(Path("each") / f"00{row}-003.png") for row in range(3))
     assert (plain["prompt"], plain["seed"], plain.get("deltas")) == ("a house", "1", None)
     assert [json.loads(facts["deltas"])[0]["weight"] for facts in (one, other)] == [1, 0.5]
