@@ -306,6 +306,9 @@ class _Command:
 
     def keep_apart(self, model: Base, images: Path | None, config: TrainConfig) -> None:
         """Refuse to write into the pictures or the base, and a result in whose place the run itself would lie."""
+        from svdiff_delta._atomic import check_output
+
+        check_output(self.output, overwrite=self.force or self.resume, folder=config.method != "svdiff")
         kept = (self.folder, self.class_folder)
         subjects = [images] if images is not None else [concept.images for concept in config.subjects()]
         keep_apart((self.output, self.run_file, *kept), model, *subjects)

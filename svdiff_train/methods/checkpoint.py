@@ -38,16 +38,26 @@ class TunedPipeline:
             BaseError: the base holds links that lead out of it.
             OutputError: as `replace_folder`.
         """
-        whole = Path(self.base.path)
-        others = [source for source in sorted(whole.iterdir()) if source.name not in {MARKER, *self.components}]
-        for source in others:
-            for each in (source, *source.rglob("*")):
-                check_links(whole, each, error=BaseError)
+        others = copied(self.base, self.components)
         with replace_folder(path, overwrite=overwrite) as folder:
             for name in sorted(self.components):
                 getattr(self.pipeline, name).save_pretrained(str(folder / name))
             for source in others:
                 _copy(source, folder / source.name)
+
+
+def copied(base: Base, components: frozenset[str]) -> list[Path]:
+    """Return what is copied of a base beside the components that are trained.
+
+    Raises:
+        BaseError: the base holds links that lead out of it.
+    """
+    whole = Path(base.path)
+    others = [source for source in sorted(whole.iterdir()) if source.name not in {MARKER, *components}]
+    for source in others:
+        for each in (source, *source.rglob("*")):
+            check_links(whole, each, error=BaseError)
+    return others
 
 
 def _copy(source: Path, target: Path) -> None:

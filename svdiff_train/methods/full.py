@@ -12,7 +12,7 @@ from svdiff_delta._json import JSON
 from svdiff_delta.errors import TrainError
 from svdiff_train.families import Family
 
-from .checkpoint import TunedPipeline
+from .checkpoint import TunedPipeline, copied
 from .method import Job
 
 
@@ -59,6 +59,7 @@ class TunedWeights:
         rows: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.job, self.components, self.weights, self.rows = job, components, dict(weights), dict(rows or {})
+        copied(job.base, self.components)  # what cannot be written in the end is refused now
         for weight in self.weights.values():
             weight.requires_grad_(True)
 
