@@ -111,6 +111,7 @@ class Rounds:
         assert run(self, lambda: make_inputs(self.work)) == 0, self.said()
         self.inputs = {path.name for path in self.work.iterdir()}
         self.expected, self.took = [], []
+        self.finish(0)  # so that bases are there, and the times are those of later runs
         self.clear()
         for number in range(len(command.settings)):
             begun = time.monotonic()
