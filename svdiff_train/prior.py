@@ -56,15 +56,16 @@ def class_pictures(
             _check_record(folder, {"prompt": prompt, "seed": seed, "base": base})
     have = {} if folder is None else {index: folder / _name(index) for index in range(count)}
     lacking = crew.any([index not in have or not have[index].is_file() for index in range(count)])
-    missing = [index for index in range(count) if lacking[index]]
-    chunks = [missing[at : at + SAMPLING.batch_size] for at in range(0, len(missing), SAMPLING.batch_size)]
+    # Those painted together always are: alone, the last bits of one, and sometimes a value of its bytes, would differ.
+    whole = [range(at, min(at + SAMPLING.batch_size, count)) for at in range(0, count, SAMPLING.batch_size)]
+    chunks = [chunk for chunk in whole if any(lacking[index] for index in chunk)]
     total, done = sum(map(len, chunks[crew.index :: crew.count])), 0
 
     def paint(chunk: int) -> list[Image.Image]:
         nonlocal done
         pictures = generate(pipeline, [(prompt, seed + index) for index in chunks[chunk]], SAMPLING)
         for index, picture in zip(chunks[chunk], pictures, strict=True):
-            if folder is not None:
+            if folder is not None and lacking[index]:
                 with replace_file(folder / _name(index), overwrite=True) as stream:
                     picture.save(stream, "PNG")
         done += len(pictures)
@@ -73,8 +74,9 @@ def class_pictures(
         return pictures
 
     found = crew.paint(len(chunks), paint)
-    painted = dict(zip(missing, (picture for pictures in found for picture in pictures), strict=True))
-    return [painted[index] if index in painted else _open(have[index]) for index in range(count)]
+    indices = (index for chunk in chunks for index in chunk)
+    painted = dict(zip(indices, (picture for pictures in found for picture in pictures), strict=True))
+    return [painted[index] if lacking[index] else _open(have[index]) for index in range(count)]
 
 
 def class_folder(folder: Path, prompt: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support.files import contents
 
 from svdiff_delta.errors import InputError
 from svdiff_train import prior
@@ -36,11 +37,27 @@ def test_pictures_have_seeds_of_their_own(painted: list[tuple[str, int]]) -> Non
 
 
 def test_what_lies_in_the_folder_is_not_painted_again(painted: list[tuple[str, int]], tmp_path: Path) -> None:
-    class_pictures(None, "a dog", 2, 7, folder=tmp_path / "class")
+    class_pictures(None, "a dog", 8, 7, folder=tmp_path / "class")
+    before = contents(tmp_path / "class")
     painted.clear()
-    pictures = class_pictures(None, "a dog", 3, 7, folder=tmp_path / "class")
-    assert painted == [("a dog", 9)]
-    assert [int(np.asarray(picture)[0, 0, 0]) for picture in pictures] == [7, 8, 9]
+    pictures = class_pictures(None, "a dog", 9, 7, folder=tmp_path / "class")
+    assert painted == [("a dog", 15)]
+    assert [int(np.asarray(picture)[0, 0, 0]) for picture in pictures] == [*range(7, 16)]
+    assert contents(tmp_path / "class").items() > before.items()
+
+
+def test_one_that_lacks_is_painted_with_those_it_was_painted_with_and_only_it_is_written(
+    painted: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    """Painted alone, its last bits would differ: a run that was killed among them would go on as another one."""
+    class_pictures(None, "a dog", 10, 7, folder=tmp_path)
+    mine = Image.new("RGB", (8, 8), (99, 0, 0))
+    mine.save(tmp_path / "000000.png")
+    (tmp_path / "000001.png").unlink()
+    painted.clear()
+    pictures = class_pictures(None, "a dog", 10, 7, folder=tmp_path)
+    assert painted == [("a dog", seed) for seed in range(7, 15)]
+    assert [int(np.asarray(picture)[0, 0, 0]) for picture in pictures] == [99, *range(8, 17)]
 
 
 def test_progress_counts_what_is_missing(painted: list[tuple[str, int]]) -> None:
