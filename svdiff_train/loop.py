@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from accelerate.accelerator import Accelerator
 
+from svdiff_delta._atomic import sweep
 from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.choice import choose_kinds
@@ -227,6 +228,9 @@ class _Run:
 
     def go(self, watch: Watch, keeping: Keeping | None, validation: Validation | None) -> Outcome:
         """Run every step that is left; return what came out."""
+        if keeping is not None and self.crew.first:
+            for folder in (keeping.states, keeping.folder / "steps", keeping.folder / "validation"):
+                sweep(folder)  # a run that was killed in its last step has nothing more to write there
         if keeping is not None and keeping.resume:
             self._resume(keeping, watch)
         came, losses = None, list[float]()
@@ -306,13 +310,14 @@ class _Run:
             return
         state = self.done % keeping.every == 0 or last
         result = keeping.results_every is not None and self.done % keeping.results_every == 0
-        if state:
-            self._save_state(keeping)
+        # The result first: a run that is killed between the two does this step again, and writes both.
         if result and self.crew.first:
             folder = keeping.folder / "steps"
             folder.mkdir(parents=True, exist_ok=True)
             suffix = ".safetensors" if self.config.method == "svdiff" else ""
             self._result().save(folder / f"step-{self.done:06d}{suffix}", overwrite=True)
+        if state:
+            self._save_state(keeping)
         if state or result:
             self.crew.meet()
 
