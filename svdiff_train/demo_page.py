@@ -114,7 +114,7 @@ def sections(painter: Painter, alphas: Sequence[float], part: str, rank: int) ->
     return [
         Section(
             "The base",
-            "What the model paints before it has learned anything: cats and cars of its own. `sks` is a rare word to it, "
+            "What the model paints before it has learned anything: cats and cars of its own. `sks` is a rare word, "
             "that names nothing and only tints what follows it.",
             [painter.generate(PROMPTS)],
             painter.row(None, PROMPTS),
