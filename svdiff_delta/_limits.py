@@ -70,5 +70,7 @@ MOST_PIXELS: Final = 2**28
 """Of any picture."""
 PICTURE: Final = 512 * MB
 """Bytes of a picture's file."""
+LAYERS: Final = 10_000
+"""Layers, blocks or experts that a configuration may ask for."""
 MODULES: Final = 100_000
 """Layers and parameters of a model that is built from a configuration."""

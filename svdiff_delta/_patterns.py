@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from ._limits import PATTERN
 from ._regex import Pattern
-from ._typed import shown
+from ._text import shown
 from .errors import DeltaError, InputError
 
 

@@ -64,6 +64,9 @@ class Pattern:
             raise ValueError("a ) has no (")
         del self._text
 
+    def __len__(self) -> int:
+        return len(self._states)
+
     def matches(self, text: str) -> bool:
         """Tell whether the expression matches the whole text."""
         current = self._closure({self._first}, text, 0)

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final
 
+from ._json import is_deeper
 from ._limits import NAME_PARTS, Limit
 from ._reading import decode, read_bytes
 from .errors import InputError
@@ -35,15 +36,6 @@ def read_toml(path: Path, limit: Limit) -> dict[str, Any]:
         raise InputError(f"{path}: is nested too deeply ({limit.depth} levels are allowed)") from None
     except (ValueError, OverflowError) as error:
         raise InputError(f"{path}: could not be read as TOML ({error})") from None
-    _check_depth(found, path, limit.depth)
+    if is_deeper(found, limit.depth):
+        raise InputError(f"{path}: is nested too deeply ({limit.depth} levels are allowed)")
     return found
-
-
-def _check_depth(found: Any, path: Path, depth: int) -> None:
-    level = [found]
-    for _ in range(depth):
-        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
-        level = [child for child in level if isinstance(child, dict | list)]
-        if not level:
-            return
-    raise InputError(f"{path}: is nested too deeply ({depth} levels are allowed)")

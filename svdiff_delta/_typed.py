@@ -11,12 +11,10 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import inspect
 
+from ._text import SHOWN, shown
 from .errors import DeltaError, InputError
 
 T = TypeVar("T")
-
-SHOWN: Final = 80
-"""Characters of a value that an error quotes."""
 
 
 def build(kind: type[T], value: Any, what: str = "", error: type[DeltaError] = InputError) -> T:
@@ -53,20 +51,6 @@ def keys_of(kind: type) -> tuple[str, ...]:
 def given(fields: msgspec.Struct) -> dict[str, Any]:
     """Return the fields of a Struct that were given, by attribute."""
     return {name: value for name in fields.__struct_fields__ if (value := getattr(fields, name)) is not msgspec.UNSET}
-
-
-def shown(value: Any) -> str:
-    """Return a value as an error quotes it: short, whatever it is."""
-    if isinstance(value, str):
-        return repr(value) if len(value) <= SHOWN else f"{value[:SHOWN]!r}…"
-    if isinstance(value, Mapping):
-        return "a mapping" if value else "an empty mapping"
-    if isinstance(value, list | tuple):
-        return "a list" if value else "an empty list"
-    if isinstance(value, int) and value.bit_length() > 256:
-        return "a huge number"
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _hook(kind: type, value: Any) -> Any:
@@ -152,24 +136,19 @@ def _wrong_values(kind: inspect.DictType, value: Any, trail: Trail) -> Iterator[
 
 def _wrong_fields(kind: inspect.StructType | inspect.DataclassType, value: Any, trail: Trail) -> Iterator[Wrong]:
     known = [field.encode_name for field in kind.fields]
-    noun, fix = _noun(kind, trail), f"known are {', '.join(sorted(known))}"
+    noun = f"{_name(trail)}: " * bool(trail) + f"{getattr(kind.cls, 'NOUN', '')} ".lstrip()
     if not isinstance(value, Mapping):
-        yield f"{noun} must be a mapping", f"its keys are {', '.join(sorted(known))}"
+        yield f"{noun}must be a mapping", f"its keys are {', '.join(known)}"
         return
     if getattr(kind, "forbid_unknown_fields", False):
         for key in sorted(map(str, value.keys() - set(known))):
-            yield f"{noun} has the unknown key {shown(key)}", fix
+            yield f"{noun}has the unknown key {shown(key)}", f"known are {', '.join(known)}"
     for field in kind.fields:
         if field.encode_name in value:
             yield from _wrong(field.type, value[field.encode_name], (*trail, field.encode_name))
         elif field.required:
-            yield f"{noun} has no {field.encode_name}", f"give it: it is {_allowed(field.type)}"
-
-
-def _noun(kind: inspect.StructType | inspect.DataclassType, trail: Trail) -> str:
-    """Return what a mapping is called: as its class says it, and where it is."""
-    noun = str(getattr(kind.cls, "NOUN", "") or "it")
-    return f"{_name(trail)}: {noun}" if trail else noun
+            needed = [f"{each.encode_name} ({_allowed(each.type)})" for each in kind.fields if each.required]
+            yield f"{noun}has no {field.encode_name}", f"give {', '.join(needed)}"
 
 
 def _must(kind: inspect.Type, value: Any, trail: Trail) -> Wrong:

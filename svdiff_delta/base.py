@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ._reading import system_errors
 from .addresses import find_layout
 from .component import Component, absent_models, open_file, open_model, open_pipeline
 from .container import Entry
@@ -174,6 +175,18 @@ def open_base(
         BaseError: nothing is there, only pickles or other variants are, the layout is another one, or the Hub refused;
             the message says how to mend it.
     """
+    with system_errors(path, BaseError):
+        return _open(path, component, variant, repository, revision, fetch)
+
+
+def _open(
+    path: str | PathLike[str],
+    component: str | None,
+    variant: str | None,
+    repository: str | None,
+    revision: str | None,
+    fetch: bool,
+) -> Base:
     place = _place(path)
     if isinstance(place, Reference):
         origin = find_model(place, variant, fetch=fetch)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from ._reading import regular_file
 from .container import Entry, Header, read_header
 from .errors import BaseError, DeltaError
 from .layout import PICKLE_SUFFIXES, check_variant, file_names, read_json, weight_files
@@ -239,13 +240,13 @@ def _component(folder: Path, variant: str | None) -> Component:
 
 def _read_file_header(path: Path) -> tuple[Header, os.stat_result]:
     try:
-        with path.open("rb") as stream:
+        with regular_file(path, BaseError) as stream:
             about = os.fstat(stream.fileno())
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
             raw = prefix + stream.read(min(length, about.st_size))
             return read_header(raw, about.st_size, foreign=True), about
-    except OSError as error:
-        raise BaseError(f"{path}: could not be read ({error.strerror})") from None
+    except BaseError:
+        raise
     except DeltaError as error:
         raise BaseError(f"{path}: {error.message}", fix=error.fix) from None

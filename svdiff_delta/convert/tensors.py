@@ -13,6 +13,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from svdiff_delta._reading import regular_file
 from svdiff_delta.container import Header, read_header
 from svdiff_delta.errors import DeltaError, HeaderError, InputError, TensorError
 from svdiff_delta.tensors import FOREIGN_DTYPES, TORCH_DTYPES
@@ -36,14 +37,12 @@ def file_header(path: Path) -> Header:
         HeaderError: it is broken; the message names the file.
     """
     try:
-        with path.open("rb") as stream:
+        with regular_file(path) as stream:
             size = stream.seek(0, 2)
             stream.seek(0)
             prefix = stream.read(8)
             raw = prefix + stream.read(min(int.from_bytes(prefix, "little"), size))
             return read_header(raw, size, foreign=True)
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror})") from None
     except HeaderError as error:
         raise HeaderError(f"{path}: {error.message}", fix=error.fix) from None
 

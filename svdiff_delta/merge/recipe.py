@@ -11,7 +11,8 @@ import msgspec
 
 from svdiff_delta._limits import INCLUSIONS, RECIPE, RECIPES
 from svdiff_delta._reading import system_errors
-from svdiff_delta._typed import build, given, shown
+from svdiff_delta._text import shown
+from svdiff_delta._typed import build, given
 from svdiff_delta._yaml import read_yaml
 from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
 from svdiff_delta.delta import Delta
@@ -67,13 +68,13 @@ class _Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     NOUN: ClassVar[str] = "a recipe"
 
+    alpha: float | msgspec.UnsetType = msgspec.UNSET
+    density: float | msgspec.UnsetType = msgspec.UNSET
+    dtype: str = "F32"
     inputs: Annotated[list[_Input], msgspec.Meta(min_length=1)]
     method: str | msgspec.UnsetType = msgspec.UNSET
-    density: float | msgspec.UnsetType = msgspec.UNSET
-    alpha: float | msgspec.UnsetType = msgspec.UNSET
-    seed: int | msgspec.UnsetType = msgspec.UNSET
     sample_size: int | msgspec.UnsetType = msgspec.UNSET
-    dtype: str = "F32"
+    seed: int | msgspec.UnsetType = msgspec.UNSET
     title: str | None = None
 
 

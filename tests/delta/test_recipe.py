@@ -145,7 +145,7 @@ WRONG: dict[str, tuple[str, type[DeltaError], str]] = {
     "a list": ("[]", InputError, "a recipe must be a mapping"),
     "an unknown key": ("inpust: [{delta: a}]", InputError, f"a recipe has the unknown key 'inpust': known are {KEYS}$"),
     "a number as key": ("1: 2", InputError, "a recipe has the unknown key '1'"),
-    "no inputs": ("method: linear", InputError, "a recipe has no inputs: give it: it is a list of mappings$"),
+    "no inputs": ("method: linear", InputError, "a recipe has no inputs: give inputs .a list of mappings.$"),
     "an empty list of inputs": ("inputs: []", InputError, "inputs: must be a list of mappings, is an empty list$"),
     "inputs as a text": ("inputs: a", InputError, "inputs: must be a list of mappings, is 'a'$"),
     "an input as a text": (
