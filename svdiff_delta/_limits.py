@@ -66,7 +66,7 @@ DIMENSIONS: Final = 64
 PIXELS: Final = 2**24
 """Of a picture, whatever its file; a larger one needs a byte for `PIXELS_PER_BYTE` of them, as photographs have."""
 PIXELS_PER_BYTE: Final = 64
-MOST_PIXELS: Final = 2**28
+MOST_PIXELS: Final = 2**27
 """Of any picture."""
 PICTURE: Final = 512 * MB
 """Bytes of a picture's file."""

@@ -15,6 +15,7 @@ from svdiff_delta._json import JSON, canonical_json, read_object
 from svdiff_delta._limits import RECORD as LARGEST_RECORD
 from svdiff_delta.errors import InputError
 
+from .picture_file import opened_picture
 from .processes import ALONE, Crew
 from .sample import Sampling, generate
 
@@ -89,11 +90,8 @@ def _name(index: int) -> str:
 
 
 def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise InputError(f"{path}: could not be read as a picture ({error})", fix="delete it") from None
+    with opened_picture(path, fix="delete it") as image:
+        return image.convert("RGB")
 
 
 def _check_record(folder: Path, wanted: dict[str, JSON]) -> None:

@@ -102,6 +102,8 @@ class _Command:
     def run(self, base: str, references: Sequence[str]) -> None:
         """Check, paint, write, and say so."""
         from svdiff_delta._atomic import check_output
+        from svdiff_delta._limits import PICTURE
+        from svdiff_delta._reading import read_bytes
 
         if self.both and self.no_invert:
             raise click.UsageError("--both and --no-invert exclude each other.")
@@ -127,7 +129,7 @@ class _Command:
             found = [self._paint(pipeline, image, config, first=config is configs[0]) for config in configs]
         facts |= {
             "deltas": [part_facts(part, weight) for part, weight in zip(parts, weights, strict=True)],
-            "image": hashlib.sha256(Path(picture).read_bytes()).hexdigest(),
+            "image": hashlib.sha256(read_bytes(Path(picture), PICTURE)).hexdigest(),
             "inverted": list(self.ways),
             "alpha": self.alpha,
             "source_prompt": configs[0].source_prompt,
