@@ -49,8 +49,17 @@ def shown(value: Any) -> str:
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """Return JSON in ASCII without control characters: a terminal shows what names hold, and does nothing else."""
-    # All else that is not printable stands outside ASCII, and what is outside ASCII is escaped.
-    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
+    return ascii_json(json.dumps(value, indent=indent))
+
+
+def ascii_json(text: str) -> str:
+    """Return a JSON text with all escaped that is not a printable character of ASCII; line breaks stay."""
+    plain = text.isascii() and text.isprintable()
+    return text if plain else "".join(c if " " <= c <= "~" or c == "\n" else _escaped(c) for c in text)
+
+
+def _escaped(char: str) -> str:
+    return json.dumps(char)[1:-1].replace("\x7f", "\\u007f")
 
 
 def harmless(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from svdiff_delta._text import counted
 
 from . import options
 from .painting import Given, all_seeds, open_given, say_cut
+from .printing import echo, echo_json
 from .progress import Bar
 from .references import needs, open_reference
 
@@ -138,9 +138,9 @@ class _Command:
         save_png(_sheet(self.edits, configs, found), self.output, facts, overwrite=self.force)
         count = sum(len(row) for edited in found for row in edited.pictures)
         if self.as_json:
-            click.echo(json.dumps({"output": str(self.output), "pictures": count, "cut": cut, **facts}))
+            echo_json({"output": str(self.output), "pictures": count, "cut": cut, **facts})
         elif not self.quiet:
-            click.echo(f"wrote {self.output}: {counted(count, 'edited picture')}")
+            echo(f"wrote {self.output}: {counted(count, 'edited picture')}")
 
     def _config(self, given: Sequence[Given], *, invert: bool) -> EditConfig:
         from svdiff_train.edit import EditConfig
