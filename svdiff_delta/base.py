@@ -16,7 +16,7 @@ from .container import Entry
 from .errors import BaseError, HubError, TensorError
 from .metadata import BaseInfo
 from .origin import find_model
-from .repository import Reference, exists, locate
+from .repository import Reference, locate
 from .schemes import refuse
 from .tensors import map_bytes, map_tensor
 
@@ -218,7 +218,7 @@ def _place(path: str | PathLike[str]) -> Path | Reference:
         place = locate(fspath(path))
     except HubError as error:
         raise BaseError(error.message, fix=error.fix) from None
-    if isinstance(place, Path) and not exists(place):
+    if isinstance(place, Path) and not place.exists():
         raise BaseError(
             f"{path}: there is no such file or folder",
             fix="name a local folder, owner/repo on the Hub, or the word tiny",
