@@ -61,6 +61,26 @@ def parse_yaml(raw: bytes | str, what: str, limit: Limit, error: type[DeltaError
         raise error(f"{what}: is not valid YAML ({reason})") from None
 
 
+def check_yaml(text: str, what: str, limit: Limit, error: type[DeltaError] = InputError) -> None:
+    """Refuse a YAML text that is too large, too deep or not YAML, for another reader to whom it will be given.
+
+    Raises:
+        DeltaError: as `error`; no object was made of it.
+    """
+    try:
+        _check_events(text, what, limit, error)
+        loader = _Loader(text)
+        try:
+            if (node := loader.get_single_node()) is not None:
+                _Counter(what, limit, error).count(node)
+        finally:
+            loader.dispose()
+    except RecursionError:
+        raise error(f"{what}: is nested too deeply") from None
+    except _BROKEN as cause:
+        raise error(f"{what}: is not valid YAML ({' '.join(str(cause).split())})") from None
+
+
 def _check_events(text: str, what: str, limit: Limit, error: type[DeltaError]) -> None:
     """Refuse too many nodes or aliases, or too deep ones, before a single one is made."""
     nodes = aliases = depth = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ._limits import CARD_HEAD
+from ._yaml import check_yaml
 from .errors import InputError
 
 
@@ -34,8 +36,9 @@ def parse_card(content: str) -> ParsedCard:
     if not content.lstrip().startswith("---"):
         return ParsedCard("", {}, content)
     try:
+        check_yaml(content.lstrip().partition("---")[2].partition("\n---")[0], "README.md", CARD_HEAD)
         card = RepoCard(content)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, InputError) as error:
         raise InputError(
             f"README.md: its metadata are broken ({' '.join(str(error).split())})", fix="mend them on the Hub"
         ) from None
