@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import warnings
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -132,12 +131,11 @@ def read_cached(path: Path) -> None:
     place = kept.path(KEY)
     place.parent.mkdir(parents=True, exist_ok=True)
     path.rename(place)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        found = kept.get(KEY)
-    if found is None:
-        raise CacheError(str(said[0].message))
-    assert torch.isfinite(found.sigma).all()
+    if damaged := kept.damaged():
+        raise CacheError(damaged[0][1])
+    found = kept.get(KEY)
+    assert found is not None, "an entry that is sound was not found"
+    assert torch.isfinite(found.sigma).all(), "a value is not finite"
 
 
 CARD = b"""---
