@@ -8,13 +8,14 @@ STAMP := $(VENV)/.installed
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto --dist loadfile
 
-.PHONY: help demo test lint test-slow fuzz paper clean
+.PHONY: help demo test lint test-slow fuzz fuzz-deep paper clean
 
 help:
 	@echo "make demo       train two deltas on the embedded base, and what can be done with them; see demo-out/page.html"
 	@echo "make test       ruff, mypy, import-linter, pytest"
 	@echo "make test-slow  the slow proofs"
-	@echo "make fuzz       100,000 broken files, each refused or read correctly"
+	@echo "make fuzz       140,000 broken files of all kinds, each refused or read correctly"
+	@echo "make fuzz-deep  files that atheris makes by what code they reach (MINUTES=5)"
 	@echo "make paper      the paper's experiments on the embedded base; takes hours, goes on where it was stopped"
 	@echo "                (QUICK=1: one subject and one seed, in a folder of its own)"
 
@@ -46,6 +47,11 @@ test-slow: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz.py
+
+# atheris is for this alone, and has wheels for few versions of Python: an extra of its own.
+fuzz-deep: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python tests/fuzz_deep.py --minutes $(or $(MINUTES),5)
 
 paper: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m svdiff_train.paper --work paper-out \

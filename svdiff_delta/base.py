@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ._content import Seen
+from ._reading import system_errors
 from .addresses import find_layout
 from .component import Component, absent_models, open_file, open_model, open_pipeline
 from .container import Entry
@@ -19,7 +20,7 @@ from .errors import BaseError, HubError, InputError, TensorError
 from .hub_names import REPOSITORY, REVISION, is_repository, is_revision
 from .metadata import BaseInfo
 from .origin import find_model
-from .repository import Reference, exists, locate
+from .repository import Reference, locate
 from .schemes import refuse
 from .tensors import map_bytes, map_tensor
 
@@ -191,6 +192,18 @@ def open_base(
             the message says how to mend it.
     """
     _check_names(repository, revision)
+    with system_errors(path, BaseError):
+        return _open(path, component, variant, repository, revision, fetch)
+
+
+def _open(
+    path: str | PathLike[str],
+    component: str | None,
+    variant: str | None,
+    repository: str | None,
+    revision: str | None,
+    fetch: bool,
+) -> Base:
     place = _place(path)
     if isinstance(place, Reference):
         origin = find_model(place, variant, fetch=fetch)
@@ -230,7 +243,7 @@ def _place(path: str | PathLike[str]) -> Path | Reference:
         place = locate(fspath(path))
     except HubError as error:
         raise BaseError(error.message, fix=error.fix) from None
-    if isinstance(place, Path) and not exists(place):
+    if isinstance(place, Path) and not place.exists():
         raise BaseError(
             f"{path}: there is no such file or folder",
             fix="name a local folder, owner/repo on the Hub, or the word tiny",

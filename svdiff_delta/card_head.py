@@ -6,13 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from ._limits import CARD_HEAD
+from ._yaml import check_yaml
 from .errors import InputError
-
-MOST_ALIASES: Final = 10
-"""Aliases in a card's metadata: each may double what they make up."""
-
-DEEPEST: Final = 32
-"""Levels of a card's metadata: PyYAML takes quadratic time for them."""
 
 _OPEN: Final = re.compile(r"\s*---[\r\n]")
 _CLOSE: Final = re.compile(r"[\r\n]---[ \t]*(?:\r\n|\n|\Z)")
@@ -48,29 +44,15 @@ def parse_card(content: str) -> ParsedCard:
         return ParsedCard("", {}, content)
     head = content[: closed.end()]
     try:
-        _check_size(head)
+        if _GAP.search(head):
+            raise ValueError("they have too many empty lines")
+        check_yaml(head.lstrip().removeprefix("---").partition("\n---")[0], "README.md", CARD_HEAD)
         card = RepoCard(head)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, InputError) as error:
         raise InputError(
             f"README.md: its metadata are broken ({' '.join(str(error).split())})", fix="mend them on the Hub"
         ) from None
     return ParsedCard(head, card.data.to_dict(), content[closed.end() :])
-
-
-def _check_size(head: str) -> None:
-    """Raise ValueError if metadata could take more time or memory than their size; yaml.YAMLError if they are none."""
-    import yaml
-
-    if _GAP.search(head):
-        raise ValueError("they have too many empty lines")
-    depth, aliases = 0, 0
-    for event in yaml.parse(head.strip().removesuffix("---"), Loader=yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        aliases += isinstance(event, yaml.AliasEvent)
-        if depth > DEEPEST:
-            raise ValueError(f"they have more than {DEEPEST} levels")
-        if aliases > MOST_ALIASES:
-            raise ValueError(f"they have more than {MOST_ALIASES} aliases")
 
 
 def write_card(fields: Mapping[str, Any], text: str, old: ParsedCard | None = None) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from ._reading import regular_file
 from .container import Entry, Header, read_header, read_prefix
 from .errors import BaseError, DeltaError
 from .layout import PICKLE_SUFFIXES, check_variant, file_names, part_folders, read_json, weight_files
@@ -241,10 +242,10 @@ def read_file_header(path: Path) -> tuple[Header, os.stat_result]:
         BaseError: it cannot be read, or is damaged.
     """
     try:
-        with path.open("rb") as stream:
+        with regular_file(path, BaseError) as stream:
             about = os.fstat(stream.fileno())
             return read_header(read_prefix(stream, about.st_size), about.st_size, foreign=True), about
-    except OSError as error:
-        raise BaseError(f"{path}: could not be read ({error.strerror})") from None
+    except BaseError:
+        raise
     except DeltaError as error:
         raise BaseError(f"{path}: {error.message}", fix=error.fix) from None

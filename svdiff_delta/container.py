@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import IO, Any, Final, NamedTuple
 
 from ._json import JSON, MAX_INTEGER, canonical_json, end_of_object, strict_json
+from ._limits import DIMENSIONS
 from ._members import members
 from ._text import counted
 from .errors import HeaderError
@@ -221,6 +222,8 @@ def _entry(name: str, fields: JSON, foreign: bool) -> Entry:
         raise HeaderError(f"{name}: unknown dtype {dtype!r}")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise HeaderError(f"{name}: shape and data_offsets must be lists of whole numbers below 2^53")
+    if foreign and len(shape) > DIMENSIONS:
+        raise HeaderError(f"{name}: has {len(shape):,} dimensions, more than {DIMENSIONS}")
     start, stop = offsets
     size = _size(name, shape)
     bits = 8 * ITEM_SIZE[dtype] if dtype in ITEM_SIZE else FOREIGN_BITS.get(dtype)

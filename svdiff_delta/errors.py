@@ -135,3 +135,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in EXHAUSTED)
+
+
+def refusal(what: object, error: BaseException, doing: str = "read") -> str:
+    """Return the line for what the system refused.
+
+    Args:
+        what: the path that is named where the error names none.
+        error: an OSError, or a ValueError of a path that no system takes.
+        doing: what could not be done.
+    """
+    if isinstance(error, OSError):
+        name, why = error.filename, error.strerror or str(error) or type(error).__name__
+        named = name if isinstance(name, str) and name else what
+        return f"{named}: could not be {doing} ({why})"
+    why = "its name cannot be written on this system" if isinstance(error, UnicodeError) else "its name has a NUL"
+    return f"{what}: could not be {doing} ({why})"

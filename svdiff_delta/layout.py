@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
+from ._json import read_object
+from ._limits import CONFIGURATION, INDEX
 from ._paths import below
+from ._reading import system_errors
+from ._typed import build, keys_of
 from .errors import BaseError
 
 WEIGHT_NAMES: Final = ("diffusion_pytorch_model", "model")
@@ -110,17 +115,47 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file of a base.
 
     Raises:
-        BaseError: there is no such file, or it is not a JSON object.
+        BaseError: there is no such file, it is not a JSON object, it is too large, or what is read of it has another
+            type; the message names file and key.
     """
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise BaseError(f"{path}: could not be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise BaseError(f"{path}: is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise BaseError(f"{path}: is not a JSON object")
-    return value
+    found = read_object(path, INDEX if is_index(path.name) else CONFIGURATION, BaseError)
+    build(_Read, {key: found[key] for key in _KEYS if key in found}, str(path), BaseError)
+    return found
+
+
+class _Quantization(msgspec.Struct):
+    """What is read of how a model is quantized."""
+
+    quant_method: str | None = None
+
+
+class _Text(msgspec.Struct):
+    """What is read of the language model in another one."""
+
+    vocab_size: int | None = None
+
+
+class _Read(msgspec.Struct):
+    """What this program reads of configurations and indices, of whatever class; all else is for its library.
+
+    Numbers that no file of another program has elsewhere, such as infinity, may stand in what is not read.
+    """
+
+    _class_name: str | list[str] | None = None
+    architectures: list[str] | None = None
+    model_type: str | None = None
+    dtype: str | dict[str, Any] | None = None
+    torch_dtype: str | dict[str, Any] | None = None
+    vocab_size: int | None = None
+    tie_word_embeddings: bool | None = None
+    text_config: _Text | None = None
+    quantization_config: _Quantization | None = None
+    sample_size: int | list[int] | None = None
+    prediction_type: str | None = None
+    weight_map: dict[str, str] | None = None
+
+
+_KEYS: Final = keys_of(_Read)
 
 
 def part_folders(path: Path) -> dict[str, Path]:
@@ -143,10 +178,8 @@ def file_names(folder: Path) -> set[str]:
     Raises:
         BaseError: it cannot be read.
     """
-    try:
+    with system_errors(folder, BaseError):
         return {path.name for path in folder.iterdir()}
-    except OSError as error:
-        raise BaseError(f"{folder}: could not be read ({error.strerror})") from None
 
 
 def _single_name(stem: str, variant: str | None) -> str:

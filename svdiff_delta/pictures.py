@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
+from ._reading import read_bytes
 from .errors import InputError
 
 LARGEST: Final = 20 * 2**20
@@ -33,12 +34,7 @@ def clean_picture(path: Path) -> tuple[str, bytes]:
     Raises:
         InputError: it cannot be read, is neither or broken, is larger than 20 MB, or EXIF turns it.
     """
-    try:
-        if path.stat().st_size > LARGEST:
-            raise InputError(f"{path}: has more than {LARGEST:,} bytes", fix="save it smaller")
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror})") from None
+    raw = read_bytes(path, LARGEST)
     if not raw.startswith((_PNG, _JPEG)):
         raise InputError(f"{path}: is neither PNG nor JPEG", fix="save it as PNG")
     try:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import Final
 
+from ._patterns import check_pattern, glob
 from .addresses import Layout, is_address, select_addresses
 from .errors import InputError, SelectionError
 from .subsets import SUBSETS, subset
@@ -53,6 +53,7 @@ def match(
 def _match_one(
     shapes: Mapping[str, tuple[int, ...]], selector: str, sample_size: int | None, layout: Layout | None
 ) -> set[str]:
+    check_pattern(selector, SelectionError)
     if selector in shapes:
         return {selector}
     if rule := subset(selector):
@@ -65,7 +66,7 @@ def _match_one(
             )
         found = select_addresses(shapes, selector, sample_size, layout)
     elif any(char in selector for char in "*?["):
-        found = {name for name in shapes if fnmatchcase(name, selector)}
+        found = set(filter(glob(selector, SelectionError), shapes))
     else:
         raise SelectionError(
             f"{selector!r}: is neither a subset nor a parameter here",

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
 
+from ._limits import LAYERS, MODULES
+from ._text import shown
 from .errors import BaseError, MissingExtraError
 from .layout import read_json
+
+LEVELS: Final = 8
+"""Configurations within one another that are looked at."""
 
 
 def build_skeleton(name: str, library: str, class_name: str, folder: Path | None) -> nn.Module:
@@ -41,16 +48,54 @@ def build_skeleton(name: str, library: str, class_name: str, folder: Path | None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise BaseError(f"{name}: {library} has no model class {class_name}", fix="install a newer one")
     cls: Any = found
+    said = read_json(folder / "config.json")
     try:
-        with torch.device("meta"):
+        _check_counts(said)
+        with torch.device("meta"), _few_modules():
             if library == "diffusers":
-                model = cls.from_config(read_json(folder / "config.json"))
+                model = cls.from_config(said)
             else:
                 model = cls(cls.config_class.from_pretrained(str(folder), local_files_only=True))
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - of wrong values, code of other libraries raises whatever it happens to
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BaseError(f"{name}: {class_name} cannot be built from {folder / 'config.json'} ({reason})") from None
     return cast("nn.Module", model)
+
+
+_COUNT: Final = re.compile(r"(?:.*_)?(?:n_?)?(?:layers?|blocks|depths?|experts)(?:_per_block)?")
+
+
+def _check_counts(said: Mapping[str, Any], level: int = 0) -> None:
+    """Raise ValueError if a configuration asks for more layers than any model has: to begin them would fill memory."""
+    for key, value in said.items():
+        counted = _COUNT.fullmatch(key) is not None
+        for number in value if isinstance(value, list) else [value]:
+            if counted and isinstance(number, int | float) and number > LAYERS:
+                raise ValueError(f"{key} is {shown(number)}, more than {LAYERS:,}")
+            if isinstance(number, Mapping) and level < LEVELS:
+                _check_counts(number, level + 1)
+
+
+@contextmanager
+def _few_modules() -> Iterator[None]:
+    """Let no more modules and parameters be made within the block than any model has."""
+    made = 0
+
+    def count(module: nn.Module, name: str, part: Any) -> None:  # noqa: ARG001
+        nonlocal made
+        made += 1
+        if made > MODULES:
+            raise ValueError(f"it would have more than {MODULES:,} layers and parameters")
+
+    handles = [
+        torch.nn.modules.module.register_module_module_registration_hook(count),
+        torch.nn.modules.module.register_module_parameter_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def tied_groups(skeleton: nn.Module) -> dict[str, tuple[str, ...]]:

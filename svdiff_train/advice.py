@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from math import isfinite
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
+from svdiff_delta._limits import CARD_HEAD
+from svdiff_delta._reading import read_text
+from svdiff_delta._text import shown
+from svdiff_delta._typed import build
+from svdiff_delta._yaml import parse_yaml
 from svdiff_delta.base import Base
-from svdiff_delta.errors import BaseError
+from svdiff_delta.errors import BaseError, InputError
+from svdiff_delta.licence import LARGEST_CARD
 
 from .config import TrainConfig
 
@@ -46,9 +50,9 @@ def advice_of(base: Base) -> Advice:
     for name, value in said.items():
         if name not in known:
             raise BaseError(f"{path}: {BLOCK} says {name!r}, which means nothing", fix=f"use {', '.join(known)}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value <= 0:
-            raise BaseError(f"{path}: {BLOCK}.{name} must be a finite number above 0, is {value!r}")
-    return Advice(**{name: float(value) for name, value in said.items()})
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
+            raise BaseError(f"{path}: {BLOCK}.{name} must be a finite number above 0, is {shown(value)}")
+    return build(Advice, said, f"{path}: {BLOCK}", BaseError)
 
 
 def settle(config: TrainConfig, base: Base) -> TrainConfig:
@@ -84,15 +88,11 @@ def rate_lines(config: TrainConfig, base: Base) -> Iterator[str]:
 def _block(path: Path) -> dict[str, Any]:
     """Return the block of a card; a card whose head cannot be read says nothing."""
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return {}
-    parts = text.split("---\n", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return {}
-    try:
-        head = yaml.safe_load(parts[1])
-    except (yaml.YAMLError, ValueError):
+        parts = read_text(path, LARGEST_CARD).split("---\n", 2)
+        if len(parts) < 3 or parts[0].strip():
+            return {}
+        head = parse_yaml(parts[1], str(path), CARD_HEAD)
+    except InputError:
         return {}
     block = head.get(BLOCK) if isinstance(head, dict) else None
     return block if isinstance(block, dict) else {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
 
 from svdiff_delta.errors import InputError
 
@@ -88,22 +87,17 @@ class Concept:
         names = ("prompt", "class_prompt", "token", "phrase") if with_prior else ("prompt", "token", "phrase")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
-    @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> Self:
-        """Return the concept that a table of a run file describes.
 
-        Raises:
-            InputError: something is missing, is no setting of a concept, or is not text.
-        """
-        known = [field.name for field in fields(cls)]
-        if unknown := sorted(facts.keys() - set(known)):
-            raise InputError(f"{unknown[0]!r} is no setting of a concept", fix=f"known are {', '.join(known)}")
-        for name in ("images", "prompt"):
-            if name not in facts:
-                raise InputError(f"a concept has no {name}", fix=f"say its {name}")
-        if wrong := [name for name, value in facts.items() if not isinstance(value, str | Path | None)]:
-            raise InputError(f"{wrong[0]} of a concept must be text, is {facts[wrong[0]]!r}")
-        return cls(**{**facts, "images": Path(facts["images"])})
+def check_fields(facts: object) -> None:
+    """Raise InputError if a table of a run file has not what describes a concept, or what is none of its settings."""
+    if not isinstance(facts, Mapping):
+        raise InputError("concepts must be tables", fix="write [[concepts]] above each")
+    known = [field.name for field in fields(Concept)]
+    if unknown := sorted(map(str, facts.keys() - set(known))):
+        raise InputError(f"{unknown[0]!r} is no setting of a concept", fix=f"known are {', '.join(known)}")
+    for name in ("images", "prompt"):
+        if name not in facts:
+            raise InputError(f"a concept has no {name}", fix=f"say its {name}")
 
 
 def check_concepts(concepts: Sequence[Concept]) -> None:

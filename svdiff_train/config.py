@@ -8,9 +8,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Final, Literal, Self, get_args
 
+from svdiff_delta._typed import build
 from svdiff_delta.errors import InputError
 
-from .concept import Concept, check_concepts
+from .concept import Concept, check_concepts, check_fields
 from .wording import ABOVE, BESIDE, check_templates
 
 Precision = Literal["no", "fp16", "bf16"]
@@ -295,12 +296,9 @@ class TrainConfig:
         }
         if not values.get("prompt") and not values.get("concepts"):
             raise InputError("the run's description is incomplete (it has no prompt)", fix="say a prompt, or concepts")
-        if values.get("concepts"):
-            values["concepts"] = tuple(Concept.from_facts(concept) for concept in values["concepts"])
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise InputError(f"the run's description is broken ({error})") from None
+        for concept in values.get("concepts") or ():
+            check_fields(concept)
+        return build(cls, values)
 
 
 ALWAYS: Final = (

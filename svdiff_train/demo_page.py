@@ -12,6 +12,7 @@ from PIL import Image
 from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
 
+from .data import open_image
 from .edit import EditConfig, edit
 from .page import Section
 from .sample import Sampling, generate
@@ -149,7 +150,7 @@ def sections(painter: Painter, alphas: Sequence[float], part: str, rank: int) ->
 
 def _learned(painter: Painter, subject: Subject) -> Section:
     pictures = sorted((painter.folder / "pictures" / subject.name).glob("*.png"))[:2]
-    shown = [("what it learned from", Image.open(path).convert("RGB")) for path in pictures]
+    shown = [("what it learned from", open_image(path)) for path in pictures]
     prompts = [subject.prompt, f"{subject.prompt} on a {GROUNDS[0]} background", subject.class_prompt]
     return Section(
         f"A {subject.name.replace('_', ' ')}, learned",
@@ -184,7 +185,7 @@ def _edited(painter: Painter) -> Section:
     config = EditConfig(steps=SAMPLING.steps, guidance=SAMPLING.guidance, source_prompt=subject.prompt)
     part = painter.parts[subject.name]
     with Stage(painter.pipeline, painter.base, [part], cache=painter.cache) as stage, stage.showing([1.0]):
-        found = edit(painter.pipeline, Image.open(painter.folder / picture), targets, config)
+        found = edit(painter.pipeline, open_image(painter.folder / picture), targets, config)
     command = painter.command(
         *("edit", "tiny", f"{subject.name}.safetensors", picture),
         *(word for target in targets for word in ("--prompt", target)),

@@ -9,6 +9,8 @@ from typing import Protocol
 
 from PIL import Image, ImageOps
 
+from svdiff_delta._limits import PICTURE
+from svdiff_delta._reading import read_bytes
 from svdiff_delta.errors import InputError
 
 from .concept import Concept
@@ -101,7 +103,7 @@ class FolderPictures:
         """Return a digest of what is trained on: the pictures' bytes and what describes them, in order."""
         total = hashlib.sha256()
         for index, picture in enumerate(self.found.pictures):
-            for part in (picture.path.read_bytes(), self.prompt(index).encode()):
+            for part in (read_bytes(picture.path, PICTURE), self.prompt(index).encode()):
                 total.update(hashlib.sha256(part).digest())
         return total.hexdigest()
 

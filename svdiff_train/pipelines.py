@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from svdiff_delta.base import Base
 from svdiff_delta.devices import find_device
-from svdiff_delta.errors import BaseError, MissingExtraError
+from svdiff_delta.errors import BaseError, MissingExtraError, is_out_of_memory
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -37,6 +37,11 @@ def load_pipeline(base: Base, *, device: str | torch.device = "cpu", dtype: str 
     device = find_device(device)
     if not base.pipeline:
         raise BaseError(f"{base.path}: is one model, not a whole pipeline", fix="name the pipeline's folder")
+    if base.absent:  # of a tokenizer that is not there, transformers makes an empty one
+        raise BaseError(
+            f"{base.path}: has no folder {base.absent[0]}, which its model_index.json names",
+            fix="fetch the base again, with all of its parts",
+        )
     try:
         import diffusers
         import transformers
@@ -50,10 +55,23 @@ def load_pipeline(base: Base, *, device: str | torch.device = "cpu", dtype: str 
         pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(
             str(base.path), dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True
         )
-    except (OSError, ValueError, RuntimeError, AttributeError) as error:
-        raise BaseError(f"{base.path}: diffusers could not load it ({error})") from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise BaseError(f"{base.path}: diffusers could not load it ({error or type(error).__name__})") from error
+    _check_texts(base, pipeline)
     pipeline.set_progress_bar_config(disable=True)
     return cast("DiffusionPipeline", pipeline.to(device))
+
+
+def _check_texts(base: Base, pipeline: Any) -> None:
+    """Raise BaseError if a pipeline has switched off what reads prompts: it would fail at the first one."""
+    for name in ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"):  # a third one is optional
+        if name in pipeline.components and pipeline.components[name] is None:
+            raise BaseError(
+                f"{base.path}: has no {name}, which its pipeline reads prompts with",
+                fix="fetch the base again, with all of its parts",
+            )
 
 
 def weights_digest(pipeline: Any) -> str:

@@ -15,6 +15,7 @@ from svdiff_delta._json import JSON, canonical_json
 from svdiff_delta.base import Base
 from svdiff_delta.errors import InputError
 
+from .picture_file import opened_picture
 from .sample import Sampling
 from .schedulers import make_scheduler
 
@@ -104,9 +105,6 @@ def read_facts(path: Path) -> dict[str, str]:
     Raises:
         InputError: it cannot be read as a picture.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return {name: str(value) for name, value in getattr(image, "text", {}).items()}
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: could not be read as a picture ({error})") from None
+    with opened_picture(path) as image:
+        image.load()
+        return {name: str(value) for name, value in getattr(image, "text", {}).items()}

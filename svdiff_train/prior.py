@@ -11,9 +11,11 @@ from typing import Any, Final
 from PIL import Image
 
 from svdiff_delta._atomic import replace_file
-from svdiff_delta._json import JSON, as_object, canonical_json, strict_json
-from svdiff_delta.errors import InputError, MetadataError
+from svdiff_delta._json import JSON, canonical_json, read_object
+from svdiff_delta._limits import RECORD as LARGEST_RECORD
+from svdiff_delta.errors import InputError
 
+from .picture_file import opened_picture
 from .processes import ALONE, Crew
 from .sample import Sampling, generate
 
@@ -90,11 +92,8 @@ def _name(index: int) -> str:
 
 
 def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise InputError(f"{path}: could not be read as a picture ({error})", fix="delete it") from None
+    with opened_picture(path, fix="delete it") as image:
+        return image.convert("RGB")
 
 
 def _check_record(folder: Path, wanted: dict[str, JSON]) -> None:
@@ -105,7 +104,7 @@ def _check_record(folder: Path, wanted: dict[str, JSON]) -> None:
         with replace_file(path, overwrite=False) as stream:
             stream.write(canonical_json(wanted))
         return
-    found = as_object(strict_json(path.read_bytes(), str(path), MetadataError), str(path))
+    found = read_object(path, LARGEST_RECORD)
     if found != wanted:
         names = [name for name in wanted if found.get(name) != wanted[name]]
         raise InputError(

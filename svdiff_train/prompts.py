@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+from svdiff_delta._limits import PROMPTS
 from svdiff_delta.errors import InputError
 
-from .text import read_text
+from .text import text_lines
 
 TOKENIZERS: Final = ("tokenizer", "tokenizer_2", "tokenizer_3")
 """What pipelines call their tokenizers."""
@@ -19,7 +20,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         InputError: it cannot be read, is not UTF-8, or has none.
     """
-    prompts = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    prompts = text_lines(path, PROMPTS)
     if not prompts:
         raise InputError(f"{path}: has no prompt", fix="write one per line")
     return prompts

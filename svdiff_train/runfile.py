@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Union, get_type_hints
 
+import msgspec
 import tomli_w
 
 from svdiff_delta._atomic import replace_file
+from svdiff_delta._limits import RUN_FILE
+from svdiff_delta._toml import read_toml
+from svdiff_delta._typed import build
 from svdiff_delta.errors import InputError
+from svdiff_delta.repository import exists
 
 from .concept import Concept
 from .config import TrainConfig
@@ -30,35 +34,43 @@ def read_run(path: Path) -> dict[str, Any]:
     Several concepts are tables `[[concepts]]`, each with `images`, `prompt` and whatever else a `Concept` has.
 
     Raises:
-        InputError: it cannot be read, is no TOML, or has a key that is no setting.
+        InputError: it cannot be read, is no TOML, has a key that is no setting, or a value of another type.
     """
-    try:
-        found = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: could not be read as TOML ({error})") from None
+    found = read_toml(path, RUN_FILE)
     known = {field.name for field in fields(TrainConfig)} | {*PLACES}
     if unknown := sorted(found.keys() - known):
         raise InputError(f"{path}: {unknown[0]!r} is no setting", fix=f"known are {', '.join(sorted(known))}")
     for key in PLACES:
-        if isinstance(place := found.get(key), str) and (key == "images" or (path.parent / place).exists()):
+        if isinstance(place := found.get(key), str) and (key == "images" or exists(path.parent / place)):
             found[key] = str(path.parent / place)
-    if (tables := found.get("concepts")) is not None:
-        if not isinstance(tables, list):
-            raise InputError(f"{path}: concepts must be tables", fix="write [[concepts]] above each")
+    tables = found.get("concepts")
+    if tables is not None and not (isinstance(tables, list) and all(isinstance(table, dict) for table in tables)):
+        raise InputError(f"{path}: concepts must be tables", fix="write [[concepts]] above each")
+    if tables is not None:
         found["concepts"] = [_concept(path, table) for table in tables]
+    build(_RunFile, found, str(path))
     return found
 
 
-def _concept(path: Path, table: Any) -> dict[str, Any]:
+def _concept(path: Path, table: dict[str, Any]) -> dict[str, Any]:
     """Return a table of a concept, its folder as seen from here."""
-    if not isinstance(table, dict):
-        raise InputError(f"{path}: concepts must be tables", fix="write [[concepts]] above each")
     if unknown := sorted(table.keys() - CONCEPT):
         raise InputError(
             f"{path}: {unknown[0]!r} is no setting of a concept", fix=f"known are {', '.join(sorted(CONCEPT))}"
         )
     images = table.get("images")
     return {**table, "images": str(path.parent / images)} if isinstance(images, str) else table
+
+
+def _optional(kind: type, **others: Any) -> type:
+    """Return a Struct of the fields of a dataclass, each of its type or left out."""
+    types = {**get_type_hints(kind), **others}
+    fields = [(name, Union[each, msgspec.UnsetType], msgspec.UNSET) for name, each in types.items()]  # noqa: UP007
+    return msgspec.defstruct(kind.__name__, fields, kw_only=True)
+
+
+_RunFile: Final = _optional(TrainConfig, base=str, images=str, concepts=list[_optional(Concept)])  # type: ignore[misc]
+"""The types of what a run file says."""
 
 
 def write_run(
@@ -82,7 +94,7 @@ def write_run(
         OutputError: it exists, or cannot be written.
     """
     plain = {key: value for key, value in settings.items() if key != "concepts" and value is not None}
-    plain["base"] = _relative(Path(base), path) if Path(base).exists() else base
+    plain["base"] = _relative(Path(base), path) if exists(Path(base)) else base
     if isinstance(images, Path):
         plain["images"] = _relative(images, path)
     parts = [tomli_w.dumps(dict(sorted(plain.items())))]

@@ -1,21 +1,25 @@
-"""Text files that people wrote."""
+"""Text files that people wrote, with one thing on each line."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from svdiff_delta._limits import LINE
+from svdiff_delta._reading import read_text
 from svdiff_delta.errors import InputError
 
 
-def read_text(path: Path) -> str:
-    """Return a text file's content, without the byte order mark that some editors write.
+def text_lines(path: Path, largest: int) -> list[str]:
+    """Return the lines of a text file that are not empty, without space around them.
+
+    Args:
+        path: the file.
+        largest: how many bytes it may have.
 
     Raises:
-        InputError: it cannot be read, or is not UTF-8.
+        InputError: it cannot be read, is not UTF-8, is larger, or a line is too long.
     """
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 (byte {error.start})", fix="save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror})") from None
+    lines = [line.strip() for line in read_text(path, largest).splitlines() if line.strip()]
+    if any(len(line) > LINE for line in lines):
+        raise InputError(f"{path}: a line has more than {LINE:,} characters", fix="split it")
+    return lines

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from svdiff_delta._patterns import glob
 from svdiff_delta.errors import SelectionError, TrainError
 
 from .attention import Layer, Maps, cross_attention, recorded
@@ -159,7 +159,7 @@ def choose_layers(
 
 
 def _matches(name: str, pattern: str) -> bool:
-    return pattern in name or fnmatchcase(name, pattern)
+    return pattern in name or glob(pattern)(name)
 
 
 def _places_in_prompts(family: Family, concepts: Sequence[Concept], mixing: Mixing) -> Mapping[Mix, Places]:

@@ -1,6 +1,9 @@
-"""Read broken delta files by the hundred thousand: each is refused by a DeltaError, or read correctly.
+"""Read broken files by the ten thousand: each is refused by a DeltaError, or read correctly.
 
-    python tests/fuzz.py [--count 100000] [--seed 0] [--keep FOLDER]
+    python tests/fuzz.py [--kind delta] [--count 100000] [--seed 0] [--keep FOLDER] [--jobs 2]
+
+Kinds are deltas; adapters of all dialects; recipes, manifests and run files; configurations of bases; pictures; entries
+of the cache; model cards. Of deltas:
 
 "Read correctly" means that every value is finite, and that what is written again is read as the same. Nothing else may
 be raised, no warning be given, no file take a second, and none more memory than ten times its size and a megabyte,
@@ -10,24 +13,31 @@ which is what Python needs to parse a few kilobytes.
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import signal
 import sys
 import time
 import tracemalloc
 import warnings
 from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
+from support.measured import Target, fuzz_target
 from support.mutants import mutant
 
 from svdiff_delta.errors import LONGEST, DeltaError
 from svdiff_delta.file import dumps, loads
 
+DELTA = "delta"
 SECONDS, TIMES, ALLOWANCE = 1.0, 10, 1_000_000
 HANG = 20
 """Seconds after which a file that is still being read is given up."""
@@ -89,7 +99,7 @@ def examine(raw: bytes) -> Outcome:
     return Outcome(kind, seconds, taken)
 
 
-def fuzz(count: int, seed: int, keep: Path | None = None) -> tuple[Counter[str], float, int]:
+def fuzz(count: int, seed: int, keep: Path | None = None, *, first: int = 0) -> tuple[Counter[str], float, int]:
     """Examine mutants; return how many came out how, the most seconds and the most bytes.
 
     Raises:
@@ -104,7 +114,7 @@ def fuzz(count: int, seed: int, keep: Path | None = None) -> tuple[Counter[str],
     signal.signal(signal.SIGALRM, give_up)
     tracemalloc.start()
     try:
-        for number in range(count):
+        for number in range(first, first + count):
             name, raw = mutant(seed, number)
             try:
                 outcome = examine(raw)
@@ -121,18 +131,61 @@ def fuzz(count: int, seed: int, keep: Path | None = None) -> tuple[Counter[str],
     return kinds, slowest, largest
 
 
+def deltas(numbers: range, seed: int, keep: Path | None) -> Counter[str]:
+    """Examine deltas of these numbers; return how many came out how."""
+    return fuzz(len(numbers), seed, keep, first=numbers.start)[0]
+
+
+def work(kind: str, numbers: range, seed: int, keep: Path | None) -> Counter[str]:
+    """Read the files of one kind that have these numbers, in a process of its own.
+
+    Raises:
+        AssertionError: one of them failed.
+    """
+    if kind == DELTA:
+        return deltas(numbers, seed, keep)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # names in broken files may be those of repositories
+    import torch
+
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)  # of transformers and huggingface_hub, on odd values
+    return fuzz_target(kind, targets()[kind], numbers, seed, keep)
+
+
+def targets() -> Mapping[str, Target]:
+    """Return all kinds but deltas, whose readers need torch."""
+    from support.broken_kinds import TARGETS
+
+    return TARGETS
+
+
 def main() -> None:
     """Fuzz, and say what came out."""
+    counts = {DELTA: 100_000, **{name: target.count for name, target in targets().items()}}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--kind", choices=[*counts], action="append", help="all, if none is named")
+    parser.add_argument("--count", type=int, help="files of each kind, if not as many as it has")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=Path("fuzz-out"), help="where a file that fails is written")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     arguments = parser.parse_args()
-    begun = time.perf_counter()
-    kinds, slowest, largest = fuzz(arguments.count, arguments.seed, arguments.keep)
-    total = ", ".join(f"{kind} {number:,}" for kind, number in kinds.most_common())
-    print(f"{arguments.count:,} files in {time.perf_counter() - begun:.0f} s: {total}")
-    print(f"slowest {slowest * 1000:.0f} ms (limit 1,000), most memory {largest:,} bytes")
+    failed = False
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+        for kind in arguments.kind or counts:
+            begun, count = time.perf_counter(), arguments.count or counts[kind]
+            step = -(-count // (4 * arguments.jobs))
+            parts = [range(first, min(first + step, count)) for first in range(0, count, step)]
+            futures = [pool.submit(work, kind, part, arguments.seed, arguments.keep) for part in parts]
+            kinds: Counter[str] = Counter()
+            for future in futures:
+                try:
+                    kinds += future.result()
+                except AssertionError as error:
+                    failed = True
+                    print(f"FAILED {error}")
+            total = ", ".join(f"{name} {number:,}" for name, number in kinds.most_common())
+            print(f"{kind}: {kinds.total():,} files in {time.perf_counter() - begun:.0f} s: {total}", flush=True)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -12,6 +11,7 @@ import click
 from svdiff_delta._text import printable
 
 from . import options
+from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, open_deltas, open_reference, say, sole_component
 
@@ -78,7 +78,7 @@ def bake(
     silent = quiet or as_json
     if dry_run:
         plan.check_identity()
-        click.echo(json.dumps({**facts, "written": False})) if as_json else _tell(facts, quiet=quiet)
+        echo_json({**facts, "written": False}) if as_json else _tell(facts, quiet=quiet)
         return
     with Bar("computing bases", quiet=silent) as bar:
         plan.check_weights(bar)
@@ -86,11 +86,11 @@ def bake(
         baked = write_bake(plan, overwrite=force, progress=bar)
     losses = {name: loss.share for name, loss in baked.losses.items()}
     if as_json:
-        click.echo(json.dumps({**facts, "written": True, "lost": baked.loss.share, "losses": losses}))
+        echo_json({**facts, "written": True, "lost": baked.loss.share, "losses": losses})
     elif not quiet:
-        click.echo(f"wrote {output}")
+        echo(f"wrote {output}")
         if baked.loading:
-            click.echo(f"it is loaded with `{printable(baked.loading)}`")
+            echo(f"it is loaded with `{printable(baked.loading)}`")
         for remark in baked.remarks:
             say(f"note: {remark}")
         _tell_losses(baked.losses, baked.loss)
@@ -114,13 +114,13 @@ def _facts(plan: Plan) -> dict[str, object]:
 def _tell(facts: dict[str, object], *, quiet: bool) -> None:
     if quiet:
         return
-    click.echo(f"would write {facts['output']}: {facts['files']} files")
+    echo(f"would write {facts['output']}: {facts['files']} files")
     for file in cast("list[str]", facts["rewritten"]):
-        click.echo(f"  with new weights: {file}")
-    click.echo(f"shifted weights  {facts['parameters']:>16,}")
-    click.echo(f"disk needed      {facts['bytes']:>16,} bytes of {facts['free']:,} free")
-    click.echo(f"memory, about    {facts['memory']:>16,} bytes")
-    click.echo(f"bases to compute {facts['bases_missing']:>16,}")
+        echo(f"  with new weights: {file}")
+    echo(f"shifted weights  {facts['parameters']:>16,}")
+    echo(f"disk needed      {facts['bytes']:>16,} bytes of {facts['free']:,} free")
+    echo(f"memory, about    {facts['memory']:>16,} bytes")
+    echo(f"bases to compute {facts['bases_missing']:>16,}")
     for remark in cast("list[str]", facts["remarks"]):
         say(f"note: {remark}")
 
@@ -130,7 +130,7 @@ def _tell_losses(losses: Mapping[str, Loss], whole: Loss) -> None:
     if not losses:
         return
     worst = max(losses, key=lambda name: losses[name].share)
-    click.echo(f"rounding lost {whole.share:.1%} of the change; most in {worst}, {losses[worst].share:.1%}")
+    echo(f"rounding lost {whole.share:.1%} of the change; most in {worst}, {losses[worst].share:.1%}")
     if many := sum(loss.share > MUCH for loss in losses.values()):
         say(
             f"warning: {many} of {len(losses)} weights lost more than a third of their change in rounding: "

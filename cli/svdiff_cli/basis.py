@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from svdiff_delta._text import counted
 from svdiff_delta.errors import CacheError, SelectionError
 
 from . import options
+from .printing import echo, echo_json
 from .progress import Bar
 from .references import needs, open_reference, say
 
@@ -108,12 +108,12 @@ def _tell_built(
     covered, values = count_values(base, parameters)
     if as_json:
         facts = {"folder": str(cache.root), "bases": len(kept), "bytes": sum(kept)}
-        click.echo(json.dumps({**facts, "covered": covered, "values": values}))
+        echo_json({**facts, "covered": covered, "values": values})
     for remark in remarks(base, parameters):
         say(f"note: {remark}", quiet=quiet or as_json)
     if not (quiet or as_json):
-        click.echo(f"{counted(len(kept), 'basis', 'bases')}, {sum(kept):,} bytes in {cache.root}")
-        click.echo(f"the chosen weights cover {covered:,} of {values:,} values ({covered / values:.1%})")
+        echo(f"{counted(len(kept), 'basis', 'bases')}, {sum(kept):,} bytes in {cache.root}")
+        echo(f"the chosen weights cover {covered:,} of {values:,} values ({covered / values:.1%})")
     if len(kept) < len(keys):
         raise CacheError(
             f"{cache.root}: {len(keys) - len(kept)} of {len(keys)} bases could not be kept",
@@ -129,12 +129,12 @@ def list_(as_json: bool) -> None:
     entries = cache.entries()
     if as_json:
         rows = [{"file": str(entry.path), "bytes": entry.bytes, "used": entry.used} for entry in entries]
-        click.echo(json.dumps({"folder": str(cache.root), "entries": rows}))
+        echo_json({"folder": str(cache.root), "entries": rows})
         return
     for entry in entries:
         days = (time.time() - entry.used) / DAY
-        click.echo(f"{entry.path.stem}  {entry.bytes:>13,} bytes  used {days:.1f} days ago")
-    click.echo(_sum_of(entries, cache))
+        echo(f"{entry.path.stem}  {entry.bytes:>13,} bytes  used {days:.1f} days ago")
+    echo(_sum_of(entries, cache))
 
 
 @basis.command()
@@ -145,11 +145,11 @@ def verify(as_json: bool) -> None:
     damaged = {str(path): reason for path, reason in cache.damaged()}
     entries = cache.entries()
     if as_json:
-        click.echo(json.dumps({"folder": str(cache.root), "entries": len(entries), "damaged": damaged}))
+        echo_json({"folder": str(cache.root), "entries": len(entries), "damaged": damaged})
     else:
         for path, reason in damaged.items():
-            click.echo(f"{path}: {reason}")
-        click.echo(f"{counted(len(entries), 'entry', 'entries')}, {len(damaged)} damaged")
+            echo(f"{path}: {reason}")
+        echo(f"{counted(len(entries), 'entry', 'entries')}, {len(damaged)} damaged")
     if damaged:
         raise CacheError(
             f"{cache.root}: {len(damaged)} of {len(entries)} entries are damaged",
@@ -173,10 +173,10 @@ def prune(max_size: int, dry_run: bool, as_json: bool, quiet: bool) -> None:
     size = sum(entry.bytes for entry in removed)
     if as_json:
         rows = [str(entry.path) for entry in removed]
-        click.echo(json.dumps({"folder": str(cache.root), "removed": rows, "bytes": size, "dry_run": dry_run}))
+        echo_json({"folder": str(cache.root), "removed": rows, "bytes": size, "dry_run": dry_run})
     elif not quiet:
         verb = "would remove" if dry_run else "removed"
-        click.echo(f"{verb} {counted(len(removed), 'entry', 'entries')}, {size:,} bytes, from {cache.root}")
+        echo(f"{verb} {counted(len(removed), 'entry', 'entries')}, {size:,} bytes, from {cache.root}")
 
 
 def _cache(*, two_sided: bool = False, device: str = "cpu") -> BasisCache:

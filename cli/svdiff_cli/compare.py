@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -10,6 +9,7 @@ import click
 from svdiff_delta._text import counted, printable
 
 from . import options
+from .printing import echo, echo_json
 from .references import keep_apart, open_deltas, open_reference, sole_component
 
 
@@ -26,19 +26,19 @@ def diff(a: str, b: str, layers: bool, as_json: bool) -> None:
     found = difference(first, second)
     if as_json:
         facts = {"only in a": found.only_a, "only in b": found.only_b, "norms": found.norms}
-        click.echo(json.dumps({**facts, "norm": found.norm, "relative": found.relative, "equal": found.equal}))
+        echo_json({**facts, "norm": found.norm, "relative": found.relative, "equal": found.equal})
         return
     if found.equal:
-        click.echo("the same δ in every parameter")
+        echo("the same δ in every parameter")
         return
-    click.echo(f"difference {found.norm:.4g}, {found.relative:.2%} of A, in {counted(found.changed, 'parameter')}")
+    echo(f"difference {found.norm:.4g}, {found.relative:.2%} of A, in {counted(found.changed, 'parameter')}")
     for label, names in ((f"only in {a}", found.only_a), (f"only in {b}", found.only_b)):
         if names:
-            click.echo(f"{label}: {counted(len(names), 'parameter')}")
+            echo(f"{label}: {counted(len(names), 'parameter')}")
     if layers:
         for name, norm in found.norms.items():
             if norm:
-                click.echo(f"{norm:>12.4g}  {printable(name)}")
+                echo(f"{norm:>12.4g}  {printable(name)}")
 
 
 @click.command(cls=options.LightCommand)
@@ -62,12 +62,12 @@ def correlate(deltas: tuple[str, ...], plot: Path | None, force: bool, as_json: 
         keep_apart(plot, *deltas)
         heat_map(names, matrix, plot, overwrite=force)
     if as_json:
-        click.echo(json.dumps({"names": names, "mean cosine": matrix.tolist()}))
+        echo_json({"names": names, "mean cosine": matrix.tolist()})
         return
     width = max(8, *map(len, names)) + 1
-    click.echo(" " * width + "".join(f"{printable(name):>{width}}" for name in names))
+    echo(" " * width + "".join(f"{printable(name):>{width}}" for name in names))
     for name, row in zip(names, matrix, strict=True):
-        click.echo(f"{printable(name):<{width}}" + "".join(f"{value:>{width}.3f}" for value in row))
+        echo(f"{printable(name):<{width}}" + "".join(f"{value:>{width}.3f}" for value in row))
 
 
 @click.command(cls=options.LightCommand)
@@ -89,9 +89,9 @@ def interfere(a: str, b: str, base: str | None, as_json: bool) -> None:
     found = interference(first, second, sigmas)
     if as_json:
         facts = {"cosine": found.cosine, "conflicts": found.conflicts, "clipped": found.clipped}
-        click.echo(json.dumps(facts))
+        echo_json(facts)
         return
-    click.echo(f"cosine             {found.cosine:.4f}")
-    click.echo(f"opposite signs     {found.conflicts:.1%} of what both move")
+    echo(f"cosine             {found.cosine:.4f}")
+    echo(f"opposite signs     {found.conflicts:.1%} of what both move")
     if found.clipped is not None:
-        click.echo(f"clipped at zero    {found.clipped:,} singular values")
+        echo(f"clipped at zero    {found.clipped:,} singular values")

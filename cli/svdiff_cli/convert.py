@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -13,6 +12,7 @@ from svdiff_delta._text import counted, printable
 
 from . import options
 from .manifest import TwoForms
+from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, local_file, needs, open_reference, say, sole_component
 from .writing import Writing, writes, writes_delta
@@ -246,10 +246,10 @@ def _finish(found: Conversion, source: str, writing: Writing, *, layers: bool) -
         writing.finish(found.delta, **facts)
     elif writing.as_json:
         about = {"output": str(writing.output), "parameters": len(written), "bytes": found.size}
-        click.echo(json.dumps({**about, **facts, "written": found.output is not None}))
+        echo_json({**about, **facts, "written": found.output is not None})
     elif not writing.quiet:
         verb = "would write" if found.output is None else "wrote"
-        click.echo(f"{verb} {writing.output}: {counted(len(written), 'parameter')}, {found.size:,} bytes")
+        echo(f"{verb} {writing.output}: {counted(len(written), 'parameter')}, {found.size:,} bytes")
 
 
 def _facts(found: Conversion, name: str) -> dict[str, float]:
@@ -274,25 +274,25 @@ def _print_captured(found: Conversion, *, layers: bool) -> None:
     width = max(len(block) for block, _ in groups)
     columns = _columns(found)
     head = "".join(f"{column:>12}" for column in columns)
-    click.echo(f"{'block':<{width}}{'parameters':>12}{'‖ΔW‖':>12}{head}")
+    echo(f"{'block':<{width}}{'parameters':>12}{'‖ΔW‖':>12}{head}")
     for block, names in groups:
         norm = _together(found.layers, names).whole ** 0.5
         shares = "".join(f"{_together(energies, names).captured:>12.2%}" for energies in columns.values())
-        click.echo(f"{printable(block):<{width}}{len(names):>12,}{norm:>12.4g}{shares}")
+        echo(f"{printable(block):<{width}}{len(names):>12,}{norm:>12.4g}{shares}")
     if found.outputs:
         plain, calibrated = total_output(found.outputs.values()).shares
-        click.echo(
+        echo(
             f"of what the change does to the inputs of {counted(len(found.outputs), 'layer')} {calibrated:.2%} is "
             f"captured; uncalibrated it would be {plain:.2%}"
         )
     if layers:
-        click.echo()
+        echo()
         for name, energy in found.layers.items():
             shares = "".join(f"{_together(energies, [name]).captured:>8.2%} " for energies in columns.values())
             rank = f"  rank {found.ranks[name]:<5}" if name in found.ranks else ""
-            click.echo(f"{shares}of {energy.whole**0.5:<10.4g}{rank}  {printable(name)}")
+            echo(f"{shares}of {energy.whole**0.5:<10.4g}{rank}  {printable(name)}")
     for name, reason in found.left_out.items():
-        click.echo(f"left out: {printable(name)}: {printable(reason)}")
+        echo(f"left out: {printable(name)}: {printable(reason)}")
 
 
 def _columns(found: Conversion) -> dict[str, Mapping[str, Energy]]:

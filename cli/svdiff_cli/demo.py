@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import options
+from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, needs
 from .train import watch_with
@@ -45,7 +45,7 @@ def demo(steps: int, seed: int, output: Path, force: bool, as_json: bool, quiet:
 
     def say(line: str) -> None:
         if not silent:
-            click.echo(line)
+            echo(line)
 
     with Bar("loading", quiet=silent) as bar, replace_folder(output, overwrite=force) as folder:
 
@@ -60,21 +60,21 @@ def demo(steps: int, seed: int, output: Path, force: bool, as_json: bool, quiet:
     if as_json:
         facts = asdict(report) | {"page": str(page), "sheet": str(sheet)}
         facts |= {"total seconds": seconds, "peak memory": memory}
-        click.echo(json.dumps(facts))
+        echo_json(facts)
     elif not quiet:
         _print(report, page, sheet, seconds, memory)
 
 
 def _print(report: Report, page: Path, sheet: Path, seconds: float, memory: int) -> None:
     base = report.sizes["base"]
-    click.echo()
+    echo()
     for name, size in report.sizes.items():
         share = "" if name == "base" else f"  1/{base / size:.0f} of the base"
-        click.echo(f"{size:>12,} bytes  {name}{share}")
-    click.echo()
+        echo(f"{size:>12,} bytes  {name}{share}")
+    echo()
     for dtype, difference in report.difference.items():
-        click.echo(f"attached and baked ({dtype}) pictures differ by at most {difference}/255")
-    click.echo(f"of which rounding to F16 does not explain {report.beyond_rounding}/255")
+        echo(f"attached and baked ({dtype}) pictures differ by at most {difference}/255")
+    echo(f"of which rounding to F16 does not explain {report.beyond_rounding}/255")
     most = f", at most {memory / 1e9:.1f} GB of memory" if memory else ""
-    click.echo(f"{seconds:.0f} s in all{most}")
-    click.echo(f"the page: {page}, and as a picture: {sheet}")
+    echo(f"{seconds:.0f} s in all{most}")
+    echo(f"the page: {page}, and as a picture: {sheet}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from svdiff_delta._text import counted
 
 from . import options
 from .painting import Given, all_seeds, open_given, say_cut
+from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, needs, open_reference
 
@@ -102,6 +102,8 @@ class _Command:
     def run(self, base: str, references: Sequence[str]) -> None:
         """Check, paint, write, and say so."""
         from svdiff_delta._atomic import check_output
+        from svdiff_delta._limits import PICTURE
+        from svdiff_delta._reading import read_bytes
 
         if self.both and self.no_invert:
             raise click.UsageError("--both and --no-invert exclude each other.")
@@ -128,7 +130,7 @@ class _Command:
             found = [self._paint(pipeline, image, config, first=config is configs[0]) for config in configs]
         facts |= {
             "deltas": [part_facts(part, weight) for part, weight in zip(parts, weights, strict=True)],
-            "image": hashlib.sha256(Path(picture).read_bytes()).hexdigest(),
+            "image": hashlib.sha256(read_bytes(Path(picture), PICTURE)).hexdigest(),
             "inverted": list(self.ways),
             "alpha": self.alpha,
             "source_prompt": configs[0].source_prompt,
@@ -137,9 +139,9 @@ class _Command:
         save_png(_sheet(self.edits, configs, found), self.output, facts, overwrite=self.force)
         count = sum(len(row) for edited in found for row in edited.pictures)
         if self.as_json:
-            click.echo(json.dumps({"output": str(self.output), "pictures": count, "cut": cut, **facts}))
+            echo_json({"output": str(self.output), "pictures": count, "cut": cut, **facts})
         elif not self.quiet:
-            click.echo(f"wrote {self.output}: {counted(count, 'edited picture')}")
+            echo(f"wrote {self.output}: {counted(count, 'edited picture')}")
 
     def _config(self, given: Sequence[Given], *, invert: bool) -> EditConfig:
         from svdiff_train.edit import EditConfig

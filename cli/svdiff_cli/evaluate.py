@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
+from .printing import echo
 from .references import keep_apart, needs, open_deltas, open_reference, split_variant
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def evaluate(base: str, output: Path, plot: Path | None, force: bool, as_json: b
     """
     from svdiff_delta._atomic import check_output, replace_file
     from svdiff_delta._json import canonical_json
+    from svdiff_delta._text import ascii_json
 
     check_output(output, overwrite=force, folder=False)
     if plot is not None:
@@ -80,7 +82,7 @@ def evaluate(base: str, output: Path, plot: Path | None, force: bool, as_json: b
     if plot is not None:
         _draw(results, plot, overwrite=force)
     if as_json:
-        click.echo(text)
+        echo(ascii_json(text.decode()))
     elif not quiet:
         _print(results, output)
 
@@ -97,7 +99,7 @@ def _measure(base: str, given: dict[str, Any], *, quiet: bool) -> tuple[dict[str
     settings, candidates, prompts = find_candidates(model, opened, weights, given, quiet=quiet)
     questions = find_questions(model, given, prompts, quiet=quiet)
     if given["dry_run"]:
-        click.echo(f"would measure {len(prompts)} prompts by {len(questions.references)} pictures of the subject")
+        echo(f"would measure {len(prompts)} prompts by {len(questions.references)} pictures of the subject")
         return None
     results: list[Scores] = []
     facts: list[dict[str, Any]] = []
@@ -134,5 +136,5 @@ def _print(results: Sequence[Scores], output: Path) -> None:
     from svdiff_train.evaluate import render
 
     for line in render(results):
-        click.echo(line)
-    click.echo(f"wrote {output}")
+        echo(line)
+    echo(f"wrote {output}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from svdiff_delta.errors import OutputError
 
 from . import options
 from .painting import all_prompts, all_seeds, open_given, say_cut
+from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, needs, open_reference
 
@@ -175,11 +175,11 @@ class _Command:
         if self.as_json:
             found: dict[str, Any] = {"output": str(self.output), "pictures": count, "rows": list(gallery.plan.rows)}
             found |= {"separate": None if self.separate is None else str(self.separate), "cut": dict(cut)}
-            click.echo(json.dumps({**found, **gallery.facts(facts)}))
+            echo_json({**found, **gallery.facts(facts)})
         elif not self.quiet:
-            click.echo(f"wrote {self.output}: {counted(count, 'picture')}")
+            echo(f"wrote {self.output}: {counted(count, 'picture')}")
             if self.separate is not None:
-                click.echo(f"wrote {self.separate}: each of them")
+                echo(f"wrote {self.separate}: each of them")
 
 
 def _free(label: str, taken: Mapping[str, Any]) -> str:

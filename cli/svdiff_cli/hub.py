@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from svdiff_delta._text import counted, printable
+from svdiff_delta._text import counted
 from svdiff_delta._tokens import strike
 from svdiff_delta.errors import InputError
 
 from . import options
+from .printing import echo, echo_json
 from .progress import Bar
 from .references import is_path, open_reference, say, sole_component
 
@@ -105,7 +105,7 @@ def push(
             dry_run=dry_run,
         )
     if as_json:
-        click.echo(json.dumps({**asdict(done), "sent": not dry_run}))
+        echo_json({**asdict(done), "sent": not dry_run})
         return
     for remark in done.remarks:
         say(f"note: {remark}", quiet=quiet)
@@ -150,30 +150,27 @@ def pull(reference: str, output: Path | None, force: bool, dry_run: bool, as_jso
     }
     if as_json:
         about = {} if delta is None else {"parameters": len(delta), "numbers": delta.metadata.numbers}
-        click.echo(json.dumps({**facts, **about, "written": not dry_run and output is not None}))
+        echo_json({**facts, **about, "written": not dry_run and output is not None})
     elif not quiet:
         state = "is in the cache" if found.path is not None else "would be fetched" if dry_run else "fetched"
-        click.echo(f"{found.reference}: {state}, {found.size:,} bytes")
+        echo(f"{found.reference}: {state}, {found.size:,} bytes")
         if delta is not None:
-            click.echo(f"valid: {counted(len(delta), 'parameter')}, {counted(delta.metadata.numbers, 'number')}")
+            echo(f"valid: {counted(len(delta), 'parameter')}, {counted(delta.metadata.numbers, 'number')}")
         if output is not None:
-            click.echo(f"{'would write' if dry_run else 'wrote'} {output}")
+            echo(f"{'would write' if dry_run else 'wrote'} {output}")
 
 
 def _tell(done: Pushed, *, dry_run: bool) -> None:
     if done.changed is False:
-        click.echo(f"{done.repository}: nothing has changed")
+        echo(f"{done.repository}: nothing has changed")
         return
     new = ", a new repository" if done.created else ""
-    click.echo(f"{'would send' if dry_run else 'sent'} to {done.repository}{new}:")
+    echo(f"{'would send' if dry_run else 'sent'} to {done.repository}{new}:")
     for name, size in done.files.items():
-        click.echo(f"  {size:>12,}  {name}")
+        echo(f"  {size:>12,}  {name}")
     for name in done.deleted:
-        click.echo(f"  {'taken away':>12}  {name}")
-    if dry_run:  # what is there of it came from a server
-        click.echo("\n" + "\n".join(printable(strike(line)) for line in done.card.splitlines()))
-    else:
-        click.echo(f"see {done.url}")
+        echo(f"  {'taken away':>12}  {name}")
+    echo(f"\n{strike(done.card)}" if dry_run else f"see {done.url}")  # what is there of a card came from a server
 
 
 def _split_sample(text: str, prompt: str | None) -> tuple[str, str]:

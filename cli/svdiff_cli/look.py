@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 from svdiff_delta._text import counted, plain, printable
 
 from . import options
+from .printing import echo, echo_json
 from .progress import Bar
 from .references import local_file, open_reference, sole_component
 
@@ -32,25 +32,25 @@ def info(delta: str, layers: bool, as_json: bool) -> None:
 
     facts = _facts(load(delta), layers=layers or as_json)
     if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False, indent=2))
+        echo_json(facts, indent=2)
         return
     for key, value in facts.items():
         if key not in ("layers", "blocks") and value not in (None, {}, ""):
-            click.echo(f"{key:<11} {plain(value)}")
+            echo(f"{key:<11} {plain(value)}")
     _print_blocks(facts["blocks"])
     if layers:
-        click.echo()
+        echo()
         for name, layer in facts["layers"].items():
             shape = "×".join(map(str, layer["shape"]))
-            click.echo(f"{name}  {layer['kind']} {shape}, {layer['numbers']} numbers, norm {layer['norm']:.4g}")
+            echo(f"{name}  {layer['kind']} {shape}, {layer['numbers']} numbers, norm {layer['norm']:.4g}")
 
 
 def _print_blocks(blocks: dict[str, dict[str, float]]) -> None:
     width = max(map(len, blocks))
-    click.echo(f"\n{'block':<{width}}{'parameters':>12}{'numbers':>10}{'norm':>12}{'largest |δ|':>13}")
+    echo(f"\n{'block':<{width}}{'parameters':>12}{'numbers':>10}{'norm':>12}{'largest |δ|':>13}")
     for block, row in blocks.items():
         numbers = f"{row['parameters']:>12,}{row['numbers']:>10,}"
-        click.echo(f"{printable(block):<{width}}{numbers}{row['norm']:>12.4g}{row['largest']:>13.4g}")
+        echo(f"{printable(block):<{width}}{numbers}{row['norm']:>12.4g}{row['largest']:>13.4g}")
 
 
 @click.command(cls=options.LightCommand)
@@ -64,10 +64,10 @@ def lineage(delta: str, as_json: bool) -> None:
 
     metadata = load(delta).metadata
     if as_json:
-        click.echo(json.dumps(dump_lineage(metadata.lineage) if metadata.lineage else None))
+        echo_json(dump_lineage(metadata.lineage) if metadata.lineage else None)
         return
     for line in draw(metadata, title=delta):
-        click.echo(line)
+        echo(line)
 
 
 @click.command()
@@ -103,12 +103,12 @@ def verify(delta: str, base: str | None, folder: Path | None, as_json: bool, qui
     if folder is not None:
         facts["replayed"] = _replayed(delta, folder)
     if as_json:
-        click.echo(json.dumps(facts))
+        echo_json(facts)
     elif not quiet:
         said = [f"{delta}: valid, {counted(len(opened), 'parameter')}"]
         said += [f"fits {base}"] if base else []
         said += [_replay_line(facts["replayed"])] if folder is not None else []
-        click.echo(", ".join(said))
+        echo(", ".join(said))
 
 
 def _replayed(delta: str, folder: Path) -> dict[str, Any]:

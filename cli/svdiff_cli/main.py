@@ -12,8 +12,9 @@ from typing import Any, Final
 import click
 
 from svdiff_delta._ticker import Ticker
-from svdiff_delta.errors import DeltaError, is_out_of_memory
+from svdiff_delta.errors import DeltaError, is_out_of_memory, refusal
 
+from .printing import abandon, echo, prepare_streams
 from .progress import first_process
 from .signals import Ended, raised
 from .wording import spelled
@@ -49,6 +50,15 @@ PLACES: Final = {name: module for module, names in COMMANDS.items() for name in 
 class ErrorHandling(click.Group):
     """A group that prints a DeltaError as one line and exits with 1, and as shells expect after a signal."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line; printing help may be refused too."""
+        prepare_streams()
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            tell_refusal(error)
+            sys.exit(1)
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names of all commands."""
         return sorted(PLACES)
@@ -71,25 +81,40 @@ class ErrorHandling(click.Group):
             with raised(), ctx.obj:
                 return super().invoke(ctx)
         except DeltaError as error:
-            click.echo(f"error: {spelled(str(error))}", err=True)
+            echo(f"error: {spelled(str(error))}", err=True)
             ctx.exit(1)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            click.echo(
-                "error: out of memory: select a part of the model, or use --device cpu where it takes one", err=True
-            )
+            echo("error: out of memory: select a part of the model, or use --device cpu where it takes one", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
         except Ended as end:
             with suppress(OSError):  # the terminal may be what is gone
-                click.echo(f"ended by {end.name}", err=True)
+                echo(f"ended by {end.name}", err=True)
             raise
         except BrokenPipeError:
+            abandon(sys.stdout)
             sys.stderr.close()
             ctx.exit(1)
+        except (OSError, UnicodeEncodeError) as error:
+            tell_refusal(error)
+            ctx.exit(1)
+
+
+def tell_refusal(error: OSError | UnicodeEncodeError) -> None:
+    """Print the line for what the system refused and no function expected: such as to take more output."""
+    if isinstance(error, OSError) and error.errno is None:  # of a library, in words
+        line = " ".join(str(error).split())
+    elif isinstance(error, OSError) and error.filename is not None:
+        line = refusal("", error, "read or written")
+    else:
+        abandon(sys.stdout)
+        line = refusal("the output", error, "written")
+    with suppress(OSError):
+        echo(f"error: {line}", err=True)
 
 
 def wait_quietly() -> None:

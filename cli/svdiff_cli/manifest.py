@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import click
 from svdiff_delta._text import printable
 
 from . import options
+from .printing import echo, echo_json
 from .progress import Bar
 from .references import needs
 from .wording import spelled
@@ -78,13 +78,13 @@ def convert_many(
     failed = sum(result.status == "failed" for result in found)
     if as_json:
         counts = Counter(result.status for result in found)
-        click.echo(json.dumps({**{name: counts[name] for name in COUNTED}, "rows": lines}))
+        echo_json({**{name: counts[name] for name in COUNTED}, "rows": lines})
     elif dry_run and not quiet:
-        click.echo(f"{manifest}: all rows can start")
+        echo(f"{manifest}: all rows can start")
     elif not quiet:
-        click.echo(render(lines))
+        echo(render(lines))
     for line in complaints(lines):
         if line.startswith("error: ") or not (quiet or as_json):
-            click.echo(spelled(line), err=True)
+            echo(spelled(line), err=True)
     if failed:
         click.get_current_context().exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -12,6 +11,7 @@ from svdiff_delta.errors import InputError
 
 from . import options
 from .painting import open_given, say_cut
+from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, needs, open_reference
 
@@ -105,6 +105,6 @@ def morph(
     with replace_file(output, overwrite=force) as stream:
         stream.write(raw)
     if as_json:
-        click.echo(json.dumps({"output": str(output), "pictures": len(frames), "cut": cut, **facts}))
+        echo_json({"output": str(output), "pictures": len(frames), "cut": cut, **facts})
     elif not quiet:
-        click.echo(f"wrote {output}: {counted(len(frames), 'picture')}")
+        echo(f"wrote {output}: {counted(len(frames), 'picture')}")

@@ -12,6 +12,7 @@ import click
 from svdiff_delta._text import printable
 
 from . import options
+from .printing import echo
 from .references import keep_apart, needs
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def plot(delta: str, output: Path, force: bool) -> None:
     right.set_ylabel("how many")
     right.legend()
     _save(figure, output, overwrite=force)
-    click.echo(f"wrote {output}")
+    echo(f"wrote {output}")
 
 
 def heat_map(names: Sequence[str], matrix: NDArray[np.float64], output: Path, *, overwrite: bool) -> None:

@@ -8,9 +8,9 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from svdiff_delta.errors import InputError
+
+from .printing import echo
 
 if TYPE_CHECKING:
     from svdiff_delta import Base, Delta
@@ -130,4 +130,4 @@ def needs(package: str, extra: str) -> None:
 def say(message: str, *, quiet: bool = False) -> None:
     """Print a remark to standard error."""
     if not quiet:
-        click.echo(message, err=True)
+        echo(message, err=True)

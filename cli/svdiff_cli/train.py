@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from svdiff_delta._text import counted
 from svdiff_delta.errors import OutputError
 
 from . import options
+from .printing import echo, echo_json
 from .progress import Bar, first_process
 from .references import keep_apart, needs, open_reference, say
 from .signals import SIGNALLED
@@ -382,22 +382,22 @@ class _Command:
         size = sum(path.stat().st_size for path in files)
         if self.as_json:
             facts = {"output": str(self.output), "steps": outcome.steps, "bytes": size, "loss": outcome.loss}
-            click.echo(json.dumps({**facts, "interrupted": outcome.interrupted, "run": str(self.folder)}))
+            echo_json({**facts, "interrupted": outcome.interrupted, "run": str(self.folder)})
         elif outcome.interrupted:
             say(
                 f"interrupted: saved the state after {counted(outcome.steps, 'step')} to {self.output}; "
                 f"the same command with --resume goes on"
             )
         elif not self.quiet:
-            click.echo(f"wrote {self.output}: {counted(outcome.steps, 'step')}, {size:,} bytes")
+            echo(f"wrote {self.output}: {counted(outcome.steps, 'step')}, {size:,} bytes")
 
     def tell(self, facts: dict[str, Any]) -> None:
         """Print what a run would do."""
         if self.as_json:
-            click.echo(json.dumps(facts))
+            echo_json(facts)
         elif not self.quiet:
             for key, value in facts.items():
-                click.echo(f"{key.replace('_', ' ')}: {value}")
+                echo(f"{key.replace('_', ' ')}: {value}")
 
 
 def watch_with(bar: Bar, tell: Callable[[str], None] | None = None) -> Watch:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from svdiff_delta._text import counted
 
 from . import options
+from .printing import echo, echo_json
 
 if TYPE_CHECKING:
     from svdiff_delta import Delta
@@ -56,11 +54,11 @@ class Writing:
         numbers = result.metadata.numbers
         if self.as_json:
             found = {"output": str(self.output), "parameters": len(result), "numbers": numbers, "bytes": size}
-            click.echo(json.dumps({**found, **facts, "written": not self.dry_run}))
+            echo_json({**found, **facts, "written": not self.dry_run})
         elif not self.quiet:
             verb = "would write" if self.dry_run else "wrote"
             what = f"{counted(len(result), 'parameter')}, {counted(numbers, 'number')}, {size:,} bytes"
-            click.echo(f"{verb} {self.output}: {what}")
+            echo(f"{verb} {self.output}: {what}")
 
 
 def writes(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

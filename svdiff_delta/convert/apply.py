@@ -17,6 +17,7 @@ from torch import Tensor
 from svdiff_delta._atomic import check_output
 from svdiff_delta._json import JSON
 from svdiff_delta._paths import check_apart
+from svdiff_delta._reading import system_errors
 from svdiff_delta.base import Base
 from svdiff_delta.build import prepare_all
 from svdiff_delta.cache import BasisCache
@@ -167,7 +168,8 @@ def _written(way: Way, delta: Delta, job: Job) -> Conversion:
 def _project(path: str, way: Way, job: Job) -> Conversion:
     """Return the delta that is nearest to what an input changes, and the energy that it captures."""
     read = cast("Callable[[str, Job], Changes]", way.read)
-    changes = read(path, job)
+    with system_errors(path, InputError):
+        changes = read(path, job)
     check_left_out(changes.left_out, path, allow_unmatched=job.allow_unmatched, hint=changes.hint)
     job = replace(job, base=named_like(job.base, changes.kinds))
     for name, parameter in changes.expected.items():

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from svdiff_delta._atomic import replace_folder
+from svdiff_delta._limits import CONFIGURATION
 from svdiff_delta._paths import below
+from svdiff_delta._reading import read_bytes
 from svdiff_delta.errors import BaseError, InputError, TensorError
 from svdiff_delta.foreign import method_of
 from svdiff_delta.kinds import base_kinds
@@ -82,7 +84,7 @@ def read(source: str, job: Job) -> Changes:
     for folder in found:
         config, file = read_config(folder / CONFIG), _open_weights(folder)
         adapter.files.append(file)
-        adapter.extra[CONFIG] = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
+        adapter.extra[CONFIG] = hashlib.sha256(read_bytes(folder / CONFIG, CONFIGURATION.bytes)).hexdigest()
         _read_folder(file, config, _component(folder, file, names), names, kinds, adapter)
     return adapter.changes(job)
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from svdiff_delta._json import as_object, strict_json
+import msgspec
+
+from svdiff_delta._json import as_object, check_nodes, strict_json
+from svdiff_delta._limits import CONFIGURATION, STATES
+from svdiff_delta._patterns import check_pattern, expression
+from svdiff_delta._reading import read_bytes
+from svdiff_delta._typed import build, keys_of
 from svdiff_delta.errors import InputError, MetadataError
 
-from .peft_fields import check_fields
+from .peft_fields import MERGE, check_fields
 
 ALPHA: Final = 8.0
 """PEFT's default of `lora_alpha`."""
@@ -65,13 +72,18 @@ def pattern_value(patterns: Mapping[str, float], path: str) -> float | None:
     Raises:
         InputError: a pattern is no regular expression.
     """
-    for pattern, value in patterns.items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", path):
-                return value
-        except re.error as error:
-            raise InputError(f"{pattern!r}: is no pattern of a layer's name ({error})") from None
-    return None
+    return next((value for pattern, value in patterns.items() if _matcher(pattern)(path)), None)
+
+
+_PLAIN: Final = re.compile(r"(?:[A-Za-z0-9_.^|-]|\\[^A-Za-z0-9])*")
+"""Names, and alternatives of them: without repetitions Python's own matcher takes no time."""
+
+
+@lru_cache(maxsize=4096)
+def _matcher(pattern: str) -> Callable[[str], object]:
+    """Return what tells whether a path ends in what a pattern says, from some dot on."""
+    whole = rf"(.*\.)?({pattern})"
+    return re.compile(rf"{whole}$").match if _PLAIN.fullmatch(pattern) else expression(whole).matches
 
 
 def read_config(path: Path) -> PeftConfig:
@@ -81,12 +93,24 @@ def read_config(path: Path) -> PeftConfig:
         InputError: it cannot be read, is of another method than LoRA, or says what the factors alone do not tell.
         MetadataError: it is not valid, the message names the field.
     """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror})") from None
-    fields = as_object(strict_json(text, str(path), MetadataError), str(path))
+    raw = read_bytes(path, CONFIGURATION.bytes)
+    check_nodes(raw, str(path), CONFIGURATION, InputError)
+    fields = as_object(strict_json(raw, str(path), MetadataError), str(path))
     return parse_config(fields, str(path))
+
+
+class _Fields(msgspec.Struct):
+    """What is read of a configuration."""
+
+    lora_alpha: float | None = None
+    r: float | None = None
+    rank_pattern: dict[str, float] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    use_rslora: bool | None = None
+    use_dora: bool | None = None
+
+
+_READ: Final = keys_of(_Fields)
 
 
 def parse_config(fields: Mapping[str, Any], where: str, default: float | None = ALPHA) -> PeftConfig:
@@ -102,25 +126,31 @@ def parse_config(fields: Mapping[str, Any], where: str, default: float | None = 
         MetadataError: a field has a wrong type.
     """
     check_fields(fields, where)
+    said = build(_Fields, {key: fields[key] for key in _READ if key in fields}, where, MetadataError)
+    _check_patterns([*(said.rank_pattern or {}), *(said.alpha_pattern or {})], where)
     return PeftConfig(
-        alpha=None if fields.get("lora_alpha") is None else _number(fields["lora_alpha"], f"{where}: lora_alpha"),
-        r=None if fields.get("r") is None else _number(fields["r"], f"{where}: r"),
-        ranks=_pattern(fields.get("rank_pattern"), f"{where}: rank_pattern"),
-        alphas=_pattern(fields.get("alpha_pattern"), f"{where}: alpha_pattern"),
-        root=bool(fields.get("use_rslora")),
-        dora=bool(fields.get("use_dora")),
+        alpha=said.lora_alpha,
+        r=said.r,
+        ranks=said.rank_pattern or {},
+        alphas=said.alpha_pattern or {},
+        root=bool(said.use_rslora),
+        dora=bool(said.use_dora),
         default=default,
     )
 
 
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise MetadataError(f"{where} must be a number, is {value!r}")
-    return float(value)
-
-
-def _pattern(value: Any, where: str) -> dict[str, float]:
-    return {key: _number(found, f"{where}.{key}") for key, found in as_object(value or {}, where).items()}
+def _check_patterns(patterns: Iterable[str], where: str) -> None:
+    """Raise InputError if patterns are broken, or so many and long that to match them would take its time."""
+    steps = 0
+    for pattern in dict.fromkeys(patterns):
+        check_pattern(pattern)
+        if not _PLAIN.fullmatch(pattern):
+            try:
+                steps += len(expression(pattern))
+            except InputError as error:
+                raise InputError(f"{where}: {error.message}", fix=MERGE) from None
+        if steps > STATES:
+            raise InputError(f"{where}: its patterns have more than {STATES:,} steps", fix=MERGE)
 
 
 def low_rank_config(ranks: Mapping[str, int], paths: Sequence[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from svdiff_delta._json import JSON
+from svdiff_delta._reading import regular_file
 from svdiff_delta.combine import combine_metadata
 from svdiff_delta.container import Header, read_header, read_prefix
 from svdiff_delta.delta import Delta
@@ -69,7 +70,7 @@ def name_source(path: Path, said: Metadata) -> tuple[str, Source]:
         said: what it says of itself.
     """
     whole, data = hashlib.sha256(), hashlib.sha256()
-    with path.open("rb") as stream:
+    with regular_file(path) as stream:
         size = stream.seek(0, 2)
         stream.seek(0)
         header = read_prefix(stream, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -12,6 +13,7 @@ from typing import IO, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from svdiff_delta._reading import system_errors
 from svdiff_delta.codec import ITEM_SIZE, LARGEST, Dtype, StoredDtype, encode
 from svdiff_delta.container import header_bytes
 from svdiff_delta.errors import OutputError, TensorError
@@ -42,7 +44,8 @@ class Spool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        with suppress(OSError):  # what could not be written was said when it was read back
+            self._stream.close()
 
     def add(self, key: str, values: NDArray[np.float64], shape: tuple[int, ...], *, dtype: Dtype | None = None) -> None:
         """Round a tensor once, and keep it.
@@ -97,8 +100,12 @@ class Spool:
     def _pieces(self) -> Iterator[bytes]:
         for key in self._order():
             _, _, start, left = self._tensors[key]
-            self._stream.seek(start)
+            with system_errors("the temporary file", OutputError, "written"):
+                self._stream.seek(start)  # writes what was kept back
             while left:
-                piece = self._stream.read(min(PIECE, left))
+                with system_errors("the temporary file", OutputError):
+                    piece = self._stream.read(min(PIECE, left))
+                if not piece:
+                    raise OutputError("the temporary file has become shorter", fix="free some space")
                 left -= len(piece)
                 yield piece

@@ -13,6 +13,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from svdiff_delta._reading import regular_file
 from svdiff_delta.container import Header, read_header, read_prefix
 from svdiff_delta.errors import DeltaError, HeaderError, InputError, TensorError
 from svdiff_delta.tensors import FOREIGN_DTYPES, TORCH_DTYPES
@@ -36,12 +37,10 @@ def file_header(path: Path) -> Header:
         HeaderError: it is broken; the message names the file.
     """
     try:
-        with path.open("rb") as stream:
+        with regular_file(path) as stream:
             size = stream.seek(0, 2)
             stream.seek(0)
             return read_header(read_prefix(stream, size), size, foreign=True)
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror})") from None
     except HeaderError as error:
         raise HeaderError(f"{path}: {error.message}", fix=error.fix) from None
 

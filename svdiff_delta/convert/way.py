@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Final, cast
 
+from svdiff_delta._reading import regular_file, system_errors
 from svdiff_delta.base import Base
 from svdiff_delta.codec import DTYPES, StoredDtype, is_dtype
 from svdiff_delta.conversion import Conversion, check_arguments
@@ -77,7 +78,8 @@ def find_way(
             raise InputError(f"{name!r}: there is no such dialect", fix=f"known are {_known()}")
     if isinstance(source, Delta) and from_ not in (None, DELTA):
         raise InputError(f"a Delta is not {from_}", fix="leave from_ away")
-    found = DELTA if isinstance(source, Delta) else from_ or _recognized(Path(source), base, ask)
+    with system_errors(source, InputError):
+        found = DELTA if isinstance(source, Delta) else from_ or _recognized(Path(source), base, ask)
     if found == to:
         raise InputError(
             f"the input is {found} already", fix=f"choose another of {_known()}; for another base, use `svdiff rebase`"
@@ -132,5 +134,5 @@ def _is_pointer(path: Path) -> bool:
     """Tell whether this is the text that Git LFS keeps in the place of a file."""
     if not path.is_file():
         return False
-    with path.open("rb") as stream:
+    with regular_file(path) as stream:
         return stream.read(len(LFS)) == LFS

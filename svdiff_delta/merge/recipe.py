@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, ClassVar
 
+import msgspec
+
+from svdiff_delta._limits import INCLUSIONS, RECIPE, RECIPES
+from svdiff_delta._reading import system_errors
+from svdiff_delta._text import shown
+from svdiff_delta._typed import build, given
 from svdiff_delta._yaml import read_yaml
 from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import DeltaError, InputError
 from svdiff_delta.file import load
 from svdiff_delta.repository import Reference, locate
-from svdiff_delta.weights import Weight, as_factor
+from svdiff_delta.weights import Weight
 
 from .apply import merge
-
-KEYS: Final = {"method", "density", "alpha", "seed", "dtype", "sample_size", "title", "inputs"}
-INPUT_KEYS: Final = {"delta", "recipe", "weight", "where"}
 
 
 @dataclass(frozen=True)
@@ -49,103 +52,123 @@ class Recipe:
     title: str | None
 
 
+class _Input(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """An input as a recipe says it."""
+
+    NOUN: ClassVar[str] = "an input"
+
+    delta: str | msgspec.UnsetType = msgspec.UNSET
+    recipe: str | msgspec.UnsetType = msgspec.UNSET
+    weight: float | msgspec.UnsetType = msgspec.UNSET
+    where: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A recipe as its file says it."""
+
+    NOUN: ClassVar[str] = "a recipe"
+
+    alpha: float | msgspec.UnsetType = msgspec.UNSET
+    density: float | msgspec.UnsetType = msgspec.UNSET
+    dtype: str = "F32"
+    inputs: Annotated[list[_Input], msgspec.Meta(min_length=1)]
+    method: str | msgspec.UnsetType = msgspec.UNSET
+    sample_size: int | msgspec.UnsetType = msgspec.UNSET
+    seed: int | msgspec.UnsetType = msgspec.UNSET
+    title: str | None = None
+
+
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe; paths in it are relative to its own folder.
 
     Raises:
         InputError: it cannot be read, is not YAML, or has unknown keys or wrong values; the message names them.
     """
-    fields = read_yaml(path)
+    fields = build(_Recipe, read_yaml(path, RECIPE), str(path))
     try:
         return _recipe(fields, path.parent)
     except DeltaError as error:
         raise type(error)(f"{path}: {error.message}", fix=error.fix) from None
 
 
-def _recipe(fields: Any, folder: Path) -> Recipe:
-    fields = _mapping(fields, "a recipe", KEYS)
-    inputs = fields.pop("inputs", None)
-    if not isinstance(inputs, list) or not inputs:
-        raise InputError("inputs: must be a list of deltas or recipes")
-    title, dtype = fields.pop("title", None), fields.pop("dtype", "F32")
-    if title is not None and not isinstance(title, str):
-        raise InputError("title: must be a text")
-    if not isinstance(fields.get("method", ""), str):
-        raise InputError("method: must be a text")
-    for key in ("density", "alpha"):
-        if key in fields:
-            fields[key] = _number(fields[key], key)
-    for key in ("seed", "sample_size"):
-        if type(fields.get(key, 0)) is not int:
-            raise InputError(f"{key}: must be a whole number")
-    options = {**fields, "dtype": _dtype(dtype)}
-    return Recipe(tuple(_input(item, folder) for item in inputs), options, title)
+def _recipe(fields: _Recipe, folder: Path) -> Recipe:
+    options = {**given(fields), "dtype": _dtype(fields.dtype)}
+    for key in ("inputs", "title"):
+        options.pop(key)
+    return Recipe(tuple(_input(item, folder) for item in fields.inputs), options, fields.title)
 
 
-def _dtype(name: Any) -> StoredDtype:
-    if not isinstance(name, str) or not is_stored_dtype(name.upper()):
-        raise InputError(f"dtype: {name!r} is unknown", fix=f"known are {', '.join(STORED_DTYPES)}")
+def _dtype(name: str) -> StoredDtype:
     upper = name.upper()
-    return upper if is_stored_dtype(upper) else "F32"
+    if not is_stored_dtype(upper):
+        raise InputError(f"dtype: {shown(name)} is unknown", fix=f"known are {', '.join(STORED_DTYPES)}")
+    return upper
 
 
-def _input(fields: Any, folder: Path) -> Input:
-    fields = _mapping(fields, "an input", INPUT_KEYS)
-    if ("delta" in fields) == ("recipe" in fields):
+def _input(fields: _Input, folder: Path) -> Input:
+    said = given(fields)
+    if ("delta" in said) == ("recipe" in said):
         raise InputError("an input has either a delta or a recipe", fix="give the path of one of them")
-    kind = "recipe" if "recipe" in fields else "delta"
-    if not isinstance(fields[kind], str):
-        raise InputError(f"{kind}: must be a path")
+    kind = "recipe" if "recipe" in said else "delta"
     weight = None
-    if "weight" in fields or "where" in fields:
-        where = fields.get("where", {})
-        if not isinstance(where, dict):
-            raise InputError("where: must map selectors to weights")
-        factors = {str(selector): _number(factor, f"where {selector}") for selector, factor in where.items()}
-        weight = Weight(_number(fields.get("weight", 1.0), "weight"), factors)
-    return Input(folder / fields[kind], kind == "recipe", weight, fields[kind])
+    if "weight" in said or "where" in said:
+        weight = Weight(said.get("weight", 1.0), said.get("where", {}))
+    return Input(folder / said[kind], kind == "recipe", weight, said[kind])
 
 
-def _mapping(fields: Any, what: str, known: set[str]) -> dict[str, Any]:
-    if not isinstance(fields, dict):
-        raise InputError(f"{what} must be a mapping", fix=f"its keys are {', '.join(sorted(known))}")
-    if unknown := sorted(str(key) for key in fields if key not in known):
-        raise InputError(f"{what} has the unknown key {unknown[0]!r}", fix=f"known are {', '.join(sorted(known))}")
-    return dict(fields)
-
-
-def _number(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{key}: must be a number, is {value!r}")
-    return as_factor(value, key)
-
-
-def run_recipe(path: Path, _above: tuple[Path, ...] = ()) -> Delta:
-    """Merge as a recipe says; recipes among its inputs are run first.
+def run_recipe(path: Path) -> Delta:
+    """Merge as a recipe says; recipes among its inputs are run first, each once.
 
     Raises:
-        InputError: as `read_recipe`, or a recipe takes itself as an input.
+        InputError: as `read_recipe`, or a recipe takes itself as an input, or takes in too many others.
         DeltaError: as `load` and `merge`.
     """
-    try:
-        place = path.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
-        raise InputError(f"{path}: is not a path that can be read ({error})") from None
-    if place in _above:
-        raise InputError(f"{path}: the recipe takes itself as an input", fix="remove the cycle")
-    recipe = read_recipe(path)
-    deltas = [
-        run_recipe(item.path, (*_above, place)) if item.is_recipe else _load(item, path.parent)
-        for item in recipe.inputs
-    ]
-    weights = None
-    if any(item.weight is not None for item in recipe.inputs):
-        weights = [item.weight or Weight() for item in recipe.inputs]
-    try:
-        merged = merge(deltas, weights=weights, **recipe.options)
-    except DeltaError as error:
-        raise type(error)(f"{path}: {error.message}", fix=error.fix) from None
-    return merged if recipe.title is None else merged.with_title(recipe.title)
+    return _Run().run(path, ())
+
+
+class _Run:
+    """One run of a recipe: what recipes within it gave, so that one that is taken in twice is run once."""
+
+    def __init__(self) -> None:
+        self.done: dict[Path, Delta] = {}
+        self.begun = 0
+
+    def run(self, path: Path, above: tuple[Path, ...]) -> Delta:
+        """Merge as a recipe says, which those above it take in."""
+        place = _place(path)
+        if place in above:
+            raise InputError(f"{path}: the recipe takes itself as an input", fix="remove the cycle")
+        if place not in self.done:
+            self._check_count(path, above)
+            self.done[place] = self._merge(path, (*above, place))
+        return self.done[place]
+
+    def _check_count(self, path: Path, above: tuple[Path, ...]) -> None:
+        self.begun += 1
+        if len(above) >= INCLUSIONS:
+            raise InputError(f"{path}: more than {INCLUSIONS} recipes take in one another", fix="write them into one")
+        if self.begun > RECIPES:
+            raise InputError(f"{path}: more than {RECIPES} recipes are taken in", fix="write some of them into one")
+
+    def _merge(self, path: Path, above: tuple[Path, ...]) -> Delta:
+        recipe = read_recipe(path)
+        deltas = [self.run(item.path, above) if item.is_recipe else _load(item, path.parent) for item in recipe.inputs]
+        weights = None
+        if any(item.weight is not None for item in recipe.inputs):
+            weights = [item.weight or Weight() for item in recipe.inputs]
+        try:
+            merged = merge(deltas, weights=weights, **recipe.options)
+        except DeltaError as error:
+            raise type(error)(f"{path}: {error.message}", fix=error.fix) from None
+        return merged if recipe.title is None else merged.with_title(recipe.title)
+
+
+def _place(path: Path) -> Path:
+    with system_errors(path, InputError):
+        try:
+            return path.resolve()
+        except RuntimeError as error:  # a loop of links
+            raise InputError(f"{path}: is not a path that can be read ({error})") from None
 
 
 def _load(item: Input, folder: Path) -> Delta:

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from svdiff_delta._atomic import check_output
-from svdiff_delta._json import strict_json
+from svdiff_delta._json import read_lines
+from svdiff_delta._limits import MANIFEST, MANIFEST_LINES
 from svdiff_delta._paths import Places
 from svdiff_delta._yaml import read_yaml
 from svdiff_delta.convert.ranking import make_ranking
 from svdiff_delta.convert.way import find_way
 from svdiff_delta.devices import find_device
-from svdiff_delta.errors import DeltaError, InputError, MetadataError
+from svdiff_delta.errors import DeltaError, InputError
 from svdiff_train.calibrate import digest_of
 
-from .row import TYPES, Row
+from .row import KEYS, Row
 
 SHOWN: Final = 3
 """Rows that an error names before it counts the others."""
@@ -46,34 +47,26 @@ def read_manifest(path: Path) -> list[Row]:
 
 
 def _from_yaml(path: Path) -> list[Mapping[str, Any]]:
-    fields = read_yaml(path)
+    fields = read_yaml(path, MANIFEST)
     if not isinstance(fields, dict) or not isinstance(fields.get("files"), list):
         raise InputError(f"{path}: must be a mapping with a list of rows in `files`")
     shared = {key: value for key, value in fields.items() if key != "files"}
-    if unknown := sorted(str(key) for key in shared if key not in TYPES or key in ("input", "output")):
-        known = ", ".join(["files", *(key for key in TYPES if key not in ("input", "output"))])
+    if unknown := sorted(str(key) for key in shared if key not in KEYS or key in ("input", "output")):
+        known = ", ".join(["files", *(key for key in KEYS if key not in ("input", "output"))])
         raise InputError(f"{path}: has the unknown key {unknown[0]!r}", fix=f"known are {known}")
     return [{**shared, **_mapping(path, number, given)} for number, given in enumerate(fields["files"], 1)]
 
 
 def _from_lines(path: Path) -> list[Mapping[str, Any]]:
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror})") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                found.append(_mapping(path, number, strict_json(line, f"{path}: line {number}", MetadataError)))
-            except MetadataError as error:
-                raise InputError(error.message, fix="write one JSON object per line") from None
-    return found
+    return [
+        _mapping(path, number, fields)
+        for number, fields in read_lines(path, MANIFEST_LINES, "write one JSON object per line")
+    ]
 
 
 def _mapping(path: Path, number: int, given: object) -> Mapping[str, Any]:
     if not isinstance(given, dict):
-        raise InputError(f"{path}: row {number}: must be a mapping", fix=f"its keys are {', '.join(TYPES)}")
+        raise InputError(f"{path}: row {number}: must be a mapping", fix=f"its keys are {', '.join(KEYS)}")
     return given
 
 

@@ -11,9 +11,14 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 import filelock
+import msgspec
 
 from svdiff_delta._atomic import check_output, drop_lock, replace_file
-from svdiff_delta.errors import InputError, OutputError
+from svdiff_delta._json import check_nodes, strict_json
+from svdiff_delta._limits import LINE, REPORT_LINES
+from svdiff_delta._reading import read_bytes
+from svdiff_delta._typed import build
+from svdiff_delta.errors import InputError, MetadataError, OutputError
 
 from .row import Row
 from .table import HEAD, complaints, render
@@ -21,6 +26,33 @@ from .work import Result
 
 STARTED: Final = "started"
 """The status of a row that was never done."""
+
+
+class _Row(msgspec.Struct):
+    """What is read of the row in a line."""
+
+    input: str
+    output: str
+
+
+class _Line(msgspec.Struct):
+    """What is read of a line; what else it says stays in it."""
+
+    key: str
+    row: _Row
+    status: str
+    begun: bool = False
+    error: str | None = None
+    captured: float | None = None
+    retained: float | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    unchanged: int | None = None
+    left_out: dict[str, str] = {}
+    remarks: list[str] = []
+    states: dict[str, str] = {}
+    output_sha256: str | None = None
+    seconds: float = 0.0
 
 
 class Report:
@@ -104,21 +136,33 @@ class Report:
         """
         self._check_table()
         try:
-            raw = self.path.read_bytes()
-        except FileNotFoundError:
-            return 0
+            raw = read_bytes(self.path, REPORT_LINES.bytes)
+        except InputError:
+            if not self.path.exists():
+                return 0
+            raise
         end = raw.rfind(b"\n") + 1
         for number, line in enumerate(raw[:end].splitlines(), 1):
-            try:
-                fields = json.loads(line)
-                self.lines[fields["key"]] = fields
-            except (ValueError, TypeError, KeyError):
-                raise InputError(
-                    f"{self.path}: line {number} is not of a report", fix="name another file with --report"
-                ) from None
+            fields = self._parse(number, line)
+            self.lines[fields["key"]] = fields
         if raw and not end and not raw.startswith(b"{"):
             raise InputError(f"{self.path}: is not a report", fix="name another file with --report")
         return end
+
+    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
+        where = f"{self.path}: line {number}"
+        try:
+            if len(line) > LINE:
+                raise InputError(f"{where}: has more than {LINE:,} bytes")
+            check_nodes(line, where, REPORT_LINES, InputError)
+            fields: dict[str, Any] = strict_json(line, where, MetadataError)
+            build(_Line, fields, where)
+        except (InputError, MetadataError) as error:
+            reason = error.message.removeprefix(where).lstrip(": ")
+            raise InputError(
+                f"{where}: {reason}, so this is not a report", fix="name another file with --report"
+            ) from None
+        return fields
 
     def start(self, row: Row) -> None:
         """Note that a row begins: from now on what lies in the place of its output may be its own.

@@ -6,10 +6,15 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
+
+import msgspec
 
 from svdiff_delta import __version__
 from svdiff_delta._json import canonical_json
+from svdiff_delta._text import shown
+from svdiff_delta._typed import build, keys_of
+from svdiff_delta._typed import given as given_fields
 from svdiff_delta.base import Base, open_base
 from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
 from svdiff_delta.download import fetch_delta
@@ -23,6 +28,37 @@ BLOCK: Final = 1 << 20
 
 HASHED: Final = (".safetensors", ".json")
 """What counts in a folder that is an input."""
+
+
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+UNSET: Final = msgspec.UNSET
+Unset = msgspec.UnsetType
+
+
+class _Said(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A row as a manifest says it."""
+
+    input: Text
+    output: Text
+    base: Text
+    variant: Text | Unset = UNSET
+    to: Text | Unset = UNSET
+    from_: Text | Unset = msgspec.field(default=UNSET, name="from")
+    dtype: Text | Unset = UNSET
+    title: Text | Unset = UNSET
+    rank: int | Unset = UNSET
+    energy: float | Unset = UNSET
+    max_rank: int | Unset = UNSET
+    min_energy: float | Unset = UNSET
+    allow_unmatched: bool | Unset = UNSET
+    embeddings: bool | Unset = UNSET
+    calibrate: Text | Unset = UNSET
+    calibrate_steps: int | Unset = UNSET
+    device: Text | Unset = UNSET
+
+
+KEYS: Final = keys_of(_Said)
+"""The keys of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +114,13 @@ class Row:
         Raises:
             InputError: a key is unknown or missing, or a value is of a wrong type.
         """
-        if unknown := sorted(str(key) for key in given if key not in TYPES):
-            raise InputError(f"has the unknown key {unknown[0]!r}", fix=f"known are {', '.join(TYPES)}")
-        for key in REQUIRED:
-            if key not in given:
-                raise InputError(f"has no {key}", fix=f"a row needs {', '.join(REQUIRED)}")
-        for key, value in given.items():
-            _check_type(key, value)
-        values = {("from_" if key == "from" else key): value for key, value in given.items()}
+        said = build(_Said, given)
+        values = {**given_fields(said), "folder": str(folder or "")}
         if "dtype" in values:
             values["dtype"] = values["dtype"].upper()
             if not is_stored_dtype(values["dtype"]):
-                raise InputError(f"dtype: {given['dtype']!r} is unknown", fix=f"known are {', '.join(STORED_DTYPES)}")
-        row = cls(**values, folder=str(folder or ""))
+                raise InputError(f"dtype: {shown(said.dtype)} is unknown", fix=f"known are {', '.join(STORED_DTYPES)}")
+        row = cls(**values)
         if row.calibrate_steps < 1:
             raise InputError(f"calibrate_steps: must be at least 1, is {row.calibrate_steps}")
         return row
@@ -145,39 +175,6 @@ class Row:
         if self.calibrate is not None:
             found["calibrate"] = digest_of(self.place(self.calibrate))
         return found
-
-
-TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
-    "input": str,
-    "output": str,
-    "base": str,
-    "variant": str,
-    "to": str,
-    "from": str,
-    "dtype": str,
-    "title": str,
-    "rank": int,
-    "energy": (int, float),
-    "max_rank": int,
-    "min_energy": (int, float),
-    "allow_unmatched": bool,
-    "embeddings": bool,
-    "calibrate": str,
-    "calibrate_steps": int,
-    "device": str,
-}
-"""The keys of a row, and what their values are."""
-
-REQUIRED: Final = ("input", "output", "base")
-
-_NAMES: Final[Mapping[type, str]] = {str: "a text", bool: "true or false", int: "a whole number"}
-
-
-def _check_type(key: str, value: object) -> None:
-    wanted = TYPES[key]
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool) or value == "":
-        what = "a number" if isinstance(wanted, tuple) else _NAMES[wanted]
-        raise InputError(f"{key}: must be {what}, is {value!r}")
 
 
 def hash_path(path: Path) -> str:

@@ -10,6 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from svdiff_delta._limits import PICTURE
+from svdiff_delta._reading import read_bytes
 from svdiff_delta.calibration import Calibration, Moments, Probe
 from svdiff_delta.errors import InputError
 from svdiff_delta.runtime import measure
@@ -42,10 +44,7 @@ def digest_pictures(found: Found) -> str:
     """
     total = hashlib.sha256()
     for picture in found.pictures:
-        try:
-            content = picture.path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{picture.path}: could not be read ({error.strerror})") from None
+        content = read_bytes(picture.path, PICTURE)
         for part in (content, (picture.caption or "").encode()):
             total.update(hashlib.sha256(part).digest())
     return total.hexdigest()

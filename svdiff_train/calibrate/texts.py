@@ -9,7 +9,7 @@ import torch
 
 from svdiff_delta.base import Base
 from svdiff_delta.calibration import Calibration, Moments, Probe
-from svdiff_delta.errors import BaseError, InputError, MissingExtraError
+from svdiff_delta.errors import BaseError, InputError, MissingExtraError, is_out_of_memory
 from svdiff_delta.runtime import measure
 
 from .prompts import digest_lines
@@ -40,8 +40,10 @@ def load_language_model(base: Base, *, device: torch.device) -> tuple[Any, Any]:
         kind: Any = getattr(transformers, part.class_name)
         model = kind.from_pretrained(base.path, dtype=torch.float32, use_safetensors=True, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(base.path, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, AttributeError) as error:
-        raise BaseError(f"{base.path}: transformers could not load it ({error})") from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise BaseError(f"{base.path}: transformers could not load it ({error or type(error).__name__})") from error
     return model.to(device).eval(), tokenizer
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from svdiff_delta._json import strict_json
-from svdiff_delta.errors import InputError, MetadataError
-from svdiff_train.text import read_text
+import msgspec
+
+from svdiff_delta._json import JSON, read_lines
+from svdiff_delta._limits import CAPTION, CAPTION_LINES
+from svdiff_delta._typed import build
+from svdiff_delta.errors import InputError
+from svdiff_train.text import text_lines
 
 METADATA: Final = "metadata.jsonl"
 OTHER_FORMS: Final = ("metadata.csv", "metadata.parquet")
@@ -62,7 +66,7 @@ def _from_texts(folder: Path, pictures: Sequence[str], texts: Sequence[str]) -> 
                 f"{path}: is the caption of a picture that is not there",
                 fix="give it its picture's name, or take it out of the folder",
             )
-        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        lines = text_lines(path, CAPTION)
         if len(lines) != 1:
             what = "is empty" if not lines else f"has {len(lines)} lines"
             raise InputError(f"{path}: {what}", fix="write the caption on one line, or remove the file")
@@ -74,11 +78,9 @@ def _from_metadata(folder: Path, pictures: set[str]) -> dict[str, _Caption]:
     path, found = folder / METADATA, dict[str, _Caption]()
     if not path.exists():
         return found
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, given in read_lines(path, CAPTION_LINES, "write one JSON object per line"):
         where = f"{path}: line {number}"
-        name, text = _fields(where, line)
+        name, text = _fields(where, given)
         if name not in pictures:
             why = "lies in a sub-folder, and those are not read" if "/" in name else "is not there"
             raise InputError(f"{where}: {name} {why}", fix="mend the name, or remove the line")
@@ -88,16 +90,21 @@ def _from_metadata(folder: Path, pictures: set[str]) -> dict[str, _Caption]:
     return found
 
 
-def _fields(where: str, line: str) -> tuple[str, str]:
+class _Line(msgspec.Struct):
+    """A line of metadata."""
+
+    file_name: str
+    text: str
+
+
+def _fields(where: str, given: JSON) -> tuple[str, str]:
     """Return `file_name` and `text` of one line of metadata."""
+    example = 'write {"file_name": "a.png", "text": "a caption"}'
     try:
-        given: Any = strict_json(line.encode("utf-8"), where, MetadataError)
-    except MetadataError as error:
-        raise InputError(error.message, fix="write one JSON object per line") from None
-    fields: list[str] = []
-    for key in ("file_name", "text"):
-        value = given.get(key) if isinstance(given, Mapping) else None
-        if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{where}: has no {key}", fix='write {"file_name": "a.png", "text": "a caption"}')
-        fields.append(value.strip())
-    return fields[0], fields[1]
+        line = build(_Line, given, where)
+    except InputError as error:
+        raise InputError(error.message, fix=example) from None
+    for key, value in (("file_name", line.file_name), ("text", line.text)):
+        if not value.strip():
+            raise InputError(f"{where}: has no {key}", fix=example)
+    return line.file_name.strip(), line.text.strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,11 +12,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from svdiff_delta.errors import InputError
+from svdiff_train.picture_file import opened_picture
 
 from .cut import CENTRE, Cut
 
-UNREADABLE: Final = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises on broken files; `UnidentifiedImageError` is an OSError."""
+STRIP: Final = 256
+"""Lines of a picture that are flattened at a time."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,12 @@ def inspect_image(path: Path) -> tuple[int, int]:
     Raises:
         InputError: it cannot be read as a picture.
     """
-    try:
-        with Image.open(path) as image:
-            _check(path, image)
-            turned = image.getexif().get(_ORIENTATION, 1) in _ON_THEIR_SIDE
-            width, height = image.size
-            image.draft("L", (1, 1))  # a JPEG is read to its end all the same, several times faster
-            image.load()
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from None
+    with opened_picture(path) as image:
+        _check(path, image)
+        turned = image.getexif().get(_ORIENTATION, 1) in _ON_THEIR_SIDE
+        width, height = image.size
+        image.draft("L", (1, 1))  # a JPEG is read to its end all the same, several times faster
+        image.load()
     return (width, height) if turned else (height, width)
 
 
@@ -85,13 +82,23 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         InputError: it cannot be read as a picture.
     """
-    try:
-        with Image.open(path) as image:
-            _check(path, image)
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from None
-    return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    with opened_picture(path) as image:
+        _check(path, image)
+        upright = ImageOps.exif_transpose(image)
+        return upright.convert("RGB") if _is_opaque(upright) else _on_white(upright)
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    return image.mode in ("RGB", "L", "CMYK", "YCbCr") and "transparency" not in image.info
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Return a picture with transparent places on white, a strip at a time: each takes as much again."""
+    canvas = Image.new("RGB", image.size)
+    for top in range(0, image.height, STRIP):
+        strip = image.crop((0, top, image.width, min(top + STRIP, image.height))).convert("RGBA")
+        canvas.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return canvas
 
 
 def _check(path: Path, image: Image.Image) -> None:
@@ -101,10 +108,6 @@ def _check(path: Path, image: Image.Image) -> None:
         raise InputError(f"{path}: is an animation of {frames} frames", fix="save one of them as a picture")
     if image.mode.startswith(("I", "F")):
         raise InputError(f"{path}: has more than 8 bits per channel", fix="save it with 8")
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: could not be read as a picture ({error})", fix="remove or replace it")
 
 
 def to_tensor(image: Image.Image) -> Tensor:

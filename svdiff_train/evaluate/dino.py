@@ -29,7 +29,7 @@ class Dino(Vision):
     def load(cls, reference: str | PathLike[str], *, device: str | torch.device = "cpu") -> Self:
         """Load a model such as facebook/dinov2-small in float32, from safetensors alone; as `Clip.load`."""
         folder = find_folder(reference, WHAT, TYPES)
-        kind = read_json(folder / "config.json")["model_type"]
+        kind = read_json(folder / "config.json").get("model_type")
         # The first DINO was published without ViT's pooling layer, which is not read here.
         options = {"add_pooling_layer": False} if kind == "vit" else {}
         model = load_model("ViTModel" if kind == "vit" else "AutoModel", folder, WHAT, device, **options)

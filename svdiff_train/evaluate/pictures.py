@@ -11,6 +11,7 @@ from PIL import Image
 
 from svdiff_delta.errors import InputError
 from svdiff_train.data import Found, Picture, find_images, open_image
+from svdiff_train.picture_file import opened_picture
 
 KEY: Final = "prompt"
 """The text chunk of a PNG that holds its prompt."""
@@ -60,7 +61,7 @@ def read_prompted(folder: Path, *, skip_bad: bool = False) -> tuple[list[Prompte
 
 
 def _prompt(picture: Picture) -> str:
-    with Image.open(picture.path) as image:
+    with opened_picture(picture.path) as image:
         if image.format == "PNG":
             image.load()  # text may stand behind the pixels
         inside = image.info.get(KEY)

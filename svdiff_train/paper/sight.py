@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from svdiff_train.evaluate import Clip
+from svdiff_train.picture_file import opened_picture
 from svdiff_train.tiny import base_path
 from svdiff_train.tiny.clip import CROP, name_prompts
 from svdiff_train.tiny.grounds import SIDE
@@ -141,7 +142,7 @@ def _distance(picture: Image.Image) -> Floats:
 
 
 def _open(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
+    with opened_picture(path) as picture:
         return picture.convert("RGB")
 
 

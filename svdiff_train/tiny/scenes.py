@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from svdiff_train.picture_file import opened_picture
 from svdiff_train.tiny.grounds import paint
 from svdiff_train.tiny.plan import RARE, Placement, Plan, draw_plan, generator
 from svdiff_train.tiny.subjects import HELD_OUT, STYLES, TRAINED, Subject
@@ -47,8 +48,13 @@ def load_sprites(folder: Path, subjects: Iterable[Subject] = TRAINED + HELD_OUT)
             raise MissingPictureError(f"{subject.short_name}: not drawn by both vendors in {folder}")
         for style, vendor in STYLES.items():
             path = folder / vendor / "img" / vendor / "64" / entry["image"]
-            found[subject.short_name, style] = square(Image.open(path).convert("RGBA"))
+            found[subject.short_name, style] = square(_stored(path))
     return found
+
+
+def _stored(path: Path) -> Image.Image:
+    with opened_picture(path) as picture:
+        return picture.convert("RGBA")
 
 
 def square(picture: Image.Image) -> Image.Image:

@@ -101,7 +101,7 @@ def test_a_recipe_takes_another_as_input_and_weights_by_selector(folder: Path) -
         ("inputs: [{delta: nothing}]", "nothing: there is no such file"),
         ("method: tiez\ninputs: [{delta: a}]", "'tiez': no such merge method"),
         ("method: ties\ninputs: [{delta: a}]", "ties needs density"),
-        ("inputs: [{delta: a, weight: .nan}]", "weights must be finite"),
+        ("inputs: [{delta: a, weight: .nan}]", "must be a finite number"),
         ("inputs: [{delta: a, weight: much}]", "weight: must be a number"),
         ("dtype: I4\ninputs: [{delta: a}]", "dtype: 'I4' is unknown"),
     ],

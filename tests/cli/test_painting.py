@@ -238,7 +238,7 @@ def test_edit_names_the_words_that_are_cut() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.png", "--prompt", PROMPT], "none.png: could not be read as a picture"),
+        (["none.png", "--prompt", PROMPT], "none.png: could not be read (No such file or directory)"),
         ([str(PICTURE)], "Missing option '--prompt'"),
         ([str(PICTURE), "--prompt", PROMPT, "--both", "--no-invert"], "--both and --no-invert exclude each other"),
         ([str(PICTURE), "--prompt", PROMPT, "--alpha", "2"], "2.0 is not in the range 0<=x<=1"),

@@ -189,7 +189,7 @@ def test_a_run_file_describes_concepts_again_from_where_it_lies(tmp_path: Path) 
         ('concepts = "a"\n', "concepts must be tables: write [[concepts]]"),
         ('[[concepts]]\nimages = "a"\n', "a concept has no prompt: say its prompt"),
         ('[[concepts]]\nprompt = "a"\n', "a concept has no images: say its images"),
-        ('[[concepts]]\nimages = "a"\nprompt = 3\n', "prompt of a concept must be text, is 3"),
+        ('[[concepts]]\nimages = "a"\nprompt = 3\n', "concepts[0].prompt: must be a text, is 3"),
     ],
 )
 def test_a_table_that_describes_no_concept_is_refused(tmp_path: Path, text: str, why: str) -> None:

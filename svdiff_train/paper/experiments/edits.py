@@ -15,6 +15,7 @@ from svdiff_train.paper.lab import SAMPLING, Lab
 from svdiff_train.paper.recipe import Recipe
 from svdiff_train.paper.sight import Sight, ground, half, middle
 from svdiff_train.paper.subjects import SCENE, SCENES, Edit, Scene
+from svdiff_train.picture_file import opened_picture
 
 METHODS: Final[tuple[MethodName, ...]] = ("svdiff", "full", "lora")
 SEEDS: Final = (0, 1)
@@ -42,7 +43,7 @@ def _cell(scene: str, method: MethodName, seed: int) -> Cell:
 def _measure(made: Recipe, lab: Lab, sight: Sight) -> Measured:
     trained = lab.trained(made)
     scene = SCENE[made.scene or ""]
-    with Image.open(scene.path) as opened:
+    with opened_picture(scene.path) as opened:
         source = opened.convert("RGB")
     numbers: dict[str, Any] = {"seconds": trained.seconds}
     rows: dict[str, Sequence[Image.Image]] = {}

@@ -270,10 +270,10 @@ def test_a_file_of_something_else_does_not_say_what_it_is(tiny: Base, tmp_path: 
     ("config", "error", "message"),
     [
         ({"peft_type": "LOHA"}, InputError, "is of PEFT's method LOHA, not LORA"),
-        ({"lora_alpha": "8"}, MetadataError, "lora_alpha must be a number, is '8'"),
-        ({"alpha_pattern": {"query": None}}, MetadataError, r"alpha_pattern\.query must be a number"),
+        ({"lora_alpha": "8"}, MetadataError, "lora_alpha: must be a number, is '8'"),
+        ({"alpha_pattern": {"query": None}}, MetadataError, r"alpha_pattern\.query: must be a number, is None"),
         ({"r": 3, "lora_alpha": 3}, TensorError, r"lora_A\.weight in .* has rank 2, adapter_config\.json says 3"),
-        ({"rank_pattern": [4]}, MetadataError, "rank_pattern: must be a JSON object"),
+        ({"rank_pattern": [4]}, MetadataError, "rank_pattern: must be a mapping, is a list"),
         ({"lora_alpha": 8, "alpha_pattern": {"(": 4}}, InputError, r"'\(': is no pattern of a layer's name"),
     ],
 )

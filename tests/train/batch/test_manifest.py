@@ -15,7 +15,7 @@ from svdiff_cli.manifest import convert_many
 from svdiff_delta.errors import InputError
 from svdiff_train.batch import Row, run_manifest
 from svdiff_train.batch.manifest import read_manifest
-from svdiff_train.batch.row import TYPES
+from svdiff_train.batch.row import KEYS
 
 QUERY = "encoder.layer.0.attention.self.query.weight"
 ROW = {"input": "tuned", "output": "out.safetensors", "base": "base"}
@@ -66,7 +66,7 @@ def test_the_key_of_a_row_is_that_of_what_it_says_and_not_of_where_it_lies() -> 
 
 WRONG = {
     "an unknown key": ({**ROW, "treshold": 1}, r"row 2: has the unknown key 'treshold': known are input, output, base"),
-    "a missing key": ({"input": "a", "output": "b"}, "row 2: has no base: a row needs input, output, base"),
+    "a missing key": ({"input": "a", "output": "b"}, "row 2: has no base: give input .a text., output .a text., base"),
     "a wrong type": ({**ROW, "output": 3}, "row 2: output: must be a text, is 3"),
     "an empty text": ({**ROW, "base": ""}, "row 2: base: must be a text, is ''"),
     "a text for a flag": ({**ROW, "allow_unmatched": "no"}, "row 2: allow_unmatched: must be true or false, is 'no'"),
@@ -193,7 +193,7 @@ def test_the_readme_s_manifest_is_one(tmp_path: Path) -> None:
     rows = read_manifest(tmp_path / "all.yaml")
     assert [row.to for row in rows] == ["delta", "delta", "kohya"]
     said = text[: text.index("files:")]
-    assert all(re.search(rf"\b{key}\b", said) for key in TYPES.keys() - {"input", "output"})
+    assert all(re.search(rf"\b{key}\b", said) for key in {*KEYS} - {"input", "output"})
 
 
 OWN = {"input", "output", "base", "variant"}
@@ -205,9 +205,9 @@ PRINTED = {"source", "output", "base", "layers", "force", "dry_run", "as_json", 
 
 def test_a_row_has_a_key_for_every_option_of_the_command_and_the_help_names_them() -> None:
     options = {param.name for param in commands.convert.params if param.name} - PRINTED
-    assert {"from" if name == "from_" else name for name in options} == TYPES.keys() - OWN
+    assert {"from" if name == "from_" else name for name in options} == {*KEYS} - OWN
     text = " ".join((convert_many.help or "").split())
-    assert all(re.search(rf"\b{key}\b", text) for key in TYPES)
+    assert all(re.search(rf"\b{key}\b", text) for key in KEYS)
 
 
 def test_lora_s_options_are_keys_of_a_row() -> None:

@@ -155,11 +155,11 @@ def test_a_text_file_that_is_not_one_line_is_refused(tmp_path: Path, content: st
     [
         ("{", "is not valid JSON"),
         ('{"file_name": "a.png", "text": "a", "text": "b"}', "text"),
-        ("[]", "has no file_name"),
+        ("[]", "must be a mapping"),
         ('{"text": "a"}', "has no file_name"),
         ('{"file_name": "a.png"}', "has no text"),
         ('{"file_name": "a.png", "text": " "}', "has no text"),
-        ('{"file_name": "a.png", "text": 3}', "has no text"),
+        ('{"file_name": "a.png", "text": 3}', "text: must be a text, is 3"),
         ('{"file_name": "c.png", "text": "a"}', "c.png is not there"),
         ('{"file_name": "sub/b.png", "text": "a"}', "sub/b.png lies in a sub-folder, and those are not read"),
         ('{"file_name": "b.png", "text": "a"}', "b.png stands in line 1 of metadata.jsonl already"),

@@ -1,0 +1,38 @@
+"""All that commands print: control characters of files are escaped, encodings and full disks are no errors."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import IO, Any
+
+import click
+
+from svdiff_delta._text import harmless, json_text
+
+
+def echo(message: object = "", *, err: bool = False) -> None:
+    """Print lines, with all escaped in them that a terminal would act on."""
+    click.echo(harmless(str(message)), err=err)
+
+
+def echo_json(value: Any, *, indent: int | None = None) -> None:
+    """Print JSON for machines, in ASCII, so that it is the same whatever the terminal's encoding."""
+    click.echo(json_text(value, indent=indent))
+
+
+def prepare_streams() -> None:
+    """Let characters that the terminal's encoding lacks be escaped instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def abandon(stream: IO[str]) -> None:
+    """Drop what could not be written to a stream: Python would try again at its end, and say so in many lines."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
