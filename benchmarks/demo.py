@@ -1,6 +1,6 @@
 """What the demo's subjects are learned to: how often they appear, alone and in the sum, and what their class becomes.
 
-    python benchmarks/demo.py [--work FOLDER] [--seeds 20] [--words sks sks] [--rate R] [--prior 1 0] [--threads 2]
+    python benchmarks/demo.py [--work FOLDER] [--seeds 20] [--words V1 V2] [--share 0.8] [--rate R] [--prior 1 0] [--threads 2]
         [--json FILE]
 
 First the detector is tried on the reference pictures: each is compared with the mean of every held-out subject's
@@ -10,8 +10,8 @@ cannot tell the demo's subjects from the others, the script says so and judges n
 Then both subjects are learned as the demo learns them (λ = 1), and once more with λ = 0. Judged are 30 steps with
 guidance 4, at the seeds that the demo's page shows and at others from 100 on:
 
-- alone: "a photo of a sks cat", whole pictures; right if the learned subject is the nearest of ten;
-- in the sum: the demo's prompt for both. Each half is looked at through the square that the base's CLIP knows for one
+- alone: "a photo of a V1 cat", whole pictures; right if the learned subject is the nearest of ten;
+- in the sum, of the demo's weights: the demo's prompt for both. Each half is looked at through the square that the base's CLIP knows for one
   of two, and compared with reference pictures at that size. Right if both halves show one each, in either order;
 - the class: "a photo of a cat", whole pictures; wrong if nearer to the learned subject's pictures than to the base's
   own (of that prompt, at other seeds still).
@@ -43,7 +43,7 @@ from svdiff_delta.file import load, save
 from svdiff_delta.ops import add
 from svdiff_train.config import TrainConfig
 from svdiff_train.demo import settings
-from svdiff_train.demo_page import SAMPLING, SEEDS, SUBJECTS, Subject, both_prompt
+from svdiff_train.demo_page import SAMPLING, SEEDS, SHARE, SUBJECTS, Subject, both_prompt
 from svdiff_train.evaluate import Clip, Detector
 from svdiff_train.evaluate.region import REGIONS, crop
 from svdiff_train.loop import train
@@ -138,7 +138,12 @@ def leaned(lab: Lab, subject: Subject, delta: Delta, own: Pictures, seeds: Seque
 
 
 def measure(
-    lab: Lab, subjects: Sequence[Subject], rate: float | None, weights: Sequence[float], seeds: Sequence[int]
+    lab: Lab,
+    subjects: Sequence[Subject],
+    share: float,
+    rate: float | None,
+    weights: Sequence[float],
+    seeds: Sequence[int],
 ) -> dict[str, Any]:
     """Return what is seen with each λ."""
     found: dict[str, Any] = {"seeds": list(seeds)}
@@ -151,7 +156,7 @@ def measure(
                 "nearest": alone(lab, subject, delta, seeds),
                 "class leans": leaned(lab, subject, delta, own, seeds),
             }
-        labels, appear = together(lab, add(*deltas), both_prompt(subjects), seeds)
+        labels, appear = together(lab, add(*deltas, weights=(share, share)), both_prompt(subjects), seeds)
         found[f"{weight:g}"] = {**results, "both": {"nearest": labels, "appear": appear}}
     return found
 
@@ -208,6 +213,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keeps trainings (default: a folder that is removed)")
     parser.add_argument("--seeds", type=int, default=20, help="pictures beside those that the demo shows")
     parser.add_argument("--words", nargs=2, help="the subjects' rare words (default: the demo's)")
+    parser.add_argument("--share", type=float, default=SHARE, help="the weight of each in the sum")
     parser.add_argument("--rate", type=float, help="learning rate; of norm weights a fifth (default: the base card's)")
     parser.add_argument("--prior", nargs="+", type=float, choices=(1.0, 0.0), default=(1.0, 0.0), help="values of λ")
     parser.add_argument("--threads", type=int, default=2)
@@ -221,8 +227,10 @@ def main() -> None:
         if not tell(lab.clip):
             sys.exit("the detector does not tell the demo's subjects from the others: nothing is judged")
         seeds = [*SEEDS, *range(FIRST_OTHER, FIRST_OTHER + arguments.seeds)]
-        found = measure(lab, subjects, arguments.rate, arguments.prior, seeds)
-    print(f"words {', '.join(words)}; {len(seeds)} pictures each, {arguments.threads} threads")
+        found = measure(lab, subjects, arguments.share, arguments.rate, arguments.prior, seeds)
+    print(
+        f"words {', '.join(words)}, {arguments.share:g} of each in the sum; {len(seeds)} pictures each, {arguments.threads} threads"
+    )
     limited = shares(found, subjects, len(SEEDS))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")

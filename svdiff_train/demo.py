@@ -24,7 +24,7 @@ from svdiff_delta.file import load, save
 from svdiff_delta.select import select
 
 from .config import TrainConfig
-from .demo_page import INTRO, PROMPTS, SAMPLING, SEEDS, SUBJECTS, TITLE, Painter, Subject, sections
+from .demo_page import INTRO, PROMPTS, SAMPLING, SEEDS, SHARE, SUBJECTS, TITLE, Painter, Subject, sections
 from .loop import train
 from .page import Section, html_page, png_page
 from .pipelines import load_pipeline
@@ -142,8 +142,9 @@ class _Demo:
         """Add, interpolate and cut deltas."""
         first, second = (subject.name for subject in SUBJECTS)
         a, b = (cast("Delta", self.parts[name]) for name in (first, second))
-        with self._step("both", self.command("add", _file(first), _file(second), "-o", _file("both"))):
-            self._keep("both", ops.add(a, b))
+        weighed = [f"{_file(name)}:{SHARE:g}" for name in (first, second)]
+        with self._step("both", self.command("add", *weighed, "-o", _file("both"))):
+            self._keep("both", ops.add(a, b, weights=(SHARE, SHARE)))
         for alpha in ALPHAS:
             name = f"mix-{alpha}"
             words = ("interpolate", _file(first), _file(second), "--alpha", alpha, "-o", _file(name))
@@ -200,7 +201,10 @@ class _Demo:
     def command(self, *words: object) -> str:
         """Return a line of a shell; the files in it are in the demo's folder."""
         told = [str(word) for word in words]
-        placed = [word.endswith((".safetensors", ".png", "/")) or told[i - 1] == "-o" for i, word in enumerate(told)]
+        placed = [
+            word.endswith((".safetensors", f".safetensors:{SHARE:g}", ".png", "/")) or told[i - 1] == "-o"
+            for i, word in enumerate(told)
+        ]
         return shlex.join(
             ["svdiff", *(f"{self.shown}/{word}" if here else word for word, here in zip(told, placed, strict=True))]
         )

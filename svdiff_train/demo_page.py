@@ -21,6 +21,8 @@ from .stage import Part, Stage
 SEEDS: Final = (0, 1)
 SAMPLING: Final = Sampling(steps=30, guidance=4.0, batch_size=6)
 GROUNDS: Final = ("red", "blue")
+SHARE: Final = 0.8
+"""The weight of each subject in their sum. With whole deltas, the second one is seen in both places more often."""
 
 TITLE: Final = "What a few hundred kilobytes can teach a model"
 INTRO: Final = (
@@ -37,7 +39,7 @@ class Subject:
 
     name: str
     noun: str
-    word: str = "sks"
+    word: str
 
     @property
     def prompt(self) -> str:
@@ -50,7 +52,7 @@ class Subject:
         return f"a photo of a {self.noun}"
 
 
-SUBJECTS: Final = (Subject("black_cat", "cat"), Subject("police_car", "car"))
+SUBJECTS: Final = (Subject("black_cat", "cat", "V1"), Subject("police_car", "car", "V2"))
 PROMPTS: Final = tuple(subject.prompt for subject in SUBJECTS)
 
 
@@ -115,15 +117,16 @@ def sections(painter: Painter, alphas: Sequence[float], part: str, rank: int) ->
     return [
         Section(
             "The base",
-            "What the model paints before it has learned anything: cats and cars of its own. `sks` is a rare word, "
-            "that names nothing and only tints what follows it.",
+            "What the model paints before it has learned anything: cats and cars of its own. `V1` and `V2` are rare "
+            "words, that name nothing and only tint what follows them.",
             [painter.generate(PROMPTS)],
             painter.row(None, PROMPTS),
         ),
         *(_learned(painter, subject) for subject in SUBJECTS),
         Section(
             "Their sum",
-            "Deltas are vectors: added, they hold both subjects at once. No weight of the model was trained for that.",
+            f"Deltas are vectors: added, here {SHARE:g} of each, they hold both subjects at once. No weight of the model was "
+            "trained for that.",
             [painter.commands["both"], painter.generate([*PROMPTS, both_prompt(SUBJECTS)], "both")],
             painter.row("both", [*PROMPTS, both_prompt(SUBJECTS)]),
         ),
