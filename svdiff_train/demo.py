@@ -39,6 +39,8 @@ DTYPES: Final[tuple[Literal["F16", "F32"], ...]] = ("F16", "F32")
 PART: Final = "unet-ca"
 RANK: Final = 8
 CLASS_IMAGES: Final = 16
+FILES: Final = (".safetensors", f".safetensors:{SHARE:g}", ".png", "/")
+"""What words of a command end with that stand for files of the demo."""
 
 
 @dataclass
@@ -201,10 +203,7 @@ class _Demo:
     def command(self, *words: object) -> str:
         """Return a line of a shell; the files in it are in the demo's folder."""
         told = [str(word) for word in words]
-        placed = [
-            word.endswith((".safetensors", f".safetensors:{SHARE:g}", ".png", "/")) or told[i - 1] == "-o"
-            for i, word in enumerate(told)
-        ]
+        placed = [word.endswith(FILES) or told[i - 1] == "-o" for i, word in enumerate(told)]
         return shlex.join(
             ["svdiff", *(f"{self.shown}/{word}" if here else word for word, here in zip(told, placed, strict=True))]
         )
