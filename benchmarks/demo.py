@@ -22,15 +22,19 @@ Trainings are kept in the work folder and found again by their settings.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -40,7 +44,7 @@ from svdiff_delta.file import load, save
 from svdiff_delta.ops import add
 from svdiff_train.config import TrainConfig
 from svdiff_train.demo import settings
-from svdiff_train.demo_page import SAMPLING, SEEDS, SUBJECTS, Subject, both_prompt
+from svdiff_train.demo_page import SAMPLING, SEEDS, SHARE, SUBJECTS, Subject, both_prompt
 from svdiff_train.evaluate import Clip, Detector
 from svdiff_train.evaluate.region import REGIONS, crop
 from svdiff_train.loop import train
@@ -195,6 +199,36 @@ def _line(weight: str, what: str, values: list[bool], shown: int, limit: str) ->
     parts = {"at the seeds shown": values[:shown], "at others": values[shown:]}
     told = ", ".join(f"{sum(part)} of {len(part)} {where}" for where, part in parts.items())
     bound = f"  ({limit})" if weight == "1" else ""
+    print(f"λ = {weight}: {what:<24} {np.mean(values):.2f}{bound}: {told}")
+    return [(what, float(np.mean(part)), limit) for part in parts.values()] if weight == "1" else []
+
+
+def reached(value: float, limit: str) -> bool:
+    """Return whether a figure keeps its limit."""
+    sign, bound = limit.split()
+    return value >= float(bound) if sign == ">=" else value <= float(bound)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="keeps trainings (default: a folder that is removed)")
+    parser.add_argument("--seeds", type=int, default=20, help="pictures beside those that the demo shows")
+    parser.add_argument("--words", nargs=2, help="the subjects' rare words (default: the demo's)")
+    parser.add_argument("--share", type=float, default=SHARE, help="the weight of each in the sum")
+    parser.add_argument("--rate", type=float, help="learning rate; of norm weights a fifth (default: the base card's)")
+    parser.add_argument("--prior", nargs="+", type=float, choices=(1.0, 0.0), default=(1.0, 0.0), help="values of λ")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    words = arguments.words or [subject.word for subject in SUBJECTS]
+    subjects = [replace(subject, word=word) for subject, word in zip(SUBJECTS, words, strict=True)]
+    with nullcontext(arguments.work) if arguments.work else tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder))
+        if not tell(lab.clip):
+            sys.exit("the detector does not tell the demo's subjects from the others: nothing is judged")
+        seeds = [*SEEDS, *range(FIRST_OTHER, FIRST_OTHER + arguments.seeds)]
+        found = measure(lab, subjects, arguments.share, arguments.rate, arguments.prior, seeds)
     print(f"words {', '.join(words)}; the sum has {arguments.share:g} of each")
     print(f"{len(seeds)} pictures each, {arguments.threads} threads")
     limited = shares(found, subjects, len(SEEDS))
