@@ -125,8 +125,8 @@ def sections(painter: Painter, alphas: Sequence[float], part: str, rank: int) ->
         *(_learned(painter, subject) for subject in SUBJECTS),
         Section(
             "Their sum",
-            f"Deltas are vectors: added, here {SHARE:g} of each, they hold both subjects at once. No weight of the model "
-            "was trained for that.",
+            f"Deltas are vectors: added, here {SHARE:g} of each, they hold both subjects at once. No weight of the "
+            "model was trained for that.",
             [painter.commands["both"], painter.generate([*PROMPTS, both_prompt(SUBJECTS)], "both")],
             painter.row("both", [*PROMPTS, both_prompt(SUBJECTS)]),
         ),
