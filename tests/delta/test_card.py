@@ -276,7 +276,7 @@ def test_metadata_that_are_larger_than_they_look_are_refused_soon(head: str) -> 
     start = time.process_time()
     with pytest.raises(InputError, match=r"README\.md: its metadata are broken"):
         parse_card(head)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 5  # what does not end takes for ever
 
 
 @pytest.mark.parametrize("card", ["---\n" + "\n" * 200_000, "---", "---\n---\n", "--- \n", "---\na: b\n----\n"])
