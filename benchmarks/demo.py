@@ -8,7 +8,7 @@ pictures, its own subject's without itself, by the embedded base's CLIP, and the
 cannot tell the demo's subjects from the others, the script says so and judges nothing.
 
 Then both subjects are learned as the demo learns them (λ = 1), and once more with λ = 0. Judged are 30 steps with
-guidance 4, at the seeds that the demo's page shows and at others from 100 on:
+guidance 4, at the seeds that the demo's page shows and at others from 102 on:
 
 - alone: "a photo of a V1 cat", whole pictures; right if the learned subject is the nearest of ten;
 - in the sum, with the demo's weights: the demo's prompt for both. Each half is looked at through the square that the
@@ -58,7 +58,7 @@ AMONG = (
     "white_rabbit",
 )  # fmt: skip
 """Held-out subjects; the demo's are the first two."""
-FIRST_OTHER, FIRST_OWN = 100, 200
+FIRST_OTHER, FIRST_OWN = 102, 200
 """Seeds of the other pictures, and of the base's own pictures of a class."""
 ALONE, BOTH, CLASS = 0.9, 0.6, 0.1
 Pictures = list[Image.Image]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -144,15 +145,37 @@ class _Loader(_LOADER):  # type: ignore[misc]
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         return found
 
-    def construct_numeral(self, node: yaml.ScalarNode) -> Any:
-        """Return a number; a long one, such as one on base 60, would take its time."""
+    def construct_whole(self, node: yaml.ScalarNode) -> int:
+        """Return a whole number."""
+        text = self._numeral(node)
+        sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text.removeprefix("+"))
+        return sign * (int(digits, 0) if digits[:2] in ("0x", "0o") else int(digits))
+
+    def construct_fraction(self, node: yaml.ScalarNode) -> float:
+        """Return any other number."""
+        return float(self._numeral(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+    def _numeral(self, node: yaml.ScalarNode) -> str:
+        """Return how a number is written; a long one would take its time."""
         if len(node.value) > NUMERAL:
             raise ValueError(f"a number has more than {NUMERAL:,} characters")
-        return yaml.SafeLoader.yaml_constructors[node.tag](self, node)
+        return str(node.value)
 
 
 _Loader.yaml_constructors = {
     **{f"{_PREFIX}{tag}": yaml.SafeLoader.yaml_constructors[f"{_PREFIX}{tag}"] for tag in _TAGS},
-    **{f"{_PREFIX}{tag}": _Loader.construct_numeral for tag in ("int", "float")},
+    f"{_PREFIX}int": _Loader.construct_whole,
+    f"{_PREFIX}float": _Loader.construct_fraction,
     None: yaml.SafeLoader.yaml_constructors[None],
 }
+# Numbers are those of YAML 1.2: PyYAML's are of 1.1, where 010 is 8, 1:30 is 90, and 1e-3 is a text.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (f"{_PREFIX}int", f"{_PREFIX}float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_WHOLE: Final = re.compile(r"[-+]?[0-9]+$|0o[0-7]+$|0x[0-9a-fA-F]+$")
+_FRACTION: Final = re.compile(
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+)
+_Loader.add_implicit_resolver(f"{_PREFIX}int", _WHOLE, list("-+0123456789"))
+_Loader.add_implicit_resolver(f"{_PREFIX}float", _FRACTION, list("-+.0123456789"))

@@ -20,7 +20,7 @@ from ._atomic import drop_lock, replace_file
 from .basis import Basis, compute_basis
 from .devices import find_device
 from .entry import PROTOCOL, SUFFIX, OlderEntry, encode_entry, hexadecimal, read_entry, touch_entry
-from .errors import CacheError, DeltaError, OutputError
+from .errors import CacheError, DeltaError, DeltaWarning, OutputError
 
 HOME_VARIABLE: Final = "SVDIFF_HOME"
 PATIENCE: Final = 600.0
@@ -92,10 +92,11 @@ class BasisCache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OlderEntry:
-            _say_older(self.root)
+            why = "entries that an earlier version made, without their fingerprints, are computed again"
+            _say(f"{self.root}: {why}", self.root, "older")
             return None
         except (OSError, DeltaError) as error:
-            warnings.warn(f"{path}: damaged cache entry, computing it again ({error})", stacklevel=2)
+            _say(f"{path}: damaged cache entry, computing it again ({error})", path)
             return None
         with suppress(OSError):
             touch_entry(path)
@@ -145,7 +146,7 @@ class BasisCache:
         try:
             self.put(key, basis)
         except OutputError as error:
-            warnings.warn(f"going on without the basis cache: {error}", stacklevel=2)
+            _say(f"going on without the basis cache: {error}", self.root)
         return basis
 
     @contextmanager
@@ -248,15 +249,15 @@ def remove(path: Path) -> None:
         raise OutputError(f"{path}: could not be removed ({error.strerror})") from None
 
 
-_OLDER: Final[set[Path]] = set()
-"""Folders of which this process has said that an earlier version's entries are in them."""
+_SAID: Final[set[tuple[object, ...]]] = set()
+"""What this process has warned of."""
 
 
-def _say_older(root: Path) -> None:
-    if root not in _OLDER:
-        _OLDER.add(root)
-        why = "entries that an earlier version made, without their fingerprints, are computed again"
-        warnings.warn(f"{root}: {why}", stacklevel=4)
+def _say(message: str, *about: object) -> None:
+    """Warn, once in a process of each thing."""
+    if about not in _SAID:
+        _SAID.add(about)
+        warnings.warn(message, DeltaWarning, stacklevel=4)
 
 
 def _make_folder(folder: Path) -> None:

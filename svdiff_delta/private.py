@@ -43,6 +43,10 @@ _REST: Final = r"[^\s\"'`,;<>|)]"
 _NAMES: Final = "|".join(map(re.escape, ROOTS))
 _PATHS: Final = (
     rf"(?i:\bfile:/+{_REST}+)",
+    rf"(?i:\b(?:ssh|sftp|scp|rsync|smb|nfs|afp)://{_REST}+)",
+    # Two folders deep from the root it is a path, whatever the folders are called; so is a share of another machine.
+    rf"(?:(?<![\w/.:~)\]}}*+?\\])|(?<=:))/(?!/)(?:[\w.@+-]+/){{2}}{_REST}*",
+    rf"(?<![\w/:])//[\w.-]+/[\w.$-]+/{_REST}*",
     # Behind a word, a slash or a dot it is a part of an address or of a relative path; behind a colon, unless of "://".
     rf"(?i:(?:(?<![\w/.:~])/+|(?<=:)/(?!/))(?:[a-z]/)?(?:{_NAMES})\d*/+{_REST}+)",
     rf"(?<![\w/.~])~(?:[A-Za-z_][\w.-]*)?/{_REST}+",

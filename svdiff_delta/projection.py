@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isfinite
 from typing import Final, cast
 
 import numpy as np
@@ -14,7 +15,7 @@ from .base import Base
 from .basis import Basis, matricize
 from .conversion import Energy
 from .delta import project
-from .errors import BaseMismatchError
+from .errors import BaseMismatchError, TensorError
 from .parameter import Parameter
 from .prepare import Prepared, difference
 
@@ -57,7 +58,9 @@ def _pieces(work: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def project_change(prepared: Prepared, change: Tensor) -> tuple[NDArray[np.float64], Energy]:
+def project_change(
+    prepared: Prepared, change: Tensor, *, name: str = "the weight"
+) -> tuple[NDArray[np.float64], Energy]:
     """Return the δ whose ΔW is nearest to a change of a weight, float64, and how much of the change that is.
 
     δᵢ = uᵢᵀ ΔW vᵢ, the mean of it in a tied run and 0 where σ is null, and at least −σᵢ: of all valid δ the one with
@@ -66,14 +69,26 @@ def project_change(prepared: Prepared, change: Tensor) -> tuple[NDArray[np.float
     Args:
         prepared: the weight of the base.
         change: ΔW in the weight's own shape, of any floating-point dtype.
+        name: what errors call the weight.
+
+    Raises:
+        TensorError: the sum of its squares is beyond float64, or it holds NaN.
     """
     if prepared.basis is None:
         values = change.double().flatten().numpy()
-        energy = float(values @ values)
+        with np.errstate(over="ignore"):
+            energy = float(values @ values)
+        _check_size(name, energy)
         return values, Energy(energy, energy)
-    values = clipped(prepared, project(prepared.parameter, coordinates_of(prepared, change)))
     whole = squared_norm(change)
+    _check_size(name, whole)
+    values = clipped(prepared, project(prepared.parameter, coordinates_of(prepared, change)))
     return values, Energy(whole, min(whole, float(values @ values)))  # the float32 factor may err upwards
+
+
+def _check_size(name: str, energy: float) -> None:
+    if not isfinite(energy):
+        raise TensorError(f"{name}: the sum of the squares of its change is no finite number", fix="check its scale")
 
 
 def coordinates_of(prepared: Prepared, change: Tensor) -> NDArray[np.float64]:

@@ -135,7 +135,7 @@ class _Work:
             self._keep(name, said, Energy(energy, energy))
             return
         prepared = prepare(self.new, name, said.kind, said.axis, self.cache)
-        shift, found = project_change(prepared, change)
+        shift, found = project_change(prepared, change, name=name)
         if said.kind == "elementwise":
             self._keep(name, prepared.parameter, found)
             return

@@ -18,7 +18,8 @@ from .page import Section
 from .sample import Sampling, generate
 from .stage import Part, Stage
 
-SEEDS: Final = (0, 1)
+SEEDS: Final = (100, 101)
+"""Of the pictures on the page. At 0 and 1 the sum lacks a subject; `benchmarks/demo.py` says how often it does."""
 SAMPLING: Final = Sampling(steps=30, guidance=4.0, batch_size=6)
 GROUNDS: Final = ("red", "blue")
 SHARE: Final = 0.8

@@ -14,7 +14,7 @@ import click
 from svdiff_delta._ticker import Ticker
 from svdiff_delta.errors import DeltaError, is_out_of_memory, refusal
 
-from .printing import abandon, echo, prepare_streams
+from .printing import abandon, echo, prepare_streams, telling_warnings
 from .progress import first_process
 from .signals import Ended, raised
 from .wording import spelled
@@ -78,7 +78,7 @@ class ErrorHandling(click.Group):
         wait_quietly()
         ctx.obj = Ticker("svdiff", quiet=not first_process())
         try:
-            with raised(), ctx.obj:
+            with telling_warnings(), raised(), ctx.obj:
                 return super().invoke(ctx)
         except DeltaError as error:
             echo(f"error: {spelled(str(error))}", err=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import os
 import sys
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 import click
 
 from svdiff_delta._text import harmless, json_text
+from svdiff_delta.errors import DeltaWarning
 
 
 def echo(message: object = "", *, err: bool = False) -> None:
@@ -21,6 +24,24 @@ def echo(message: object = "", *, err: bool = False) -> None:
 def echo_json(value: Any, *, indent: int | None = None) -> None:
     """Print JSON for machines, in ASCII, so that it is the same whatever the terminal's encoding."""
     click.echo(json_text(value, indent=indent))
+
+
+@contextmanager
+def telling_warnings() -> Iterator[None]:
+    """Let warnings of this program be lines, as errors are; those of libraries stay what they are."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if issubclass(category, DeltaWarning):
+            echo(f"warning: {message}", err=True)
+        else:
+            others(message, category, *place, **options)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = others
 
 
 def prepare_streams() -> None:

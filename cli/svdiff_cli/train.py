@@ -312,11 +312,11 @@ class _Command:
         kept = (self.folder, self.class_folder)
         subjects = [images] if images is not None else [concept.images for concept in config.subjects()]
         keep_apart((self.output, self.run_file, *kept), model, *subjects)
-        if config.method != "svdiff":  # a folder, which is replaced as a whole
-            for place in filter(None, kept):
-                if place.resolve() == self.output.resolve() or self.output.resolve() in place.resolve().parents:
+        for place in filter(None, kept):
+            for written in (self.output, self.run_file):
+                if written.resolve() in (place.resolve(), *place.resolve().parents):
                     raise OutputError(
-                        f"{place}: would lie in {self.output}, which is replaced in the end",
+                        f"{place}: would lie in {written}, which is written in the end",
                         fix="choose another folder",
                     )
 

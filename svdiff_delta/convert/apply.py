@@ -208,7 +208,7 @@ def _projections(
         elif name in moments:
             shift, energy, outputs[name] = _calibrated(name, prepared, found, moments[name])
         else:
-            shift, energy = project_change(prepared, found)
+            shift, energy = project_change(prepared, found, name=name)
         if energy.whole:
             values[name], parameters[name], layers[name] = shift, prepared.parameter, energy
         meter.add(sizes[name])

@@ -145,7 +145,15 @@ def test_an_output_never_is_in_around_or_the_same_as_what_the_command_reads(fold
 
 def test_a_result_in_whose_place_the_run_lies_is_refused(folder: Path) -> None:
     line = refused("train", "tiny", "pictures", *RUN, "--method", "lora", "-o", "out", "--run-folder", "out/run")
-    assert line == "error: out/run: would lie in out, which is replaced in the end: choose another folder"
+    assert line == "error: out/run: would lie in out, which is written in the end: choose another folder"
+
+
+@pytest.mark.parametrize("place", ["d.safetensors", "d.safetensors/run", "d.toml", "d.toml/run"])
+def test_a_run_in_the_place_of_a_delta_or_its_run_file_is_refused_before_it_starts(folder: Path, place: str) -> None:
+    line = refused("train", "tiny", "pictures", *RUN, "-o", "d.safetensors", "--run-folder", place)
+    written = place.partition("/")[0]
+    assert line == f"error: {place}: would lie in {written}, which is written in the end: choose another folder"
+    assert not Path(written).exists()
 
 
 def test_separate_pictures_are_refused_where_the_sheet_lies(folder: Path) -> None:

@@ -396,6 +396,6 @@ print(BasisCache(Path(sys.argv[1])).obtain("A" * 22, rounded, 0).sigma.numel())
 def test_a_disk_that_is_full_is_reported_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     done = python(FULL, tmp_path)
     assert done.out == "30\n"
-    assert "UserWarning: going on without the basis cache: " in done.err
+    assert "DeltaWarning: going on without the basis cache: " in done.err
     assert "could not be written (File too large)" in done.err
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

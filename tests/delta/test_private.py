@@ -22,6 +22,8 @@ PATHS = [
     "\\\\wsl$\\Ubuntu\\x", "\\Users\\anna\\x", "~/pictures/dog", "~anna/pictures", "$HOME/x", "${HOME}/x", "$HOME",
     "$SCRATCH/x", "$env:USERPROFILE\\x", "%USERPROFILE%\\x", "%userprofile%", "%APPDATA%\\x", "file:///mnt/data/x",
     "file:/etc/x", "file://server/share/x", "FILE:///C:/x", "/odd9/cluster/anna/x.png",
+    "/nas/anna/wedding", "/u/anna/y", "/net/fileserver/anna/x", "/sdcard/DCIM/Anna", "//server/share/anna/x",
+    "/hpc/home/anna", "/vol1/anna/x", "ssh://anna@host/home/anna/x", "smb://server/anna",
 ]  # fmt: skip
 FRAMES = ["{}", "trained on {}", '"{}"', "path={}", "path:{}", "({})", "a, {}, b", "pictures:\n{}", "<{}>", "[{}]"]
 
@@ -46,13 +48,16 @@ HARMLESS = [
     "token: <sks-dog>", "a secret = nothing", "authorization: none", "UNet2DConditionModel/svdiff", "0x" + "ab" * 32,
     "data:image/png;base64,/9j/4AAQSkZJRgABAQAAAQABAAD", "https://github.com/huggingface/diffusers", "10:30/11:00",
     "the path is the goal", "user@example.org", "profile: front", "1/2/3", "a photo of a dog, 4k, f/1.8", "km/h", "-/-",
+    "a// b", "unet/down_blocks/0/attn", "(16,down,1)-(8,down,0)",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_of_a_machine_is_private_wherever_it_stands(path: str) -> None:
-    whole_only = path in ("/workspace", "/odd9/cluster/anna/x.png")  # not known by its top folder's name, and content
+    whole_only = path == "/workspace"  # one folder deep
     for frame in FRAMES[:1] if whole_only else FRAMES:
+        if path.startswith("//") and frame.startswith("path:"):
+            continue  # an address
         found = find_private(frame.format(path))
         assert found is not None, frame
         assert found.startswith("names the local path ")
@@ -94,7 +99,8 @@ def test_so_is_the_one_that_a_login_left(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_the_home_folder_is_private_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/odd/anna")
-    assert find_private("in /odd/anna") == find_private("in /odd/anna/x") == "names the local path /odd/anna"
+    assert find_private("in /odd/anna") == "names the local path /odd/anna"
+    assert find_private("in /odd/anna/x") == "names the local path /odd/anna/x"
     assert find_private("in /odd/annabel") is None
 
 

@@ -9,6 +9,7 @@ from support.weights import hadamard, normal, with_spectrum
 from torch import Tensor
 
 from svdiff_delta.basis import Basis, compute_basis, find_runs
+from svdiff_delta.errors import TensorError
 from svdiff_delta.parameter import Parameter
 from svdiff_delta.prepare import Prepared
 from svdiff_delta.projection import PIECE, coordinates, project_change
@@ -133,3 +134,10 @@ def test_an_elementwise_change_is_its_own_shift() -> None:
     values, energy = project_change(ready, change)
     assert np.array_equal(values, change.double().numpy())
     assert energy.captured == 1
+
+
+@pytest.mark.parametrize("size", [1e200, float("nan")])
+def test_a_change_whose_size_is_no_number_is_refused_by_name(size: float) -> None:
+    change = torch.full((ROWS, COLUMNS), size, dtype=torch.float64)
+    with pytest.raises(TensorError, match=r"^a: the sum of the squares of its change is no finite number"):
+        project_change(prepared(normal(ROWS, COLUMNS, seed=1)), change, name="a")

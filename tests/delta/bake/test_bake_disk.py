@@ -108,7 +108,7 @@ def test_a_disk_that_is_full_in_the_cache_is_reported_and_the_bake_goes_on(delta
     (tmp_path / "cache" / "v1").write_text("no folder can be made here")
     done = bake_on_a_full_disk(part, tmp_path, 1_000_000_000)
     assert done.out == f"{tmp_path / 'out'}\n"
-    assert "UserWarning: going on without the basis cache" in done.err
+    assert "DeltaWarning: going on without the basis cache" in done.err
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
