@@ -13,7 +13,7 @@ import click
 from svdiff_delta._text import counted
 
 from . import options
-from .painting import Given, all_seeds, open_given, say_cut
+from .painting import Given, all_seeds, check_painting, open_given, say_cut
 from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, needs, open_reference
@@ -101,13 +101,12 @@ class _Command:
 
     def run(self, base: str, references: Sequence[str]) -> None:
         """Check, paint, write, and say so."""
-        from svdiff_delta._atomic import check_output
         from svdiff_delta._limits import PICTURE
         from svdiff_delta._reading import read_bytes
 
         if self.both and self.no_invert:
             raise click.UsageError("--both and --no-invert exclude each other.")
-        check_output(self.output, overwrite=self.force, folder=False)
+        check_painting(self.output, overwrite=self.force)
         needs("diffusers", "train")
         from svdiff_train.data import open_image
 

@@ -13,7 +13,7 @@ from svdiff_delta._text import counted
 from svdiff_delta.errors import OutputError
 
 from . import options
-from .painting import all_prompts, all_seeds, open_given, say_cut
+from .painting import all_prompts, all_seeds, check_painting, open_given, say_cut
 from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, needs, open_reference
@@ -98,7 +98,7 @@ class _Command:
         """Check, paint, write, and say so."""
         from svdiff_delta._atomic import check_output
 
-        check_output(self.output, overwrite=self.force, folder=False)
+        check_painting(self.output, overwrite=self.force)
         if self.separate is not None:
             check_output(self.separate, overwrite=self.force, folder=True)
             self._check_places(self.separate)

@@ -10,7 +10,7 @@ from svdiff_delta._text import counted
 from svdiff_delta.errors import InputError
 
 from . import options
-from .painting import open_given, say_cut
+from .painting import check_painting, open_given, say_cut
 from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, needs, open_reference
@@ -60,9 +60,9 @@ def morph(
     \b
         svdiff morph sd15 dog.safetensors cat.safetensors --prompt 'a photo of a sks thing' -o strip.png
     """
-    from svdiff_delta._atomic import check_output, replace_file
+    from svdiff_delta._atomic import replace_file
 
-    check_output(output, overwrite=force, folder=False)
+    check_painting(output, overwrite=force, allowed=GIF)
     needs("diffusers", "train")
     silent = quiet or as_json
     given = open_given([a, b])

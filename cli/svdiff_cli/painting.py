@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,6 +16,25 @@ from .references import is_path, say, split_weight
 if TYPE_CHECKING:
     from svdiff_delta import Base, Delta
     from svdiff_train.stage import Part
+
+OTHERS: Final = frozenset({".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".svg", ".pdf"})
+"""Ends of names that say that a picture is no PNG."""
+
+
+def check_painting(output: Path, *, overwrite: bool, allowed: str = ".png") -> None:
+    """Refuse early what writing a picture would refuse late, and a name that says another format than it is written in.
+
+    Raises:
+        OutputError: as `check_output`.
+        InputError: the name ends otherwise.
+    """
+    from svdiff_delta._atomic import check_output
+    from svdiff_delta.errors import InputError
+
+    check_output(output, overwrite=overwrite, folder=False)
+    suffix = output.suffix.lower()
+    if suffix in OTHERS and suffix != allowed:
+        raise InputError(f"{output}: pictures are written as PNG", fix=f"call it {output.with_suffix('.png')}")
 
 
 @dataclass(frozen=True)

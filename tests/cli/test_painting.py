@@ -252,3 +252,16 @@ def test_edit_refuses_flow_matching() -> None:
     small_sd3().save_pretrained("sd3")
     line = refused("edit", "sd3", str(PICTURE), "--prompt", PROMPT, "-o", "sheet.png")
     assert "DDIM inverts diffusion only" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "tiny", "--prompt", PROMPT, "-o", "x.jpg"],
+        ["generate", "tiny", "--prompt", PROMPT, "-o", "x.GIF"],
+        ["morph", "tiny", "a.safetensors", "b.safetensors", "--prompt", PROMPT, "-o", "x.webp"],
+        ["edit", "tiny", "a.safetensors", str(PICTURE), "--prompt", PROMPT, "-o", "x.jpeg"],
+    ],
+)
+def test_a_name_of_another_format_is_refused_before_anything_is_painted(arguments: list[str]) -> None:
+    assert refused(*arguments, *FEW) == f"error: {arguments[-1]}: pictures are written as PNG: call it x.png"
