@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,10 +16,11 @@ import platformdirs
 import torch
 
 from ._atomic import drop_lock, replace_file
+from ._warned import warn_once
 from .basis import Basis, compute_basis
 from .devices import find_device
 from .entry import PROTOCOL, SUFFIX, OlderEntry, encode_entry, hexadecimal, read_entry, touch_entry
-from .errors import CacheError, DeltaError, DeltaWarning, OutputError
+from .errors import CacheError, DeltaError, OutputError
 
 HOME_VARIABLE: Final = "SVDIFF_HOME"
 PATIENCE: Final = 600.0
@@ -93,10 +93,10 @@ class BasisCache:
             return None
         except OlderEntry:
             why = "entries that an earlier version made, without their fingerprints, are computed again"
-            _say(f"{self.root}: {why}", self.root, "older")
+            warn_once(f"{self.root}: {why}", self.root, "older")
             return None
         except (OSError, DeltaError) as error:
-            _say(f"{path}: damaged cache entry, computing it again ({error})", path)
+            warn_once(f"{path}: damaged cache entry, computing it again ({error})", path)
             return None
         with suppress(OSError):
             touch_entry(path)
@@ -146,7 +146,7 @@ class BasisCache:
         try:
             self.put(key, basis)
         except OutputError as error:
-            _say(f"going on without the basis cache: {error}", self.root)
+            warn_once(f"going on without the basis cache: {error}", self.root)
         return basis
 
     @contextmanager
@@ -247,17 +247,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path}: could not be removed ({error.strerror})") from None
-
-
-_SAID: Final[set[tuple[object, ...]]] = set()
-"""What this process has warned of."""
-
-
-def _say(message: str, *about: object) -> None:
-    """Warn, once in a process of each thing."""
-    if about not in _SAID:
-        _SAID.add(about)
-        warnings.warn(message, DeltaWarning, stacklevel=4)
 
 
 def _make_folder(folder: Path) -> None:

@@ -86,10 +86,6 @@ class OutputError(DeltaError):
     """Nothing could be written."""
 
 
-class DeltaWarning(UserWarning):
-    """Something that a result does not suffer from, and that its user should know: once in a process."""
-
-
 class SelectionError(DeltaError):
     """A selector that is unknown or matches nothing."""
 

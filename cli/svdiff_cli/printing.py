@@ -13,7 +13,7 @@ from typing import IO, Any
 import click
 
 from svdiff_delta._text import harmless, json_text
-from svdiff_delta.errors import DeltaWarning
+from svdiff_delta._warned import DeltaWarning
 
 
 def echo(message: object = "", *, err: bool = False) -> None:
