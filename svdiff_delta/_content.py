@@ -6,9 +6,10 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from .errors import InputError
+from .state import State, state
 
 IN_MEMORY: Final = 64 << 20
 """Bytes up to which a delta file is held in memory.
@@ -16,28 +17,6 @@ IN_MEMORY: Final = 64 << 20
 One number for each singular value: Stable Diffusion 1.5 has 1 MB of them in F32, SDXL 2 MB, Flux 6 MB, a language model
 of 405 billion weights 57 MB. What is larger holds much besides, such as embeddings.
 """
-
-
-class Seen(NamedTuple):
-    """What tells a file from another one, and from itself once it was written to: size, times and inode.
-
-    A program can put back the time of modification, but not that of the last change of any kind, which moves with new
-    names and rights as well.
-    """
-
-    size: int
-    modified: int
-    changed: int
-    inode: int
-
-    @staticmethod
-    def of(about: os.stat_result) -> Seen:
-        """Return it from what the system says of a file."""
-        return Seen(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
-
-    def saved_as(self, other: Seen) -> bool:
-        """Tell whether a file was not saved again: its names and rights may have changed."""
-        return self._replace(changed=0) == other._replace(changed=0)
 
 
 class Content(Protocol):
@@ -81,7 +60,7 @@ class OnDisk:
 
     path: Path
     name: str
-    seen: Seen
+    seen: State
 
     @property
     def size(self) -> int:
@@ -96,10 +75,10 @@ class OnDisk:
         """
         try:
             with self.path.open("rb") as stream:
-                before = Seen.of(os.fstat(stream.fileno()))
+                before = state(os.fstat(stream.fileno()))
                 stream.seek(start)
                 found = stream.read(stop - start)
-                after = Seen.of(os.fstat(stream.fileno()))
+                after = state(os.fstat(stream.fileno()))
         except OSError as error:
             raise InputError(f"{self.name}: could not be read any more ({error.strerror})") from None
         if before != self.seen or after != self.seen or len(found) != stop - start:
@@ -130,7 +109,7 @@ def open_content(path: Path, name: str) -> Content:
     with path.open("rb") as stream:
         about = os.fstat(stream.fileno())
         if about.st_size > IN_MEMORY:
-            return OnDisk(path, name, Seen.of(about))
+            return OnDisk(path, name, state(about))
         found = stream.read(about.st_size + 1)
     if len(found) != about.st_size:
         raise InputError(f"{name}: was changed while it was read", fix="load it again")

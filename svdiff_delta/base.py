@@ -11,7 +11,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ._content import Seen
 from ._reading import system_errors
 from .addresses import find_layout
 from .component import Component, absent_models, open_file, open_model, open_pipeline
@@ -22,6 +21,7 @@ from .metadata import BaseInfo
 from .origin import find_model
 from .repository import Reference, locate
 from .schemes import refuse
+from .state import state
 from .tensors import map_bytes, map_tensor
 
 
@@ -159,7 +159,7 @@ class Base:
 
 def _check_file(name: str, component: Component, path: Path, about: os.stat_result) -> None:
     """Raise BaseError if a file was saved again since its header was read: its tensors stand elsewhere now."""
-    if not Seen.of(about).saved_as(Seen.of(component.opened[path][1])):
+    if not state(about).saved_as(state(component.opened[path][1])):
         raise BaseError(f"{name}: {path} was changed since the base was opened", fix="open the base again")
 
 

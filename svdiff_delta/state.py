@@ -51,6 +51,10 @@ class State(NamedTuple):
     modified: int
     changed: int
 
+    def saved_as(self, other: State) -> bool:
+        """Tell whether a file was not saved again: its names and rights may have changed."""
+        return self._replace(changed=0) == other._replace(changed=0)
+
 
 def state(about: os.stat_result) -> State:
     """Return the state of a file."""

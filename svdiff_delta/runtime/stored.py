@@ -11,15 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svdiff_delta._content import Seen
 from svdiff_delta.base import Base
 from svdiff_delta.component import read_file_header
 from svdiff_delta.container import Entry
 from svdiff_delta.errors import AttachError, DeltaError
+from svdiff_delta.state import RACY, State, state
 from svdiff_delta.tensors import map_tensor
-
-RACY: Final = 2_000_000_000
-"""Nanoseconds in which a file may change once more without a new time: of one that young the values are compared."""
 
 SMALL: Final = 1 << 16
 """Bytes of a tensor up to which all of them are hashed."""
@@ -33,7 +30,7 @@ class _Where(NamedTuple):
 
     data: int
     entry: Entry
-    seen: Seen | None
+    seen: State | None
 
 
 class StoredWeight:
@@ -53,7 +50,7 @@ class StoredWeight:
         component, self._key, self._path, entry = base.locate(name)
         header, about = component.opened[self._path]
         self._digest = digest(values)
-        self._where = _Where(header.data, entry, _told(Seen.of(about)))
+        self._where = _Where(header.data, entry, _told(state(about)))
 
     def read(self) -> Tensor:
         """Return the values as they stand in the file, on the CPU.
@@ -80,8 +77,8 @@ class StoredWeight:
         Raises:
             OSError, ValueError: it cannot be read, or other values stand there.
         """
-        seen: list[Seen] = []
-        values = map_tensor(self._path, where.data, where.entry, lambda about: seen.append(Seen.of(about)))
+        seen: list[State] = []
+        values = map_tensor(self._path, where.data, where.entry, lambda about: seen.append(state(about)))
         if seen and seen[0] != where.seen:
             if digest(values) != self._digest:
                 raise ValueError
@@ -101,7 +98,7 @@ class StoredWeight:
         return _Where(header.data, entry, None)
 
 
-def _told(seen: Seen) -> Seen | None:
+def _told(seen: State) -> State | None:
     """Return what a file is like; None where it may change once more and look the same."""
     return seen if time.time_ns() - max(seen.modified, seen.changed) > RACY else None
 

@@ -15,7 +15,7 @@ from svdiff_delta.private import ROOTS, check_private, find_private
 PATHS = [
     "/content/drive/MyDrive/dog", "/kaggle/input/dogs/1.png", "/kaggle/working/x", "/workspace/dog", "/workspace",
     "/scratch/anna/x", "/scratch2/anna/x", "/mnt/data/x", "/gpfs/projects/x", "/lustre/anna", "/lustre03/anna",
-    "/home/anna", "/home2/anna/x", "/Users/anna/x", "/users/anna/x", "/root/dog", "/Volumes/Anna/x", "/tmp/run-1/x",
+    *(f"/{top}/anna/x" for top in ("home", "home2", "Users", "users", "root", "Volumes", "tmp")),
     "/teamspace/studios/x", "/notebooks/dog", "/storage/x", "/dbfs/FileStore/x", "/data/anna/x", "/nobackup/anna",
     "/private/var/folders/x", "/var/folders/x", "/dev/shm/x", "/run/user/1000/x", "/cygdrive/c/x", "/c/Users/anna/x",
     "C:\\Users\\anna", "D:/pictures/dog", "d:\\x", "C:\\\\Users\\\\anna", "\\\\server\\share\\x", "\\\\?\\C:\\x",
@@ -42,7 +42,7 @@ HARMLESS = [
     "see https://example.org/home/dog", "https://example.org/~anna/x", "http://example.org:8080/home/x", "a/home/b",
     "s3://bucket/home/x", "hf://alice/cat@v1", "alice/cat", "stable-diffusion-v1-5/stable-diffusion-v1-5", "../home/x",
     "unet.up_blocks.*.attn2.to_q.weight", "ratio 1:/2", "sad :/ dog", "D: happy", "note: a dog", "a:b", "c/o Anna",
-    "costs $5/month", "100% wool, 50%", "at home /work/ home", "50 % USER %", "home, sweet home", "/", "a\\b", "\\o/",
+    "costs $5/month", "100% wool, 50%", "at home /" + "work/ home", "50 % USER %", "home, sweet home", "/", "a\\b", "\\o/",
     "sks", "sk-dog", "sk-learn-compatible-estimators-and-more", "hf_transfer", "hf_hub_download", "hf_internal_testing",
     "a bearer of good news", "standard-bearer internationalization", "Bearer of the ring", "an AKIA dog", "ghp_dog",
     "token: <sks-dog>", "a secret = nothing", "authorization: none", "UNet2DConditionModel/svdiff", "0x" + "ab" * 32,

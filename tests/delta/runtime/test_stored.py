@@ -20,7 +20,8 @@ from svdiff_delta.base import open_base
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError, BaseError
 from svdiff_delta.runtime import Handle, attach
-from svdiff_delta.runtime.stored import RACY, digest
+from svdiff_delta.runtime.stored import digest
+from svdiff_delta.state import RACY
 
 X = normal(4, 6, 12)
 FORMS: dict[str, dict[str, Any]] = {"live": {}, "exact": {"exact": True}, "fused": {"mode": "fused"}}
