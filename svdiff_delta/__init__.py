@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .rebase import rebase as rebase
     from .runtime import Handle as Handle
     from .runtime import attach as attach
+    from .runtime import handle_of as handle_of
     from .select import select as select
     from .truncate import truncate as truncate
 
@@ -53,6 +54,7 @@ _HOME: Final = {
     "bake": "bake",
     "build_basis": "build",
     "convert": "convert",
+    "handle_of": "runtime",
     "interpolate": "ops",
     "load": "file",
     "merge": "merge",
@@ -83,6 +85,7 @@ __all__ = [
     "bake",
     "build_basis",
     "convert",
+    "handle_of",
     "interpolate",
     "load",
     "merge",

@@ -27,7 +27,7 @@ def end(only: str, many: int, told: int, seed: int = 0) -> str:
         "--only",
         only,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3_000, env=os.environ)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=850, env=os.environ)
     assert done.returncode == 0, done.stderr[-2_000:]
     return done.stdout.splitlines()[-1]
 
@@ -37,6 +37,7 @@ def test_a_bake_that_is_ended_leaves_old_or_new_and_nothing_else() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", kills.COMMANDS)
 def test_every_command_that_writes_a_folder_may_be_ended_at_any_moment(name: str) -> None:
     many = int(os.environ.get("KILLS", "40"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .attachment import attach as attach
+from .attachment import handle_of as handle_of
 from .handle import Handle as Handle
 from .measure import measure as measure
 
-__all__ = ["Handle", "attach", "measure"]
+__all__ = ["Handle", "attach", "handle_of", "measure"]

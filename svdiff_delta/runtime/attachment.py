@@ -13,13 +13,13 @@ from svdiff_delta.base import Base
 from svdiff_delta.build import share_out
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta
-from svdiff_delta.errors import InputError
+from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.kinds import weight_of
 
 from .board import Board
 from .changing import holding, locks_of, ordinary
 from .checking import Check
-from .claim import Claim, Site, undo_unsettled
+from .claim import Claim, Site, claim_of, undo_unsettled
 from .forwards import find_forward, own_forward
 from .fused import FusedSite
 from .handle import Handle
@@ -92,15 +92,34 @@ def attach(
         checking = Check({slot: models[slot] for slot in sorted(slots)}, places) if check else None
         claim.checking = checking
         board = Board({slot: models[slot] for slot in sorted(slots)}, _sums(places), claim)
-        handle = Handle(board, deltas, scale, locks[:-1])
+        claim.handle = Handle(board, deltas, scale, locks[:-1])
         claim.settled = True
-        return handle
+        return claim.handle
 
     try:
         return holding(locks, ordinary(put))
     except BaseException:
         holding(locks, ordinary(claim.undo))
         raise
+
+
+def handle_of(target: object) -> Handle:
+    """Return the handle of what is attached to a model, where it was lost: by Ctrl-C, or as a notebook's cell ran again.
+
+    Args:
+        target: a diffusers pipeline, or a model.
+
+    Raises:
+        AttachError: nothing is attached to it, or its components were attached to one by one.
+    """
+    claims = [claim_of(module) for model in components(target, ()).values() for module in model.modules()]
+    settled = [claim for claim in claims if claim is not None and claim.settled]
+    handles = {id(claim): claim.handle for claim in settled if claim.handle is not None}
+    if not handles:
+        raise AttachError("nothing is attached to this model", fix="call `attach`")
+    if len(handles) > 1:
+        raise AttachError(f"{len(handles)} handles are on parts of this model", fix="ask for that of one component")
+    return next(iter(handles.values()))
 
 
 def _sums(places: Mapping[str, Place]) -> Sums:

@@ -5,8 +5,9 @@ Everything is put on and taken off in steps that may be done again, so that what
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from threading import RLock
+from threading import RLock, Thread, current_thread
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from torch import nn
@@ -17,6 +18,7 @@ from .live_weight import pickle_refusal
 
 if TYPE_CHECKING:
     from .checking import Check
+    from .handle import Handle
 
 CLAIM: Final = "svdiff_claim"
 """The attribute of a layer that says which claim it is under."""
@@ -56,6 +58,7 @@ class Claim:
         settled: whether all was put on; else the next `attach` to the model takes it off.
         whole: whether nothing was taken off yet.
         gone: whether everything was taken off.
+        handle: what changes and detaches it, once all was put on.
         checking: what compares the next forward with W + ΔW, if anything does.
         busy: the lock that `attach` holds until it is done.
     """
@@ -63,10 +66,11 @@ class Claim:
     def __init__(self) -> None:
         self.busy: Any = RLock()
         self.settled, self.whole, self.gone = False, True, False
+        self.handle: Handle | None = None
         self.checking: Check | None = None
         self._sites: Mapping[str, Sequence[Site]] = {}
         self._modules: Mapping[str, Sequence[nn.Module]] = {}
-        self._gates: dict[str, Any] = {}
+        self._putting: dict[str, Thread] = {}
 
     @property
     def sites(self) -> Iterator[Site]:
@@ -83,7 +87,6 @@ class Claim:
         Raises:
             AttachError: another claim is on one of them.
         """
-        self._gates = {name: RLock() for name in sites}
         self._modules, self._sites = modules, sites
         for name, layers in modules.items():
             for module in layers:
@@ -95,10 +98,13 @@ class Claim:
 
     def put(self, name: str) -> None:
         """Put on what shifts one parameter, unless all is being taken off again."""
-        with self._gates[name]:
-            if self.whole:
+        self._putting[name] = current_thread()
+        try:
+            if self.whole:  # asked after the line above, as `_wait` is called after `whole` is set
                 for site in self._sites[name]:
                     site.put()
+        finally:
+            self._putting.pop(name, None)
 
     def release(self, *, force: bool = False) -> None:
         """Take everything off. What was interrupted goes on where it was; a second call does nothing.
@@ -136,14 +142,24 @@ class Claim:
         if self.checking is not None:
             self.checking.stop()
         for name in reversed(list(self._sites)):
-            with self._gates[name]:  # a thread may be at it still
-                for site in reversed(self._sites[name]):
-                    site.restore()
+            self._wait(name)
+            for site in reversed(self._sites[name]):
+                site.restore()
         for layers in self._modules.values():
             for module in layers:
                 if module.__dict__.get(CLAIM) is self:
                     module.__dict__.pop(CLAIM, None)
-        self.gone, self._sites, self._modules = True, {}, {}
+        self.gone, self._sites, self._modules, self.handle = True, {}, {}, None
+
+    def _wait(self, name: str) -> None:
+        """Wait for the thread that is still putting something on a parameter.
+
+        No lock does this: one whose thread was interrupted just before it left the lock would be held for ever.
+        """
+        while (thread := self._putting.get(name)) is not None:
+            if thread is current_thread() or not thread.is_alive():
+                return
+            time.sleep(0.001)
 
     def __deepcopy__(self, memo: object) -> Claim:
         """Return a claim on nothing: a copy of a model has no handle."""

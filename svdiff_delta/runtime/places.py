@@ -150,7 +150,10 @@ def check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
         AttachError: it is not.
     """
     if hasattr(module, SLOT) or claim_of(module) is not None:
-        raise AttachError(f"{name}: has a delta on it already", fix="`add` to the handle that shifts it, or detach it")
+        raise AttachError(
+            f"{name}: has a delta on it already",
+            fix="`add` to the handle that shifts it (`handle_of` returns it), or detach it",
+        )
     found = kind_of(module, on_request=True)
     check_plain(name, weight_of(module))
     if found is None or getattr(module, "max_norm", None) is not None:

@@ -28,6 +28,7 @@ NAMES = [
     "bake",
     "build_basis",
     "convert",
+    "handle_of",
     "interpolate",
     "load",
     "merge",

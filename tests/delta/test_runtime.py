@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError, BaseMismatchError, InputError
 from svdiff_delta.kinds import weight_of
 from svdiff_delta.ops import scale
-from svdiff_delta.runtime import attach
+from svdiff_delta.runtime import attach, handle_of
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "wide linear": (nn.Linear(12, 8), (3, 12)),
@@ -362,6 +363,21 @@ def test_attaching_twice_is_refused() -> None:
     delta = random_delta(live_zero(model))
     with attach(model, delta), pytest.raises(AttachError, match="has a delta on it already"):
         attach(model, delta)
+
+
+def test_a_lost_handle_is_found_on_the_model() -> None:
+    model = nn.Sequential(OrderedDict(a=named(nn.Linear(12, 8)), b=named(nn.Linear(8, 4))))
+    with pytest.raises(AttachError, match="nothing is attached to this model"):
+        handle_of(model)
+    handle = attach(model, random_delta(live_zero(model)))
+    assert handle_of(model) is handle_of(model.a) is handle
+    handle_of(model).detach()
+    with pytest.raises(AttachError, match="nothing is attached"):
+        handle_of(model)
+    parts = [attach(part, random_delta(live_zero(part))) for part in (model.a, model.b)]
+    with pytest.raises(AttachError, match="2 handles are on parts of this model: ask for that of one component"):
+        handle_of(model)
+    assert handle_of(model.b) is parts[1]
 
 
 def test_nothing_is_attached_when_one_layer_does_not_fit() -> None:
