@@ -104,7 +104,7 @@ def attach(
 
 
 def handle_of(target: object) -> Handle:
-    """Return the handle of what is attached to a model, where it was lost: by Ctrl-C, or as a notebook's cell ran again.
+    """Return the handle of what is attached to a model, where it was lost: by Ctrl-C, or in a notebook.
 
     Args:
         target: a diffusers pipeline, or a model.
