@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite, sqrt
 from os import PathLike
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ._atomic import replace_file, replace_folder
+from ._parallel import Threads
 from .base import Base
 from .cache import BasisCache
 from .codec import Dtype
@@ -153,12 +154,12 @@ class _Writer:
         slot = item.slot or ""
         layout, metadata, sizes = layout_of(self.plan.base.components[slot], item.source, self.plan.dtype)
         stream.write(header_bytes(layout, metadata, sizes))
-        with ThreadPoolExecutor(1) as writing:
+        with Threads[int](1) as writing:
             written = writing.submit(int)
             for key, dtype, _ in layout:
                 raw = self.raw(slot, key, dtype).numpy().data
                 self.count(written.result())
-                written = writing.submit(stream.write, raw)
+                written = writing.submit(partial(stream.write, raw))
             self.count(written.result())
 
     def raw(self, slot: str, key: str, dtype: str) -> Tensor:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from ._parallel import Threads
 from .base import Base
 from .cache import BasisCache, BusyError
 from .choice import choose_kinds
@@ -118,24 +119,27 @@ def share_out(
     order = sorted(costs, key=lambda name: (-costs[name], name))
     done, total, found = 0, sum(costs.values()), {}
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers or threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def alone(name: str, wait: bool) -> T:
+        torch.set_num_threads(1)
+        return work(name, wait)
+
     try:
-        for wait in (False, True):
-            futures = {pool.submit(work, name, wait): name for name in order}
-            busy = []
-            for future in as_completed(futures):
-                name = futures[future]
-                try:
-                    found[name] = future.result()
-                except BusyError:
-                    busy.append(name)
-                    continue
-                done += costs[name]
-                if progress is not None:
-                    progress(done, total)
-            order = busy
+        with Threads[T](min(workers or threads, len(order))) as pool:
+            for wait in (False, True):
+                tasks = {pool.submit(partial(alone, name, wait)): name for name in order}
+                order = []
+                for task in pool.completed():
+                    name = tasks[task]
+                    try:
+                        found[name] = task.result()
+                    except BusyError:
+                        order.append(name)
+                        continue
+                    done += costs[name]
+                    if progress is not None:
+                        progress(done, total)
     finally:
-        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # for threads that torch has not met yet
     return dict(sorted(found.items()))
 

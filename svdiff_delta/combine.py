@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from ._json import JSON
 from .delta import Delta
@@ -71,9 +71,7 @@ def combine_metadata(deltas: Sequence[Delta], parameters: Mapping[str, Parameter
     """Return the metadata of a result: what all inputs agree on, with `record` and every input in the lineage."""
     combined = Combined()
     for delta in deltas:
-        identity: Future[tuple[str, Source]] = Future()
-        identity.set_result(identify(delta))
-        combined.add(delta, identity)
+        combined.add(delta, partial(identify, delta))
     return combined.metadata(parameters, record)
 
 
@@ -82,14 +80,14 @@ class Combined:
 
     def __init__(self) -> None:
         self._first: Metadata | None = None
-        self._identities: list[Future[tuple[str, Source]]] = []
+        self._identities: list[Callable[[], tuple[str, Source]]] = []
         self._files: dict[str, Source] = {}
         self._modelspecs: list[Mapping[str, str]] = []
         self._named: BaseInfo | None = None
         self._unions: dict[str, dict[str, JSON]] = {key: {} for key in ("components", "base", "extra", "foreign")}
 
-    def add(self, delta: Delta, identity: Future[tuple[str, Source]]) -> None:
-        """Take one more input, whose SHA-256 and lineage entry may still be on their way."""
+    def add(self, delta: Delta, identity: Callable[[], tuple[str, Source]]) -> None:
+        """Take one more input, and what returns its SHA-256 and lineage entry, which may still be on their way."""
         metadata = delta.metadata
         if self._first is None:
             self._first = metadata
@@ -113,7 +111,7 @@ class Combined:
         """Return the result's metadata; where inputs disagree, the first one's stands."""
         if self._first is None:
             raise InputError("there is nothing to combine", fix="give at least one delta")
-        identities = [identity.result() for identity in self._identities]
+        identities = [identity() for identity in self._identities]
         inputs = tuple(sha256 for sha256, _ in identities)
         single = len(set(inputs)) == 1
         named = self._named or self._first.base

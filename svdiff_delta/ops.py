@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 from ._json import JSON
+from ._parallel import Task, Threads
 from .codec import StoredDtype
 from .combine import Combined, combine_metadata, combine_parameters
 from .delta import Delta
@@ -162,11 +163,11 @@ def total(
         InputError, SelectionError, BaseMismatchError, TensorError: as `add`.
     """
     totals, combined, weights = Totals({}), Combined(), []
-    pending: deque[Future[tuple[str, Source]]] = deque()
-    with ThreadPoolExecutor(max_workers=2) as pool:  # hashing leaves the interpreter to others
+    pending: deque[Task[tuple[str, Source]]] = deque()
+    with Threads[tuple[str, Source]](2) as pool:  # hashing leaves the interpreter to others
         for delta, weight in inputs:
-            pending.append(pool.submit(identify, delta))
-            combined.add(delta, pending[-1])
+            pending.append(pool.submit(partial(identify, delta)))
+            combined.add(delta, pending[-1].result)
             totals.add(delta, weight, sample_size)
             weights.append(weight)
             if len(pending) > PENDING:

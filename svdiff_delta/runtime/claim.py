@@ -5,9 +5,8 @@ Everything is put on and taken off in steps that may be done again, so that what
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from threading import RLock, Thread, current_thread
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from torch import nn
@@ -70,7 +69,7 @@ class Claim:
         self.checking: Check | None = None
         self._sites: Mapping[str, Sequence[Site]] = {}
         self._modules: Mapping[str, Sequence[nn.Module]] = {}
-        self._putting: dict[str, Thread] = {}
+        self._gates: dict[str, Any] = {}
 
     @property
     def sites(self) -> Iterator[Site]:
@@ -87,6 +86,7 @@ class Claim:
         Raises:
             AttachError: another claim is on one of them.
         """
+        self._gates = {name: RLock() for name in sites}
         self._modules, self._sites = modules, sites
         for name, layers in modules.items():
             for module in layers:
@@ -98,13 +98,10 @@ class Claim:
 
     def put(self, name: str) -> None:
         """Put on what shifts one parameter, unless all is being taken off again."""
-        self._putting[name] = current_thread()
-        try:
-            if self.whole:  # asked after the line above, as `_wait` is called after `whole` is set
+        with self._gates[name]:
+            if self.whole:
                 for site in self._sites[name]:
                     site.put()
-        finally:
-            self._putting.pop(name, None)
 
     def release(self, *, force: bool = False) -> None:
         """Take everything off. What was interrupted goes on where it was; a second call does nothing.
@@ -142,24 +139,14 @@ class Claim:
         if self.checking is not None:
             self.checking.stop()
         for name in reversed(list(self._sites)):
-            self._wait(name)
-            for site in reversed(self._sites[name]):
-                site.restore()
+            with self._gates[name]:  # a thread may be at it still
+                for site in reversed(self._sites[name]):
+                    site.restore()
         for layers in self._modules.values():
             for module in layers:
                 if module.__dict__.get(CLAIM) is self:
                     module.__dict__.pop(CLAIM, None)
         self.gone, self._sites, self._modules, self.handle = True, {}, {}, None
-
-    def _wait(self, name: str) -> None:
-        """Wait for the thread that is still putting something on a parameter.
-
-        No lock does this: one whose thread was interrupted just before it left the lock would be held for ever.
-        """
-        while (thread := self._putting.get(name)) is not None:
-            if thread is current_thread() or not thread.is_alive():
-                return
-            time.sleep(0.001)
 
     def __deepcopy__(self, memo: object) -> Claim:
         """Return a claim on nothing: a copy of a model has no handle."""

@@ -20,11 +20,18 @@ class Interrupt:
         folder: a part of the paths of the files that count.
         moments: before which bytecodes; none counts them only.
         error: what is raised.
+        threads: whether it is raised on other threads too.
     """
 
     def __init__(
-        self, folder: str, moments: Sequence[int] = (), error: Callable[[], BaseException] = Exception
+        self,
+        folder: str,
+        moments: Sequence[int] = (),
+        error: Callable[[], BaseException] = Exception,
+        *,
+        threads: bool = True,
     ) -> None:
+        self.threads = threads
         self.folder, self.moments, self.error = folder, set(moments), error
         self.count = 0
         self.raised: list[Event] = []
@@ -47,7 +54,8 @@ class Interrupt:
     def watching(self) -> Iterator[Interrupt]:
         """Count, and raise, while the block runs."""
         before = sys.gettrace()
-        threading.settrace(self._begin)
+        if self.threads:
+            threading.settrace(self._begin)
         sys.settrace(self._begin)
         try:
             yield self

@@ -22,7 +22,6 @@ from svdiff_delta.base import Base, open_base
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError
 from svdiff_delta.runtime import Handle, attach, handle_of
-from svdiff_delta.runtime.claim import Claim
 
 FOLDER = "svdiff_delta/runtime/"
 FORMS: dict[str, dict[str, Any]] = {"live": {}, "exact": {"exact": True}, "fused": {"mode": "fused"}}
@@ -322,35 +321,6 @@ def test_threads_that_attach_to_a_model_and_to_a_part_of_it_do_not_meet(tmp_path
             handle.detach()
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
         assert type(model[0].layer) is nn.Linear
-
-
-def test_what_a_thread_still_puts_on_is_waited_for_and_a_dead_thread_is_not() -> None:
-    layer, done, claim = nn.Linear(2, 2), [], Claim()
-
-    class Slow:
-        def put(self) -> None:
-            begun.set()
-            time.sleep(0.2)
-            done.append("put")
-
-        def read(self) -> None: ...
-
-        def restore(self) -> None:
-            done.append("restored")
-
-    begun = threading.Event()
-    sites: Any = {"a": [Slow()], "b": [Slow()]}
-    claim.take({"a": [layer], "b": [layer]}, sites)
-    thread = threading.Thread(target=claim.put, args=("a",))
-    thread.start()
-    begun.wait()
-    dead = threading.Thread(target=lambda: None)
-    dead.start()
-    dead.join()
-    claim._putting["b"] = dead  # as if it was interrupted before it could say that it was done
-    claim.undo()
-    assert done == ["restored", "put", "restored"]
-    assert claim.gone
 
 
 def test_an_attach_that_could_not_clean_up_is_cleaned_up_by_the_next(scene: Scene) -> None:

@@ -1,0 +1,113 @@
+"""Threads that do tasks, and that Ctrl-C can stop at any moment.
+
+`concurrent.futures` and `queue.Queue` cannot be stopped so. Their conditions are Python code, and a signal that arrives
+when a condition has taken its lock, and the `with` that would leave it has not begun, leaves the lock taken for ever:
+`ThreadPoolExecutor.shutdown` then waits for a thread that waits for that lock (seen in CPython 3.11). `Thread.start`
+waits by such a condition too. So every wait here is one call of `queue.SimpleQueue`, which is C code and is interrupted
+as a whole or not at all, and threads are started below the module `threading`.
+"""
+
+from __future__ import annotations
+
+import _thread
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar
+
+T = TypeVar("T")
+_NOTHING: Final[Any] = object()
+
+
+class Task(Generic[T]):
+    """Something that a thread does.
+
+    Args:
+        action: what to do.
+    """
+
+    def __init__(self, action: Callable[[], T]) -> None:
+        self._action, self._value, self._error = action, _NOTHING, _NOTHING
+        self._done: SimpleQueue[None] = SimpleQueue()
+
+    def run(self) -> None:
+        """Do it, and keep what it returns or raises."""
+        try:
+            self._value = self._action()
+        except BaseException as error:  # noqa: BLE001 - raised again by `result`
+            self._error = error
+        self._done.put(None)
+
+    def result(self) -> T:
+        """Wait until it is done, and return what it returned.
+
+        Raises:
+            BaseException: what it raised.
+        """
+        while self._value is _NOTHING and self._error is _NOTHING:
+            self._done.get()
+        if self._error is not _NOTHING:
+            raise self._error
+        return self._value  # type: ignore[no-any-return]
+
+
+class Threads(Generic[T]):
+    """Threads that do tasks in the order in which they are given; a context manager.
+
+    Its end forgets the tasks that no thread has begun, and waits for the others.
+
+    Args:
+        count: how many threads.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._given = self._running = 0
+        self._tasks: SimpleQueue[Task[T] | None] = SimpleQueue()
+        self._completed: SimpleQueue[Task[T]] = SimpleQueue()
+        self._ended: SimpleQueue[None] = SimpleQueue()
+        self._count = count
+
+    def __enter__(self) -> Self:
+        try:
+            for _ in range(self._count):
+                _thread.start_new_thread(self._work, ())
+                self._running += 1
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def submit(self, action: Callable[[], T]) -> Task[T]:
+        """Return a task that the next free thread does."""
+        task = Task(action)
+        self._given += 1
+        self._tasks.put(task)
+        return task
+
+    def completed(self) -> Iterator[Task[T]]:
+        """Yield all tasks given so far, each once, in the order in which they are done."""
+        given, self._given = self._given, 0
+        for _ in range(given):
+            yield self._completed.get()
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            task.run()
+            self._completed.put(task)
+        self._ended.put(None)
+
+    def _stop(self) -> None:
+        while True:
+            try:
+                self._tasks.get_nowait()
+            except Empty:
+                break
+        for _ in range(self._count):
+            self._tasks.put(None)
+        for _ in range(self._running):
+            self._ended.get()

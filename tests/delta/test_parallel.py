@@ -1,0 +1,105 @@
+"""Threads that do tasks: all are done once, errors arrive, and what interrupts never leaves anyone waiting."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+
+import pytest
+from support.interrupts import Interrupt, moments
+
+from svdiff_delta import _parallel
+from svdiff_delta._parallel import Threads
+
+
+class Stopped(BaseException):
+    """What interrupts, as Ctrl-C does."""
+
+
+def test_all_tasks_are_done_once_and_come_back_as_they_end() -> None:
+    with Threads[int](3) as threads:
+        tasks = {threads.submit(partial(pow, number, 2)): number for number in range(50)}
+        assert {tasks[task]: task.result() for task in threads.completed()} == {n: n * n for n in range(50)}
+        assert list(threads.completed()) == []
+        again = threads.submit(partial(pow, 2, 3))
+        assert [task.result() for task in threads.completed()] == [8]
+        assert again.result() == again.result() == 8
+
+
+def test_what_a_task_raises_is_raised_by_its_result_each_time() -> None:
+    with Threads[float](1) as threads:
+        task = threads.submit(lambda: 1 / 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                task.result()
+
+
+def test_the_end_forgets_what_no_thread_has_begun_and_waits_for_the_others() -> None:
+    begun, done = threading.Event(), []
+
+    def first() -> None:
+        begun.set()
+        time.sleep(0.1)
+        done.append("first")
+
+    def stop() -> None:
+        with Threads[None](1) as threads:
+            threads.submit(first)
+            threads.submit(lambda: done.append("second"))
+            begun.wait()
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        stop()
+    assert done == ["first"]
+
+
+def work() -> int:
+    with Threads[int](2) as threads:
+        for number in range(6):
+            threads.submit(partial(pow, number, 2))
+        return sum(task.result() for task in threads.completed())
+
+
+def test_before_any_bytecode_it_may_be_interrupted() -> None:
+    """Only on the main thread, as Python does for signals."""
+    with Interrupt(_parallel.__file__, threads=False).watching() as count:
+        assert work() == 55
+    for moment in moments(150, count.count):
+        interrupt = Interrupt(_parallel.__file__, [moment], Stopped, threads=False)
+        with interrupt.watching(), suppress(Stopped):
+            assert work() == 55
+    assert work() == 55
+
+
+@contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    def ring(*_: object) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.slow
+def test_a_signal_at_any_moment_ends_it() -> None:
+    begun = time.perf_counter()
+    for _ in range(50):
+        work()
+    usual, rung = (time.perf_counter() - begun) / 50, 0
+    for number in range(20_000):
+        try:
+            with alarm(usual * (0.001 + (number * 0.6180339887) % 1)):
+                work()
+        except Stopped:
+            rung += 1
+    assert rung > 2_000
