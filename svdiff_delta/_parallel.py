@@ -27,13 +27,17 @@ class Task(Generic[T]):
     """
 
     def __init__(self, action: Callable[[], T]) -> None:
-        self._action, self._value, self._error = action, _NOTHING, _NOTHING
+        self._action: Callable[[], T] | None = action
+        self._value, self._error = _NOTHING, _NOTHING
         self._done: SimpleQueue[None] = SimpleQueue()
 
     def run(self) -> None:
-        """Do it, and keep what it returns or raises."""
+        """Do it, and keep what it returns or raises, but not what it was done with."""
+        action, self._action = self._action, None
+        if action is None:
+            return
         try:
-            self._value = self._action()
+            self._value = action()
         except BaseException as error:  # noqa: BLE001 - raised again by `result`
             self._error = error
         self._done.put(None)

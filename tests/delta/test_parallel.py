@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -56,6 +58,20 @@ def test_the_end_forgets_what_no_thread_has_begun_and_waits_for_the_others() -> 
     with pytest.raises(Stopped):
         stop()
     assert done == ["first"]
+
+
+def test_what_a_task_was_done_with_is_not_kept() -> None:
+    class Large: ...
+
+    large = Large()
+    seen = weakref.ref(large)
+    with Threads[str](1) as threads:
+        task = threads.submit(partial(repr, large))
+        del large
+        assert "Large" in task.result()
+        threads.submit(lambda: "next").result()
+        gc.collect()
+        assert seen() is None
 
 
 def work() -> int:
