@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ._json import JSON
 from .basis import Basis, matricize
-from .conversion import Energy, OutputEnergy
 from .delta import project
+from .energy import Energy, OutputEnergy
 from .errors import InputError
 from .parameter import Parameter
 from .prepare import Prepared

@@ -11,11 +11,11 @@ from typing import Any, Final
 from .card_head import ParsedCard, parse_card, write_card
 from .download import WEIGHTS
 from .drawing import draw
-from .hub_names import is_repository
+from .hub_names import EMBEDDED, is_repository
 from .licence import Licence
 from .markup import cell, code, inert, link, prose
 from .publication import Publication
-from .usage import EMBEDDED, paints, python_usage, shell_usage
+from .usage import paints, python_usage, shell_usage
 
 LIBRARY: Final = "svdiff-delta"
 LORA: Final = "pytorch_lora_weights.safetensors"

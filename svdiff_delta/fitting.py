@@ -13,10 +13,10 @@ from .build import cost, share_out
 from .cache import BasisCache
 from .delta import Delta
 from .errors import BaseError, BaseMismatchError, DeltaError
+from .hub_names import EMBEDDED
 from .layout import variants
 from .prepare import Prepared, Progress, Weights, difference, fit, prepare
 from .repository import cached_revisions, parse_reference
-from .usage import EMBEDDED
 
 SHOWN: Final = 3
 """How many parameters an error names."""

@@ -16,6 +16,9 @@ _REVISION: Final = re.compile(rf"(?!-){_STEP}(?:/{_STEP})*(?<!\.)")
 
 LONGEST_REVISION: Final = 255
 
+EMBEDDED: Final = "tiny"
+"""In the place of a repository: the base that this package ships."""
+
 
 def is_repository(text: str) -> bool:
     """Tell whether a text can be the name of a repository, with or without its owner."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .base import Base
 from .basis import Basis, matricize
-from .conversion import Energy
 from .delta import project
+from .energy import Energy
 from .errors import BaseMismatchError, TensorError
 from .parameter import Parameter
 from .prepare import Prepared, difference

@@ -16,16 +16,10 @@ from .cache import BasisCache
 from .codec import Stored, StoredDtype, encode
 from .combine import combine_metadata
 from .components import named_like
-from .conversion import (
-    Conversion,
-    Energy,
-    check_arguments,
-    check_captured,
-    check_left_out,
-    recorded_share,
-)
+from .conversion import Conversion, check_arguments, check_captured, check_left_out, recorded_share
 from .delta import Delta, check_range
 from .devices import on_host
+from .energy import Energy
 from .errors import BaseError, InputError
 from .fitting import check_base, fit_all
 from .lineage import Record

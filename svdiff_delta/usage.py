@@ -6,12 +6,10 @@ import keyword
 from collections.abc import Mapping
 from typing import Final
 
+from .hub_names import EMBEDDED
 from .markup import python_literal, shell_line
 from .metadata import BaseInfo
 from .repository import is_commit
-
-EMBEDDED: Final = "tiny"
-"""What deltas of the embedded base call it."""
 
 PAINTERS: Final = frozenset(
     {"UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel"}

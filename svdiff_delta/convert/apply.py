@@ -32,18 +32,10 @@ from svdiff_delta.calibration import (
 )
 from svdiff_delta.codec import StoredDtype
 from svdiff_delta.components import named_like
-from svdiff_delta.conversion import (
-    DECIMALS,
-    Conversion,
-    Energy,
-    OutputEnergy,
-    check_captured,
-    check_left_out,
-    recorded_share,
-    total_output,
-)
+from svdiff_delta.conversion import DECIMALS, Conversion, check_captured, check_left_out, recorded_share
 from svdiff_delta.delta import Delta
 from svdiff_delta.devices import on_host
+from svdiff_delta.energy import Energy, OutputEnergy, total_output
 from svdiff_delta.errors import InputError
 from svdiff_delta.file import load, save
 from svdiff_delta.lineage import Lineage, Record, bounded

@@ -16,8 +16,9 @@ from svdiff_delta import metadata as meta
 from svdiff_delta._atomic import replace_file
 from svdiff_delta.codec import DTYPES, ITEM_SIZE, LARGEST, encode, is_dtype
 from svdiff_delta.container import header_bytes
-from svdiff_delta.conversion import Conversion, Energy, check_retained
+from svdiff_delta.conversion import Conversion, check_retained
 from svdiff_delta.delta import Delta
+from svdiff_delta.energy import Energy
 from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, TensorError
 from svdiff_delta.fitting import fit_all, fitted
 from svdiff_delta.metadata import Metadata

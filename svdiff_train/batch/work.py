@@ -10,8 +10,9 @@ from typing import Any, Final, Literal
 from svdiff_delta.base import Base
 from svdiff_delta.basis import one_thread
 from svdiff_delta.calibration import Calibration
-from svdiff_delta.conversion import Conversion, total_energy
+from svdiff_delta.conversion import Conversion
 from svdiff_delta.convert import convert
+from svdiff_delta.energy import total_energy
 from svdiff_delta.errors import DeltaError
 from svdiff_train.calibrate import calibration_from
 

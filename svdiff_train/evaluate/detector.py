@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from svdiff_delta.errors import InputError
-from svdiff_train.tiny.subjects import article
 
+from .article import article
 from .clip import Clip
 from .region import REGIONS, Region, crop
 from .vision import Vectors, Vision

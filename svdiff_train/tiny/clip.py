@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from svdiff_train.evaluate.article import article
 from svdiff_train.tiny.bank import Bank
 from svdiff_train.tiny.grounds import SIDE
 from svdiff_train.tiny.loop import noise_generator, step_generator
 from svdiff_train.tiny.scenes import batch
-from svdiff_train.tiny.subjects import TRAINED, article
+from svdiff_train.tiny.subjects import TRAINED
 from svdiff_train.tiny.tokenizer import LENGTH, token_ids
 
 SEED = 21

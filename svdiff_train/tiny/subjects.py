@@ -43,11 +43,6 @@ police_car=police_car:car mantel_clock=mantelpiece_clock:clock sun_hat=womans_ha
 high_heel=high_heel:shoe hibiscus=hibiscus:flower banjo=banjo:guitar fire_engine=fire_engine:truck
 """
 
-PLURAL = frozenset({"grapes", "fries", "glasses", "jeans", "scissors", "corn", "broccoli"})
-"""Names that take no article."""
-
-_SPELT_AGAINST_SOUND = {"hourglass": "an ", "unicorn": "a "}
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -84,11 +79,3 @@ HELD_OUT: tuple[Subject, ...] = _parse(_HELD_OUT, False)
 def names() -> tuple[str, ...]:
     """The caption names of the trained subjects, in order."""
     return tuple(subject.name for subject in TRAINED)
-
-
-def article(phrase: str, name: str) -> str:
-    """The phrase with "a", "an" or nothing before it, by its first letter and the subject's name."""
-    if name in PLURAL:
-        return phrase
-    first = phrase.split()[0]
-    return _SPELT_AGAINST_SOUND.get(first, "an " if first[0] in "aeiou" else "a ") + phrase

@@ -27,9 +27,9 @@ from transformers import (
 
 from svdiff_delta import Delta, convert, open_base, select
 from svdiff_delta.base import Base
-from svdiff_delta.conversion import Energy
 from svdiff_delta.convert.factors import Factors, split
 from svdiff_delta.convert.ranking import Ranking
+from svdiff_delta.energy import Energy
 from svdiff_delta.errors import InputError
 
 ALL = 100_000
