@@ -7,7 +7,7 @@ round identifies every weight of a freshly opened base, once with nothing rememb
 another process would (again), and hashes the file's bytes with hashlib. The last row is a blob of a Hub cache, whose
 bytes are hashed once more when nothing is remembered. The file is in the page cache. The figures are medians; one
 thread of torch. The folder for temporary files must lie on a file system whose change times are trusted
-(`svdiff_delta/state.py`).
+(`svdiff_delta/_util/file_state.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from statistics import median
 import torch
 from safetensors.torch import save_file
 
-from svdiff_delta import open_base, state
+from svdiff_delta import open_base
+from svdiff_delta._util import file_state
 from svdiff_delta.fingerprints import _documents, flush
 from svdiff_delta.prepare import identity
 
@@ -80,8 +81,8 @@ def write(folder: Path, weights: dict[str, torch.Tensor], *, blob: bool) -> Path
         path.rename(target)
         path.symlink_to(target)
     os.sync()
-    time.sleep(state.RACY / 1e9 + 0.1)
-    if not state.tells(path.resolve(), state.state(path.stat())):
+    time.sleep(file_state.RACY / 1e9 + 0.1)
+    if not file_state.tells(path.resolve(), file_state.state(path.stat())):
         sys.exit(f"{folder}: lies on a file system whose change times are not trusted: set TMPDIR")
     return path
 

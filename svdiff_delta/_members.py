@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from ._json import end_of_object, strict_json
+from ._util.json import end_of_object, strict_json
 from .errors import HeaderError
 
 _SPACE: Final = rb"[ \t\n\r]*+"

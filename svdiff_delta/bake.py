@@ -16,8 +16,8 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._atomic import replace_file, replace_folder
-from ._parallel import Threads
+from ._util.atomic import replace_file, replace_folder
+from ._util.parallel import Threads
 from .base import Base
 from .cache import BasisCache
 from .codec import Dtype

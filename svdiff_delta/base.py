@@ -11,7 +11,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ._reading import system_errors
+from ._util.file_state import state
+from ._util.reading import system_errors
 from .addresses import find_layout
 from .component import Component, absent_models, open_file, open_model, open_pipeline
 from .container import Entry
@@ -21,7 +22,6 @@ from .metadata import BaseInfo
 from .origin import find_model
 from .repository import Reference, locate
 from .schemes import refuse
-from .state import state
 from .tensors import map_bytes, map_tensor
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ._parallel import Threads
+from ._util.parallel import Threads
 from .base import Base
 from .cache import BasisCache, BusyError
 from .choice import choose_kinds

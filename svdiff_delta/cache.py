@@ -15,8 +15,8 @@ import filelock
 import platformdirs
 import torch
 
-from ._atomic import drop_lock, replace_file
-from ._warned import warn_once
+from ._util.atomic import drop_lock, replace_file
+from ._util.warned import warn_once
 from .basis import Basis, compute_basis
 from .devices import find_device
 from .entry import PROTOCOL, SUFFIX, OlderEntry, encode_entry, hexadecimal, read_entry, touch_entry

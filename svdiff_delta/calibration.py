@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._json import JSON
+from ._util.json import JSON
 from .basis import Basis, matricize
 from .delta import project
 from .energy import Energy, OutputEnergy

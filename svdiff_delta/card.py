@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
+from ._text.markup import cell, code, inert, link, prose
 from .card_head import ParsedCard, parse_card, write_card
 from .download import WEIGHTS
 from .drawing import draw
 from .hub_names import EMBEDDED, is_repository
 from .licence import Licence
-from .markup import cell, code, inert, link, prose
 from .publication import Publication
 from .usage import paints, python_usage, shell_usage
 

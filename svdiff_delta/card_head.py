@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from ._limits import CARD_HEAD
-from ._yaml import check_yaml
+from ._util.limits import CARD_HEAD
+from ._util.yaml import check_yaml
 from .errors import InputError
 
 _OPEN: Final = re.compile(r"\s*---[\r\n]")

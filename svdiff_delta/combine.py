@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from ._json import JSON
+from ._util.json import JSON
 from .delta import Delta
 from .errors import BaseMismatchError, InputError
 from .file import identify

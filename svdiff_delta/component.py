@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from ._reading import regular_file
+from ._util.reading import regular_file
 from .container import Entry, Header, read_header, read_prefix
 from .errors import BaseError, DeltaError
 from .layout import PICKLE_SUFFIXES, check_variant, file_names, part_folders, read_json, weight_files

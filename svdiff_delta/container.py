@@ -11,10 +11,10 @@ from math import prod
 from types import MappingProxyType
 from typing import IO, Any, Final, NamedTuple
 
-from ._json import JSON, MAX_INTEGER, canonical_json, end_of_object, strict_json
-from ._limits import DIMENSIONS
 from ._members import members
-from ._text import counted
+from ._text.printable import counted
+from ._util.json import JSON, MAX_INTEGER, canonical_json, end_of_object, strict_json
+from ._util.limits import DIMENSIONS
 from .errors import HeaderError
 from .foreign import LFS
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ._json import JSON
+from ._util.json import JSON
 from .card import LIBRARY, LORA, make_card
 from .download import CONFIG, WEIGHTS
 from .licence import CARD, Licence

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ._text import counted
+from ._text.printable import counted
 from .codec import STORED_DTYPES, is_stored_dtype
 from .delta import Delta
 from .energy import Energy, OutputEnergy, total_energy

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._content import Content
-from ._text import counted
+from ._text.printable import counted
 from .codec import LARGEST, Stored, StoredDtype, encode
 from .errors import TensorError
 from .metadata import Metadata

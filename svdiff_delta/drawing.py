@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from ._text import counted, plain, printable
+from ._text.printable import counted, plain, printable
 from .lineage import Lineage, Record
 from .metadata import Metadata
 

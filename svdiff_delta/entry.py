@@ -16,10 +16,10 @@ from typing import Final
 import numpy as np
 import torch
 
+from ._util.file_state import State, state
 from .basis import Basis
 from .container import Header, header_bytes, read_header
 from .errors import CacheError
-from .state import State, state
 
 PROTOCOL: Final = "1"
 SUFFIX: Final = ".safetensors"

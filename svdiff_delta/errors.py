@@ -25,8 +25,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from ._text import printable
-from ._tokens import strike
+from ._text.printable import printable
+from ._text.tokens import strike
 
 LONGEST: Final = 1_500
 """Characters of a message; a longer one, which quotes a broken file, loses its middle."""

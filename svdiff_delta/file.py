@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from . import metadata as meta
-from ._atomic import replace_file
 from ._content import IN_MEMORY, Content, InMemory, open_content
+from ._util.atomic import replace_file
 from .codec import (
     ITEM_SIZE,
     STORED_DTYPES,

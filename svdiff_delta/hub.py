@@ -8,9 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ._atomic import check_output, replace_file
-from ._text import printable
-from ._tokens import strike
+from ._text.printable import printable
+from ._text.tokens import strike
+from ._util.atomic import check_output, replace_file
 from .card import LIBRARY, prompt_in
 from .card_head import parse_card
 from .contents import Contents, make_contents

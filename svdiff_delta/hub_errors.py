@@ -6,8 +6,8 @@ import json
 import logging
 from typing import Any, Final
 
-from ._text import printable
-from ._tokens import strike
+from ._text.printable import printable
+from ._text.tokens import strike
 from .errors import HubError
 
 LOGIN: Final = "log in with `hf auth login`, or set HF_TOKEN"

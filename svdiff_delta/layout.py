@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import msgspec
 
-from ._json import read_object
-from ._limits import CONFIGURATION, INDEX
-from ._paths import below
-from ._reading import system_errors
-from ._typed import build, keys_of
+from ._util.json import read_object
+from ._util.limits import CONFIGURATION, INDEX
+from ._util.paths import below
+from ._util.reading import system_errors
+from ._util.typed import build, keys_of
 from .errors import BaseError
 
 WEIGHT_NAMES: Final = ("diffusion_pytorch_model", "model")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
-from ._json import JSON, as_object, canonical_json, strict_json, take
+from ._util.json import JSON, as_object, canonical_json, strict_json, take
 from .addresses import Layout
 from .errors import MetadataError, VersionError
 from .hub_names import REPOSITORY, REVISION, is_repository, is_revision

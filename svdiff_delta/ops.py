@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from ._json import JSON
-from ._parallel import Task, Threads
+from ._util.json import JSON
+from ._util.parallel import Task, Threads
 from .codec import StoredDtype
 from .combine import Combined, combine_metadata, combine_parameters
 from .delta import Delta

@@ -16,7 +16,7 @@ from typing import Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ._json import JSON, as_object, take
+from ._util.json import JSON, as_object, take
 from .codec import DTYPES, Dtype
 from .errors import MetadataError
 

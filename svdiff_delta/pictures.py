@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
-from ._reading import read_bytes
+from ._util.reading import read_bytes
 from .errors import InputError
 
 LARGEST: Final = 20 * 2**20

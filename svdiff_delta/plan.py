@@ -9,8 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Final, Literal, cast
 
-from ._atomic import check_output
-from ._paths import check_apart, check_links
+from ._util.atomic import check_output
+from ._util.paths import check_apart, check_links
 from .base import Base
 from .cache import BasisCache
 from .codec import Dtype

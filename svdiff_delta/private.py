@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ._text import printable
-from ._tokens import find_token
+from ._text.printable import printable
+from ._text.tokens import find_token
 from .errors import InputError
 
 ROOTS: Final = (

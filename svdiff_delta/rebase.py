@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 import torch
 
-from ._json import JSON
+from ._util.json import JSON
 from .base import Base
 from .build import prepare_all
 from .cache import BasisCache

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
 
-from ._json import JSON, strict_json
+from ._util.json import JSON, strict_json
 from .download import CONFIG, WEIGHTS, fetch, find
 from .errors import InputError, MetadataError
 from .hub_errors import client_errors, explain

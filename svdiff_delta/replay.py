@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import ops
-from ._json import JSON
+from ._util.json import JSON
 from .delta import Delta
 from .errors import DeltaError, InputError
 from .file import dumps, load, loads

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from ._patterns import check_pattern, glob
+from ._util.patterns import check_pattern, glob
 from .addresses import Layout, is_address, select_addresses
 from .errors import InputError, SelectionError
 from .subsets import SUBSETS, subset

@@ -12,8 +12,8 @@ from typing import Any, Final, cast
 import torch
 from torch import nn
 
-from ._limits import LAYERS, MODULES
-from ._text import shown
+from ._text.printable import shown
+from ._util.limits import LAYERS, MODULES
 from .errors import BaseError, MissingExtraError
 from .layout import read_json
 

@@ -6,8 +6,8 @@ import keyword
 from collections.abc import Mapping
 from typing import Final
 
+from ._text.markup import python_literal, shell_line
 from .hub_names import EMBEDDED
-from .markup import python_literal, shell_line
 from .metadata import BaseInfo
 from .repository import is_commit
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 
-from ._json import JSON
+from ._util.json import JSON
 from .errors import InputError
 from .metadata import Metadata
 from .selectors import match

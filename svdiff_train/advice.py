@@ -8,11 +8,11 @@ from math import inf
 from pathlib import Path
 from typing import Any, Final
 
-from svdiff_delta._limits import CARD_HEAD
-from svdiff_delta._reading import read_text
-from svdiff_delta._text import shown
-from svdiff_delta._typed import build
-from svdiff_delta._yaml import parse_yaml
+from svdiff_delta._text.printable import shown
+from svdiff_delta._util.limits import CARD_HEAD
+from svdiff_delta._util.reading import read_text
+from svdiff_delta._util.typed import build
+from svdiff_delta._util.yaml import parse_yaml
 from svdiff_delta.base import Base
 from svdiff_delta.errors import BaseError, InputError
 from svdiff_delta.licence import LARGEST_CARD

@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Final, Literal, Self, get_args
 
-from svdiff_delta._typed import build
+from svdiff_delta._util.typed import build
 from svdiff_delta.errors import InputError
 
 from .concept import Concept, check_concepts, check_fields

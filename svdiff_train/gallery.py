@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from svdiff_delta._json import JSON
+from svdiff_delta._util.json import JSON
 from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from accelerate.accelerator import Accelerator
 
-from svdiff_delta._atomic import sweep
+from svdiff_delta._util.atomic import sweep
 from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.choice import choose_kinds

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from svdiff_delta._json import canonical_json
+from svdiff_delta._util.json import canonical_json
 from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import InputError

@@ -9,8 +9,8 @@ from typing import Final
 
 from PIL import Image, UnidentifiedImageError
 
-from svdiff_delta._limits import MOST_PIXELS, PICTURE, PIXELS, PIXELS_PER_BYTE
-from svdiff_delta._reading import regular_file
+from svdiff_delta._util.limits import MOST_PIXELS, PICTURE, PIXELS, PIXELS_PER_BYTE
+from svdiff_delta._util.reading import regular_file
 from svdiff_delta.errors import DeltaError, InputError
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP")

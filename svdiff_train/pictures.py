@@ -9,8 +9,8 @@ from typing import Protocol
 
 from PIL import Image, ImageOps
 
-from svdiff_delta._limits import PICTURE
-from svdiff_delta._reading import read_bytes
+from svdiff_delta._util.limits import PICTURE
+from svdiff_delta._util.reading import read_bytes
 from svdiff_delta.errors import InputError
 
 from .concept import Concept

@@ -10,8 +10,8 @@ from typing import Any, Final
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from svdiff_delta._atomic import replace_file
-from svdiff_delta._json import JSON, canonical_json
+from svdiff_delta._util.atomic import replace_file
+from svdiff_delta._util.json import JSON, canonical_json
 from svdiff_delta.base import Base
 from svdiff_delta.errors import InputError
 

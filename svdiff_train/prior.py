@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from PIL import Image
 
-from svdiff_delta._atomic import replace_file
-from svdiff_delta._json import JSON, canonical_json, read_object
-from svdiff_delta._limits import RECORD as LARGEST_RECORD
+from svdiff_delta._util.atomic import replace_file
+from svdiff_delta._util.json import JSON, canonical_json, read_object
+from svdiff_delta._util.limits import RECORD as LARGEST_RECORD
 from svdiff_delta.errors import InputError
 
 from .picture_file import opened_picture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from svdiff_delta._limits import PROMPTS
+from svdiff_delta._util.limits import PROMPTS
 from svdiff_delta.errors import InputError
 
 from .text import text_lines

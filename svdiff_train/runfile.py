@@ -11,10 +11,10 @@ from typing import Any, Final, Union, get_type_hints
 import msgspec
 import tomli_w
 
-from svdiff_delta._atomic import replace_file
-from svdiff_delta._limits import RUN_FILE
-from svdiff_delta._toml import read_toml
-from svdiff_delta._typed import build
+from svdiff_delta._util.atomic import replace_file
+from svdiff_delta._util.limits import RUN_FILE
+from svdiff_delta._util.toml import read_toml
+from svdiff_delta._util.typed import build
 from svdiff_delta.errors import InputError
 from svdiff_delta.repository import exists
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from svdiff_delta._json import JSON
+from svdiff_delta._util.json import JSON
 from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta

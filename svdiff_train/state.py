@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from svdiff_delta._atomic import replace_file
-from svdiff_delta._json import as_object, canonical_json, strict_json
+from svdiff_delta._util.atomic import replace_file
+from svdiff_delta._util.json import as_object, canonical_json, strict_json
 from svdiff_delta.errors import DeltaError, InputError, MetadataError, TrainError
 
 from .config import ENDLESS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from svdiff_delta._limits import LINE
-from svdiff_delta._reading import read_text
+from svdiff_delta._util.limits import LINE
+from svdiff_delta._util.reading import read_text
 from svdiff_delta.errors import InputError
 
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from svdiff_delta._patterns import glob
+from svdiff_delta._util.patterns import glob
 from svdiff_delta.errors import SelectionError, TrainError
 
 from .attention import Layer, Maps, cross_attention, recorded

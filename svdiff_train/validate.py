@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from svdiff_delta._atomic import replace_file
+from svdiff_delta._util.atomic import replace_file
 from svdiff_delta.errors import InputError
 
 from .processes import ALONE, Crew

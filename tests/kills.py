@@ -272,7 +272,7 @@ def serve(rounds: Rounds, function: Callable[[], int], event: int | None, number
 
 def leftovers(folder: Path) -> list[str]:
     """Return what looks like something half done: hidden files, parts, locks."""
-    from svdiff_delta._atomic import MARKER
+    from svdiff_delta._util.atomic import MARKER
 
     found = (path for path in folder.rglob("*") if path.name != MARKER)
     odd = (path for path in found if path.name.startswith(".") or path.suffix in (".lock", ".part", ".old"))

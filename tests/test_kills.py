@@ -55,7 +55,7 @@ def test_the_commands_that_write_folders_are_all_among_them() -> None:
         if "replace_folder(" in path.read_text("utf-8")
     }
     assert users == {
-        "svdiff_delta/_atomic.py",
+        "svdiff_delta/_util/atomic.py",
         "svdiff_delta/bake.py",
         "svdiff_delta/convert/peft.py",
         "svdiff_train/methods/checkpoint.py",

@@ -76,7 +76,7 @@ def test_the_light_commands_need_nothing_of_posix(folder: Path) -> None:
 
 def test_a_folder_is_written_and_replaced_without_locks_and_exchange(tmp_path: Path) -> None:
     code = (
-        f"{HIDE}from pathlib import Path\nfrom svdiff_delta._atomic import replace_folder\n"
+        f"{HIDE}from pathlib import Path\nfrom svdiff_delta._util.atomic import replace_folder\n"
         "for name in ('one', 'two'):\n"
         "    with replace_folder(Path('out'), overwrite=True) as folder:\n"
         "        (folder / name).write_bytes(b'')\n"

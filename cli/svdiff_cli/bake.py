@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from svdiff_delta._text import printable
+from svdiff_delta._text.printable import printable
 
 from . import options
 from .printing import echo, echo_json

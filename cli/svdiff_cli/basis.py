@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from svdiff_delta._text import counted
+from svdiff_delta._text.printable import counted
 from svdiff_delta.errors import CacheError, SelectionError
 
 from . import options

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from svdiff_delta._text import counted, printable
+from svdiff_delta._text.printable import counted, printable
 
 from . import options
 from .printing import echo, echo_json

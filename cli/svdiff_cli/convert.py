@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from svdiff_delta._text import counted, printable
+from svdiff_delta._text.printable import counted, printable
 
 from . import options
 from .manifest import TwoForms
@@ -207,7 +207,7 @@ def _calibration(model: Base, path: Path, steps: int, device: str) -> Calibratio
 
 def _check_output(writing: Writing, *inputs: Base | Path | None, folder: bool = False) -> None:
     """Refuse an output that exists, or is what it would be made of, before anything is calculated."""
-    from svdiff_delta._atomic import check_output
+    from svdiff_delta._util.atomic import check_output
 
     check_output(writing.output, overwrite=writing.force, folder=folder)
     keep_apart(writing.output, *inputs)

@@ -34,7 +34,7 @@ def demo(steps: int, seed: int, output: Path, force: bool, as_json: bool, quiet:
     page, each with the command that made it.
     """
     needs("diffusers", "train")
-    from svdiff_delta._atomic import replace_folder
+    from svdiff_delta._util.atomic import replace_folder
     from svdiff_train.demo import run_demo
     from svdiff_train.tiny import base_path
     from svdiff_train.watch import peak_memory

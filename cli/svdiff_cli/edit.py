@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from svdiff_delta._text import counted
+from svdiff_delta._text.printable import counted
 
 from . import options
 from .painting import Given, all_seeds, check_painting, open_given, say_cut
@@ -101,8 +101,8 @@ class _Command:
 
     def run(self, base: str, references: Sequence[str]) -> None:
         """Check, paint, write, and say so."""
-        from svdiff_delta._limits import PICTURE
-        from svdiff_delta._reading import read_bytes
+        from svdiff_delta._util.limits import PICTURE
+        from svdiff_delta._util.reading import read_bytes
 
         if self.both and self.no_invert:
             raise click.UsageError("--both and --no-invert exclude each other.")

@@ -59,9 +59,9 @@ def evaluate(base: str, output: Path, plot: Path | None, force: bool, as_json: b
     A REGION is whole, left, right, top, bottom, or its edges as shares of width and height, such as 0,0,0.5,1. It shows
     the NAME whose words, or with --concept whose pictures, are nearest.
     """
-    from svdiff_delta._atomic import check_output, replace_file
-    from svdiff_delta._json import canonical_json
-    from svdiff_delta._text import ascii_json
+    from svdiff_delta._text.printable import ascii_json
+    from svdiff_delta._util.atomic import check_output, replace_file
+    from svdiff_delta._util.json import canonical_json
 
     check_output(output, overwrite=force, folder=False)
     if plot is not None:

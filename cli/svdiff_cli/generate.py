@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from svdiff_delta._text import counted
+from svdiff_delta._text.printable import counted
 from svdiff_delta.errors import OutputError
 
 from . import options
@@ -96,7 +96,7 @@ class _Command:
 
     def run(self, base: str, references: Sequence[str]) -> None:
         """Check, paint, write, and say so."""
-        from svdiff_delta._atomic import check_output
+        from svdiff_delta._util.atomic import check_output
 
         check_painting(self.output, overwrite=self.force)
         if self.separate is not None:
@@ -131,7 +131,7 @@ class _Command:
 
     def _check_places(self, separate: Path) -> None:
         """Refuse a folder of pictures that holds the output: it is written and replaced as a whole."""
-        from svdiff_delta._paths import contains
+        from svdiff_delta._util.paths import contains
 
         if contains(separate, self.output):
             raise OutputError(f"{separate}: is, holds or lies in {self.output}", fix="choose places beside each other")
@@ -161,7 +161,7 @@ class _Command:
         )
 
     def _write(self, gallery: Gallery, facts: Mapping[str, Any]) -> None:
-        from svdiff_delta._atomic import replace_folder
+        from svdiff_delta._util.atomic import replace_folder
         from svdiff_train.png import png_bytes, save_png
 
         if self.separate is not None:

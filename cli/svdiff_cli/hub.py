@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from svdiff_delta._text import counted
-from svdiff_delta._tokens import strike
+from svdiff_delta._text.printable import counted
+from svdiff_delta._text.tokens import strike
 from svdiff_delta.errors import InputError
 
 from . import options
@@ -133,7 +133,7 @@ def pull(reference: str, output: Path | None, force: bool, dry_run: bool, as_jso
         svdiff pull alice/cat
         svdiff pull alice/cat@v1 -o cat.safetensors
     """
-    from svdiff_delta._atomic import check_output
+    from svdiff_delta._util.atomic import check_output
     from svdiff_delta.download import find_delta
     from svdiff_delta.hub import read_reference, take
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from svdiff_delta._text import counted, plain, printable
+from svdiff_delta._text.printable import counted, plain, printable
 
 from . import options
 from .printing import echo, echo_json

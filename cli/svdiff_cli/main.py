@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from svdiff_delta._ticker import Ticker
+from svdiff_delta._util.ticker import Ticker
 from svdiff_delta.errors import DeltaError, is_out_of_memory, refusal
 
 from .printing import abandon, echo, prepare_streams, telling_warnings

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from svdiff_delta._text import counted
+from svdiff_delta._text.printable import counted
 from svdiff_delta.errors import InputError
 
 from . import options
@@ -60,7 +60,7 @@ def morph(
     \b
         svdiff morph sd15 dog.safetensors cat.safetensors --prompt 'a photo of a sks thing' -o strip.png
     """
-    from svdiff_delta._atomic import replace_file
+    from svdiff_delta._util.atomic import replace_file
 
     check_painting(output, overwrite=force, allowed=GIF)
     needs("diffusers", "train")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from svdiff_delta._text import counted
+from svdiff_delta._text.printable import counted
 
 from .references import is_path, say, split_weight
 
@@ -28,7 +28,7 @@ def check_painting(output: Path, *, overwrite: bool, allowed: str = ".png") -> N
         OutputError: as `check_output`.
         InputError: the name ends otherwise.
     """
-    from svdiff_delta._atomic import check_output
+    from svdiff_delta._util.atomic import check_output
     from svdiff_delta.errors import InputError
 
     check_output(output, overwrite=overwrite, folder=False)

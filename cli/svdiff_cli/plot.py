@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from svdiff_delta._text import printable
+from svdiff_delta._text.printable import printable
 
 from . import options
 from .printing import echo
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @options.force
 def plot(delta: str, output: Path, force: bool) -> None:
     """Draw a delta: the norm of each block, and a histogram of all shifts."""
-    from svdiff_delta._atomic import check_output
+    from svdiff_delta._util.atomic import check_output
 
     check_output(output, overwrite=force, folder=False)
     keep_apart(output, delta)
@@ -119,7 +119,7 @@ def _reach(mean: float, low: float | None, high: float | None) -> list[list[floa
 
 def check_plot(output: Path, *, overwrite: bool) -> None:
     """Refuse early what a drawing would refuse late; as `check_output`, and `needs` of matplotlib."""
-    from svdiff_delta._atomic import check_output
+    from svdiff_delta._util.atomic import check_output
 
     check_output(output, overwrite=overwrite)
     needs("matplotlib", "plot")
@@ -133,7 +133,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, output: Path, *, overwrite: bool) -> None:
-    from svdiff_delta._atomic import replace_file
+    from svdiff_delta._util.atomic import replace_file
 
     with replace_file(output, overwrite=overwrite) as stream:
         figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})

@@ -12,8 +12,8 @@ from typing import IO, Any
 
 import click
 
-from svdiff_delta._text import harmless, json_text
-from svdiff_delta._warned import DeltaWarning
+from svdiff_delta._text.printable import harmless, json_text
+from svdiff_delta._util.warned import DeltaWarning
 
 
 def echo(message: object = "", *, err: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from svdiff_delta._ticker import Ticker
+from svdiff_delta._util.ticker import Ticker
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -105,7 +105,7 @@ def keep_apart(outputs: Path | Sequence[Path | None] | None, *inputs: Base | Pat
     Raises:
         InputError: it does.
     """
-    from svdiff_delta._paths import check_apart
+    from svdiff_delta._util.paths import check_apart
 
     found: list[Path] = []
     for given in inputs:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from svdiff_delta._text import counted
+from svdiff_delta._text.printable import counted
 from svdiff_delta.errors import OutputError
 
 from . import options
@@ -294,7 +294,7 @@ class _Command:
 
     def check(self) -> None:
         """Refuse what would fail after hours."""
-        from svdiff_delta._atomic import check_output
+        from svdiff_delta._util.atomic import check_output
 
         overwrite = self.force or self.resume
         check_output(self.output, overwrite=overwrite)
@@ -306,7 +306,7 @@ class _Command:
 
     def keep_apart(self, model: Base, images: Path | None, config: TrainConfig) -> None:
         """Refuse to write into the pictures or the base, and a result in whose place the run itself would lie."""
-        from svdiff_delta._atomic import check_output
+        from svdiff_delta._util.atomic import check_output
 
         check_output(self.output, overwrite=self.force or self.resume, folder=config.method != "svdiff")
         kept = (self.folder, self.class_folder)

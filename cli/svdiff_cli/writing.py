@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svdiff_delta._text import counted
+from svdiff_delta._text.printable import counted
 
 from . import options
 from .printing import echo, echo_json
@@ -40,7 +40,7 @@ class Writing:
             result: the delta.
             facts: what else to say in JSON.
         """
-        from svdiff_delta._atomic import check_output
+        from svdiff_delta._util.atomic import check_output
         from svdiff_delta.file import dumps, save
 
         if self.title is not None:

@@ -8,8 +8,8 @@ from typing import Final
 
 from torch import Tensor
 
-from svdiff_delta._json import as_object, strict_json
-from svdiff_delta._text import counted
+from svdiff_delta._text.printable import counted
+from svdiff_delta._util.json import as_object, strict_json
 from svdiff_delta.coverage import misnamed
 from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, MetadataError
 from svdiff_delta.foreign import method_of

@@ -14,22 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svdiff_delta._atomic import check_output
-from svdiff_delta._json import JSON
-from svdiff_delta._paths import check_apart
-from svdiff_delta._reading import system_errors
+from svdiff_delta._util.atomic import check_output
+from svdiff_delta._util.json import JSON
+from svdiff_delta._util.paths import check_apart
+from svdiff_delta._util.reading import system_errors
 from svdiff_delta.base import Base
 from svdiff_delta.build import prepare_all
 from svdiff_delta.cache import BasisCache
-from svdiff_delta.calibration import (
-    Calibration,
-    Factors,
-    Moments,
-    Probe,
-    bytes_of,
-    calibrate_change,
-    factors_of,
-)
+from svdiff_delta.calibration import Calibration, Factors, Moments, Probe, bytes_of, calibrate_change, factors_of
 from svdiff_delta.codec import StoredDtype
 from svdiff_delta.components import named_like
 from svdiff_delta.conversion import DECIMALS, Conversion, check_captured, check_left_out, recorded_share

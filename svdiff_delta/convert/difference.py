@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from svdiff_delta import metadata as meta
-from svdiff_delta._atomic import replace_file
+from svdiff_delta._util.atomic import replace_file
 from svdiff_delta.codec import DTYPES, ITEM_SIZE, LARGEST, encode, is_dtype
 from svdiff_delta.container import header_bytes
 from svdiff_delta.conversion import Conversion, check_retained

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from svdiff_delta._json import JSON, as_object, canonical_json, strict_json
+from svdiff_delta._util.json import JSON, as_object, canonical_json, strict_json
 from svdiff_delta.errors import MetadataError
 from svdiff_delta.parameter import Parameter
 

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 
 from svdiff_delta import metadata as meta
-from svdiff_delta._json import JSON
+from svdiff_delta._util.json import JSON
 from svdiff_delta.basis import matricize
 from svdiff_delta.conversion import DECIMALS, Conversion, check_left_out, check_retained
 from svdiff_delta.delta import Delta

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from svdiff_delta._atomic import replace_folder
-from svdiff_delta._limits import CONFIGURATION
-from svdiff_delta._paths import below
-from svdiff_delta._reading import read_bytes
+from svdiff_delta._util.atomic import replace_folder
+from svdiff_delta._util.limits import CONFIGURATION
+from svdiff_delta._util.paths import below
+from svdiff_delta._util.reading import read_bytes
 from svdiff_delta.errors import BaseError, InputError, TensorError
 from svdiff_delta.foreign import method_of
 from svdiff_delta.kinds import base_kinds

@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import msgspec
 
-from svdiff_delta._json import as_object, check_nodes, strict_json
-from svdiff_delta._limits import CONFIGURATION, STATES
-from svdiff_delta._patterns import check_pattern, expression
-from svdiff_delta._reading import read_bytes
-from svdiff_delta._typed import build, keys_of
+from svdiff_delta._util.json import as_object, check_nodes, strict_json
+from svdiff_delta._util.limits import CONFIGURATION, STATES
+from svdiff_delta._util.patterns import check_pattern, expression
+from svdiff_delta._util.reading import read_bytes
+from svdiff_delta._util.typed import build, keys_of
 from svdiff_delta.errors import InputError, MetadataError
 
 from .peft_fields import MERGE, check_fields

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from svdiff_delta._json import JSON
-from svdiff_delta._reading import regular_file
+from svdiff_delta._util.json import JSON
+from svdiff_delta._util.reading import regular_file
 from svdiff_delta.combine import combine_metadata
 from svdiff_delta.container import Header, read_header, read_prefix
 from svdiff_delta.delta import Delta

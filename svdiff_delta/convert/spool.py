@@ -13,7 +13,7 @@ from typing import IO, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from svdiff_delta._reading import system_errors
+from svdiff_delta._util.reading import system_errors
 from svdiff_delta.codec import ITEM_SIZE, LARGEST, Dtype, StoredDtype, encode
 from svdiff_delta.container import header_bytes
 from svdiff_delta.errors import OutputError, TensorError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import IO, ClassVar, Final, Literal
 
-from svdiff_delta._atomic import replace_file
+from svdiff_delta._util.atomic import replace_file
 from svdiff_delta.parameter import Parameter
 
 from .convolutions import Convolutions

@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from svdiff_delta._text import counted
+from svdiff_delta._text.printable import counted
 from svdiff_delta.base import Base, open_base
 from svdiff_delta.component import Component, aliases
 from svdiff_delta.components import paired

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Final, cast
 
-from svdiff_delta._reading import regular_file, system_errors
+from svdiff_delta._util.reading import regular_file, system_errors
 from svdiff_delta.base import Base
 from svdiff_delta.codec import DTYPES, StoredDtype, is_dtype
 from svdiff_delta.conversion import Conversion, check_arguments

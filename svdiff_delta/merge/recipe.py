@@ -9,11 +9,11 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
-from svdiff_delta._limits import INCLUSIONS, RECIPE, RECIPES
-from svdiff_delta._reading import system_errors
-from svdiff_delta._text import shown
-from svdiff_delta._typed import build, given
-from svdiff_delta._yaml import read_yaml
+from svdiff_delta._text.printable import shown
+from svdiff_delta._util.limits import INCLUSIONS, RECIPE, RECIPES
+from svdiff_delta._util.reading import system_errors
+from svdiff_delta._util.typed import build, given
+from svdiff_delta._util.yaml import read_yaml
 from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import DeltaError, InputError

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from svdiff_delta._json import JSON
+from svdiff_delta._util.json import JSON
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.ops import add

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from svdiff_delta._atomic import check_output
-from svdiff_delta._json import read_lines
-from svdiff_delta._limits import MANIFEST, MANIFEST_LINES
-from svdiff_delta._paths import Places
-from svdiff_delta._yaml import read_yaml
+from svdiff_delta._util.atomic import check_output
+from svdiff_delta._util.json import read_lines
+from svdiff_delta._util.limits import MANIFEST, MANIFEST_LINES
+from svdiff_delta._util.paths import Places
+from svdiff_delta._util.yaml import read_yaml
 from svdiff_delta.convert.ranking import make_ranking
 from svdiff_delta.convert.way import find_way
 from svdiff_delta.devices import find_device

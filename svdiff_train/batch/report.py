@@ -13,11 +13,11 @@ from typing import IO, Any, Final, Self
 import filelock
 import msgspec
 
-from svdiff_delta._atomic import check_output, drop_lock, replace_file
-from svdiff_delta._json import check_nodes, strict_json
-from svdiff_delta._limits import LINE, REPORT_LINES
-from svdiff_delta._reading import read_bytes
-from svdiff_delta._typed import build
+from svdiff_delta._util.atomic import check_output, drop_lock, replace_file
+from svdiff_delta._util.json import check_nodes, strict_json
+from svdiff_delta._util.limits import LINE, REPORT_LINES
+from svdiff_delta._util.reading import read_bytes
+from svdiff_delta._util.typed import build
 from svdiff_delta.errors import InputError, MetadataError, OutputError
 
 from .row import Row

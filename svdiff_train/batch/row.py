@@ -11,10 +11,10 @@ from typing import Annotated, Any, Final, Self
 import msgspec
 
 from svdiff_delta import __version__
-from svdiff_delta._json import canonical_json
-from svdiff_delta._text import shown
-from svdiff_delta._typed import build, keys_of
-from svdiff_delta._typed import given as given_fields
+from svdiff_delta._text.printable import shown
+from svdiff_delta._util.json import canonical_json
+from svdiff_delta._util.typed import build, keys_of
+from svdiff_delta._util.typed import given as given_fields
 from svdiff_delta.base import Base, open_base
 from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
 from svdiff_delta.download import fetch_delta

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from svdiff_delta._paths import Places
+from svdiff_delta._util.paths import Places
 from svdiff_delta.errors import InputError
 from svdiff_train.pool import share_out
 

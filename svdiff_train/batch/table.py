@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from svdiff_delta._text import printable
+from svdiff_delta._text.printable import printable
 
 HEAD: Final = "output"
 """What every table begins with."""

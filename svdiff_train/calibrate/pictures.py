@@ -10,8 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from svdiff_delta._limits import PICTURE
-from svdiff_delta._reading import read_bytes
+from svdiff_delta._util.limits import PICTURE
+from svdiff_delta._util.reading import read_bytes
 from svdiff_delta.calibration import Calibration, Moments, Probe
 from svdiff_delta.errors import InputError
 from svdiff_delta.runtime import measure

@@ -9,9 +9,9 @@ from typing import Final
 
 import msgspec
 
-from svdiff_delta._json import JSON, read_lines
-from svdiff_delta._limits import CAPTION, CAPTION_LINES
-from svdiff_delta._typed import build
+from svdiff_delta._util.json import JSON, read_lines
+from svdiff_delta._util.limits import CAPTION, CAPTION_LINES
+from svdiff_delta._util.typed import build
 from svdiff_delta.errors import InputError
 from svdiff_train.text import text_lines
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from svdiff_delta._text import printable
+from svdiff_delta._text.printable import printable
 
 from .scores import Scores
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from svdiff_delta._atomic import MARKER, replace_folder
-from svdiff_delta._json import JSON
-from svdiff_delta._paths import check_links
+from svdiff_delta._util.atomic import MARKER, replace_folder
+from svdiff_delta._util.json import JSON
+from svdiff_delta._util.paths import check_links
 from svdiff_delta.base import Base
 from svdiff_delta.errors import BaseError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from svdiff_delta._json import JSON
+from svdiff_delta._util.json import JSON
 from svdiff_delta.errors import TrainError
 from svdiff_train.families import Family
 

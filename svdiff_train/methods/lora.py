@@ -10,8 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from svdiff_delta._atomic import replace_folder
-from svdiff_delta._json import JSON
+from svdiff_delta._util.atomic import replace_folder
+from svdiff_delta._util.json import JSON
 from svdiff_delta.choice import choose_kinds
 from svdiff_delta.errors import MissingExtraError, TrainError
 from svdiff_train.families import Family

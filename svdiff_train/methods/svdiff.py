@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svdiff_delta._json import JSON
+from svdiff_delta._util.json import JSON
 from svdiff_delta.build import zero_delta
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import TrainError

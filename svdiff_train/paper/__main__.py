@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
-from svdiff_delta._ticker import Ticker
+from svdiff_delta._util.ticker import Ticker
 
 from .lab import base_digest
 from .measure import measure

@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from svdiff_delta._atomic import replace_file
-from svdiff_delta._json import canonical_json
+from svdiff_delta._util.atomic import replace_file
+from svdiff_delta._util.json import canonical_json
 
 from .lab import Lab
 from .recipe import Recipe

@@ -17,8 +17,8 @@ from typing import Any, Final
 from filelock import FileLock
 from PIL import Image
 
-from svdiff_delta._atomic import replace_file
-from svdiff_delta._json import canonical_json
+from svdiff_delta._util.atomic import replace_file
+from svdiff_delta._util.json import canonical_json
 from svdiff_delta.base import open_base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.delta import Delta

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from svdiff_delta._json import canonical_json
+from svdiff_delta._util.json import canonical_json
 from svdiff_train.concept import Concept
 from svdiff_train.config import MethodName, TrainConfig
 

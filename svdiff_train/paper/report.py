@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, get_args
 
-from svdiff_delta._atomic import replace_file
+from svdiff_delta._util.atomic import replace_file
 
 from .cell import Cell
 from .claim import Verdict, table

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from svdiff_train.tiny.vae import LATENTS
+from .vae import LATENTS
 
 LOGS: Final = "training"
 """The folder of a base in which the logs of its stages lie."""

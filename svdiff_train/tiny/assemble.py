@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from svdiff_train.tiny.adopt import keep_logs
-from svdiff_train.tiny.clip import best_clip
-from svdiff_train.tiny.judge import Judge, Prompt, border_colour, pair_prompts, single_prompts
-from svdiff_train.tiny.loop import channels_last
-from svdiff_train.tiny.tokenizer import build_tokenizer
-from svdiff_train.tiny.unet import new_scheduler, new_unet
-from svdiff_train.tiny.vae import best_vae
+from .adopt import keep_logs
+from .clip import best_clip
+from .judge import Judge, Prompt, border_colour, pair_prompts, single_prompts
+from .loop import channels_last
+from .tokenizer import build_tokenizer
+from .unet import new_scheduler, new_unet
+from .vae import best_vae
 
 
 def text_encoder(clip: Any) -> Any:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from svdiff_train.tiny.grounds import SIDE
-from svdiff_train.tiny.scenes import CALM_SEED, TRAIN_SEED, UNSEEN_SEED, Sprites, load_sprites, scene
-from svdiff_train.tiny.subjects import TRAINED
+from .grounds import SIDE
+from .scenes import CALM_SEED, TRAIN_SEED, UNSEEN_SEED, Sprites, load_sprites, scene
+from .subjects import TRAINED
 
 TRAIN_SCENES, UNSEEN_SCENES, CALM_SCENES = 98_304, 2_048, 393_216
 CALM = 0.5

@@ -11,20 +11,21 @@ from pathlib import Path
 import torch
 
 from svdiff_train.threads import computing
-from svdiff_train.tiny import base_path
-from svdiff_train.tiny.adopt import adopt
-from svdiff_train.tiny.assemble import Watch, draw, export, pipeline, sheet, trained_unet
-from svdiff_train.tiny.bank import CALM_SCENES, both_banks, calm_bank
-from svdiff_train.tiny.by_clock import BY_CLOCK, add_options
-from svdiff_train.tiny.card import SAMPLES, write_card
-from svdiff_train.tiny.clip import ClipImageTask, ClipTask, best_clip
-from svdiff_train.tiny.fetch import fetch
-from svdiff_train.tiny.loop import Recipe, Run
-from svdiff_train.tiny.portraits import paint_portraits
-from svdiff_train.tiny.scenes import load_sprites
-from svdiff_train.tiny.tokenizer import build_tokenizer
-from svdiff_train.tiny.unet import UNetTask, number, prepare
-from svdiff_train.tiny.vae import DecoderTask, VaeTask
+
+from . import base_path
+from .adopt import adopt
+from .assemble import Watch, draw, export, pipeline, sheet, trained_unet
+from .bank import CALM_SCENES, both_banks, calm_bank
+from .by_clock import BY_CLOCK, add_options
+from .card import SAMPLES, write_card
+from .clip import ClipImageTask, ClipTask, best_clip
+from .fetch import fetch
+from .loop import Recipe, Run
+from .portraits import paint_portraits
+from .scenes import load_sprites
+from .tokenizer import build_tokenizer
+from .unet import UNetTask, number, prepare
+from .vae import DecoderTask, VaeTask
 
 CLIP_RECIPE = Recipe(steps=1_200, rate=1e-3, decay=300, measure_every=200, betas=(0.9, 0.98), ema=0.998)
 VAE_RECIPE = Recipe(steps=5_000, rate=2e-3, decay=1_200, measure_every=500)

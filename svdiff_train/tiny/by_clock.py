@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import torch
 
-from svdiff_train.tiny.assemble import Watch
-from svdiff_train.tiny.bank import CALM_SCENES, both_banks
-from svdiff_train.tiny.device import ClipStage, DecoderStage, UNetStage, VaeStage
-from svdiff_train.tiny.pace import PACES
-from svdiff_train.tiny.sprint import Device, Sprint
+from .assemble import Watch
+from .bank import CALM_SCENES, both_banks
+from .device import ClipStage, DecoderStage, UNetStage, VaeStage
+from .pace import PACES
+from .sprint import Device, Sprint
 
 BANKS = ("bank-train/captions.json", "bank-unseen/captions.json")
 _LEAST = {"cuda": 15.0}

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from svdiff_train.tiny import bank, clip, device, unet, vae
-from svdiff_train.tiny.fetch import VERSION
-from svdiff_train.tiny.grounds import COLOURS, PATTERNS, PLACES
-from svdiff_train.tiny.plan import RARE
-from svdiff_train.tiny.subjects import HELD_OUT, TRAINED
+from . import bank, clip, device, unet, vae
+from .fetch import VERSION
+from .grounds import COLOURS, PATTERNS, PLACES
+from .plan import RARE
+from .subjects import HELD_OUT, TRAINED
 
 SAMPLES = (
     "a photo of a dog",

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svdiff_train.evaluate.article import article
-from svdiff_train.tiny.bank import Bank
-from svdiff_train.tiny.grounds import SIDE
-from svdiff_train.tiny.loop import noise_generator, step_generator
-from svdiff_train.tiny.scenes import batch
-from svdiff_train.tiny.subjects import TRAINED
-from svdiff_train.tiny.tokenizer import LENGTH, token_ids
+
+from .bank import Bank
+from .grounds import SIDE
+from .loop import noise_generator, step_generator
+from .scenes import batch
+from .subjects import TRAINED
+from .tokenizer import LENGTH, token_ids
 
 SEED = 21
 CROP = 36

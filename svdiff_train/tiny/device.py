@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from svdiff_train.tiny import clip, unet, vae
-from svdiff_train.tiny.bank import Bank, calm_bank
-from svdiff_train.tiny.graph import mixed
-from svdiff_train.tiny.loop import channels_last
-from svdiff_train.tiny.tokenizer import LENGTH, build_tokenizer, token_ids
+from . import clip, unet, vae
+from .bank import Bank, calm_bank
+from .graph import mixed
+from .loop import channels_last
+from .tokenizer import LENGTH, build_tokenizer, token_ids
 
 BATCH = 512
 """Rows of the UNet's batches."""

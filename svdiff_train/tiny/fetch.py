@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from svdiff_train.tiny.subjects import STYLES
+from .subjects import STYLES
 
 VERSION = "16.0.0"
 INTEGRITY = {

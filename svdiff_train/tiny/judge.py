@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from svdiff_train.evaluate.article import article
-from svdiff_train.tiny.clip import CROP, crops, image_features, name_prompts, text_features
-from svdiff_train.tiny.grounds import COLOURS
-from svdiff_train.tiny.scenes import batch
-from svdiff_train.tiny.subjects import STYLES, TRAINED
-from svdiff_train.tiny.tokenizer import token_ids
+
+from .clip import CROP, crops, image_features, name_prompts, text_features
+from .grounds import COLOURS
+from .scenes import batch
+from .subjects import STYLES, TRAINED
+from .tokenizer import token_ids
 
 AMONG = 100
 """Names that the right one must win against, itself included."""

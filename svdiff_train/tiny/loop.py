@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from svdiff_train.tiny.partner import Partner, Shared
+from .partner import Partner, Shared
 
 
 class Task(Protocol):

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from svdiff_train.evaluate.article import article
-from svdiff_train.tiny.grounds import SIDE, Ground, draw_ground
-from svdiff_train.tiny.subjects import STYLES, TRAINED, Subject
+
+from .grounds import SIDE, Ground, draw_ground
+from .subjects import STYLES, TRAINED, Subject
 
 RARE: tuple[str, ...] = (*(f"v{i}" for i in range(1, 17)), "sks", "zwx", "ohwx", "qfb", "olis", "vup")
 """Words of no language, each one token (V1 is read as v1): personalization gives them a meaning.

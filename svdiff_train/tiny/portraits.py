@@ -9,10 +9,10 @@ from typing import Final
 
 from PIL import Image
 
-from svdiff_train.tiny.grounds import Ground
-from svdiff_train.tiny.plan import Placement, Plan, generator
-from svdiff_train.tiny.scenes import Sprites, compose
-from svdiff_train.tiny.subjects import HELD_OUT, TRAINED, Subject
+from .grounds import Ground
+from .plan import Placement, Plan, generator
+from .scenes import Sprites, compose
+from .subjects import HELD_OUT, TRAINED, Subject
 
 LEARNED: Final = (
     "black cat", "police car",  # the demo's

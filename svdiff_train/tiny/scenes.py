@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from svdiff_train.picture_file import opened_picture
-from svdiff_train.tiny.grounds import paint
-from svdiff_train.tiny.plan import RARE, Placement, Plan, draw_plan, generator
-from svdiff_train.tiny.subjects import HELD_OUT, STYLES, TRAINED, Subject
+
+from .grounds import paint
+from .plan import RARE, Placement, Plan, draw_plan, generator
+from .subjects import HELD_OUT, STYLES, TRAINED, Subject
 
 Sprites = Mapping[tuple[str, str], Image.Image]
 """(short name, style) to a square RGBA picture."""

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from svdiff_train.tiny.graph import capture, join_kernels, lean
-from svdiff_train.tiny.loop import optimizer_groups, write_checkpoint, write_row
-from svdiff_train.tiny.pace import Pace
+from .graph import capture, join_kernels, lean
+from .loop import optimizer_groups, write_checkpoint, write_row
+from .pace import Pace
 
 _SYNC = 16
 """Steps between two looks at the clock on a GPU, which is told what to do far ahead of doing it."""

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from svdiff_train.tiny import build
-from svdiff_train.tiny.bank import CALM_SCENES
+from . import build
+from .bank import CALM_SCENES
 
 ENDS: Final[Mapping[str, float]] = {"clip": 0.16, "vae": 0.215, "decoder": 0.30, "unet": 0.905}
 """Ends of the stages that train, as shares of the time; the rest is for exporting."""

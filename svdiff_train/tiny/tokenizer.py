@@ -6,9 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from svdiff_train.tiny.grounds import COLOURS, PATTERNS, PLACES
-from svdiff_train.tiny.plan import RARE
-from svdiff_train.tiny.subjects import HELD_OUT, STYLES, TRAINED
+from .grounds import COLOURS, PATTERNS, PLACES
+from .plan import RARE
+from .subjects import HELD_OUT, STYLES, TRAINED
 
 LENGTH = 26
 """Tokens of a caption, with the start and end tokens."""

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from svdiff_train.tiny.bank import Bank
-from svdiff_train.tiny.clip import trained_clip
-from svdiff_train.tiny.loop import channels_last, noise_generator, step_generator
-from svdiff_train.tiny.tokenizer import build_tokenizer, token_ids
-from svdiff_train.tiny.vae import LATENTS, best_vae, encode_bank, spread, trained_vae
+from .bank import Bank
+from .clip import trained_clip
+from .loop import channels_last, noise_generator, step_generator
+from .tokenizer import build_tokenizer, token_ids
+from .vae import LATENTS, best_vae, encode_bank, spread, trained_vae
 
 SEED = 31
 STEPS_OF_NOISE = 1000

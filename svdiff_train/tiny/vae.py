@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from svdiff_train.tiny.bank import Bank
-from svdiff_train.tiny.loop import channels_last, noise_generator, step_generator
-from svdiff_train.tiny.scenes import batch
+from .bank import Bank
+from .loop import channels_last, noise_generator, step_generator
+from .scenes import batch
 
 SEED = 11
 LATENTS = 8

@@ -14,7 +14,7 @@ from support.files import contents, tree, written
 from support.models import base_delta
 
 from svdiff_delta import save
-from svdiff_delta._atomic import MARKER, replace_folder
+from svdiff_delta._util.atomic import MARKER, replace_folder
 from svdiff_train.tiny import base_path, open_tiny, pictures_path
 
 PROMPT = "a photo of a sks thing"

@@ -16,7 +16,7 @@ from support.deltas import random_delta, saved
 from svdiff_cli import printing
 from svdiff_cli.main import COMMANDS
 from svdiff_delta import Delta, save
-from svdiff_delta._text import ascii_json, harmless, json_text
+from svdiff_delta._text.printable import ascii_json, harmless, json_text
 
 CLI = Path(__file__).parents[2] / "cli" / "svdiff_cli"
 EVIL = "\x1b]0;owned\x07 \x9b31m \x7f \u202egnp \u2028 é 🐕"

@@ -13,8 +13,8 @@ from support.commands import Outcome, python, svdiff
 from svdiff_cli import main as commands
 from svdiff_cli.main import WAITING, wait_quietly
 from svdiff_cli.progress import RANK, Bar, first_process, hush
-from svdiff_delta import _ticker
-from svdiff_delta._ticker import EVERY, Ticker
+from svdiff_delta._util import ticker
+from svdiff_delta._util.ticker import EVERY, Ticker
 
 
 class Clock:
@@ -63,7 +63,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(0.3)
 
     monkeypatch.setattr(commands.ErrorHandling, "get_command", _get(info))
-    monkeypatch.setattr(_ticker.Ticker.__init__, "__kwdefaults__", {**_KEYWORDS, "every": 0.1})
+    monkeypatch.setattr(ticker.Ticker.__init__, "__kwdefaults__", {**_KEYWORDS, "every": 0.1})
 
 
 _KEYWORDS = dict(Ticker.__init__.__kwdefaults__ or {})

@@ -12,7 +12,7 @@ import pytest
 from support.commands import python
 from support.files import contents, listing
 
-from svdiff_delta._atomic import MARKER, check_output, replace_file, replace_folder
+from svdiff_delta._util.atomic import MARKER, check_output, replace_file, replace_folder
 from svdiff_delta.errors import OutputError
 
 
@@ -85,7 +85,7 @@ def test_an_error_while_overwriting_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_process_killed_while_overwriting_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"old")
     outcome = python(
-        "import os, signal; from pathlib import Path; from svdiff_delta._atomic import replace_file\n"
+        "import os, signal; from pathlib import Path; from svdiff_delta._util.atomic import replace_file\n"
         "with replace_file(Path('out'), overwrite=True) as stream:\n"
         "    stream.write(bytes(100_000)); stream.flush(); os.kill(os.getpid(), signal.SIGKILL)",
         folder=tmp_path,

@@ -21,12 +21,12 @@ from support.commands import python
 from support.weights import normal
 
 from svdiff_delta import entry
+from svdiff_delta._util.file_state import state
 from svdiff_delta.basis import Basis, compute_basis, matricize
 from svdiff_delta.cache import BasisCache, home
 from svdiff_delta.container import header_bytes, read_header
 from svdiff_delta.errors import InputError, OutputError
 from svdiff_delta.identity import fingerprint, round_weight
-from svdiff_delta.state import state
 
 
 @pytest.fixture

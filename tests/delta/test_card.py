@@ -15,7 +15,7 @@ from support.deltas import METADATA, random_delta
 from support.hub import TOKEN
 
 from svdiff_delta import add
-from svdiff_delta._text import printable
+from svdiff_delta._text.printable import printable
 from svdiff_delta.card import make_card, prompt_in
 from svdiff_delta.card_head import parse_card
 from svdiff_delta.errors import InputError

@@ -13,11 +13,11 @@ import yaml
 from support.deltas import BASE, METADATA, random_delta
 
 from svdiff_delta import add
+from svdiff_delta._text.markup import cell, code, prose, python_literal, shell_line
 from svdiff_delta.card import make_card
 from svdiff_delta.errors import MetadataError
 from svdiff_delta.licence import Licence
 from svdiff_delta.lineage import Lineage, Record, Source
-from svdiff_delta.markup import cell, code, prose, python_literal, shell_line
 from svdiff_delta.metadata import Metadata
 from svdiff_delta.publication import Publication, Sample, publication
 

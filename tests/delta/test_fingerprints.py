@@ -21,7 +21,8 @@ from support.hub import Hub, fill_cache, share_blobs
 from support.models import base_delta
 from support.weights import normal
 
-from svdiff_delta import fingerprints, state
+from svdiff_delta import fingerprints
+from svdiff_delta._util import file_state
 from svdiff_delta.base import Base, open_base
 from svdiff_delta.blobs import is_sound, remove_blob
 from svdiff_delta.cache import BasisCache
@@ -41,8 +42,8 @@ RACY = 0.05
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     monkeypatch.setenv("SVDIFF_HOME", str(folder))
-    monkeypatch.setattr(state, "RACY", int(RACY * 1e9))
-    monkeypatch.setattr(state, "TRUSTED", AnyFileSystem())  # whatever the temporary folder lies on
+    monkeypatch.setattr(file_state, "RACY", int(RACY * 1e9))
+    monkeypatch.setattr(file_state, "TRUSTED", AnyFileSystem())  # whatever the temporary folder lies on
     forget_process()
     return folder
 
@@ -67,7 +68,7 @@ def written(path: Path, weight: torch.Tensor) -> Path:
 
 def settled(path: Path) -> Path:
     """Wait until a file is old enough to be remembered."""
-    while state.state(path.stat()).changed % state.MILLISECOND == 0:  # one in a million
+    while file_state.state(path.stat()).changed % file_state.MILLISECOND == 0:  # one in a million
         path.chmod(0o644)
     time.sleep(1.2 * RACY)
     return path
@@ -181,16 +182,16 @@ def test_a_file_that_was_young_when_it_was_read_is_not_remembered_later(path: Pa
 
 
 def test_a_time_in_the_future_is_not_trusted(path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state.time, "time_ns", lambda: path.stat().st_ctime_ns - 10**11)
+    monkeypatch.setattr(file_state.time, "time_ns", lambda: path.stat().st_ctime_ns - 10**11)
     identity(open_base(path), NAME, 0)
     flush()
     assert not (home / "fingerprints").exists()
 
 
 def test_a_time_that_no_clock_has_made_is_not_trusted(path: Path) -> None:
-    found = state.state(path.stat())
-    assert state.tells(path, found)
-    assert not state.tells(path, found._replace(changed=found.changed // 10**6 * 10**6))
+    found = file_state.state(path.stat())
+    assert file_state.tells(path, found)
+    assert not file_state.tells(path, found._replace(changed=found.changed // 10**6 * 10**6))
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "vfat", "exfat", "fuse.sshfs", "squashfs", "nfs4", "9p", "zfs", ""])
@@ -198,16 +199,16 @@ def test_file_systems_whose_change_time_may_be_another_are_not_trusted(
     path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.undo()
-    found = state.state(path.stat())
+    found = file_state.state(path.stat())
     lines = [mount("/", "ext4", found.device), mount(path.parent.as_posix().replace("-", r"\055"), kind, found.device)]
-    monkeypatch.setattr(state, "RACY", 0)
-    monkeypatch.setattr(state, "_mounts", lambda: lines)
-    state.file_system.cache_clear()
-    assert not state.tells(path, found)
+    monkeypatch.setattr(file_state, "RACY", 0)
+    monkeypatch.setattr(file_state, "_mounts", lambda: lines)
+    file_state.file_system.cache_clear()
+    assert not file_state.tells(path, found)
     lines.pop()
-    state.file_system.cache_clear()
-    assert state.tells(path, found)
-    state.file_system.cache_clear()
+    file_state.file_system.cache_clear()
+    assert file_state.tells(path, found)
+    file_state.file_system.cache_clear()
 
 
 def mount(place: str, kind: str, device: int) -> str:
@@ -218,10 +219,10 @@ def mount(place: str, kind: str, device: int) -> str:
 def test_a_mount_that_another_one_hides_is_not_taken_for_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = path.stat().st_dev
     lines = [mount(path.parent.as_posix(), "ext4", device + 1), mount(path.parent.parent.as_posix(), "fuse", device)]
-    monkeypatch.setattr(state, "_mounts", lambda: lines)
-    state.file_system.cache_clear()
-    assert state.file_system(path, device) == ""
-    state.file_system.cache_clear()
+    monkeypatch.setattr(file_state, "_mounts", lambda: lines)
+    file_state.file_system.cache_clear()
+    assert file_state.file_system(path, device) == ""
+    file_state.file_system.cache_clear()
 
 
 # A wrong base is never taken for the one that was there before
@@ -361,7 +362,7 @@ def test_another_model_is_told_even_where_the_system_says_nothing(path: Path) ->
     (kept,) = (place / "fingerprints").iterdir()
     content = json.loads(kept.read_text())
     assert content["state"] == list(found)
-    kept.write_text(json.dumps(content | {"state": list(state.state(path.stat()))}))  # as if nothing had moved
+    kept.write_text(json.dumps(content | {"state": list(file_state.state(path.stat()))}))  # as if nothing had moved
     assert identity(open_base(path), NAME, 0) != first
 
 

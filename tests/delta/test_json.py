@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.laws import law
 
-from svdiff_delta._json import MAX_DEPTH, as_object, canonical_json, strict_json, take
+from svdiff_delta._util.json import MAX_DEPTH, as_object, canonical_json, strict_json, take
 from svdiff_delta.errors import HeaderError, MetadataError
 
 leaves = st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from svdiff_delta import _limits as limits
-from svdiff_delta._limits import KB, MB, Limit
+from svdiff_delta._util import limits
+from svdiff_delta._util.limits import KB, MB, Limit
 
 TABLE = (Path(__file__).parents[2] / "docs" / "limits.md").read_text("utf-8")
 

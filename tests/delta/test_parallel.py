@@ -14,8 +14,8 @@ from functools import partial
 import pytest
 from support.interrupts import Interrupt, moments
 
-from svdiff_delta import _parallel
-from svdiff_delta._parallel import Threads
+from svdiff_delta._util import parallel
+from svdiff_delta._util.parallel import Threads
 
 
 class Stopped(BaseException):
@@ -83,10 +83,10 @@ def work() -> int:
 
 def test_before_any_bytecode_it_may_be_interrupted() -> None:
     """Only on the main thread, as Python does for signals."""
-    with Interrupt(_parallel.__file__, threads=False).watching() as count:
+    with Interrupt(parallel.__file__, threads=False).watching() as count:
         assert work() == 55
     for moment in moments(150, count.count):
-        interrupt = Interrupt(_parallel.__file__, [moment], Stopped, threads=False)
+        interrupt = Interrupt(parallel.__file__, [moment], Stopped, threads=False)
         with interrupt.watching(), suppress(Stopped):
             assert work() == 55
     assert work() == 55

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from svdiff_delta._paths import Places, below, check_apart, check_links, contains, is_plain
+from svdiff_delta._util.paths import Places, below, check_apart, check_links, contains, is_plain
 from svdiff_delta.errors import BaseError, InputError
 
 PLAIN = ["unet", "text_encoder_2", "model-00001-of-00002.safetensors", "ünet", "a b", ".hidden", "console", "com10"]

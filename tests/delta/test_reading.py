@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from svdiff_delta import open_base
-from svdiff_delta._limits import CAPTION, CONFIGURATION, MANIFEST, RECIPE, RUN_FILE
-from svdiff_delta._reading import read_bytes, system_errors
+from svdiff_delta._util.limits import CAPTION, CONFIGURATION, MANIFEST, RECIPE, RUN_FILE
+from svdiff_delta._util.reading import read_bytes, system_errors
 from svdiff_delta.convert.peft_config import read_config
 from svdiff_delta.errors import BaseError, DeltaError, InputError, OutputError, refusal
 from svdiff_delta.layout import read_json

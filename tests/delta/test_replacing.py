@@ -15,8 +15,8 @@ import pytest
 from support.commands import python
 from support.files import contents, listing
 
-from svdiff_delta import _atomic, _system
-from svdiff_delta._atomic import MARKER, WEEK, WORKING, check_output, replace_file, replace_folder
+from svdiff_delta._util import atomic, system
+from svdiff_delta._util.atomic import MARKER, WEEK, WORKING, check_output, replace_file, replace_folder
 from svdiff_delta.errors import OutputError
 
 IMPORTS = "import os, signal, sys; from pathlib import Path; from svdiff_delta import _atomic, _system\n"
@@ -41,7 +41,7 @@ def refused(path: Path, said: str) -> None:
 @pytest.fixture
 def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """A system that can neither exchange folders nor rename without replacing."""
-    monkeypatch.setattr(_system, "_call", lambda name: None)
+    monkeypatch.setattr(system, "_call", lambda name: None)
 
 
 def test_the_marker_names_the_files_of_a_folder_and_is_the_same_every_time(tmp_path: Path) -> None:
@@ -185,14 +185,14 @@ def test_a_second_rename_that_fails_puts_the_old_folder_back(
 ) -> None:
     write(tmp_path / "out")
     before = contents(tmp_path)
-    rename = _atomic.rename_new
+    rename = atomic.rename_new
 
     def fail(source: Path, target: Path) -> None:
         if source.name == "new":
             raise OSError(5, "Input/output error")
         rename(source, target)
 
-    monkeypatch.setattr(_atomic, "rename_new", fail)
+    monkeypatch.setattr(atomic, "rename_new", fail)
     with pytest.raises(OutputError, match="Input/output error"):
         write(tmp_path / "out", "b", overwrite=True)
     assert contents(tmp_path) == before

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from support.commands import python
 
-from svdiff_delta._json import check_nodes, read_lines, read_object
-from svdiff_delta._limits import CAPTION_LINES, CONFIGURATION, LINE, Limit
-from svdiff_delta._text import shown
-from svdiff_delta._typed import build, given, keys_of
+from svdiff_delta._text.printable import shown
+from svdiff_delta._util.json import check_nodes, read_lines, read_object
+from svdiff_delta._util.limits import CAPTION_LINES, CONFIGURATION, LINE, Limit
+from svdiff_delta._util.typed import build, given, keys_of
 from svdiff_delta.errors import BaseError, InputError
 
 

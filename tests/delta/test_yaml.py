@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from svdiff_delta._limits import ALIASES, NUMERAL, RECIPE
-from svdiff_delta._yaml import parse_yaml, read_yaml
+from svdiff_delta._util.limits import ALIASES, NUMERAL, RECIPE
+from svdiff_delta._util.yaml import parse_yaml, read_yaml
 from svdiff_delta.errors import InputError
 from svdiff_delta.merge.recipe import read_recipe
 

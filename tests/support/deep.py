@@ -5,11 +5,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from svdiff_delta._limits import RECIPE, RUN_FILE
-from svdiff_delta._regex import Pattern
-from svdiff_delta._toml import read_toml
-from svdiff_delta._typed import build
-from svdiff_delta._yaml import parse_yaml
+from svdiff_delta._util.limits import RECIPE, RUN_FILE
+from svdiff_delta._util.regex import Pattern
+from svdiff_delta._util.toml import read_toml
+from svdiff_delta._util.typed import build
+from svdiff_delta._util.yaml import parse_yaml
 from svdiff_delta.convert.peft_config import parse_config
 from svdiff_delta.layout import read_json
 from svdiff_delta.merge.recipe import _Recipe

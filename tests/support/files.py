@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from svdiff_delta._atomic import MARKER
+from svdiff_delta._util.atomic import MARKER
 
 
 def listing(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from support.files import contents, tree
 
 from svdiff_delta import open_base
-from svdiff_delta._atomic import MARKER
+from svdiff_delta._util.atomic import MARKER
 from svdiff_delta.errors import BaseError
 from svdiff_train.methods.checkpoint import TunedPipeline, copied
 from svdiff_train.methods.full import TunedWeights

@@ -12,7 +12,7 @@ from support.files import parts, tree, written
 from support.models import base_delta
 
 from svdiff_delta import Delta, bake, open_base
-from svdiff_delta._atomic import MARKER, replace_folder
+from svdiff_delta._util.atomic import MARKER, replace_folder
 from svdiff_delta.errors import BaseError, InputError, OutputError
 from svdiff_train.tiny import base_path, open_tiny
 

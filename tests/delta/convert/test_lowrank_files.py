@@ -19,7 +19,7 @@ from support.files import listing
 from support.weights import normal
 
 from svdiff_delta import Delta, convert, load, open_base, save
-from svdiff_delta._atomic import MARKER
+from svdiff_delta._util.atomic import MARKER
 from svdiff_delta.base import Base
 from svdiff_delta.errors import BaseMismatchError, InputError, OutputError, TensorError
 from svdiff_delta.file import identify

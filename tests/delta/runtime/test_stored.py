@@ -16,12 +16,12 @@ from support.models import live_zero, named, random_delta
 from support.weights import normal
 from torch import Tensor, nn
 
+from svdiff_delta._util.file_state import RACY
 from svdiff_delta.base import open_base
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError, BaseError
 from svdiff_delta.runtime import Handle, attach
 from svdiff_delta.runtime.stored import digest
-from svdiff_delta.state import RACY
 
 X = normal(4, 6, 12)
 FORMS: dict[str, dict[str, Any]] = {"live": {}, "exact": {"exact": True}, "fused": {"mode": "fused"}}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from svdiff_delta._limits import PIXELS
+from svdiff_delta._util.limits import PIXELS
 from svdiff_delta.errors import InputError
 from svdiff_train.data.picture import inspect_image, load_image, open_image
 from svdiff_train.evaluate.pictures import read_prompted

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from svdiff_delta._json import canonical_json
+from svdiff_delta._util.json import canonical_json
 from svdiff_train.paper.__main__ import main
 from svdiff_train.paper.cell import Cell, Measured
 from svdiff_train.paper.experiments.pairs import FASTER, UNMIX

@@ -7,10 +7,11 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final
 
-from ._json import is_deeper
-from ._limits import NAME_PARTS, Limit
-from ._reading import decode, read_bytes
-from .errors import InputError
+from svdiff_delta.errors import InputError
+
+from .json import is_deeper
+from .limits import NAME_PARTS, Limit
+from .reading import decode, read_bytes
 
 _PART: Final = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
 _LONG: Final = re.compile(rf"(?<![A-Za-z0-9_-])(?:{_PART}){{{NAME_PARTS}}}")

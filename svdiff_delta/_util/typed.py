@@ -11,8 +11,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import inspect
 
-from ._text import SHOWN, shown
-from .errors import DeltaError, InputError
+from svdiff_delta._text.printable import SHOWN, shown
+from svdiff_delta.errors import DeltaError, InputError
 
 T = TypeVar("T")
 

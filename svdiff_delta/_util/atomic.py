@@ -18,8 +18,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Final
 
-from ._system import Claim, exchange, rename_new, sync, sync_tree
-from .errors import OutputError
+from svdiff_delta.errors import OutputError
+
+from .system import Claim, exchange, rename_new, sync, sync_tree
 
 MARKER: Final = ".svdiff-output"
 """A file in every folder that this program wrote: it names all others, so that nothing else is ever removed."""

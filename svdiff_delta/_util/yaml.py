@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import yaml
 
-from ._limits import ALIASES, NUMERAL, Limit
-from ._reading import read_bytes
-from .errors import DeltaError, InputError
+from svdiff_delta.errors import DeltaError, InputError
+
+from .limits import ALIASES, NUMERAL, Limit
+from .reading import read_bytes
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, which is seven times faster, where it is
 _PREFIX: Final = "tag:yaml.org,2002:"

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable
 from typing import Final
 
-from ._text import plain, printable
+from .printable import plain, printable
 
 LONGEST: Final = 1_000
 """Characters of a value that a cell shows."""

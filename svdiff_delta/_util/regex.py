@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from ._limits import PATTERN, STATES
+from .limits import PATTERN, STATES
 
 Test = Callable[[str], bool]
 """Tells whether a character is taken."""

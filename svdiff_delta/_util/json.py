@@ -12,9 +12,10 @@ from typing import Any, Final
 
 import rfc8785
 
-from ._limits import LINE, Limit
-from ._reading import decode, read_bytes
-from .errors import DeltaError, FormatError, InputError, MetadataError
+from svdiff_delta.errors import DeltaError, FormatError, InputError, MetadataError
+
+from .limits import LINE, Limit
+from .reading import decode, read_bytes
 
 MAX_DEPTH: Final = 8
 MAX_INTEGER: Final = 2**53 - 1  # what every JSON reader can hold exactly

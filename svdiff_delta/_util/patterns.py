@@ -7,10 +7,11 @@ from collections.abc import Callable
 from fnmatch import translate
 from functools import lru_cache
 
-from ._limits import PATTERN
-from ._regex import Pattern
-from ._text import shown
-from .errors import DeltaError, InputError
+from svdiff_delta._text.printable import shown
+from svdiff_delta.errors import DeltaError, InputError
+
+from .limits import PATTERN
+from .regex import Pattern
 
 
 def glob(pattern: str, error: type[DeltaError] = InputError) -> Callable[[str], bool]:

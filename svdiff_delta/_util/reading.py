@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from .errors import DeltaError, InputError, refusal
+from svdiff_delta.errors import DeltaError, InputError, refusal
 
 KINDS: Final = (
     (stat.S_ISDIR, "Is a directory"),

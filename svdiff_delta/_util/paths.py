@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from .errors import DeltaError, InputError
+from svdiff_delta.errors import DeltaError, InputError
 
 LONGEST: Final = 255
 """Bytes of one name, on every file system in use."""

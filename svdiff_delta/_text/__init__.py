@@ -1,0 +1,1 @@
+"""Text that is shown: control characters escaped, tokens struck out, markup made inert."""

@@ -1,0 +1,1 @@
+"""What every other room uses and no user sees: files, limits, JSON, YAML, TOML, patterns, threads."""
