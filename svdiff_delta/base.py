@@ -13,15 +13,15 @@ from torch import Tensor
 
 from ._util.file_state import state
 from ._util.reading import system_errors
-from .addresses import find_layout
 from .component import Component, absent_models, open_file, open_model, open_pipeline
 from .container import Entry
 from .errors import BaseError, HubError, InputError, TensorError
-from .hub_names import REPOSITORY, REVISION, is_repository, is_revision
+from .hub_client.names import REPOSITORY, REVISION, is_repository, is_revision
+from .hub_client.reference import Reference, locate
 from .metadata import BaseInfo
 from .origin import find_model
-from .repository import Reference, locate
 from .schemes import refuse
+from .selectors.addresses import find_layout
 from .tensors import map_bytes, map_tensor
 
 

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from ._text.markup import cell, code, inert, link, prose
 from .card_head import ParsedCard, parse_card, write_card
-from .download import WEIGHTS
 from .drawing import draw
-from .hub_names import EMBEDDED, is_repository
+from .hub_client.download import WEIGHTS
+from .hub_client.names import EMBEDDED, is_repository
 from .licence import Licence
 from .publication import Publication
 from .usage import paints, python_usage, shell_usage

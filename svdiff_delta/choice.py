@@ -14,7 +14,7 @@ from .errors import BaseError, SelectionError
 from .kinds import base_kinds, shiftable
 from .parameter import Kind
 from .schemes import SHIFTABLE, quantized
-from .selectors import match
+from .selectors.match import match
 
 
 def choose_kinds(

@@ -11,7 +11,7 @@ from typing import Final
 
 from ._util.json import JSON
 from .card import LIBRARY, LORA, make_card
-from .download import CONFIG, WEIGHTS
+from .hub_client.download import CONFIG, WEIGHTS
 from .licence import CARD, Licence
 from .metadata import FORMAT, VERSION
 from .private import check_private

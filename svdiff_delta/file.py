@@ -62,8 +62,8 @@ def load(path: str | PathLike[str]) -> Delta:
     """
     if isinstance(path, str) and (path.startswith("hf://") or not os.path.exists(path)):  # noqa: PTH110 - never raises
         # What a file that is here does not need is not imported for it: that would take longer than a small sum.
-        from .download import fetch_delta
-        from .repository import Reference, locate
+        from .hub_client.download import fetch_delta
+        from .hub_client.reference import Reference, locate
 
         place = locate(path)
         return open_file(fetch_delta(place) if isinstance(place, Reference) else place, str(place))

@@ -25,11 +25,11 @@ from ._util import file_state as files
 from ._util.atomic import replace_file
 from ._util.file_state import State
 from .base import Base
-from .blobs import blob_name, is_sound
 from .cache import home
 from .codec import DTYPES, Dtype
 from .entry import PROTOCOL
 from .errors import OutputError
+from .hub_client.blobs import blob_name, is_sound
 
 PAUSE: Final = 1.0
 """Seconds between two writes of one document; what is new is also written when the process ends."""

@@ -8,15 +8,15 @@ from math import prod
 from typing import Final
 
 from .base import Base, open_base
-from .blobs import blob_name, is_sound
 from .build import cost, share_out
 from .cache import BasisCache
 from .delta import Delta
 from .errors import BaseError, BaseMismatchError, DeltaError
-from .hub_names import EMBEDDED
+from .hub_client.blobs import blob_name, is_sound
+from .hub_client.names import EMBEDDED
+from .hub_client.reference import cached_revisions, parse_reference
 from .layout import variants
 from .prepare import Prepared, Progress, Weights, difference, fit, prepare
-from .repository import cached_revisions, parse_reference
 
 SHOWN: Final = 3
 """How many parameters an error names."""

@@ -15,15 +15,15 @@ from .card import LIBRARY, prompt_in
 from .card_head import parse_card
 from .contents import Contents, make_contents
 from .delta import Delta
-from .download import Found, fetch, find_delta
 from .errors import HubError, InputError, OutputError
 from .file import load, open_file
-from .hub_errors import LOGIN, client_errors, explain, guard_logs
+from .hub_client.download import Found, fetch, find_delta
+from .hub_client.errors import LOGIN, client_errors, explain, guard_logs
+from .hub_client.reference import SCHEME, Reference, is_commit, parse_reference
 from .licence import CARD, Licence, licence_in, licence_of_base
 from .private import check_private
 from .publication import publication
 from .remote import Remote, look
-from .repository import SCHEME, Reference, is_commit, parse_reference
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .card_head import parse_card
-from .download import fetch, find
 from .errors import HubError, InputError
-from .repository import Reference
+from .hub_client.download import fetch, find
+from .hub_client.reference import Reference
 
 CARD: Final = "README.md"
 LARGEST_CARD: Final = 2**20

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
 from ._util.json import JSON, as_object, canonical_json, strict_json, take
-from .addresses import Layout
 from .errors import MetadataError, VersionError
-from .hub_names import REPOSITORY, REVISION, is_repository, is_revision
+from .hub_client.names import REPOSITORY, REVISION, is_repository, is_revision
 from .lineage import Lineage, dump_lineage, parse_lineage
 from .parameter import Parameter, Table, dump_columns, parse_columns
+from .selectors.addresses import Layout
 
 FORMAT: Final = "svdiff-delta"
 VERSION: Final = 1

@@ -15,7 +15,7 @@ from .delta import Delta
 from .errors import InputError
 from .file import identify
 from .lineage import Record, Source
-from .selectors import match
+from .selectors.match import match
 from .totals import Totals
 from .weights import Weight, as_factor, as_weight
 

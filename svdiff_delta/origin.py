@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 
 from .component import model_folders
 from .errors import BaseError, HubError
-from .hub_errors import not_here
+from .hub_client.errors import not_here
+from .hub_client.reference import Reference, Snapshot, describe, fetch_files, find_cached, is_commit
 from .layout import PICKLE_SUFFIXES, check_variant, weight_files, weight_names
-from .repository import Reference, Snapshot, describe, fetch_files, find_cached, is_commit
 
 
 @dataclass(frozen=True)

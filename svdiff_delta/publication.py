@@ -13,11 +13,11 @@ from pathlib import Path
 from .delta import Delta
 from .errors import InputError
 from .file import dumps
-from .hub_names import EMBEDDED
+from .hub_client.names import EMBEDDED
+from .hub_client.reference import Reference, parse_reference
 from .metadata import KEY, Metadata, dump
 from .pictures import clean_picture
 from .private import check_private
-from .repository import Reference, parse_reference
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from ._util.json import JSON, strict_json
-from .download import CONFIG, WEIGHTS, fetch, find
 from .errors import InputError, MetadataError
-from .hub_errors import client_errors, explain
+from .hub_client.download import CONFIG, WEIGHTS, fetch, find
+from .hub_client.errors import client_errors, explain
+from .hub_client.reference import Reference
+from .hub_client.watch import LARGEST_ANSWER, watched
 from .licence import CARD, LARGEST_CARD
 from .metadata import FORMAT
-from .repository import Reference
-from .watch import LARGEST_ANSWER, watched
 
 LARGEST_CONFIG: Final = 2**20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .delta import Delta
 from .lineage import Record
 from .ops import restrict
-from .selectors import match
+from .selectors.match import match
 
 
 def select(delta: Delta, *selectors: str, sample_size: int | None = None) -> Delta:

@@ -9,7 +9,7 @@ from math import isfinite
 from ._util.json import JSON
 from .errors import InputError
 from .metadata import Metadata
-from .selectors import match
+from .selectors.match import match
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from svdiff_delta._util.limits import RUN_FILE
 from svdiff_delta._util.toml import read_toml
 from svdiff_delta._util.typed import build
 from svdiff_delta.errors import InputError
-from svdiff_delta.repository import exists
+from svdiff_delta.hub_client.reference import exists
 
 from .concept import Concept
 from .config import TrainConfig

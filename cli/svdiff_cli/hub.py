@@ -134,8 +134,8 @@ def pull(reference: str, output: Path | None, force: bool, dry_run: bool, as_jso
         svdiff pull alice/cat@v1 -o cat.safetensors
     """
     from svdiff_delta._util.atomic import check_output
-    from svdiff_delta.download import find_delta
     from svdiff_delta.hub import read_reference, take
+    from svdiff_delta.hub_client.download import find_delta
 
     with _client(quiet=quiet or as_json):
         found = find_delta(read_reference(reference))

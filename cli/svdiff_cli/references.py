@@ -56,8 +56,8 @@ def open_deltas(references: Sequence[str]) -> tuple[list[Delta], list[float]]:
 
 def local_file(reference: str) -> str:
     """Return the path of a file: as it was written, or where it is in the local Hub cache once it was fetched."""
-    from svdiff_delta.download import fetch_delta
-    from svdiff_delta.repository import Reference, locate
+    from svdiff_delta.hub_client.download import fetch_delta
+    from svdiff_delta.hub_client.reference import Reference, locate
 
     place = locate(reference)
     return str(fetch_delta(place)) if isinstance(place, Reference) else reference

@@ -18,7 +18,7 @@ from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
 from svdiff_delta.delta import Delta
 from svdiff_delta.errors import DeltaError, InputError
 from svdiff_delta.file import load
-from svdiff_delta.repository import Reference, locate
+from svdiff_delta.hub_client.reference import Reference, locate
 from svdiff_delta.weights import Weight
 
 from .apply import merge

@@ -8,9 +8,9 @@ import pytest
 from support.sd15 import LAYOUT, sd15_delta
 
 from svdiff_delta import select
-from svdiff_delta.addresses import Layout, addresses, find_layout, is_address, select_addresses
 from svdiff_delta.errors import InputError, SelectionError
-from svdiff_delta.selectors import match
+from svdiff_delta.selectors.addresses import Layout, addresses, find_layout, is_address, select_addresses
+from svdiff_delta.selectors.match import match
 
 FORWARD = {
     "(64,down,0)": "down_blocks.0.attentions.0",

@@ -24,11 +24,11 @@ from support.weights import normal
 from svdiff_delta import fingerprints
 from svdiff_delta._util import file_state
 from svdiff_delta.base import Base, open_base
-from svdiff_delta.blobs import is_sound, remove_blob
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import BaseError, BaseMismatchError
 from svdiff_delta.fingerprints import Known, flush, recall
 from svdiff_delta.fitting import check_base
+from svdiff_delta.hub_client.blobs import is_sound, remove_blob
 from svdiff_delta.identity import fingerprint, identify, round_weight
 from svdiff_delta.prepare import fit, identity, prepare
 

@@ -80,7 +80,9 @@ def test_a_light_module_imports_nothing_heavy(tmp_path: Path, module: str) -> No
 
 
 def test_a_file_that_is_here_needs_nothing_of_the_hub(folder: Path) -> None:
-    code = "import sys\nfrom svdiff_delta import load\nload('a')\nprint('svdiff_delta.download' in sys.modules)"
+    code = (
+        "import sys\nfrom svdiff_delta import load\nload('a')\nprint('svdiff_delta.hub_client.download' in sys.modules)"
+    )
     assert python(code, folder=folder).out == "False\n"
 
 

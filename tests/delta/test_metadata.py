@@ -12,11 +12,11 @@ from huggingface_hub.utils import validate_repo_id
 from support.bytes import FINGERPRINT, NAME, columns, document
 from support.deltas import BASE, METADATA, PARAMETERS, QUERY
 
-from svdiff_delta.addresses import Layout
 from svdiff_delta.errors import DeltaError, MetadataError, VersionError
 from svdiff_delta.lineage import Lineage, Record
 from svdiff_delta.metadata import BaseInfo, Metadata, dump, parse
 from svdiff_delta.parameter import Parameter
+from svdiff_delta.selectors.addresses import Layout
 
 
 def read(fields: Any, names: tuple[str, ...] = (NAME,), **strings: str) -> Metadata:

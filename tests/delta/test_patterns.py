@@ -15,7 +15,7 @@ from svdiff_delta._util.patterns import expression, glob
 from svdiff_delta._util.regex import Pattern
 from svdiff_delta.convert.peft_config import parse_config, pattern_value
 from svdiff_delta.errors import InputError, SelectionError
-from svdiff_delta.selectors import match
+from svdiff_delta.selectors.match import match
 
 ATOMS = ["a", "b", ".", r"\.", r"\d", "[ab]", "[^a]", "[a-c.]", r"\w", "0", "[]a]", "[a-]", r"\W", r"\S", "^", "$"]
 REPEATS = ["*", "+", "?", "{2}", "{1,2}", "{0,}", "*?", "+?", "{,2}", "{2,3}?"]

@@ -13,7 +13,7 @@ from support.hub import Hub, fill_cache, folder_files
 
 from svdiff_delta.base import open_base
 from svdiff_delta.errors import BaseError
-from svdiff_delta.repository import Reference, cached_revisions, find_cached, parse_reference
+from svdiff_delta.hub_client.reference import Reference, cached_revisions, find_cached, parse_reference
 from svdiff_train.tiny import base_path
 
 CONFIG = json.dumps({"_class_name": "UNet2DConditionModel", "sample_size": 8}).encode()

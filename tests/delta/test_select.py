@@ -12,8 +12,8 @@ from svdiff_delta.delta import Delta
 from svdiff_delta.errors import SelectionError
 from svdiff_delta.file import dumps, loads
 from svdiff_delta.lineage import Record
-from svdiff_delta.selectors import match
-from svdiff_delta.subsets import PAPER, SUBSETS
+from svdiff_delta.selectors.match import match
+from svdiff_delta.selectors.subsets import PAPER, SUBSETS
 
 TABLE_1 = {
     "unet": (391, 322_856),

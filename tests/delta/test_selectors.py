@@ -12,8 +12,8 @@ from support.sd15 import LAYOUT
 
 from svdiff_delta import add, select
 from svdiff_delta.errors import SelectionError
-from svdiff_delta.selectors import match
-from svdiff_delta.subsets import PAPER, SUBSETS, subset
+from svdiff_delta.selectors.match import match
+from svdiff_delta.selectors.subsets import PAPER, SUBSETS, subset
 
 CROSS = re.compile(r"\.attn2\.to_(q|k|v|out\.0)\.weight$")
 TABLE_1: dict[str, Callable[[str], bool]] = {  # the spec's table, as prefixes, patterns and dimensions

@@ -37,8 +37,8 @@ from svdiff_delta.identity import fingerprint, round_weight
 from svdiff_delta.metadata import BaseInfo, Metadata, dump, parse
 from svdiff_delta.parameter import Parameter
 from svdiff_delta.prepare import prepare
-from svdiff_delta.selectors import match
-from svdiff_delta.subsets import PAPER as SUBSETS
+from svdiff_delta.selectors.match import match
+from svdiff_delta.selectors.subsets import PAPER as SUBSETS
 
 ROOT = Path(__file__).parents[2]
 SPEC = (ROOT / "spec" / "v1" / "spec.md").read_text("utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final, get_args
 
-from svdiff_delta.subsets import PAPER
+from svdiff_delta.selectors.subsets import PAPER
 from svdiff_train.config import MethodName
 from svdiff_train.paper.cell import Cell, Measured
 from svdiff_train.paper.lab import Lab

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from svdiff_delta.subsets import PAPER
+from svdiff_delta.selectors.subsets import PAPER
 from svdiff_train.paper.claim import SHARE, Claim, all_of, higher, shown, similar, table
 from svdiff_train.paper.experiments.shifts import SCALES
 from svdiff_train.paper.experiments.singles import METHODS, RANKS, SEEDS

@@ -11,10 +11,11 @@ from support.deltas import random_delta
 from support.downloads import FILES, RAW
 from support.hub import TOKEN, Hub, fill_cache, share_blobs
 
-from svdiff_delta import download, load, pull
+from svdiff_delta import load, pull
 from svdiff_delta.errors import DeltaError, FormatError, HubError, InputError
 from svdiff_delta.file import dumps
-from svdiff_delta.repository import Reference, locate
+from svdiff_delta.hub_client import download
+from svdiff_delta.hub_client.reference import Reference, locate
 
 DAMAGED = RAW[:-1] + bytes([RAW[-1] ^ 1])
 

@@ -15,10 +15,11 @@ from support.downloads import FILES, RAW
 from support.hub import TOKEN, Hub
 from support.pushes import DOG
 
-from svdiff_delta import load, pull, push, watch
+from svdiff_delta import load, pull, push
 from svdiff_delta.errors import DeltaError, HubError
 from svdiff_delta.file import dumps
-from svdiff_delta.hub_errors import guard_logs
+from svdiff_delta.hub_client import watch
+from svdiff_delta.hub_client.errors import guard_logs
 from svdiff_delta.licence import licence_of_base
 
 SOON = 3.0  # seconds; the server would go on for five

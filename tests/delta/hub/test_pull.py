@@ -9,10 +9,11 @@ import pytest
 from support.downloads import FILES, RAW
 from support.hub import Hub
 
-from svdiff_delta import download, pull
+from svdiff_delta import pull
 from svdiff_delta.errors import FormatError, HubError, OutputError
 from svdiff_delta.file import dumps
-from svdiff_delta.repository import Reference
+from svdiff_delta.hub_client import download
+from svdiff_delta.hub_client.reference import Reference
 
 
 def test_pull_always_asks_for_a_delta_of_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

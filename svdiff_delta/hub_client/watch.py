@@ -14,8 +14,9 @@ from contextvars import ContextVar
 from math import isfinite
 from typing import Any, Final
 
-from .errors import HubError
-from .hub_errors import client_errors, guard_logs
+from svdiff_delta.errors import HubError
+
+from .errors import client_errors, guard_logs
 
 SPEED_VARIABLE: Final = "SVDIFF_HUB_SPEED"
 """Bytes a second below which a server is given up, 1000 if not set; 0 waits for ever."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from ._util.patterns import check_pattern, glob
+from svdiff_delta._util.patterns import check_pattern, glob
+from svdiff_delta.errors import InputError, SelectionError
+
 from .addresses import Layout, is_address, select_addresses
-from .errors import InputError, SelectionError
 from .subsets import SUBSETS, subset
 
 COMPLEMENT: Final = "!"

@@ -6,9 +6,9 @@ import json
 import logging
 from typing import Any, Final
 
-from ._text.printable import printable
-from ._text.tokens import strike
-from .errors import HubError
+from svdiff_delta._text.printable import printable
+from svdiff_delta._text.tokens import strike
+from svdiff_delta.errors import HubError
 
 LOGIN: Final = "log in with `hf auth login`, or set HF_TOKEN"
 AGAIN: Final = "try again later"

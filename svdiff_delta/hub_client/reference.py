@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
+from svdiff_delta.errors import HubError
+
 from .blobs import blobs_of, is_sound, remove_blob
-from .errors import HubError
-from .hub_errors import client_errors, explain, guard_logs, is_unreachable
-from .hub_names import is_repository
+from .errors import client_errors, explain, guard_logs, is_unreachable
+from .names import is_repository
 from .watch import LARGEST_ANSWER, watched
 
 SCHEME: Final = "hf://"

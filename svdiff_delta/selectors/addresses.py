@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from .errors import SelectionError
+from svdiff_delta.errors import SelectionError
 
 _ADDRESS = r"\(\s*(\d{1,9})\s*,\s*'?(down|up)'?\s*,\s*(\d{1,9})\s*\)"
 _RANGE: Final = re.compile(rf"{_ADDRESS}(?:\s*-\s*{_ADDRESS})?")

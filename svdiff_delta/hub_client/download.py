@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from svdiff_delta.errors import HubError
+
 from .blobs import HASH, blob_name, is_sound, remove_linked
-from .errors import HubError
-from .hub_errors import answered, client_errors, explain, is_unreachable
-from .repository import Reference, find_cached, is_commit, list_files
+from .errors import answered, client_errors, explain, is_unreachable
+from .reference import Reference, find_cached, is_commit, list_files
 from .watch import LARGEST_ANSWER, SlowError, watched
 
 WEIGHTS: Final = "svdiff.safetensors"

@@ -1,0 +1,1 @@
+"""Reading from the Hub: names and revisions, downloads within limits, errors in one form."""
