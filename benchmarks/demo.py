@@ -39,8 +39,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from svdiff_delta.cache import BasisCache
-from svdiff_delta.delta import Delta
-from svdiff_delta.file import load, save
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import load, save
 from svdiff_delta.ops import add
 from svdiff_train.config import TrainConfig
 from svdiff_train.demo import settings

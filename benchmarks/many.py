@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from support.sd15 import sd15_delta
 
 from svdiff_delta import save
-from svdiff_delta.delta import Delta
+from svdiff_delta.format.delta import Delta
 
 LIMIT, LIMIT_MEMORY = 1.5, 150e6
 

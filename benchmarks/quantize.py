@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from svdiff_delta.codec import STORED_DTYPES, encode
+from svdiff_delta.format.dtypes import STORED_DTYPES, encode
 
 LIMIT, WIDER, SIZE, LIMITED = 0.01, 0.02, 320, ("Gaussian", "Laplace")
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]

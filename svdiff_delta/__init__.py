@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from .build import zero_delta as zero_delta
     from .conversion import Conversion as Conversion
     from .convert import convert as convert
-    from .delta import Delta as Delta
     from .errors import DeltaError as DeltaError
-    from .file import load as load
-    from .file import save as save
+    from .format.delta import Delta as Delta
+    from .format.file import load as load
+    from .format.file import save as save
     from .hub import pull as pull
     from .hub import push as push
     from .merge import merge as merge

@@ -14,11 +14,11 @@ from torch import Tensor
 from ._util.file_state import state
 from ._util.reading import system_errors
 from .component import Component, absent_models, open_file, open_model, open_pipeline
-from .container import Entry
 from .errors import BaseError, HubError, InputError, TensorError
+from .format.container import Entry
+from .format.metadata import BaseInfo
 from .hub_client.names import REPOSITORY, REVISION, is_repository, is_revision
 from .hub_client.reference import Reference, locate
-from .metadata import BaseInfo
 from .origin import find_model
 from .schemes import refuse
 from .selectors.addresses import find_layout

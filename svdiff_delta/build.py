@@ -15,12 +15,12 @@ from ._util.parallel import Threads
 from .base import Base
 from .cache import BasisCache, BusyError
 from .choice import choose_kinds
-from .codec import Dtype
-from .delta import Delta
 from .devices import on_host
-from .metadata import Metadata
-from .modelspec import known_modelspec
-from .parameter import Kind, Parameter
+from .format.delta import Delta
+from .format.dtypes import Dtype
+from .format.metadata import Metadata
+from .format.modelspec import known_modelspec
+from .format.parameter import Kind, Parameter
 from .prepare import Progress, prepare
 
 T = TypeVar("T")

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ._util.json import JSON
 from .basis import Basis, matricize
-from .delta import project
 from .energy import Energy, OutputEnergy
 from .errors import InputError
-from .parameter import Parameter
+from .format.delta import project
+from .format.parameter import Parameter
 from .prepare import Prepared
 from .projection import clipped, coordinates_of, squared_norm
 

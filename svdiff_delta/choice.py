@@ -11,8 +11,8 @@ from .base import Base
 from .component import Component
 from .coverage import lost_error, lost_weights
 from .errors import BaseError, SelectionError
+from .format.parameter import Kind
 from .kinds import base_kinds, shiftable
-from .parameter import Kind
 from .schemes import SHIFTABLE, quantized
 from .selectors.match import match
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 from functools import partial
 
 from ._util.json import JSON
-from .delta import Delta
 from .errors import BaseMismatchError, InputError
-from .file import identify
-from .lineage import Lineage, Record, Source, bounded
-from .metadata import BaseInfo, Metadata
-from .modelspec import combine_modelspec
-from .parameter import Parameter
+from .format.delta import Delta
+from .format.file import identify
+from .format.lineage import Lineage, Record, Source, bounded
+from .format.metadata import BaseInfo, Metadata
+from .format.modelspec import combine_modelspec
+from .format.parameter import Parameter
 
 
 def combine_parameters(deltas: Sequence[Delta]) -> dict[str, Parameter]:

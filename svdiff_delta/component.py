@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ._util.reading import regular_file
-from .container import Entry, Header, read_header, read_prefix
 from .errors import BaseError, DeltaError
+from .format.container import Entry, Header, read_header, read_prefix
 from .layout import PICKLE_SUFFIXES, check_variant, file_names, part_folders, read_json, weight_files
 from .skeleton import build_skeleton, tied_groups
 from .tensors import TORCH_DTYPES, map_bytes, map_tensor

@@ -11,9 +11,9 @@ from typing import Final
 
 from ._util.json import JSON
 from .card import LIBRARY, LORA, make_card
+from .format.metadata import FORMAT, VERSION
 from .hub_client.download import CONFIG, WEIGHTS
 from .licence import CARD, Licence
-from .metadata import FORMAT, VERSION
 from .private import check_private
 from .publication import Publication
 from .remote import Remote

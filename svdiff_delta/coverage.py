@@ -12,8 +12,8 @@ from typing import Final
 
 from .base import Base
 from .component import Component, aliases
-from .container import Entry
 from .errors import BaseError
+from .format.container import Entry
 from .kinds import shiftable
 from .schemes import SHIFTABLE, quantized
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from ._text.printable import counted, plain, printable
-from .lineage import Lineage, Record
-from .metadata import Metadata
+from .format.lineage import Lineage, Record
+from .format.metadata import Metadata
 
 DEEPEST: Final = 64
 """Levels that are drawn: each indents all lines below it."""

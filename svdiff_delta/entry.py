@@ -18,8 +18,8 @@ import torch
 
 from ._util.file_state import State, state
 from .basis import Basis
-from .container import Header, header_bytes, read_header
 from .errors import CacheError
+from .format.container import Header, header_bytes, read_header
 
 PROTOCOL: Final = "1"
 SUFFIX: Final = ".safetensors"

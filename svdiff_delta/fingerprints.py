@@ -26,9 +26,9 @@ from ._util.atomic import replace_file
 from ._util.file_state import State
 from .base import Base
 from .cache import home
-from .codec import DTYPES, Dtype
 from .entry import PROTOCOL
 from .errors import OutputError
+from .format.dtypes import DTYPES, Dtype
 from .hub_client.blobs import blob_name, is_sound
 
 PAUSE: Final = 1.0

@@ -10,8 +10,8 @@ from typing import Final
 from .base import Base, open_base
 from .build import cost, share_out
 from .cache import BasisCache
-from .delta import Delta
 from .errors import BaseError, BaseMismatchError, DeltaError
+from .format.delta import Delta
 from .hub_client.blobs import blob_name, is_sound
 from .hub_client.names import EMBEDDED
 from .hub_client.reference import cached_revisions, parse_reference

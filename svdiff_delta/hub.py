@@ -14,9 +14,9 @@ from ._util.atomic import check_output, replace_file
 from .card import LIBRARY, prompt_in
 from .card_head import parse_card
 from .contents import Contents, make_contents
-from .delta import Delta
 from .errors import HubError, InputError, OutputError
-from .file import load, open_file
+from .format.delta import Delta
+from .format.file import load, open_file
 from .hub_client.download import Found, fetch, find_delta
 from .hub_client.errors import LOGIN, client_errors, explain, guard_logs
 from .hub_client.reference import SCHEME, Reference, is_commit, parse_reference

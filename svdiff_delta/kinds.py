@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .base import Base
-from .parameter import Kind
+from .format.parameter import Kind
 
 SPECTRAL: Final[Mapping[type[nn.Module], int]] = {
     nn.Linear: 0,

@@ -9,12 +9,12 @@ from typing import Final
 
 from ._util.json import JSON
 from ._util.parallel import Task, Threads
-from .codec import StoredDtype
 from .combine import Combined, combine_metadata, combine_parameters
-from .delta import Delta
 from .errors import InputError
-from .file import identify
-from .lineage import Record, Source
+from .format.delta import Delta
+from .format.dtypes import StoredDtype
+from .format.file import identify
+from .format.lineage import Record, Source
 from .selectors.match import match
 from .totals import Totals
 from .weights import Weight, as_factor, as_weight

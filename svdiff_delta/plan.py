@@ -13,15 +13,15 @@ from ._util.atomic import check_output
 from ._util.paths import check_apart, check_links
 from .base import Base
 from .cache import BasisCache
-from .codec import Dtype
 from .combine import combine_parameters
 from .component import Component
-from .container import ITEM_SIZE, header_bytes
-from .delta import Delta
 from .errors import BaseError, BaseMismatchError, InputError, OutputError
 from .fitting import check_base, fit_all
+from .format.container import ITEM_SIZE, header_bytes
+from .format.delta import Delta
+from .format.dtypes import Dtype
+from .format.parameter import Parameter
 from .layout import PICKLE_SUFFIXES, is_index, part_folders, shard_names, variants
-from .parameter import Parameter
 from .prepare import Progress
 from .weights import Weight
 

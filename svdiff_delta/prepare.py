@@ -14,12 +14,12 @@ from torch import Tensor
 from .base import Base
 from .basis import READER_TOLERANCE, Basis, Runs, find_runs, matricize, unmatricize
 from .cache import BasisCache
-from .codec import Dtype
-from .delta import Delta, Shift
 from .errors import BaseMismatchError, TensorError
 from .fingerprints import Known, recall, remember
+from .format.delta import Delta, Shift
+from .format.dtypes import Dtype
+from .format.parameter import Kind, Parameter
 from .identity import identify, round_weight
-from .parameter import Kind, Parameter
 
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is in all."""

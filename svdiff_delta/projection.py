@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .base import Base
 from .basis import Basis, matricize
-from .delta import project
 from .energy import Energy
 from .errors import BaseMismatchError, TensorError
-from .parameter import Parameter
+from .format.delta import project
+from .format.parameter import Parameter
 from .prepare import Prepared, difference
 
 PIECE: Final = 1 << 22

@@ -10,12 +10,12 @@ from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
 
-from .delta import Delta
 from .errors import InputError
-from .file import dumps
+from .format.delta import Delta
+from .format.file import dumps
+from .format.metadata import KEY, Metadata, dump
 from .hub_client.names import EMBEDDED
 from .hub_client.reference import Reference, parse_reference
-from .metadata import KEY, Metadata, dump
 from .pictures import clean_picture
 from .private import check_private
 

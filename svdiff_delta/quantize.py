@@ -7,11 +7,11 @@ from typing import Final
 
 import numpy as np
 
-from .codec import LARGEST, Stored, StoredDtype, encode
 from .combine import combine_metadata
-from .delta import Delta, check_range
 from .errors import InputError
-from .lineage import Record
+from .format.delta import Delta, check_range
+from .format.dtypes import LARGEST, Stored, StoredDtype, encode
+from .format.lineage import Record
 
 WIDER: Final[Mapping[StoredDtype, StoredDtype]] = {"I8": "F16", "F16": "F32", "BF16": "F32"}
 """The format that a parameter gets where the wanted one would lose too much."""

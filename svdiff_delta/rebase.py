@@ -13,19 +13,19 @@ from ._util.json import JSON
 from .base import Base
 from .build import prepare_all
 from .cache import BasisCache
-from .codec import Stored, StoredDtype, encode
 from .combine import combine_metadata
 from .components import named_like
 from .conversion import Conversion, check_arguments, check_captured, check_left_out, recorded_share
-from .delta import Delta, check_range
 from .devices import on_host
 from .energy import Energy
 from .errors import BaseError, InputError
 from .fitting import check_base, fit_all
-from .lineage import Record
-from .metadata import Metadata
-from .modelspec import known_modelspec
-from .parameter import Parameter
+from .format.delta import Delta, check_range
+from .format.dtypes import Stored, StoredDtype, encode
+from .format.lineage import Record
+from .format.metadata import Metadata
+from .format.modelspec import known_modelspec
+from .format.parameter import Parameter
 from .prepare import Progress, fit, prepare
 from .projection import is_same_weight, project_change, squared_norm
 

@@ -9,12 +9,12 @@ from typing import Final
 
 from ._util.json import JSON, strict_json
 from .errors import InputError, MetadataError
+from .format.metadata import FORMAT
 from .hub_client.download import CONFIG, WEIGHTS, fetch, find
 from .hub_client.errors import client_errors, explain
 from .hub_client.reference import Reference
 from .hub_client.watch import LARGEST_ANSWER, watched
 from .licence import CARD, LARGEST_CARD
-from .metadata import FORMAT
 
 LARGEST_CONFIG: Final = 2**20
 

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from . import ops
 from ._util.json import JSON
-from .delta import Delta
 from .errors import DeltaError, InputError
-from .file import dumps, load, loads
-from .lineage import Lineage, Record
+from .format.delta import Delta
+from .format.file import dumps, load, loads
+from .format.lineage import Lineage, Record
 from .merge import merge
 from .quantize import quantize
 from .select import select

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .delta import Delta
-from .lineage import Record
+from .format.delta import Delta
+from .format.lineage import Record
 from .ops import restrict
 from .selectors.match import match
 

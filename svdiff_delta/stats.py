@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .combine import combine_parameters
-from .delta import Delta
 from .errors import InputError
+from .format.delta import Delta
 
 _UNET_BLOCK: Final = re.compile(r"(?:(down|up)_blocks\.(\d+)|(mid)_block)\.")
 _LAYER: Final = re.compile(r"(?:layers?|blocks|transformer_blocks|single_transformer_blocks)\.(\d+)\.")

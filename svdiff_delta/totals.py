@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .codec import StoredDtype, encode
 from .combine import unite
-from .delta import Delta, check_range, project
-from .metadata import Metadata
-from .parameter import Parameter
+from .format.delta import Delta, check_range, project
+from .format.dtypes import StoredDtype, encode
+from .format.metadata import Metadata
+from .format.parameter import Parameter
 from .weights import Weight
 
 

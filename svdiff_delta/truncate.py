@@ -8,12 +8,12 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from .codec import encode
 from .combine import combine_metadata
-from .delta import Delta
 from .errors import InputError
-from .lineage import Record
-from .parameter import Parameter
+from .format.delta import Delta
+from .format.dtypes import encode
+from .format.lineage import Record
+from .format.parameter import Parameter
 
 
 def truncate(delta: Delta, *, rank: int | None = None, energy: float | None = None) -> Delta:

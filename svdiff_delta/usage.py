@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from ._text.markup import python_literal, shell_line
+from .format.metadata import BaseInfo
 from .hub_client.names import EMBEDDED
 from .hub_client.reference import is_commit
-from .metadata import BaseInfo
 
 PAINTERS: Final = frozenset(
     {"UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel"}

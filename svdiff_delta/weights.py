@@ -8,7 +8,7 @@ from math import isfinite
 
 from ._util.json import JSON
 from .errors import InputError
-from .metadata import Metadata
+from .format.metadata import Metadata
 from .selectors.match import match
 
 

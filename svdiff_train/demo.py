@@ -19,8 +19,8 @@ from svdiff_delta.bake import bake
 from svdiff_delta.base import open_base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.convert import convert
-from svdiff_delta.delta import Delta
-from svdiff_delta.file import load, save
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import load, save
 from svdiff_delta.select import select
 
 from .config import TrainConfig

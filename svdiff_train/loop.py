@@ -15,8 +15,8 @@ from svdiff_delta._util.atomic import sweep
 from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.choice import choose_kinds
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import TrainError
+from svdiff_delta.format.delta import Delta
 
 from .advice import rate_lines, settle
 from .config import TrainConfig

@@ -10,9 +10,9 @@ from typing import Any, Self
 from svdiff_delta._util.json import JSON
 from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import InputError
-from svdiff_delta.file import identify
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import identify
 from svdiff_delta.runtime import Handle, attach
 
 from .tuned import Difference, tuned_weights

@@ -22,7 +22,7 @@ from svdiff_delta.convert.tensors import peek
 from svdiff_delta.convert.tuned import compare
 from svdiff_delta.convert.way import find_way
 from svdiff_delta.errors import AttachError, InputError
-from svdiff_delta.metadata import KEY
+from svdiff_delta.format.metadata import KEY
 from svdiff_delta.prepare import Progress
 from svdiff_delta.projection import check_same_weight
 

@@ -35,7 +35,7 @@ from support.measured import Target, fuzz_target
 from support.mutants import mutant
 
 from svdiff_delta.errors import LONGEST, DeltaError
-from svdiff_delta.file import dumps, loads
+from svdiff_delta.format.file import dumps, loads
 
 DELTA = "delta"
 SECONDS, TIMES, ALLOWANCE = 1.0, 10, 1_000_000

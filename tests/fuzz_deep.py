@@ -30,7 +30,7 @@ TARGETS = ("container", "typed")
 
 def container(raw: bytes) -> None:
     """Read a delta file."""
-    from svdiff_delta.file import loads
+    from svdiff_delta.format.file import loads
 
     dict(loads(raw))
 
@@ -48,7 +48,7 @@ def run(name: str, minutes: float) -> None:
 
     sys.path.insert(0, str(Path(__file__).parent))
     with atheris.instrument_imports(include=["svdiff_delta", "support.deep", "yaml", "tomllib"]):
-        import_module("svdiff_delta.file")
+        import_module("svdiff_delta.format.file")
         import_module("support.deep")
     from svdiff_delta.errors import DeltaError
 

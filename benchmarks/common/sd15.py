@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from svdiff_delta.basis import matricize
-from svdiff_delta.container import header_bytes
+from svdiff_delta.format.container import header_bytes
 from svdiff_delta.kinds import shiftable as shiftable
 
 

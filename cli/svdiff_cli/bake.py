@@ -17,7 +17,7 @@ from .references import keep_apart, open_deltas, open_reference, say, sole_compo
 
 if TYPE_CHECKING:
     from svdiff_delta.bake import Loss
-    from svdiff_delta.codec import Dtype
+    from svdiff_delta.format.dtypes import Dtype
     from svdiff_delta.plan import Plan, Unchanged
 
 MUCH = 1 / 3  # of a ΔW

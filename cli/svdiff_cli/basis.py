@@ -20,7 +20,7 @@ from .references import needs, open_reference, say
 if TYPE_CHECKING:
     from svdiff_delta import Base
     from svdiff_delta.cache import BasisCache, Kept
-    from svdiff_delta.parameter import Parameter
+    from svdiff_delta.format.parameter import Parameter
 
 DAY = 86_400.0
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}

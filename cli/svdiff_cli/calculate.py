@@ -15,7 +15,7 @@ from .writing import Writing, writes_delta
 
 if TYPE_CHECKING:
     from svdiff_delta import Delta
-    from svdiff_delta.codec import StoredDtype
+    from svdiff_delta.format.dtypes import StoredDtype
     from svdiff_delta.weights import Weight
 
 
@@ -61,7 +61,7 @@ def add(
 
 def _opened(paths: Sequence[str], weights: Sequence[Weight], sizes: list[int]) -> Iterator[tuple[Delta, Weight]]:
     """Open one delta after the other, and note how many parameters each has."""
-    from svdiff_delta.file import load
+    from svdiff_delta.format.file import load
 
     for path, weight in zip(paths, weights, strict=True):
         delta = load(path)
@@ -155,7 +155,7 @@ def slice_(delta: str, selectors: tuple[str, ...], sample_size: int | None, writ
         svdiff slice dog.safetensors '(16,down,1)-(8,down,0)' -o geometry.safetensors
         svdiff slice cat.safetensors '!(16,down,1)-(8,down,0)' -o appearance.safetensors
     """
-    from svdiff_delta.file import load
+    from svdiff_delta.format.file import load
     from svdiff_delta.select import select
 
     writing.finish(select(load(delta), *selectors, sample_size=sample_size))

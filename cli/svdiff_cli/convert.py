@@ -20,8 +20,8 @@ from .writing import Writing, writes, writes_delta
 if TYPE_CHECKING:
     from svdiff_delta import Base, Conversion
     from svdiff_delta.calibration import Calibration
-    from svdiff_delta.codec import StoredDtype
     from svdiff_delta.energy import Energy, OutputEnergy
+    from svdiff_delta.format.dtypes import StoredDtype
 
 WRITTEN = "full, peft, diffusers, kohya or lycoris"
 READ = "full, peft, diffusers, kohya, lycoris, flux, svdiff-pytorch, svdiff-author, transformer2 or svf"
@@ -177,7 +177,7 @@ def rebase(
     \b
         svdiff rebase dog.safetensors --base sd15 --to sd15-inpainting --allow-unmatched -o dog-inpainting.safetensors
     """
-    from svdiff_delta.file import load
+    from svdiff_delta.format.file import load
 
     opened = load(delta)
     component = sole_component([opened])

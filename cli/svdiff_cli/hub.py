@@ -82,7 +82,7 @@ def push(
         svdiff push dog.safetensors me/dog --sample 'beach.png:a photo of a sks dog on the beach' --dry-run
         svdiff push dog.safetensors me/dog@v2 --lora-rank 32 --base sd15
     """
-    from svdiff_delta.file import load
+    from svdiff_delta.format.file import load
     from svdiff_delta.hub import push as run
 
     silent = quiet or as_json

@@ -43,7 +43,7 @@ def merge(
         svdiff merge dog.safetensors:1 cat.safetensors:0.7 --method ties --density 0.5 -o both.safetensors
         svdiff merge --recipe both.yaml -o both.safetensors
     """
-    from svdiff_delta.codec import StoredDtype
+    from svdiff_delta.format.dtypes import StoredDtype
     from svdiff_delta.merge import merge as run
     from svdiff_delta.merge.recipe import run_recipe
 

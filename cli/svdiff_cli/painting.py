@@ -78,7 +78,7 @@ class Given:
 
 def open_given(references: Sequence[str]) -> list[Given]:
     """Open every DELTA[:WEIGHT] that is a delta; the others are opened when the base is."""
-    from svdiff_delta.file import load
+    from svdiff_delta.format.file import load
 
     pairs = [split_weight(reference) for reference in references]
     return [Given(path, weight, None if _is_difference(path) else load(path)) for path, weight in pairs]
@@ -92,7 +92,7 @@ def _is_difference(reference: str) -> bool:
     if path.is_dir():
         return True
     from svdiff_delta.convert.tensors import peek
-    from svdiff_delta.metadata import KEY
+    from svdiff_delta.format.metadata import KEY
 
     header = peek(path)
     return header is not None and KEY not in header.metadata

@@ -41,7 +41,7 @@ class Writing:
             facts: what else to say in JSON.
         """
         from svdiff_delta._util.atomic import check_output
-        from svdiff_delta.file import dumps, save
+        from svdiff_delta.format.file import dumps, save
 
         if self.title is not None:
             result = result.with_title(self.title)

@@ -22,18 +22,18 @@ from svdiff_delta.base import Base
 from svdiff_delta.build import prepare_all
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.calibration import Calibration, Factors, Moments, Probe, bytes_of, calibrate_change, factors_of
-from svdiff_delta.codec import StoredDtype
 from svdiff_delta.components import named_like
 from svdiff_delta.conversion import DECIMALS, Conversion, check_captured, check_left_out, recorded_share
-from svdiff_delta.delta import Delta
 from svdiff_delta.devices import on_host
 from svdiff_delta.energy import Energy, OutputEnergy, total_output
 from svdiff_delta.errors import InputError
-from svdiff_delta.file import load, save
-from svdiff_delta.lineage import Lineage, Record, bounded
-from svdiff_delta.metadata import BaseInfo, Metadata
-from svdiff_delta.modelspec import known_modelspec, portable_modelspec
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.dtypes import StoredDtype
+from svdiff_delta.format.file import load, save
+from svdiff_delta.format.lineage import Lineage, Record, bounded
+from svdiff_delta.format.metadata import BaseInfo, Metadata
+from svdiff_delta.format.modelspec import known_modelspec, portable_modelspec
+from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.prepare import Prepared, Progress, prepare
 from svdiff_delta.projection import check_same_weight, project_change, project_shift
 

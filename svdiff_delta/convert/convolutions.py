@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from svdiff_delta.base import Base
 from svdiff_delta.errors import BaseError, MissingExtraError
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.format.parameter import Parameter
 
 PLAIN: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Classes that PEFT can build another one of; of a subclass it is tried."""

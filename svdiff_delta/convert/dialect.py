@@ -13,12 +13,12 @@ from torch import Tensor
 from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.calibration import Calibration
-from svdiff_delta.codec import Dtype, StoredDtype
 from svdiff_delta.conversion import Conversion
-from svdiff_delta.delta import Delta
-from svdiff_delta.lineage import Source
-from svdiff_delta.metadata import BaseInfo, Metadata
-from svdiff_delta.parameter import Kind, Parameter
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.dtypes import Dtype, StoredDtype
+from svdiff_delta.format.lineage import Source
+from svdiff_delta.format.metadata import BaseInfo, Metadata
+from svdiff_delta.format.parameter import Kind, Parameter
 from svdiff_delta.prepare import Prepared, Progress
 
 from .ranking import Ranking

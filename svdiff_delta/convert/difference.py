@@ -12,17 +12,17 @@ from typing import IO, Final
 import numpy as np
 import torch
 
-from svdiff_delta import metadata as meta
 from svdiff_delta._util.atomic import replace_file
-from svdiff_delta.codec import DTYPES, ITEM_SIZE, LARGEST, encode, is_dtype
-from svdiff_delta.container import header_bytes
 from svdiff_delta.conversion import Conversion, check_retained
-from svdiff_delta.delta import Delta
 from svdiff_delta.energy import Energy
 from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, TensorError
 from svdiff_delta.fitting import fit_all, fitted
-from svdiff_delta.metadata import Metadata
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.format import metadata as meta
+from svdiff_delta.format.container import header_bytes
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.dtypes import DTYPES, ITEM_SIZE, LARGEST, encode, is_dtype
+from svdiff_delta.format.metadata import Metadata
+from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.projection import squared_norm
 
 from .dialect import Changes, Job, Meter

@@ -10,7 +10,7 @@ from typing import Final
 
 from svdiff_delta._util.json import JSON, as_object, canonical_json, strict_json
 from svdiff_delta.errors import MetadataError
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.format.parameter import Parameter
 
 from .adapter import BIAS, NO_HALF, NO_MAGNITUDE, NO_MODULE, Adapter, scale_of_one, width
 from .dialect import Changes, Dialect, Job

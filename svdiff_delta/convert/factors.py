@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svdiff_delta.basis import Basis, one_thread
-from svdiff_delta.codec import Dtype
 from svdiff_delta.energy import Energy
+from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.identity import round_weight
 
 from .ranking import Ranking

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from svdiff_delta.errors import InputError, MissingExtraError
-from svdiff_delta.foreign import module_of
+from svdiff_delta.format.foreign import module_of
 
 from .adapter import BIAS, NO_HALF, NO_LAYOUT, NO_RULE, Adapter, scale_of_one, width
 from .dialect import Changes, Dialect, Job

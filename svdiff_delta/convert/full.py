@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from svdiff_delta.errors import InputError
-from svdiff_delta.metadata import KEY
+from svdiff_delta.format.metadata import KEY
 
 from .dialect import Changes, Dialect, Job
 from .difference import is_difference, read_difference, write_difference

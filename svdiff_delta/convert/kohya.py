@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from svdiff_delta.errors import InputError
-from svdiff_delta.foreign import method_of
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.format.foreign import method_of
+from svdiff_delta.format.parameter import Parameter
 
 from .adapter import NO_MODULE, Adapter, scale_of_one, unexplained, width
 from .dialect import Changes, Dialect, Job

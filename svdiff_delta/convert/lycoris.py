@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.format.parameter import Parameter
 
 from .dialect import Dialect
 from .energy import LEAST

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from svdiff_delta.base import Base
 from svdiff_delta.component import Component
 from svdiff_delta.errors import BaseMismatchError, InputError
+from svdiff_delta.format.parameter import Kind
 from svdiff_delta.kinds import base_kinds
-from svdiff_delta.parameter import Kind
 from svdiff_delta.prepare import Prepared
 
 from .dialect import Changes, Job

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svdiff_delta._util.reading import system_errors
-from svdiff_delta.codec import ITEM_SIZE, LARGEST, Dtype, StoredDtype, encode
-from svdiff_delta.container import header_bytes
 from svdiff_delta.errors import OutputError, TensorError
+from svdiff_delta.format.container import header_bytes
+from svdiff_delta.format.dtypes import ITEM_SIZE, LARGEST, Dtype, StoredDtype, encode
 
 PIECE: Final = 1 << 20
 """Bytes that are copied at a time."""

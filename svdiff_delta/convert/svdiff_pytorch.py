@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from svdiff_delta.errors import InputError
-from svdiff_delta.parameter import Kind
+from svdiff_delta.format.parameter import Kind
 from svdiff_delta.prepare import Prepared
 
 from .dialect import Changes, Dialect, Job

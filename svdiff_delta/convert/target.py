@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import IO, ClassVar, Final, Literal
 
 from svdiff_delta._util.atomic import replace_file
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.format.parameter import Parameter
 
 from .convolutions import Convolutions
 from .dialect import Job

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 
 from svdiff_delta.errors import InputError
-from svdiff_delta.parameter import Kind
+from svdiff_delta.format.parameter import Kind
 from svdiff_delta.prepare import Prepared
 
 from .dialect import Changes, Dialect, Job

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from svdiff_delta.errors import InputError
-from svdiff_delta.foreign import adapter_in, beginning, method_of, module_of
+from svdiff_delta.format.foreign import adapter_in, beginning, method_of, module_of
 
 from .names import PREFIXES, Names
 

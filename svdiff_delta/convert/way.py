@@ -10,12 +10,12 @@ from typing import Final, cast
 
 from svdiff_delta._util.reading import regular_file, system_errors
 from svdiff_delta.base import Base
-from svdiff_delta.codec import DTYPES, StoredDtype, is_dtype
 from svdiff_delta.conversion import Conversion, check_arguments
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import InputError
-from svdiff_delta.foreign import LFS, adapter_in
-from svdiff_delta.metadata import KEY
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.dtypes import DTYPES, StoredDtype, is_dtype
+from svdiff_delta.format.foreign import LFS, adapter_in
+from svdiff_delta.format.metadata import KEY
 
 from .dialect import Changes, Job
 from .dialects import DELTA, DIALECTS

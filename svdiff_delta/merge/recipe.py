@@ -14,10 +14,10 @@ from svdiff_delta._util.limits import INCLUSIONS, RECIPE, RECIPES
 from svdiff_delta._util.reading import system_errors
 from svdiff_delta._util.typed import build, given
 from svdiff_delta._util.yaml import read_yaml
-from svdiff_delta.codec import STORED_DTYPES, StoredDtype, is_stored_dtype
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import DeltaError, InputError
-from svdiff_delta.file import load
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.dtypes import STORED_DTYPES, StoredDtype, is_stored_dtype
+from svdiff_delta.format.file import load
 from svdiff_delta.hub_client.reference import Reference, locate
 from svdiff_delta.weights import Weight
 

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from svdiff_delta.delta import project
 from svdiff_delta.devices import on_host
 from svdiff_delta.errors import AttachError
+from svdiff_delta.format.delta import project
 from svdiff_delta.kinds import weight_of
 
 from .calls import Call, forward_with

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from svdiff_delta._util.json import JSON
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError, InputError
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.parameter import Kind
 from svdiff_delta.ops import add
-from svdiff_delta.parameter import Kind
 
 from .board import Board
 from .changing import exclusive

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_map
 
 from svdiff_delta.basis import unmatricize
 from svdiff_delta.errors import InputError
+from svdiff_delta.format.parameter import free_index
 from svdiff_delta.kinds import has_own_forward, weight_of
-from svdiff_delta.parameter import free_index
 
 from . import products
 from .batch import Batch, multiply

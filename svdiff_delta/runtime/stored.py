@@ -14,8 +14,8 @@ from torch import Tensor
 from svdiff_delta._util.file_state import RACY, State, state
 from svdiff_delta.base import Base
 from svdiff_delta.component import read_file_header
-from svdiff_delta.container import Entry
 from svdiff_delta.errors import AttachError, DeltaError
+from svdiff_delta.format.container import Entry
 from svdiff_delta.tensors import map_tensor
 
 SMALL: Final = 1 << 16

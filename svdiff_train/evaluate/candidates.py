@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from svdiff_delta.base import Base
-from svdiff_delta.delta import Delta
+from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import attach
 from svdiff_train.pipelines import load_pipeline
 from svdiff_train.sample import Sampling, generate

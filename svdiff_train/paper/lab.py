@@ -21,8 +21,8 @@ from svdiff_delta._util.atomic import replace_file
 from svdiff_delta._util.json import canonical_json
 from svdiff_delta.base import open_base
 from svdiff_delta.cache import BasisCache
-from svdiff_delta.delta import Delta
-from svdiff_delta.file import load
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import load
 from svdiff_delta.runtime import attach
 from svdiff_train.loop import Keeping, train
 from svdiff_train.pipelines import load_pipeline

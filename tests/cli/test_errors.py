@@ -21,8 +21,8 @@ from support.deltas import CONV, METADATA, QUERY, of_another_base, part, random_
 from support.files import contents
 
 from svdiff_cli.references import needs
-from svdiff_delta import file
 from svdiff_delta.errors import MissingExtraError
+from svdiff_delta.format import file
 
 SUBSETS = (
     "unet, unet-ca, unet-ca-kv, unet-1d, unet-2d, unet-4d, up, down, mid, up-ca, down-ca, mid-ca, "

@@ -14,7 +14,7 @@ from support.files import contents, listing
 
 from svdiff_delta import add, load, save
 from svdiff_delta.errors import OutputError, VersionError
-from svdiff_delta.file import dumps
+from svdiff_delta.format.file import dumps
 
 COMMANDS = {
     "add": ["add", "a", "b:-0.5", "a:2"],

@@ -13,7 +13,7 @@ from support.sd15 import sd15_delta
 
 from svdiff_cli.main import main
 from svdiff_delta import load, select
-from svdiff_delta.delta import Delta
+from svdiff_delta.format.delta import Delta
 
 
 @pytest.fixture(autouse=True)

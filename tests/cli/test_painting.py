@@ -17,7 +17,7 @@ from support.pipelines import small_sd3
 from support.tuned import tuned_base
 
 from svdiff_delta import load, style_mix
-from svdiff_delta.file import identify
+from svdiff_delta.format.file import identify
 from svdiff_train.png import read_facts
 from svdiff_train.tiny import open_tiny, pictures_path
 

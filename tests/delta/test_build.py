@@ -17,7 +17,7 @@ from support.weights import normal
 from svdiff_delta.build import build_basis, cost, share_out
 from svdiff_delta.cache import BasisCache, BusyError
 from svdiff_delta.errors import BaseError
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.format.parameter import Parameter
 from svdiff_train.tiny import base_path, open_tiny
 
 PARAMETER = Parameter((2, 2), "spectral", 0, "F32", "A" * 22)

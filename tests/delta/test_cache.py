@@ -24,8 +24,8 @@ from svdiff_delta import entry
 from svdiff_delta._util.file_state import state
 from svdiff_delta.basis import Basis, compute_basis, matricize
 from svdiff_delta.cache import BasisCache, home
-from svdiff_delta.container import header_bytes, read_header
 from svdiff_delta.errors import InputError, OutputError
+from svdiff_delta.format.container import header_bytes, read_header
 from svdiff_delta.identity import fingerprint, round_weight
 
 

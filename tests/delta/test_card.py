@@ -19,8 +19,8 @@ from svdiff_delta._text.printable import printable
 from svdiff_delta.card import make_card, prompt_in
 from svdiff_delta.card_head import parse_card
 from svdiff_delta.errors import InputError
+from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.licence import Licence
-from svdiff_delta.metadata import BaseInfo, Metadata
 from svdiff_delta.publication import Publication, Sample, publication
 
 MIT = Licence("mit")

@@ -16,9 +16,9 @@ from svdiff_delta import add
 from svdiff_delta._text.markup import cell, code, prose, python_literal, shell_line
 from svdiff_delta.card import make_card
 from svdiff_delta.errors import MetadataError
+from svdiff_delta.format.lineage import Lineage, Record, Source
+from svdiff_delta.format.metadata import Metadata
 from svdiff_delta.licence import Licence
-from svdiff_delta.lineage import Lineage, Record, Source
-from svdiff_delta.metadata import Metadata
 from svdiff_delta.publication import Publication, Sample, publication
 
 MIT = Licence("mit")

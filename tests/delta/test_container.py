@@ -14,8 +14,8 @@ import pytest
 import safetensors.numpy
 from support.bytes import container, entry
 
-from svdiff_delta.container import LARGEST_FOREIGN, LARGEST_HEADER, Entry, header_bytes, read_header, read_prefix
 from svdiff_delta.errors import HeaderError
+from svdiff_delta.format.container import LARGEST_FOREIGN, LARGEST_HEADER, Entry, header_bytes, read_header, read_prefix
 
 TWELVE = bytes(12)
 

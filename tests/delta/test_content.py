@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from support.deltas import METADATA, NORM, QUERY, random_delta
 
-from svdiff_delta import _content, file
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import DeltaError, InputError
-from svdiff_delta.file import dumps, identify, load, save
+from svdiff_delta.format import content, file
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import dumps, identify, load, save
 from svdiff_delta.ops import scale
 from svdiff_delta.select import select
 
@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every file be too large for memory."""
-    monkeypatch.setattr(_content, "IN_MEMORY", 64)
+    monkeypatch.setattr(content, "IN_MEMORY", 64)
     monkeypatch.setattr(file, "IN_MEMORY", 64)
 
 
@@ -95,7 +95,7 @@ def test_a_large_delta_all_in_one_piece_whose_file_was_changed_says_so(large: No
 
 def test_a_large_delta_is_read_and_identified_as_a_small_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small, content = load(path), path.read_bytes()
-    monkeypatch.setattr(_content, "IN_MEMORY", 64)
+    monkeypatch.setattr(content, "IN_MEMORY", 64)
     monkeypatch.setattr(file, "IN_MEMORY", 64)
     assert load(path) == small
     assert dumps(load(path)) == content
@@ -108,7 +108,7 @@ def descriptors() -> int:
 
 @pytest.mark.parametrize("limit", [64, 1 << 20])
 def test_no_descriptor_is_held(path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr(_content, "IN_MEMORY", limit)
+    monkeypatch.setattr(content, "IN_MEMORY", limit)
     before = descriptors()
     held = [load(path) for _ in range(8)]
     assert descriptors() == before
@@ -142,7 +142,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 def test_a_copy_is_equal_and_as_immutable(
     path: Path, monkeypatch: pytest.MonkeyPatch, made: str, way: str, limit: int
 ) -> None:
-    monkeypatch.setattr(_content, "IN_MEMORY", limit)
+    monkeypatch.setattr(content, "IN_MEMORY", limit)
     delta = MADE[made](path)
     twin = COPIES[way](delta)
     assert twin == delta

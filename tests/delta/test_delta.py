@@ -9,9 +9,9 @@ import pytest
 from support.bytes import NAME, delta_file
 from support.deltas import CONV, METADATA, NORM, PARAMETERS, QUERY, TEXT, parameter, part, random_delta, random_values
 
-from svdiff_delta.delta import Delta, check_range, check_shift, project
 from svdiff_delta.errors import TensorError
-from svdiff_delta.file import loads
+from svdiff_delta.format.delta import Delta, check_range, check_shift, project
+from svdiff_delta.format.file import loads
 
 
 def one(values: object, **runs: object) -> Delta:

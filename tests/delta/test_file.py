@@ -16,8 +16,6 @@ from support.bytes import NAME, VALUES, container, delta_file, document, entry
 from support.deltas import CONV, METADATA, NORM, QUERY, TEXT, random_delta, random_values, saved
 from support.files import contents, listing
 
-from svdiff_delta.codec import Dtype
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import (
     DeltaError,
     FormatError,
@@ -28,8 +26,10 @@ from svdiff_delta.errors import (
     TensorError,
     VersionError,
 )
-from svdiff_delta.file import dumps, identify, load, loads, save
-from svdiff_delta.lineage import Lineage, Record
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.dtypes import Dtype
+from svdiff_delta.format.file import dumps, identify, load, loads, save
+from svdiff_delta.format.lineage import Lineage, Record
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:

@@ -133,8 +133,8 @@ def test_a_delta_fits_without_a_weight_being_read(path: Path) -> None:
 def delta_for(name: str, parameter: fingerprints.Any) -> fingerprints.Any:
     import numpy as np
 
-    from svdiff_delta.delta import Delta
-    from svdiff_delta.metadata import BaseInfo, Metadata
+    from svdiff_delta.format.delta import Delta
+    from svdiff_delta.format.metadata import BaseInfo, Metadata
 
     return Delta({name: np.zeros(parameter.size)}, Metadata(BaseInfo(), {name: parameter}))
 

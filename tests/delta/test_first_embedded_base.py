@@ -8,10 +8,10 @@ import pytest
 from support.commands import svdiff
 
 from svdiff_delta.base import open_base
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import BaseMismatchError
-from svdiff_delta.file import load
 from svdiff_delta.fitting import check_base
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import load
 from svdiff_delta.select import select
 from svdiff_train.tiny import base_path, open_tiny
 

@@ -16,7 +16,7 @@ from support.mutants import MUTATIONS, mutant, originals
 
 from svdiff_delta import Delta
 from svdiff_delta.errors import HeaderError
-from svdiff_delta.file import loads
+from svdiff_delta.format.file import loads
 
 COUNT = 3_000
 

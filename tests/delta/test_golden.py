@@ -12,10 +12,10 @@ from support.commands import SVDIFF, python
 from support.deltas import CONV, METADATA, QUERY, part, random_delta, saved
 
 from svdiff_delta import add
-from svdiff_delta.delta import Delta
-from svdiff_delta.file import dumps, loads
-from svdiff_delta.metadata import BaseInfo, Metadata
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import dumps, loads
+from svdiff_delta.format.metadata import BaseInfo, Metadata
+from svdiff_delta.format.parameter import Parameter
 
 CONV_IN, NORM_OUT, UP = "unet.conv_in.weight", "unet.conv_norm_out.weight", "unet.up.conv.weight"
 

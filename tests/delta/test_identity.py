@@ -11,8 +11,8 @@ from support.weights import normal
 from torch import Tensor
 
 from svdiff_delta import identity
-from svdiff_delta.codec import Dtype
 from svdiff_delta.errors import BaseError
+from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.identity import PIECE, TORCH_DTYPE, choose_dtype, fingerprint, identify, round_weight
 
 LONG = PIECE + 7  # more than one piece

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from svdiff_delta.errors import MetadataError
-from svdiff_delta.lineage import Lineage, Record, Source, dump_lineage, parse_lineage
+from svdiff_delta.format.lineage import Lineage, Record, Source, dump_lineage, parse_lineage
 
 DOG, CAT, BOTH = "d" * 64, "c" * 64, "b" * 64
 LINEAGE = Lineage(

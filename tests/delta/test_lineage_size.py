@@ -10,8 +10,8 @@ import pytest
 from support.deltas import METADATA, NORM, part, random_delta
 
 from svdiff_delta import Delta, add, scale
-from svdiff_delta.file import dumps, identify, loads
-from svdiff_delta.lineage import LIMIT, Lineage, Record, Source, bounded, dump_lineage
+from svdiff_delta.format.file import dumps, identify, loads
+from svdiff_delta.format.lineage import LIMIT, Lineage, Record, Source, bounded, dump_lineage
 
 SMALL = part(METADATA, NORM)
 

@@ -15,10 +15,10 @@ from svdiff_delta import Delta, add, load, merge, scale
 from svdiff_delta.card import make_card
 from svdiff_delta.drawing import LARGEST, draw
 from svdiff_delta.errors import InputError
-from svdiff_delta.file import dumps, identify, loads
+from svdiff_delta.format.file import dumps, identify, loads
+from svdiff_delta.format.lineage import Lineage, Record, Source, bounded
+from svdiff_delta.format.metadata import Metadata
 from svdiff_delta.licence import Licence
-from svdiff_delta.lineage import Lineage, Record, Source, bounded
-from svdiff_delta.metadata import Metadata
 from svdiff_delta.publication import publication
 from svdiff_delta.replay import replay
 

@@ -26,7 +26,7 @@ from support.deltas import (
 )
 
 from svdiff_delta import Delta, add, merge
-from svdiff_delta.file import dumps
+from svdiff_delta.format.file import dumps
 from svdiff_delta.merge import METHODS
 
 Vector = list[float]

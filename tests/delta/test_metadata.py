@@ -13,9 +13,9 @@ from support.bytes import FINGERPRINT, NAME, columns, document
 from support.deltas import BASE, METADATA, PARAMETERS, QUERY
 
 from svdiff_delta.errors import DeltaError, MetadataError, VersionError
-from svdiff_delta.lineage import Lineage, Record
-from svdiff_delta.metadata import BaseInfo, Metadata, dump, parse
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.format.lineage import Lineage, Record
+from svdiff_delta.format.metadata import BaseInfo, Metadata, dump, parse
+from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.selectors.addresses import Layout
 
 

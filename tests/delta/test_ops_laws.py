@@ -18,9 +18,9 @@ from support.deltas import METADATA, allowed, parameter
 from support.laws import law
 
 from svdiff_delta import add, interpolate, scale, select
-from svdiff_delta.delta import Delta, project
-from svdiff_delta.file import dumps, loads
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.format.delta import Delta, project
+from svdiff_delta.format.file import dumps, loads
+from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.totals import Totals
 from svdiff_delta.weights import Weight
 

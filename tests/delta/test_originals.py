@@ -18,8 +18,8 @@ from support.weights import normal
 from torch import Tensor, nn
 
 from svdiff_delta.base import Base, open_base
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError, BaseMismatchError
+from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import attach
 from svdiff_train.pipelines import load_pipeline
 from svdiff_train.tiny import base_path, open_tiny

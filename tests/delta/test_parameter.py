@@ -10,7 +10,7 @@ from support.bytes import FINGERPRINT
 from support.deltas import CONV, PARAMETERS, QUERY, TEXT, fingerprint, parameter
 
 from svdiff_delta.errors import MetadataError
-from svdiff_delta.parameter import Parameter, dump_columns, parse_columns
+from svdiff_delta.format.parameter import Parameter, dump_columns, parse_columns
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from svdiff_delta.basis import Basis, compute_basis, find_runs
 from svdiff_delta.errors import TensorError
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.prepare import Prepared
 from svdiff_delta.projection import PIECE, coordinates, project_change
 

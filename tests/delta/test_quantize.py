@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from support.deltas import METADATA, PARAMETERS, parameter, random_delta
 
 from svdiff_delta import Delta, quantize, scale
-from svdiff_delta.codec import BLOCK, STEPS, StoredDtype
 from svdiff_delta.errors import InputError, TensorError
-from svdiff_delta.file import dumps, loads
+from svdiff_delta.format.dtypes import BLOCK, STEPS, StoredDtype
+from svdiff_delta.format.file import dumps, loads
 from svdiff_delta.quantize import WIDER
 from svdiff_delta.stats import difference
 

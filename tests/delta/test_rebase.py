@@ -18,7 +18,7 @@ from torch import Tensor
 from svdiff_delta import Delta, load, open_base, rebase, save, scale
 from svdiff_delta.base import Base
 from svdiff_delta.errors import BaseError, BaseMismatchError, InputError
-from svdiff_delta.file import dumps, identify
+from svdiff_delta.format.file import dumps, identify
 from svdiff_delta.replay import replay
 
 SIGMA = torch.linspace(3, 1, 8)

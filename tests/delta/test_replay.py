@@ -13,8 +13,8 @@ from support.deltas import METADATA, NORM, QUERY, part, random_delta, saved
 
 from svdiff_delta import Delta, add, interpolate, load, merge, quantize, save, scale, select, truncate
 from svdiff_delta.errors import DeltaError, InputError
-from svdiff_delta.file import dumps, identify
-from svdiff_delta.lineage import Lineage, Record, Source
+from svdiff_delta.format.file import dumps, identify
+from svdiff_delta.format.lineage import Lineage, Record, Source
 from svdiff_delta.replay import perform, replay
 from svdiff_delta.selectors.addresses import Layout
 from svdiff_delta.weights import Weight

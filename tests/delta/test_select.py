@@ -8,10 +8,10 @@ from support.deltas import CONV, NORM, QUERY, TEXT, random_delta
 from support.sd15 import LAYOUT, sd15_delta
 
 from svdiff_delta import select
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import SelectionError
-from svdiff_delta.file import dumps, loads
-from svdiff_delta.lineage import Record
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import dumps, loads
+from svdiff_delta.format.lineage import Record
 from svdiff_delta.selectors.match import match
 from svdiff_delta.selectors.subsets import PAPER, SUBSETS
 

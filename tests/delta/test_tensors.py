@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from support.bytes import container, entry
 
-from svdiff_delta.container import ITEM_SIZE, read_header
+from svdiff_delta.format.container import ITEM_SIZE, read_header
 from svdiff_delta.tensors import TORCH_DTYPES, map_tensor
 
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from support.deltas import CONV, METADATA, NORM, PARAMETERS, QUERY, TEXT, fingerprint, parameter, part, random_values
 
 from svdiff_delta import add, load, save
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import BaseMismatchError, SelectionError, TensorError
-from svdiff_delta.file import dumps, loads
-from svdiff_delta.metadata import Metadata
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import dumps, loads
+from svdiff_delta.format.metadata import Metadata
 from svdiff_delta.ops import add_all
 from svdiff_delta.totals import Totals, weighted_total
 from svdiff_delta.weights import Weight

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from support.deltas import CONV, METADATA, NORM, PARAMETERS, QUERY, TEXT, parameter, random_delta
 
 from svdiff_delta import Delta, truncate
-from svdiff_delta.codec import StoredDtype
 from svdiff_delta.errors import InputError
+from svdiff_delta.format.dtypes import StoredDtype
 
 SIZE = 24
 

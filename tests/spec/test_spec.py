@@ -27,15 +27,15 @@ from svdiff_delta import add, errors, interpolate, scale, select
 from svdiff_delta.basis import find_runs, tail_length
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.calibration import Moments, calibrate_change
-from svdiff_delta.codec import LARGEST
 from svdiff_delta.combine import combine_parameters
-from svdiff_delta.container import ITEM_SIZE
-from svdiff_delta.delta import Delta, project
 from svdiff_delta.errors import MetadataError
-from svdiff_delta.file import dumps, loads
+from svdiff_delta.format.container import ITEM_SIZE
+from svdiff_delta.format.delta import Delta, project
+from svdiff_delta.format.dtypes import LARGEST
+from svdiff_delta.format.file import dumps, loads
+from svdiff_delta.format.metadata import BaseInfo, Metadata, dump, parse
+from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.identity import fingerprint, round_weight
-from svdiff_delta.metadata import BaseInfo, Metadata, dump, parse
-from svdiff_delta.parameter import Parameter
 from svdiff_delta.prepare import prepare
 from svdiff_delta.selectors.match import match
 from svdiff_delta.selectors.subsets import PAPER as SUBSETS

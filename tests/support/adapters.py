@@ -17,7 +17,7 @@ from svdiff_delta.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.convert import DIALECTS
 from svdiff_delta.convert.dialect import Changes, Job
-from svdiff_delta.delta import Delta
+from svdiff_delta.format.delta import Delta
 from svdiff_train.sample import Sampling, generate
 
 JOBS = [("a photo of a panda face", 0), ("a photo of a house", 1)]

@@ -17,9 +17,9 @@ from transformers import BertConfig, BertModel
 
 from svdiff_delta.base import Base, open_base
 from svdiff_delta.cache import BasisCache
-from svdiff_delta.delta import Delta
-from svdiff_delta.metadata import BaseInfo, Metadata
-from svdiff_delta.parameter import Kind
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.metadata import BaseInfo, Metadata
+from svdiff_delta.format.parameter import Kind
 from svdiff_delta.prepare import prepare
 
 WEIGHTS = "model.safetensors"

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from svdiff_delta.codec import Dtype
-from svdiff_delta.delta import Delta
-from svdiff_delta.file import save
-from svdiff_delta.metadata import BaseInfo, Metadata
-from svdiff_delta.parameter import Parameter
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.dtypes import Dtype
+from svdiff_delta.format.file import save
+from svdiff_delta.format.metadata import BaseInfo, Metadata
+from svdiff_delta.format.parameter import Parameter
 
 CONV = "unet.conv_in.weight"
 NORM = "unet.mid_block.attentions.0.norm.weight"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from svdiff_delta.file import dumps
+from svdiff_delta.format.file import dumps
 
 from .deltas import random_delta
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from svdiff_delta.delta import Delta
+from svdiff_delta.format.delta import Delta
 
 from .models import live_zero, random_delta
 from .weights import normal

@@ -13,9 +13,9 @@ from torch import nn
 from svdiff_delta.base import Base
 from svdiff_delta.build import zero_delta
 from svdiff_delta.cache import BasisCache
-from svdiff_delta.delta import Delta, project
+from svdiff_delta.format.delta import Delta, project
+from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.kinds import shiftable
-from svdiff_delta.metadata import BaseInfo, Metadata
 from svdiff_delta.prepare import prepare
 from svdiff_delta.runtime.originals import LiveWeights
 

@@ -13,7 +13,7 @@ from typing import Any
 from support.deltas import random_delta
 
 from svdiff_delta import add, quantize
-from svdiff_delta.file import dumps
+from svdiff_delta.format.file import dumps
 
 VECTORS = Path(__file__).parents[2] / "spec" / "v1" / "vectors"
 

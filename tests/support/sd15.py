@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from svdiff_delta.delta import Delta
-from svdiff_delta.metadata import BaseInfo, Metadata
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.metadata import BaseInfo, Metadata
 
 from .deltas import parameter
 

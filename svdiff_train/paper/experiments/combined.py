@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from svdiff_delta import ops
-from svdiff_delta.file import load
+from svdiff_delta.format.file import load
 from svdiff_train.config import MethodName
 from svdiff_train.paper.cell import Cell, Measured
 from svdiff_train.paper.lab import Job, Lab

@@ -18,7 +18,7 @@ from transformers import AutoModel, CLIPTextModel
 
 from svdiff_delta import bake, open_base, save
 from svdiff_delta.base import Base
-from svdiff_delta.delta import Delta
+from svdiff_delta.format.delta import Delta
 from svdiff_train.tiny import base_path, open_tiny
 
 NORM = "unet.conv_norm_out.weight"

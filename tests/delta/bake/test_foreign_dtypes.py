@@ -14,8 +14,8 @@ from support.models import base_delta
 
 from svdiff_delta import bake, build_basis, open_base
 from svdiff_delta.base import Base
-from svdiff_delta.container import FOREIGN_BITS, read_header
 from svdiff_delta.errors import BaseError, HeaderError
+from svdiff_delta.format.container import FOREIGN_BITS, read_header
 
 QUERY = "encoder.layer.0.attention.self.query.weight"
 EXTRA = bytes(range(48))

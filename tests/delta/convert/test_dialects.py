@@ -14,7 +14,7 @@ from svdiff_delta.base import Base
 from svdiff_delta.convert import DIALECTS
 from svdiff_delta.convert.dialect import Changes, Dialect, Job
 from svdiff_delta.errors import InputError
-from svdiff_delta.lineage import Source
+from svdiff_delta.format.lineage import Source
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from svdiff_delta.errors import (
     TensorError,
     VersionError,
 )
-from svdiff_delta.file import dumps, identify
+from svdiff_delta.format.file import dumps, identify
 
 KEY = "svdiff.difference"
 SCHEMA = json.loads((Path(__file__).parents[3] / "spec" / "v1" / "schema.json").read_text())

@@ -22,7 +22,7 @@ from svdiff_delta import Delta, convert, load, open_base, save
 from svdiff_delta._util.atomic import MARKER
 from svdiff_delta.base import Base
 from svdiff_delta.errors import BaseMismatchError, InputError, OutputError, TensorError
-from svdiff_delta.file import identify
+from svdiff_delta.format.file import identify
 
 DIALECTS = ("peft", "diffusers", "kohya", "lycoris")
 KEY = "svdiff.adapter"

@@ -14,7 +14,7 @@ from support.weights import normal
 from svdiff_delta import convert, open_base
 from svdiff_delta.base import Base
 from svdiff_delta.errors import BaseMismatchError, DeltaError, HeaderError
-from svdiff_delta.foreign import adapter_in, beginning, method_of, module_of
+from svdiff_delta.format.foreign import adapter_in, beginning, method_of, module_of
 
 from .test_families import small_flux
 

@@ -13,7 +13,7 @@ from support.hub import TOKEN, Hub, fill_cache, share_blobs
 
 from svdiff_delta import load, pull
 from svdiff_delta.errors import DeltaError, FormatError, HubError, InputError
-from svdiff_delta.file import dumps
+from svdiff_delta.format.file import dumps
 from svdiff_delta.hub_client import download
 from svdiff_delta.hub_client.reference import Reference, locate
 

@@ -17,7 +17,7 @@ from support.pushes import DOG
 
 from svdiff_delta import load, pull, push
 from svdiff_delta.errors import DeltaError, HubError
-from svdiff_delta.file import dumps
+from svdiff_delta.format.file import dumps
 from svdiff_delta.hub_client import watch
 from svdiff_delta.hub_client.errors import guard_logs
 from svdiff_delta.licence import licence_of_base

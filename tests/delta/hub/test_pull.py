@@ -11,7 +11,7 @@ from support.hub import Hub
 
 from svdiff_delta import pull
 from svdiff_delta.errors import FormatError, HubError, OutputError
-from svdiff_delta.file import dumps
+from svdiff_delta.format.file import dumps
 from svdiff_delta.hub_client import download
 from svdiff_delta.hub_client.reference import Reference
 

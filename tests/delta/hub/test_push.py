@@ -15,7 +15,7 @@ from support.pushes import CAT, DOG, LORA, TRAINED, refused, writes
 
 from svdiff_delta import load, push
 from svdiff_delta.errors import HubError, InputError
-from svdiff_delta.file import dumps
+from svdiff_delta.format.file import dumps
 
 # The Hub's library sends LFS files in a way that its HTTP client no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -17,8 +17,8 @@ from support.pushes import CAT, DOG, TRAINED, refused, writes
 
 from svdiff_delta import push
 from svdiff_delta.errors import HubError, InputError, OutputError
-from svdiff_delta.file import dumps
-from svdiff_delta.lineage import Lineage, Record, Source
+from svdiff_delta.format.file import dumps
+from svdiff_delta.format.lineage import Lineage, Record, Source
 
 # The Hub's library sends LFS files in a way that its HTTP client no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -13,8 +13,8 @@ from support.models import live_zero, named, random_delta
 from support.weights import normal
 from torch import nn
 
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError, BaseMismatchError, InputError, TensorError
+from svdiff_delta.format.delta import Delta
 from svdiff_delta.ops import add, scale
 from svdiff_delta.runtime import Handle, attach
 from svdiff_delta.select import select

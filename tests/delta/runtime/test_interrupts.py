@@ -19,8 +19,8 @@ from support.weights import normal
 from torch import Tensor, nn
 
 from svdiff_delta.base import Base, open_base
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError
+from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import Handle, attach, handle_of
 
 FOLDER = "svdiff_delta/runtime/"

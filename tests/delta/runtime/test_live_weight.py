@@ -13,8 +13,8 @@ from support.models import live_zero, random_delta
 from support.weights import normal
 from torch import Tensor, nn
 
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError, InputError
+from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import attach
 
 

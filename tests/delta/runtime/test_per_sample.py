@@ -12,8 +12,8 @@ from support.models import live_zero, named, random_delta
 from support.weights import normal
 from torch import Tensor, nn
 
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError, InputError
+from svdiff_delta.format.delta import Delta
 from svdiff_delta.ops import add
 from svdiff_delta.runtime import Handle, attach
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from svdiff_delta.base import open_base
-from svdiff_delta.delta import Delta
+from svdiff_delta.format.delta import Delta
 from svdiff_delta.ops import scale
 from svdiff_delta.runtime import attach
 

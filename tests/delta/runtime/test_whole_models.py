@@ -18,8 +18,8 @@ from support.weights import normal
 from torch import nn
 
 from svdiff_delta.base import open_base
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError
+from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import attach
 
 X = normal(4, 6, 12)

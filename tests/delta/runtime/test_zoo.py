@@ -14,9 +14,9 @@ from support.zoo.member import Member
 from support.zoo.registry import MEMBERS, REFUSED, UNBUILT, encoders, exported
 from support.zoo.trial import build, delta_of, off, refused, run, truth
 
-from svdiff_delta.delta import Delta
 from svdiff_delta.errors import AttachError
-from svdiff_delta.metadata import Metadata
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.metadata import Metadata
 from svdiff_delta.runtime import attach
 
 MODES: dict[str, dict[str, Any]] = {"live": {}, "exact": {"exact": True}, "fused": {"mode": "fused"}}

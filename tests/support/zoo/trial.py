@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from svdiff_delta.cache import BasisCache
-from svdiff_delta.delta import Delta
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.kinds import shiftable
-from svdiff_delta.metadata import BaseInfo, Metadata
 from svdiff_delta.prepare import prepare
 from svdiff_delta.runtime.originals import LiveWeights
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from svdiff_delta import attach
 from svdiff_delta.build import zero_delta
-from svdiff_delta.delta import Delta
+from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import Handle
 from svdiff_train import draws
 from svdiff_train.families import Family, family_of

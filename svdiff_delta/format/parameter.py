@@ -16,9 +16,10 @@ from typing import Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ._util.json import JSON, as_object, take
-from .codec import DTYPES, Dtype
-from .errors import MetadataError
+from svdiff_delta._util.json import JSON, as_object, take
+from svdiff_delta.errors import MetadataError
+
+from .dtypes import DTYPES, Dtype
 
 Kind = Literal["spectral", "elementwise"]
 

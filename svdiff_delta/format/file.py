@@ -13,10 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from svdiff_delta._util.atomic import replace_file
+from svdiff_delta.errors import DeltaError, InputError, MetadataError, TensorError
+
 from . import metadata as meta
-from ._content import IN_MEMORY, Content, InMemory, open_content
-from ._util.atomic import replace_file
-from .codec import (
+from .container import LARGEST_HEADER, Entries, Entry, Header, header_bytes, read_header
+from .content import IN_MEMORY, Content, InMemory, open_content
+from .delta import Delta, Origin, check_range
+from .dtypes import (
     ITEM_SIZE,
     STORED_DTYPES,
     Raw,
@@ -27,9 +31,6 @@ from .codec import (
     is_stored_dtype,
     without_negative_zero,
 )
-from .container import LARGEST_HEADER, Entries, Entry, Header, header_bytes, read_header
-from .delta import Delta, Origin, check_range
-from .errors import DeltaError, InputError, MetadataError, TensorError
 from .foreign import adapter_in
 from .lineage import Source
 from .modelspec import with_hash
@@ -62,8 +63,8 @@ def load(path: str | PathLike[str]) -> Delta:
     """
     if isinstance(path, str) and (path.startswith("hf://") or not os.path.exists(path)):  # noqa: PTH110 - never raises
         # What a file that is here does not need is not imported for it: that would take longer than a small sum.
-        from .hub_client.download import fetch_delta
-        from .hub_client.reference import Reference, locate
+        from svdiff_delta.hub_client.download import fetch_delta
+        from svdiff_delta.hub_client.reference import Reference, locate
 
         place = locate(path)
         return open_file(fetch_delta(place) if isinstance(place, Reference) else place, str(place))

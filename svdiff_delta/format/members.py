@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from ._util.json import end_of_object, strict_json
-from .errors import HeaderError
+from svdiff_delta._util.json import end_of_object, strict_json
+from svdiff_delta.errors import HeaderError
 
 _SPACE: Final = rb"[ \t\n\r]*+"
 _NAME: Final = _SPACE + rb'("[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+")' + _SPACE + rb":" + _SPACE

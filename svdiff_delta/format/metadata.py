@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
-from ._util.json import JSON, as_object, canonical_json, strict_json, take
-from .errors import MetadataError, VersionError
-from .hub_client.names import REPOSITORY, REVISION, is_repository, is_revision
+from svdiff_delta._util.json import JSON, as_object, canonical_json, strict_json, take
+from svdiff_delta.errors import MetadataError, VersionError
+from svdiff_delta.hub_client.names import REPOSITORY, REVISION, is_repository, is_revision
+from svdiff_delta.selectors.addresses import Layout
+
 from .lineage import Lineage, dump_lineage, parse_lineage
 from .parameter import Parameter, Table, dump_columns, parse_columns
-from .selectors.addresses import Layout
 
 FORMAT: Final = "svdiff-delta"
 VERSION: Final = 1

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from ._util.json import JSON, as_object, canonical_json
-from .errors import MetadataError
+from svdiff_delta._util.json import JSON, as_object, canonical_json
+from svdiff_delta.errors import MetadataError
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

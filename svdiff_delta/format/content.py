@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from ._util.file_state import State, state
-from .errors import InputError
+from svdiff_delta._util.file_state import State, state
+from svdiff_delta.errors import InputError
 
 IN_MEMORY: Final = 64 << 20
 """Bytes up to which a delta file is held in memory.

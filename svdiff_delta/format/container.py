@@ -11,12 +11,13 @@ from math import prod
 from types import MappingProxyType
 from typing import IO, Any, Final, NamedTuple
 
-from ._members import members
-from ._text.printable import counted
-from ._util.json import JSON, MAX_INTEGER, canonical_json, end_of_object, strict_json
-from ._util.limits import DIMENSIONS
-from .errors import HeaderError
+from svdiff_delta._text.printable import counted
+from svdiff_delta._util.json import JSON, MAX_INTEGER, canonical_json, end_of_object, strict_json
+from svdiff_delta._util.limits import DIMENSIONS
+from svdiff_delta.errors import HeaderError
+
 from .foreign import LFS
+from .members import members
 
 ITEM_SIZE: Final[dict[str, int]] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._content import Content
-from ._text.printable import counted
-from .codec import LARGEST, Stored, StoredDtype, encode
-from .errors import TensorError
+from svdiff_delta._text.printable import counted
+from svdiff_delta.errors import TensorError
+
+from .content import Content
+from .dtypes import LARGEST, Stored, StoredDtype, encode
 from .metadata import Metadata
 from .parameter import Parameter
 
