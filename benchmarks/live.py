@@ -34,7 +34,7 @@ from common.process import Spent, child, spending, spent_by
 from torch.utils.flop_counter import FlopCounterMode
 
 from svdiff_delta import Delta, Handle, attach, load, open_base, save, zero_delta
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.basis import matricize
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.entry import read_entry

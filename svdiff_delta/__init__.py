@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .bake import Baked as Baked
     from .bake import bake as bake
-    from .base import Base as Base
-    from .base import open_base as open_base
+    from .base_model.base import Base as Base
+    from .base_model.base import open_base as open_base
     from .basis import Basis as Basis
     from .build import build_basis as build_basis
     from .build import zero_delta as zero_delta

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from ._util.atomic import replace_file, replace_folder
 from ._util.parallel import Threads
-from .base import Base
+from .base_model.base import Base
+from .base_model.devices import on_host
+from .base_model.layout import is_index, read_json
 from .cache import BasisCache
-from .devices import on_host
 from .errors import OutputError, TensorError
 from .format.container import ITEM_SIZE, header_bytes
 from .format.delta import Delta
 from .format.dtypes import Dtype
 from .identity import TORCH_DTYPE
-from .layout import is_index, read_json
 from .plan import FLOATING, TORCH_NAMES, Item, Plan, Unchanged, layout_of, plan_bake
 from .prepare import Progress, fit
 from .totals import weighted_total

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from ._util.parallel import Threads
-from .base import Base
+from .base_model.base import Base
+from .base_model.devices import on_host
+from .base_model.weight_selection import choose_kinds
 from .cache import BasisCache, BusyError
-from .choice import choose_kinds
-from .devices import on_host
 from .format.delta import Delta
 from .format.dtypes import Dtype
 from .format.metadata import Metadata

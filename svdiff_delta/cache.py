@@ -17,8 +17,8 @@ import torch
 
 from ._util.atomic import drop_lock, replace_file
 from ._util.warned import warn_once
+from .base_model.devices import find_device
 from .basis import Basis, compute_basis
-from .devices import find_device
 from .entry import PROTOCOL, SUFFIX, OlderEntry, encode_entry, hexadecimal, read_entry, touch_entry
 from .errors import CacheError, DeltaError, OutputError
 

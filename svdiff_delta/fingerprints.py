@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 from ._util import file_state as files
 from ._util.atomic import replace_file
 from ._util.file_state import State
-from .base import Base
+from .base_model.base import Base
 from .cache import home
 from .entry import PROTOCOL
 from .errors import OutputError

@@ -7,7 +7,8 @@ from contextlib import suppress
 from math import prod
 from typing import Final
 
-from .base import Base, open_base
+from .base_model.base import Base, open_base
+from .base_model.layout import variants
 from .build import cost, share_out
 from .cache import BasisCache
 from .errors import BaseError, BaseMismatchError, DeltaError
@@ -15,7 +16,6 @@ from .format.delta import Delta
 from .hub_client.blobs import blob_name, is_sound
 from .hub_client.names import EMBEDDED
 from .hub_client.reference import cached_revisions, parse_reference
-from .layout import variants
 from .prepare import Prepared, Progress, Weights, difference, fit, prepare
 
 SHOWN: Final = 3

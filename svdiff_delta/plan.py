@@ -11,17 +11,17 @@ from typing import Final, Literal, cast
 
 from ._util.atomic import check_output
 from ._util.paths import check_apart, check_links
-from .base import Base
+from .base_model.base import Base
+from .base_model.component import Component
+from .base_model.layout import PICKLE_SUFFIXES, is_index, part_folders, shard_names, variants
 from .cache import BasisCache
 from .combine import combine_parameters
-from .component import Component
 from .errors import BaseError, BaseMismatchError, InputError, OutputError
 from .fitting import check_base, fit_all
 from .format.container import ITEM_SIZE, header_bytes
 from .format.delta import Delta
 from .format.dtypes import Dtype
 from .format.parameter import Parameter
-from .layout import PICKLE_SUFFIXES, is_index, part_folders, shard_names, variants
 from .prepare import Progress
 from .weights import Weight
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .base import Base
+from .base_model.base import Base
 from .basis import READER_TOLERANCE, Basis, Runs, find_runs, matricize, unmatricize
 from .cache import BasisCache
 from .errors import BaseMismatchError, TensorError

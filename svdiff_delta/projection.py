@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .base import Base
+from .base_model.base import Base
 from .basis import Basis, matricize
 from .energy import Energy
 from .errors import BaseMismatchError, TensorError

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from ._util.json import JSON
-from .base import Base
+from .base_model.base import Base
+from .base_model.devices import on_host
+from .base_model.matching import named_like
 from .build import prepare_all
 from .cache import BasisCache
 from .combine import combine_metadata
-from .components import named_like
 from .conversion import Conversion, check_arguments, check_captured, check_left_out, recorded_share
-from .devices import on_host
 from .energy import Energy
 from .errors import BaseError, InputError
 from .fitting import check_base, fit_all

@@ -13,7 +13,7 @@ from svdiff_delta._util.limits import CARD_HEAD
 from svdiff_delta._util.reading import read_text
 from svdiff_delta._util.typed import build
 from svdiff_delta._util.yaml import parse_yaml
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseError, InputError
 from svdiff_delta.licence import LARGEST_CARD
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from svdiff_delta import ops
 from svdiff_delta.bake import bake
-from svdiff_delta.base import open_base
+from svdiff_delta.base_model.base import open_base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.convert import convert
 from svdiff_delta.format.delta import Delta

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 
 from .advice import advice_of
 from .data import CENTRE

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from svdiff_delta._util.json import JSON
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.cache import BasisCache
 
 from .sample import Sampling, generate, sheet

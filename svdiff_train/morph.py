@@ -10,7 +10,7 @@ from typing import Any, Final
 from PIL import Image
 
 from svdiff_delta._util.json import canonical_json
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import InputError
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import InputError
 
 from .batches import Batches

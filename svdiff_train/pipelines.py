@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from svdiff_delta.base import Base
-from svdiff_delta.devices import find_device
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.devices import find_device
 from svdiff_delta.errors import BaseError, MissingExtraError, is_out_of_memory
 
 if TYPE_CHECKING:

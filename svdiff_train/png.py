@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from svdiff_delta._util.atomic import replace_file
 from svdiff_delta._util.json import JSON, canonical_json
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import InputError
 
 from .picture_file import opened_picture

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from svdiff_delta._util.json import JSON
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.delta import Delta

@@ -12,10 +12,10 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from svdiff_delta.base import Base, open_base
+from svdiff_delta.base_model.base import Base, open_base
+from svdiff_delta.base_model.component import aliases
+from svdiff_delta.base_model.matching import paired
 from svdiff_delta.cache import BasisCache
-from svdiff_delta.component import aliases
-from svdiff_delta.components import paired
 from svdiff_delta.conversion import check_left_out
 from svdiff_delta.convert.dialect import Changes, Job
 from svdiff_delta.convert.tensors import peek

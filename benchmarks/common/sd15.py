@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svdiff_delta.base_model.kinds import shiftable as shiftable
 from svdiff_delta.basis import matricize
 from svdiff_delta.format.container import header_bytes
-from svdiff_delta.kinds import shiftable as shiftable
 
 
 def skeleton() -> Any:

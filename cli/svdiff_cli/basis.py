@@ -96,7 +96,7 @@ def _tell_built(
         SelectionError: no weight has a basis.
         CacheError: not all could be kept.
     """
-    from svdiff_delta.coverage import count_values, remarks
+    from svdiff_delta.base_model.coverage import count_values, remarks
 
     keys = {parameter.fingerprint for parameter in parameters.values() if parameter.kind == "spectral"}
     if not keys:

@@ -76,7 +76,7 @@ def open_reference(reference: str, component: str | None = None, variant: str | 
         from svdiff_train.tiny import open_tiny
 
         return open_tiny()
-    from svdiff_delta.base import open_base
+    from svdiff_delta.base_model.base import open_base
 
     if variant is None:
         reference, variant = split_variant(reference)

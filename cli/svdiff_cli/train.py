@@ -21,7 +21,7 @@ from .references import keep_apart, needs, open_reference, say
 from .signals import SIGNALLED
 
 if TYPE_CHECKING:
-    from svdiff_delta.base import Base
+    from svdiff_delta.base_model.base import Base
     from svdiff_train.config import TrainConfig
     from svdiff_train.loop import Keeping, Outcome
     from svdiff_train.validate import Validation

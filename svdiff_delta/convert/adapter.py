@@ -10,12 +10,12 @@ from torch import Tensor
 
 from svdiff_delta._text.printable import counted
 from svdiff_delta._util.json import as_object, strict_json
-from svdiff_delta.coverage import misnamed
+from svdiff_delta.base_model.coverage import misnamed
+from svdiff_delta.base_model.kinds import base_kinds
 from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, MetadataError
 from svdiff_delta.format.foreign import method_of
 from svdiff_delta.format.lineage import Source
 from svdiff_delta.format.metadata import Metadata, parse
-from svdiff_delta.kinds import base_kinds
 
 from .architecture import looks_like
 from .dialect import Changes, Job

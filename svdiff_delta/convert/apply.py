@@ -18,13 +18,13 @@ from svdiff_delta._util.atomic import check_output
 from svdiff_delta._util.json import JSON
 from svdiff_delta._util.paths import check_apart
 from svdiff_delta._util.reading import system_errors
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.devices import on_host
+from svdiff_delta.base_model.matching import named_like
 from svdiff_delta.build import prepare_all
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.calibration import Calibration, Factors, Moments, Probe, bytes_of, calibrate_change, factors_of
-from svdiff_delta.components import named_like
 from svdiff_delta.conversion import DECIMALS, Conversion, check_captured, check_left_out, recorded_share
-from svdiff_delta.devices import on_host
 from svdiff_delta.energy import Energy, OutputEnergy, total_output
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.delta import Delta

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseError, MissingExtraError
 from svdiff_delta.format.parameter import Parameter
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from svdiff_delta.base import Base
-from svdiff_delta.component import Component
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.component import Component
+from svdiff_delta.base_model.layout import read_json
 from svdiff_delta.errors import BaseError
-from svdiff_delta.layout import read_json
 
 UNET: Final = "UNet2DConditionModel"
 FOREIGN: Final = (

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Final
 
-from svdiff_delta.base import Base
-from svdiff_delta.component import aliases
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.component import aliases
 
 from .sgm import SgmNames
 

@@ -13,10 +13,10 @@ from svdiff_delta._util.atomic import replace_folder
 from svdiff_delta._util.limits import CONFIGURATION
 from svdiff_delta._util.paths import below
 from svdiff_delta._util.reading import read_bytes
+from svdiff_delta.base_model.kinds import base_kinds
 from svdiff_delta.errors import BaseError, InputError, TensorError
 from svdiff_delta.format.foreign import method_of
 from svdiff_delta.format.parameter import Kind, Parameter
-from svdiff_delta.kinds import base_kinds
 
 from .adapter import BIAS, NO_MAGNITUDE, NO_MODULE, Adapter, unexplained, width
 from .copies import check_copy, same_as_base

@@ -12,11 +12,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from svdiff_delta.base import Base
-from svdiff_delta.component import Component
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.component import Component
+from svdiff_delta.base_model.kinds import base_kinds
 from svdiff_delta.errors import BaseMismatchError, InputError
 from svdiff_delta.format.parameter import Kind
-from svdiff_delta.kinds import base_kinds
 from svdiff_delta.prepare import Prepared
 
 from .dialect import Changes, Job

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from svdiff_delta._util.reading import regular_file
+from svdiff_delta.base_model.mapped_tensor import FOREIGN_DTYPES, TORCH_DTYPES
 from svdiff_delta.errors import DeltaError, HeaderError, InputError, TensorError
 from svdiff_delta.format.container import Header, read_header, read_prefix
-from svdiff_delta.tensors import FOREIGN_DTYPES, TORCH_DTYPES
 
 Shape = tuple[int, ...]
 

@@ -9,13 +9,13 @@ from typing import Final
 import torch
 
 from svdiff_delta._text.printable import counted
-from svdiff_delta.base import Base, open_base
-from svdiff_delta.component import Component, aliases
-from svdiff_delta.components import paired
-from svdiff_delta.coverage import misnamed
+from svdiff_delta.base_model.base import Base, open_base
+from svdiff_delta.base_model.component import Component, aliases
+from svdiff_delta.base_model.coverage import misnamed
+from svdiff_delta.base_model.kinds import base_kinds
+from svdiff_delta.base_model.matching import paired
 from svdiff_delta.errors import BaseError, InputError
 from svdiff_delta.format.container import Entry
-from svdiff_delta.kinds import base_kinds
 
 from .dialect import Changes, Job, Meter
 from .said import foreign_facts, name_source

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from svdiff_delta.base_model.layout import PICKLE_SUFFIXES
 from svdiff_delta.errors import InputError, TensorError
-from svdiff_delta.layout import PICKLE_SUFFIXES
 
 from .tensors import Ref, Shape, TensorFile, open_tensors
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from svdiff_delta._util.reading import regular_file, system_errors
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.conversion import Conversion, check_arguments
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.delta import Delta

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from svdiff_delta.devices import on_host
+from svdiff_delta.base_model.devices import on_host
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from svdiff_delta.devices import on_host
+from svdiff_delta.base_model.devices import on_host
+from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError
 from svdiff_delta.format.delta import project
-from svdiff_delta.kinds import weight_of
 
 from .calls import Call, forward_with
 from .fused import FusedSite

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from svdiff_delta.kinds import weight_of
+from svdiff_delta.base_model.kinds import weight_of
 
 DROPPED: Final = "svdiff_dropped"
 """The attribute of a layer that says that its weight is not in memory."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError
-from svdiff_delta.kinds import weight_of
 
 if TYPE_CHECKING:
     from .layers import Shift

@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from svdiff_delta.component import SLOTS, aliases
+from svdiff_delta.base_model.component import SLOTS, aliases
 from svdiff_delta.errors import AttachError
 
 

@@ -8,8 +8,8 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
+from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError
-from svdiff_delta.kinds import weight_of
 
 from .claim import claim_of
 from .live_weight import SLOT

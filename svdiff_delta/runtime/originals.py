@@ -12,12 +12,12 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from svdiff_delta.base import Base, open_base
-from svdiff_delta.component import Component
+from svdiff_delta.base_model.base import Base, open_base
+from svdiff_delta.base_model.component import Component
+from svdiff_delta.base_model.kinds import weight_of
+from svdiff_delta.base_model.layout import variants
 from svdiff_delta.errors import AttachError, BaseError
 from svdiff_delta.hub_client.reference import SCHEME, find_cached, parse_reference
-from svdiff_delta.kinds import weight_of
-from svdiff_delta.layout import variants
 
 from .models import layer
 

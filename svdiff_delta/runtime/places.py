@@ -8,7 +8,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.kinds import kind_of, weight_of
 from svdiff_delta.basis import READER_TOLERANCE, Basis, Runs, find_runs, matricize
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.combine import combine_parameters, unite
@@ -17,7 +18,6 @@ from svdiff_delta.fitting import check_base, fit_all
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.identity import round_weight
-from svdiff_delta.kinds import kind_of, weight_of
 from svdiff_delta.prepare import Prepared, fit, prepare
 
 from .claim import claim_of

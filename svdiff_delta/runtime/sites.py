@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from svdiff_delta.base_model.kinds import has_own_forward, weight_of
 from svdiff_delta.errors import AttachError
-from svdiff_delta.kinds import has_own_forward, weight_of
 
 from .dropped import Dropped
 from .forwards import find_forward, own_forward

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from svdiff_delta._util.file_state import RACY, State, state
-from svdiff_delta.base import Base
-from svdiff_delta.component import read_file_header
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.component import read_file_header
+from svdiff_delta.base_model.mapped_tensor import map_tensor
 from svdiff_delta.errors import AttachError, DeltaError
 from svdiff_delta.format.container import Entry
-from svdiff_delta.tensors import map_tensor
 
 SMALL: Final = 1 << 16
 """Bytes of a tensor up to which all of them are hashed."""

@@ -15,7 +15,7 @@ from svdiff_delta._text.printable import shown
 from svdiff_delta._util.json import canonical_json
 from svdiff_delta._util.typed import build, keys_of
 from svdiff_delta._util.typed import given as given_fields
-from svdiff_delta.base import Base, open_base
+from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.dtypes import STORED_DTYPES, StoredDtype, is_stored_dtype
 from svdiff_delta.hub_client.download import fetch_delta

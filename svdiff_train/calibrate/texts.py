@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.calibration import Calibration, Moments, Probe
 from svdiff_delta.errors import BaseError, InputError, MissingExtraError, is_out_of_memory
 from svdiff_delta.runtime import measure

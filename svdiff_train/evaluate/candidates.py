@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import attach
 from svdiff_train.pipelines import load_pipeline

@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 import torch
 from torch import Tensor
 
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import InputError
 
 from .model import find_folder, load_model, load_part, short_name

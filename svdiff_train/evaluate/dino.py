@@ -8,7 +8,7 @@ from typing import Final, Self
 import torch
 from torch import Tensor
 
-from svdiff_delta.layout import read_json
+from svdiff_delta.base_model.layout import read_json
 
 from .model import find_folder, load_model, load_part, short_name
 from .vision import Vision

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from svdiff_delta.devices import find_device
+from svdiff_delta.base_model.devices import find_device
+from svdiff_delta.base_model.layout import PICKLE_SUFFIXES
 from svdiff_delta.errors import InputError
-from svdiff_delta.layout import PICKLE_SUFFIXES
 from svdiff_train.data import to_tensor
 
 from .vision import Vectors

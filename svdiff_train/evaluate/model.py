@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from svdiff_delta.devices import find_device
+from svdiff_delta.base_model.devices import find_device
+from svdiff_delta.base_model.hub_model import find_model
+from svdiff_delta.base_model.layout import read_json, weight_files
 from svdiff_delta.errors import BaseError, DeltaError, InputError, MissingExtraError
 from svdiff_delta.hub_client.reference import Reference, exists, locate
-from svdiff_delta.layout import read_json, weight_files
-from svdiff_delta.origin import find_model
 
 
 def find_folder(reference: str | PathLike[str], what: str, types: Collection[str]) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from svdiff_delta._util.atomic import MARKER, replace_folder
 from svdiff_delta._util.json import JSON
 from svdiff_delta._util.paths import check_links
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseError
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from svdiff_delta.choice import choose_kinds
+from svdiff_delta.base_model.weight_selection import choose_kinds
 from svdiff_delta.errors import TrainError
 from svdiff_train.families import Family
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from svdiff_delta._util.atomic import replace_folder
 from svdiff_delta._util.json import JSON
-from svdiff_delta.choice import choose_kinds
+from svdiff_delta.base_model.weight_selection import choose_kinds
 from svdiff_delta.errors import MissingExtraError, TrainError
 from svdiff_train.families import Family
 

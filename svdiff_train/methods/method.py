@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from svdiff_delta._util.json import JSON
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.prepare import Progress
 from svdiff_train.config import TrainConfig

@@ -19,7 +19,7 @@ from PIL import Image
 
 from svdiff_delta._util.atomic import replace_file
 from svdiff_delta._util.json import canonical_json
-from svdiff_delta.base import open_base
+from svdiff_delta.base_model.base import open_base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import load

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from svdiff_delta.base import Base
+    from svdiff_delta.base_model.base import Base
 
 NAME = "tiny"
 
@@ -23,6 +23,6 @@ def pictures_path(subject: str) -> Path:
 
 def open_tiny() -> Base:
     """Open the embedded base; delta files made from it name it `tiny`."""
-    from svdiff_delta.base import open_base
+    from svdiff_delta.base_model.base import open_base
 
     return open_base(base_path(), repository=NAME)

@@ -11,12 +11,12 @@ from support.models import named
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from svdiff_delta.base_model.kinds import kind_of
 from svdiff_delta.basis import matricize
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.calibration import Probe, bytes_of, calibrate_change, factors_of
 from svdiff_delta.energy import Energy, OutputEnergy
 from svdiff_delta.errors import InputError
-from svdiff_delta.kinds import kind_of
 from svdiff_delta.prepare import Prepared, prepare
 from svdiff_delta.projection import project_change
 from svdiff_delta.runtime import measure

@@ -12,10 +12,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from svdiff_delta.base import Base, open_base
-from svdiff_delta.choice import choose_kinds
+from svdiff_delta.base_model.base import Base, open_base
+from svdiff_delta.base_model.kinds import base_kinds
+from svdiff_delta.base_model.weight_selection import choose_kinds
 from svdiff_delta.errors import BaseError, SelectionError
-from svdiff_delta.kinds import base_kinds
 from svdiff_train.tiny import open_tiny
 
 QUERY = "model.model.layers.0.self_attn.q_proj"

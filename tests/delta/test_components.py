@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from svdiff_delta.base import Base, Component, open_base
-from svdiff_delta.components import named_like, paired
+from svdiff_delta.base_model.base import Base, Component, open_base
+from svdiff_delta.base_model.matching import named_like, paired
 from svdiff_delta.errors import BaseError
 
 

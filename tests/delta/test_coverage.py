@@ -16,11 +16,11 @@ from support.commands import svdiff
 from torch import nn
 
 from svdiff_delta import convert, zero_delta
-from svdiff_delta.base import Base, open_base
-from svdiff_delta.choice import choose_kinds
-from svdiff_delta.coverage import count_values, lost_weights, remarks
+from svdiff_delta.base_model.base import Base, open_base
+from svdiff_delta.base_model.coverage import count_values, lost_weights, remarks
+from svdiff_delta.base_model.kinds import shiftable
+from svdiff_delta.base_model.weight_selection import choose_kinds
 from svdiff_delta.errors import BaseError, InputError, SelectionError
-from svdiff_delta.kinds import shiftable
 from svdiff_train.tiny import open_tiny
 
 TEXT = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.commands import python
 
-from svdiff_delta.devices import find_device
+from svdiff_delta.base_model.devices import find_device
 from svdiff_delta.errors import InputError
 
 FAKE = """

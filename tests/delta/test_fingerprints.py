@@ -23,7 +23,7 @@ from support.weights import normal
 
 from svdiff_delta import fingerprints
 from svdiff_delta._util import file_state
-from svdiff_delta.base import Base, open_base
+from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import BaseError, BaseMismatchError
 from svdiff_delta.fingerprints import Known, flush, recall

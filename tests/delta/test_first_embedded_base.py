@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.commands import svdiff
 
-from svdiff_delta.base import open_base
+from svdiff_delta.base_model.base import open_base
 from svdiff_delta.errors import BaseMismatchError
 from svdiff_delta.fitting import check_base
 from svdiff_delta.format.delta import Delta

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save, save_file
 from support.hub import fill_cache, folder_files
 from support.models import base_delta
 
-from svdiff_delta.base import Base, open_base
+from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.errors import BaseError, BaseMismatchError
 from svdiff_delta.fitting import check_base, find_fitting
 from svdiff_delta.format.delta import Delta

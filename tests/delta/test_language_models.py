@@ -11,7 +11,7 @@ from support.models import base_delta
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
 from svdiff_delta import Delta, attach, bake, open_base
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 IDS = torch.tensor([[1, 504, 2365, 282, 4649, 314, 7042, 30, 198, 198, 504, 1900]])

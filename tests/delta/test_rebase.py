@@ -16,7 +16,7 @@ from support.weights import hadamard, normal, with_spectrum
 from torch import Tensor
 
 from svdiff_delta import Delta, load, open_base, rebase, save, scale
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseError, BaseMismatchError, InputError
 from svdiff_delta.format.file import dumps, identify
 from svdiff_delta.replay import replay

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import save
 from support.hub import Hub, fill_cache, folder_files
 
-from svdiff_delta.base import open_base
+from svdiff_delta.base_model.base import open_base
 from svdiff_delta.errors import BaseError
 from svdiff_delta.hub_client.reference import Reference, cached_revisions, find_cached, parse_reference
 from svdiff_train.tiny import base_path

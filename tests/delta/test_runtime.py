@@ -16,10 +16,10 @@ from support.models import live_zero, named, random_delta
 from support.weights import hadamard, normal
 from torch import Tensor, nn
 
-from svdiff_delta.base import open_base
+from svdiff_delta.base_model.base import open_base
+from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError, BaseMismatchError, InputError
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.kinds import weight_of
 from svdiff_delta.ops import scale
 from svdiff_delta.runtime import attach, handle_of
 

@@ -6,8 +6,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from support.sd15 import LAYOUT
 
+from svdiff_delta.base_model.kinds import shiftable
 from svdiff_delta.format.parameter import Kind, Parameter
-from svdiff_delta.kinds import shiftable
 
 SD15 = {
     "block_out_channels": (320, 640, 1280, 1280),

@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 from support.bytes import container, entry
 
+from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES, map_tensor
 from svdiff_delta.format.container import ITEM_SIZE, read_header
-from svdiff_delta.tensors import TORCH_DTYPES, map_tensor
 
 
 def read_all(path: Path) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from support.models import base_delta
 
 from svdiff_delta import Delta, attach
 from svdiff_delta.bake import bake
-from svdiff_delta.base import open_base
+from svdiff_delta.base_model.base import open_base
 from svdiff_delta.errors import AttachError
 
 EMBEDDINGS, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"

@@ -30,7 +30,7 @@ from support.broken import (
 )
 from support.measured import Files, Target
 
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.basis import compute_basis
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.card_head import parse_card

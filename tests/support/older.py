@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import WhisperConfig, WhisperModel
 
-from svdiff_delta.base import Base, open_base
+from svdiff_delta.base_model.base import Base, open_base
 
 Array = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from support.commands import svdiff
 
 from svdiff_delta import load
-from svdiff_delta.base import Base, open_base
+from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.errors import BaseError
 from svdiff_train.advice import CARD, Advice, advice_of, rate_lines, settle
 from svdiff_train.config import RATE_1D, RATES, TrainConfig

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from svdiff_delta import load, save
-from svdiff_delta.base import open_base
+from svdiff_delta.base_model.base import open_base
 from svdiff_delta.errors import InputError, TrainError
 from svdiff_train.config import TrainConfig
 from svdiff_train.loop import Keeping, train

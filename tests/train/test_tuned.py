@@ -16,7 +16,7 @@ from support.tuned import FILE, KEYS, tuned_base, unet_weights
 from torch import Tensor
 
 from svdiff_delta import convert, save
-from svdiff_delta.base import open_base
+from svdiff_delta.base_model.base import open_base
 from svdiff_delta.errors import AttachError, BaseError, InputError
 from svdiff_train.pipelines import load_pipeline
 from svdiff_train.stage import Stage, part_facts

@@ -6,7 +6,7 @@ import pytest
 from support.models import MINILM, base_delta
 
 from svdiff_delta import Delta, open_base
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 
 
 @pytest.fixture(scope="module")

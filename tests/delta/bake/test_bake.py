@@ -18,7 +18,7 @@ from support.weights import relative
 from transformers import AutoModel
 
 from svdiff_delta import Delta, add, bake, load, open_base, save, scale, select, zero_delta
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseMismatchError, TensorError
 from svdiff_delta.format.dtypes import Dtype
 from svdiff_train.tiny import base_path, open_tiny

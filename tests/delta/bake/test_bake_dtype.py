@@ -17,7 +17,7 @@ from support.models import base_delta
 from transformers import AutoModel, CLIPTextModel
 
 from svdiff_delta import bake, open_base, save
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.format.delta import Delta
 from svdiff_train.tiny import base_path, open_tiny
 

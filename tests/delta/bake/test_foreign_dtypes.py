@@ -13,7 +13,7 @@ from support.checkpoints import WEIGHTS, bert
 from support.models import base_delta
 
 from svdiff_delta import bake, build_basis, open_base
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseError, HeaderError
 from svdiff_delta.format.container import FOREIGN_BITS, read_header
 

@@ -11,7 +11,7 @@ from support.models import base_delta
 from support.weights import with_spectrum
 
 from svdiff_delta import Delta, select
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_train.tiny import open_tiny
 
 

@@ -15,7 +15,7 @@ from support.weights import normal, relative
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from svdiff_delta import convert, open_base, select
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.convert.names import Names
 from svdiff_delta.convert.sgm import SgmNames
 from svdiff_delta.errors import InputError

@@ -15,7 +15,7 @@ from support.pipelines import small_flux, small_sd3
 from support.web import automatic1111_version, unknown_to_comfyui
 
 from svdiff_delta import Delta, convert, open_base
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.convert.family import Family, find_family
 from svdiff_delta.errors import InputError
 

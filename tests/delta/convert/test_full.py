@@ -19,7 +19,7 @@ from support.models import MINILM, base_delta
 from support.weights import hadamard, normal, relative, with_spectrum
 
 from svdiff_delta import Delta, bake, convert, load, open_base, save, scale
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.build import cost
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import (

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from svdiff_delta import Delta, convert, open_base, select
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.convert.factors import Factors, split
 from svdiff_delta.convert.ranking import Ranking
 from svdiff_delta.energy import Energy

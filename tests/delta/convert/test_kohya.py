@@ -11,7 +11,7 @@ from support.readers import CONTEXT, CONV, GROWN, KEY, TEXT, TEXT_WIDE, WIDE, ch
 from support.weights import normal, relative
 from torch import Tensor
 
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 
 
 @pytest.mark.parametrize(("alpha", "scale"), [(4.0, 1.0), (1.0, 0.25), (-2.0, -0.5), (None, 1.0), (0.0, 1.0)])

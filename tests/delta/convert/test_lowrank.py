@@ -17,7 +17,7 @@ from support.files import listing
 
 from svdiff_delta import Delta, convert, select
 from svdiff_delta import cache as cache_module
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import InputError
 

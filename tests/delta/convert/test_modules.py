@@ -13,7 +13,7 @@ from support.readers import WIDE, Q, factors, only
 from support.weights import normal, relative
 from torch import Tensor
 
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import TensorError
 
 from .test_families import small_flux

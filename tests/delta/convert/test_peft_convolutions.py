@@ -11,7 +11,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from support.weights import normal
 from torch import nn
 
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.convert.convolutions import Convolutions
 
 

@@ -15,7 +15,7 @@ from support.weights import normal, relative
 from transformers import AutoModel
 
 from svdiff_delta import convert
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.convert.peft_fields import CHANGING, MEANINGLESS, PLAIN, REFUSED, UNDERSTOOD, check_fields
 from svdiff_delta.errors import BaseMismatchError, InputError
 

@@ -16,7 +16,7 @@ from support.weights import normal, relative
 from torch import Tensor
 
 from svdiff_delta import convert
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.convert import DIALECTS
 from svdiff_delta.convert.dialect import Job

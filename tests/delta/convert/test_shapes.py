@@ -13,7 +13,7 @@ from support.adapters import save_tensors
 from support.checkpoints import bert
 from support.laws import law
 
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.convert import DIALECTS
 from svdiff_delta.convert.dialect import Job

@@ -11,7 +11,7 @@ from support.older import saved, svdiff_pytorch, whisper
 from torch import nn
 
 from svdiff_delta import convert
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.convert.svdiff_author import make_shift
 from svdiff_delta.errors import InputError

@@ -15,7 +15,7 @@ from support.older import saved, shifts_for, svdiff_pytorch, whisper
 from transformers import GPT2Config, GPT2Model
 
 from svdiff_delta import Delta, convert, open_base
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import BaseMismatchError, HeaderError, InputError, TensorError
 from svdiff_delta.prepare import fit

@@ -11,7 +11,7 @@ from support.older import saved, transformer2
 from transformers import LlamaConfig, LlamaModel
 
 from svdiff_delta import convert, open_base
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import InputError
 from svdiff_delta.prepare import fit

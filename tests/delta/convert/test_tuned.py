@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2Model
 
 from svdiff_delta import bake, convert, open_base, save
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseError, InputError
 from svdiff_train.tiny import base_path, open_tiny
 

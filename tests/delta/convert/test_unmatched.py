@@ -15,7 +15,7 @@ from support.models import base_delta
 from support.weights import normal
 
 from svdiff_delta import convert
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseMismatchError, HeaderError, InputError, MetadataError, TensorError
 from svdiff_train.tiny import open_tiny
 

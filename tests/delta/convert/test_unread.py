@@ -12,7 +12,7 @@ from support.readers import WIDE, Q, factors
 from support.weights import normal
 
 from svdiff_delta import convert, open_base
-from svdiff_delta.base import Base
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseMismatchError, DeltaError, HeaderError
 from svdiff_delta.format.foreign import adapter_in, beginning, method_of, module_of
 

@@ -16,7 +16,8 @@ from support.models import MINILM, live_zero, named, random_delta
 from support.weights import normal
 from torch import nn
 
-from svdiff_delta import bake, devices, open_base, zero_delta
+from svdiff_delta import bake, open_base, zero_delta
+from svdiff_delta.base_model import devices
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import AttachError
 from svdiff_delta.runtime import attach

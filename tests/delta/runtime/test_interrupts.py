@@ -18,7 +18,7 @@ from support.models import live_zero, named, random_delta
 from support.weights import normal
 from torch import Tensor, nn
 
-from svdiff_delta.base import Base, open_base
+from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.errors import AttachError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import Handle, attach, handle_of

@@ -16,7 +16,7 @@ from support.weights import normal
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from svdiff_delta.base import open_base
+from svdiff_delta.base_model.base import open_base
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.ops import scale
 from svdiff_delta.runtime import attach

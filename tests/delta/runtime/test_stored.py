@@ -17,7 +17,7 @@ from support.weights import normal
 from torch import Tensor, nn
 
 from svdiff_delta._util.file_state import RACY
-from svdiff_delta.base import open_base
+from svdiff_delta.base_model.base import open_base
 from svdiff_delta.errors import AttachError, BaseError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import Handle, attach

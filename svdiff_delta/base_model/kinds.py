@@ -8,8 +8,9 @@ from typing import Final, cast
 import torch
 from torch import nn
 
+from svdiff_delta.format.parameter import Kind
+
 from .base import Base
-from .format.parameter import Kind
 
 SPECTRAL: Final[Mapping[type[nn.Module], int]] = {
     nn.Linear: 0,

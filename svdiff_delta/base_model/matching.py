@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
+from svdiff_delta.errors import BaseError
+
 from .base import Base
 from .component import Component, aliases
-from .errors import BaseError
 
 UNNAMED: Final = "model"
 """What a file is called that says nothing of its class."""

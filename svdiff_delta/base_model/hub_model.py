@@ -6,10 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from svdiff_delta.errors import BaseError, HubError
+from svdiff_delta.hub_client.errors import not_here
+from svdiff_delta.hub_client.reference import Reference, Snapshot, describe, fetch_files, find_cached, is_commit
+
 from .component import model_folders
-from .errors import BaseError, HubError
-from .hub_client.errors import not_here
-from .hub_client.reference import Reference, Snapshot, describe, fetch_files, find_cached, is_commit
 from .layout import PICKLE_SUFFIXES, check_variant, weight_files, weight_names
 
 

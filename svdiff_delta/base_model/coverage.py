@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Final
 
+from svdiff_delta.errors import BaseError
+from svdiff_delta.format.container import Entry
+
 from .base import Base
 from .component import Component, aliases
-from .errors import BaseError
-from .format.container import Entry
 from .kinds import shiftable
-from .schemes import SHIFTABLE, quantized
+from .quantized import SHIFTABLE, quantized
 
 SHOWN: Final = 3
 """How many names a line shows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .errors import BaseError
+from svdiff_delta.errors import BaseError
 
 SHIFTABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})
 """Dtypes of weights that have singular values of their own (spec, section 6.1)."""

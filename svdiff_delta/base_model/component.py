@@ -13,12 +13,13 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from ._util.reading import regular_file
-from .errors import BaseError, DeltaError
-from .format.container import Entry, Header, read_header, read_prefix
+from svdiff_delta._util.reading import regular_file
+from svdiff_delta.errors import BaseError, DeltaError
+from svdiff_delta.format.container import Entry, Header, read_header, read_prefix
+
 from .layout import PICKLE_SUFFIXES, check_variant, file_names, part_folders, read_json, weight_files
+from .mapped_tensor import TORCH_DTYPES, map_bytes, map_tensor
 from .skeleton import build_skeleton, tied_groups
-from .tensors import TORCH_DTYPES, map_bytes, map_tensor
 
 SLOTS: Final[Mapping[str, str]] = {
     "UNet2DConditionModel": "unet",

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from svdiff_delta.errors import BaseError, SelectionError
+from svdiff_delta.format.parameter import Kind
+from svdiff_delta.selectors.match import match
+
 from .base import Base
 from .component import Component
 from .coverage import lost_error, lost_weights
-from .errors import BaseError, SelectionError
-from .format.parameter import Kind
 from .kinds import base_kinds, shiftable
-from .schemes import SHIFTABLE, quantized
-from .selectors.match import match
+from .quantized import SHIFTABLE, quantized
 
 
 def choose_kinds(

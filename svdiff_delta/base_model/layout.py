@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import msgspec
 
-from ._util.json import read_object
-from ._util.limits import CONFIGURATION, INDEX
-from ._util.paths import below
-from ._util.reading import system_errors
-from ._util.typed import build, keys_of
-from .errors import BaseError
+from svdiff_delta._util.json import read_object
+from svdiff_delta._util.limits import CONFIGURATION, INDEX
+from svdiff_delta._util.paths import below
+from svdiff_delta._util.reading import system_errors
+from svdiff_delta._util.typed import build, keys_of
+from svdiff_delta.errors import BaseError
 
 WEIGHT_NAMES: Final = ("diffusion_pytorch_model", "model")
 """Stems of weight files in diffusers' and transformers' layout."""

@@ -12,9 +12,10 @@ from typing import Any, Final, cast
 import torch
 from torch import nn
 
-from ._text.printable import shown
-from ._util.limits import LAYERS, MODULES
-from .errors import BaseError, MissingExtraError
+from svdiff_delta._text.printable import shown
+from svdiff_delta._util.limits import LAYERS, MODULES
+from svdiff_delta.errors import BaseError, MissingExtraError
+
 from .layout import read_json
 
 LEVELS: Final = 8

@@ -9,7 +9,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import torch
 
-from .errors import InputError
+from svdiff_delta.errors import InputError
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -11,18 +11,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ._util.file_state import state
-from ._util.reading import system_errors
+from svdiff_delta._util.file_state import state
+from svdiff_delta._util.reading import system_errors
+from svdiff_delta.errors import BaseError, HubError, InputError, TensorError
+from svdiff_delta.format.container import Entry
+from svdiff_delta.format.metadata import BaseInfo
+from svdiff_delta.hub_client.names import REPOSITORY, REVISION, is_repository, is_revision
+from svdiff_delta.hub_client.reference import Reference, locate
+from svdiff_delta.selectors.addresses import find_layout
+
 from .component import Component, absent_models, open_file, open_model, open_pipeline
-from .errors import BaseError, HubError, InputError, TensorError
-from .format.container import Entry
-from .format.metadata import BaseInfo
-from .hub_client.names import REPOSITORY, REVISION, is_repository, is_revision
-from .hub_client.reference import Reference, locate
-from .origin import find_model
-from .schemes import refuse
-from .selectors.addresses import find_layout
-from .tensors import map_bytes, map_tensor
+from .hub_model import find_model
+from .mapped_tensor import map_bytes, map_tensor
+from .quantized import refuse
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import TensorError
-from .format.container import Entry
+from svdiff_delta.errors import TensorError
+from svdiff_delta.format.container import Entry
 
 TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
     "BOOL": torch.bool,
