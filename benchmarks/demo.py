@@ -41,7 +41,7 @@ from PIL import Image
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import load, save
-from svdiff_delta.ops import add
+from svdiff_delta.ops.arithmetic import add
 from svdiff_train.config import TrainConfig
 from svdiff_train.demo import settings
 from svdiff_train.demo_page import SAMPLING, SEEDS, SHARE, SUBJECTS, Subject, both_prompt

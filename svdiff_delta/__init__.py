@@ -28,46 +28,46 @@ if TYPE_CHECKING:
     from .format.file import save as save
     from .hub import pull as pull
     from .hub import push as push
-    from .merge import merge as merge
-    from .ops import add as add
-    from .ops import interpolate as interpolate
-    from .ops import scale as scale
-    from .ops import style_mix as style_mix
-    from .quantize import quantize as quantize
+    from .ops.arithmetic import add as add
+    from .ops.arithmetic import interpolate as interpolate
+    from .ops.arithmetic import scale as scale
+    from .ops.arithmetic import style_mix as style_mix
+    from .ops.merge import merge as merge
+    from .ops.quantize import quantize as quantize
+    from .ops.select import select as select
+    from .ops.truncate import truncate as truncate
     from .rebase import rebase as rebase
     from .runtime import Handle as Handle
     from .runtime import attach as attach
     from .runtime import handle_of as handle_of
-    from .select import select as select
-    from .truncate import truncate as truncate
 
 _HOME: Final = {
     "Baked": "bake",
-    "Base": "base",
+    "Base": "base_model.base",
     "Basis": "basis",
     "Conversion": "conversion",
-    "Delta": "delta",
+    "Delta": "format.delta",
     "DeltaError": "errors",
     "Handle": "runtime",
-    "add": "ops",
+    "add": "ops.arithmetic",
     "attach": "runtime",
     "bake": "bake",
     "build_basis": "build",
     "convert": "convert",
     "handle_of": "runtime",
-    "interpolate": "ops",
-    "load": "file",
-    "merge": "merge",
-    "open_base": "base",
+    "interpolate": "ops.arithmetic",
+    "load": "format.file",
+    "merge": "ops.merge",
+    "open_base": "base_model.base",
     "pull": "hub",
     "push": "hub",
-    "quantize": "quantize",
+    "quantize": "ops.quantize",
     "rebase": "rebase",
-    "save": "file",
-    "scale": "ops",
-    "select": "select",
-    "style_mix": "ops",
-    "truncate": "truncate",
+    "save": "format.file",
+    "scale": "ops.arithmetic",
+    "select": "ops.select",
+    "style_mix": "ops.arithmetic",
+    "truncate": "ops.truncate",
     "zero_delta": "build",
 }
 

@@ -27,9 +27,9 @@ from .format.container import ITEM_SIZE, header_bytes
 from .format.delta import Delta
 from .format.dtypes import Dtype
 from .identity import TORCH_DTYPE
+from .ops.totals import weighted_total
 from .plan import FLOATING, TORCH_NAMES, Item, Plan, Unchanged, layout_of, plan_bake
 from .prepare import Progress, fit
-from .totals import weighted_total
 
 
 class Loss(NamedTuple):

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from ._text.markup import cell, code, inert, link, prose
 from .card_head import ParsedCard, parse_card, write_card
-from .drawing import draw
 from .hub_client.download import WEIGHTS
 from .hub_client.names import EMBEDDED, is_repository
 from .licence import Licence
+from .ops.lineage_tree import draw
 from .publication import Publication
 from .usage import paints, python_usage, shell_usage
 

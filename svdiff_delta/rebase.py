@@ -15,7 +15,6 @@ from .base_model.devices import on_host
 from .base_model.matching import named_like
 from .build import prepare_all
 from .cache import BasisCache
-from .combine import combine_metadata
 from .conversion import Conversion, check_arguments, check_captured, check_left_out, recorded_share
 from .energy import Energy
 from .errors import BaseError, InputError
@@ -26,6 +25,7 @@ from .format.lineage import Record
 from .format.metadata import Metadata
 from .format.modelspec import known_modelspec
 from .format.parameter import Parameter
+from .ops.combine import combine_metadata
 from .prepare import Progress, fit, prepare
 from .projection import is_same_weight, project_change, squared_norm
 

@@ -14,14 +14,14 @@ from typing import Any, Final, Literal, cast
 import numpy as np
 from PIL import Image
 
-from svdiff_delta import ops
 from svdiff_delta.bake import bake
 from svdiff_delta.base_model.base import open_base
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.convert import convert
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import load, save
-from svdiff_delta.select import select
+from svdiff_delta.ops import arithmetic
+from svdiff_delta.ops.select import select
 
 from .config import TrainConfig
 from .demo_page import INTRO, PROMPTS, SAMPLING, SEEDS, SHARE, SUBJECTS, TITLE, Painter, Subject, sections
@@ -146,12 +146,12 @@ class _Demo:
         a, b = (cast("Delta", self.parts[name]) for name in (first, second))
         weighed = [f"{_file(name)}:{SHARE:g}" for name in (first, second)]
         with self._step("both", self.command("add", *weighed, "-o", _file("both"))):
-            self._keep("both", ops.add(a, b, weights=(SHARE, SHARE)))
+            self._keep("both", arithmetic.add(a, b, weights=(SHARE, SHARE)))
         for alpha in ALPHAS:
             name = f"mix-{alpha}"
             words = ("interpolate", _file(first), _file(second), "--alpha", alpha, "-o", _file(name))
             with self._step(name, self.command(*words)):
-                self._keep(name, ops.interpolate(a, b, alpha))
+                self._keep(name, arithmetic.interpolate(a, b, alpha))
         with self._step("slice", self.command("slice", _file(first), PART, "-o", _file("slice"))):
             self._keep("slice", select(a, PART))
 

@@ -16,7 +16,7 @@ from .writing import Writing, writes_delta
 if TYPE_CHECKING:
     from svdiff_delta import Delta
     from svdiff_delta.format.dtypes import StoredDtype
-    from svdiff_delta.weights import Weight
+    from svdiff_delta.ops.weights import Weight
 
 
 @click.command(cls=options.LightCommand)
@@ -48,13 +48,13 @@ def add(
     \b
         svdiff add shape.safetensors:0 look.safetensors:1 --where '(16,down,1)-(8,down,0)=1,0' -o mixed.safetensors
     """
-    from svdiff_delta import ops
+    from svdiff_delta.ops import arithmetic
 
     pairs = [split_weight(reference) for reference in deltas]
     weights = _weights([weight for _, weight in pairs], places)
     sizes: list[int] = []
     opened = _opened([path for path, _ in pairs], weights, sizes)
-    result = ops.add_all(opened, dtype=_dtype(dtype), sample_size=sample_size)
+    result = arithmetic.add_all(opened, dtype=_dtype(dtype), sample_size=sample_size)
     _report_gaps(deltas, sizes, len(result), quiet=writing.silent)
     writing.finish(result)
 
@@ -71,7 +71,7 @@ def _opened(paths: Sequence[str], weights: Sequence[Weight], sizes: list[int]) -
 
 def _weights(defaults: Sequence[float], places: Sequence[str]) -> list[Weight]:
     """Return a weight per delta from the numbers behind their names and the --where options."""
-    from svdiff_delta.weights import Weight
+    from svdiff_delta.ops.weights import Weight
 
     where: list[dict[str, float]] = [{} for _ in defaults]
     for place in places:
@@ -104,12 +104,12 @@ def interpolate(a: str, b: str, alpha: float, dtype: str | None, writing: Writin
     \b
         svdiff interpolate dog.safetensors cat.safetensors --alpha 0.25 -o between.safetensors
     """
-    from svdiff_delta import ops
+    from svdiff_delta.ops import arithmetic
 
     (first, second), weights = open_deltas([a, b])
     if weights != [1.0, 1.0]:
         raise InputError("interpolate takes no weights", fix="use --alpha, or `svdiff add` with weights")
-    result = ops.interpolate(first, second, alpha, dtype=_dtype(dtype))
+    result = arithmetic.interpolate(first, second, alpha, dtype=_dtype(dtype))
     _report_gaps([a, b], [len(first), len(second)], len(result), quiet=writing.silent)
     writing.finish(result)
 
@@ -125,9 +125,10 @@ def scale(delta: str, factor: float, dtype: str | None, writing: Writing) -> Non
     \b
         svdiff scale dog.safetensors --factor 0.5 -o half.safetensors
     """
-    from svdiff_delta import load, ops
+    from svdiff_delta import load
+    from svdiff_delta.ops import arithmetic
 
-    writing.finish(ops.scale(load(delta), factor, dtype=_dtype(dtype)))
+    writing.finish(arithmetic.scale(load(delta), factor, dtype=_dtype(dtype)))
 
 
 @click.command("slice", cls=options.LightCommand)
@@ -156,7 +157,7 @@ def slice_(delta: str, selectors: tuple[str, ...], sample_size: int | None, writ
         svdiff slice cat.safetensors '!(16,down,1)-(8,down,0)' -o appearance.safetensors
     """
     from svdiff_delta.format.file import load
-    from svdiff_delta.select import select
+    from svdiff_delta.ops.select import select
 
     writing.finish(select(load(delta), *selectors, sample_size=sample_size))
 
@@ -175,7 +176,7 @@ def truncate(delta: str, rank: int | None, energy: float | None, writing: Writin
         svdiff truncate dog.safetensors --rank 16 -o rank16.safetensors
     """
     from svdiff_delta import load
-    from svdiff_delta.truncate import truncate as run
+    from svdiff_delta.ops.truncate import truncate as run
 
     writing.finish(run(load(delta), rank=rank, energy=energy))
 
@@ -205,8 +206,8 @@ def quantize(delta: str, dtype: str, max_error: float, writing: Writing) -> None
         svdiff quantize dog.safetensors -o small.safetensors
     """
     from svdiff_delta import load
-    from svdiff_delta.quantize import quantize as run
-    from svdiff_delta.stats import relative_difference
+    from svdiff_delta.ops.quantize import quantize as run
+    from svdiff_delta.ops.stats import relative_difference
 
     original = load(delta)
     result = run(original, cast("StoredDtype", dtype.upper()), max_error=max_error)

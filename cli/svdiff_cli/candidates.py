@@ -52,7 +52,7 @@ def _subjects(
     base: Base, deltas: Sequence[Delta], weights: Sequence[float], written: Sequence[str], *, each: bool
 ) -> dict[str, Delta | None]:
     """Return what is put on the base, by label."""
-    from svdiff_delta.ops import add
+    from svdiff_delta.ops.arithmetic import add
 
     if not deltas:
         return {base.repository or base.path.resolve().name: None}

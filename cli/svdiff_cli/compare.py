@@ -20,7 +20,7 @@ from .references import keep_apart, open_deltas, open_reference, sole_component
 @options.as_json
 def diff(a: str, b: str, layers: bool, as_json: bool) -> None:
     """Say how two deltas differ: what only one of them shifts, and by how much the rest differs."""
-    from svdiff_delta.stats import difference
+    from svdiff_delta.ops.stats import difference
 
     (first, second), _ = open_deltas([a, b])
     found = difference(first, second)
@@ -51,7 +51,7 @@ def correlate(deltas: tuple[str, ...], plot: Path | None, force: bool, as_json: 
 
     This is Fig. 9a of the paper.
     """
-    from svdiff_delta.stats import correlations
+    from svdiff_delta.ops.stats import correlations
 
     opened, _ = open_deltas(deltas)
     matrix = correlations(opened)
@@ -77,7 +77,7 @@ def correlate(deltas: tuple[str, ...], plot: Path | None, force: bool, as_json: 
 @options.as_json
 def interfere(a: str, b: str, base: str | None, as_json: bool) -> None:
     """Say how far two deltas get in each other's way when they are added."""
-    from svdiff_delta.stats import interference
+    from svdiff_delta.ops.stats import interference
 
     (first, second), _ = open_deltas([a, b])
     sigmas = None

@@ -268,7 +268,7 @@ def _output_facts(output: OutputEnergy) -> dict[str, float]:
 def _print_captured(found: Conversion, *, layers: bool) -> None:
     """Print a table of blocks, a line for all of them, on request one for each parameter, and what was left out."""
     from svdiff_delta.energy import total_output
-    from svdiff_delta.stats import in_blocks
+    from svdiff_delta.ops.stats import in_blocks
 
     groups = [*in_blocks(found.layers).items(), ("in all", [*found.layers])]
     width = max(len(block) for block, _ in groups)

@@ -58,9 +58,9 @@ def _print_blocks(blocks: dict[str, dict[str, float]]) -> None:
 @options.as_json
 def lineage(delta: str, as_json: bool) -> None:
     """Draw how a delta was made, as a tree of operations down to trained files."""
-    from svdiff_delta.drawing import draw
     from svdiff_delta.format.file import load
     from svdiff_delta.format.lineage import dump_lineage
+    from svdiff_delta.ops.lineage_tree import draw
 
     metadata = load(delta).metadata
     if as_json:
@@ -114,7 +114,7 @@ def verify(delta: str, base: str | None, folder: Path | None, as_json: bool, qui
 def _replayed(delta: str, folder: Path) -> dict[str, Any]:
     """Return which inputs were found and which made again; raise InputError if the file comes out different."""
     from svdiff_delta.errors import InputError
-    from svdiff_delta.replay import replay
+    from svdiff_delta.ops.replay import replay
 
     outcome = replay(Path(local_file(delta)), folder)
     if not outcome.same:
@@ -140,7 +140,7 @@ def _check_fit(delta: Delta, reference: str, *, quiet: bool) -> None:
 def _facts(delta: Delta, *, layers: bool) -> dict[str, Any]:
     import numpy as np
 
-    from svdiff_delta.stats import by_block
+    from svdiff_delta.ops.stats import by_block
 
     metadata = delta.metadata
     norms = {name: float(np.linalg.norm(delta[name].astype("f8"))) for name in delta}

@@ -44,8 +44,8 @@ def merge(
         svdiff merge --recipe both.yaml -o both.safetensors
     """
     from svdiff_delta.format.dtypes import StoredDtype
-    from svdiff_delta.merge import merge as run
-    from svdiff_delta.merge.recipe import run_recipe
+    from svdiff_delta.ops.merge import merge as run
+    from svdiff_delta.ops.merge.recipe import run_recipe
 
     if recipe is not None:
         if deltas or any(option is not None for option in (method, density, alpha, seed, dtype)):

@@ -32,7 +32,7 @@ def plot(delta: str, output: Path, force: bool) -> None:
     keep_apart(output, delta)
     figure = _figure(9, 4)
     from svdiff_delta.format.file import load
-    from svdiff_delta.stats import by_block, wide
+    from svdiff_delta.ops.stats import by_block, wide
 
     opened = load(delta)
     blocks = by_block(opened)

@@ -10,13 +10,13 @@ from typing import Final
 
 from svdiff_delta._util.json import JSON
 from svdiff_delta._util.reading import regular_file
-from svdiff_delta.combine import combine_metadata
 from svdiff_delta.format.container import Header, read_header, read_prefix
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.lineage import Record, Source
 from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.format.modelspec import portable_modelspec
 from svdiff_delta.format.parameter import Parameter
+from svdiff_delta.ops.combine import combine_metadata
 
 from .dialect import Job
 

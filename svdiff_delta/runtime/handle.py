@@ -17,7 +17,7 @@ from svdiff_delta._util.json import JSON
 from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.parameter import Kind
-from svdiff_delta.ops import add
+from svdiff_delta.ops.arithmetic import add
 
 from .board import Board
 from .changing import exclusive

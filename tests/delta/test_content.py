@@ -19,8 +19,8 @@ from svdiff_delta.errors import DeltaError, InputError
 from svdiff_delta.format import content, file
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import dumps, identify, load, save
-from svdiff_delta.ops import scale
-from svdiff_delta.select import select
+from svdiff_delta.ops.arithmetic import scale
+from svdiff_delta.ops.select import select
 
 
 @pytest.fixture

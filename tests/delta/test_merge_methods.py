@@ -27,7 +27,7 @@ from support.deltas import (
 
 from svdiff_delta import Delta, add, merge
 from svdiff_delta.format.file import dumps
-from svdiff_delta.merge import METHODS
+from svdiff_delta.ops.merge import METHODS
 
 Vector = list[float]
 Reference = Callable[[list[Vector], Sequence[float], str], Vector]

@@ -10,8 +10,8 @@ from support.deltas import NORM, norm_delta, of_another_base, random_delta
 from svdiff_delta import Delta, merge
 from svdiff_delta.errors import BaseMismatchError, InputError, SelectionError, TensorError
 from svdiff_delta.format.file import dumps
-from svdiff_delta.merge import METHODS
-from svdiff_delta.merge.method import Options
+from svdiff_delta.ops.merge import METHODS
+from svdiff_delta.ops.merge.method import Options
 
 A, B = (random_delta(seed) for seed in (1, 2))
 

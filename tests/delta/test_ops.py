@@ -25,14 +25,14 @@ from support.deltas import (
 )
 
 from svdiff_delta import add, interpolate, scale, select
-from svdiff_delta.combine import widen_runs
 from svdiff_delta.errors import BaseMismatchError, InputError, MetadataError, TensorError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import dumps, identify, loads
 from svdiff_delta.format.lineage import Record
 from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.format.parameter import Parameter
-from svdiff_delta.ops import restrict
+from svdiff_delta.ops.arithmetic import restrict
+from svdiff_delta.ops.combine import widen_runs
 
 Values = Mapping[str, NDArray[np.float32]]
 

@@ -21,8 +21,8 @@ from svdiff_delta import add, interpolate, scale, select
 from svdiff_delta.format.delta import Delta, project
 from svdiff_delta.format.file import dumps, loads
 from svdiff_delta.format.parameter import Parameter
-from svdiff_delta.totals import Totals
-from svdiff_delta.weights import Weight
+from svdiff_delta.ops.totals import Totals
+from svdiff_delta.ops.weights import Weight
 
 SHAPES = {
     "unet.a.weight": (6, 9),

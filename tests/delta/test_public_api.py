@@ -106,8 +106,8 @@ def test_a_function_is_not_hidden_by_the_module_of_its_name(name: str) -> None:
 @pytest.mark.parametrize(
     "first",
     [
-        "import svdiff_delta.bake, svdiff_delta.select",
-        "from svdiff_delta.select import match",
+        "import svdiff_delta.bake, svdiff_delta.ops.select",
+        "from svdiff_delta.ops.select import match",
         "from svdiff_delta.convert import convert, energy; from svdiff_delta.bake import Baked; energy.LEAST",
         "import svdiff_cli.main",
     ],

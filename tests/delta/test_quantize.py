@@ -15,8 +15,8 @@ from svdiff_delta import Delta, quantize, scale
 from svdiff_delta.errors import InputError, TensorError
 from svdiff_delta.format.dtypes import BLOCK, STEPS, StoredDtype
 from svdiff_delta.format.file import dumps, loads
-from svdiff_delta.quantize import WIDER
-from svdiff_delta.stats import difference
+from svdiff_delta.ops.quantize import WIDER
+from svdiff_delta.ops.stats import difference
 
 NAME = "unet.w"
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]

@@ -19,7 +19,7 @@ from svdiff_delta import Delta, load, open_base, rebase, save, scale
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseError, BaseMismatchError, InputError
 from svdiff_delta.format.file import dumps, identify
-from svdiff_delta.replay import replay
+from svdiff_delta.ops.replay import replay
 
 SIGMA = torch.linspace(3, 1, 8)
 A, B, NORM = "model.a.weight", "model.b.weight", "model.norm.weight"

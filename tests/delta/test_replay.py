@@ -15,9 +15,9 @@ from svdiff_delta import Delta, add, interpolate, load, merge, quantize, save, s
 from svdiff_delta.errors import DeltaError, InputError
 from svdiff_delta.format.file import dumps, identify
 from svdiff_delta.format.lineage import Lineage, Record, Source
-from svdiff_delta.replay import perform, replay
+from svdiff_delta.ops.replay import perform, replay
+from svdiff_delta.ops.weights import Weight
 from svdiff_delta.selectors.addresses import Layout
-from svdiff_delta.weights import Weight
 
 UNET = replace(METADATA, base=replace(METADATA.base, attentions=Layout((0,), 1, (0,))), training={"steps": 500})
 Pair = tuple[Delta, Delta]

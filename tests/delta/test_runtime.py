@@ -20,7 +20,7 @@ from svdiff_delta.base_model.base import open_base
 from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError, BaseMismatchError, InputError
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.ops import scale
+from svdiff_delta.ops.arithmetic import scale
 from svdiff_delta.runtime import attach, handle_of
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -208,7 +208,7 @@ def test_layers_that_a_swapped_delta_lacks_return_to_zero() -> None:
     model = half_exact(nn.Sequential(named(nn.Linear(6, 6)), named(nn.Linear(6, 6))))
     zero = live_zero(model)
     first = sorted(zero)[0]
-    from svdiff_delta.select import select
+    from svdiff_delta.ops.select import select
 
     delta = random_delta(zero, size=0.3)
     with attach(model, delta) as handle:
@@ -322,7 +322,7 @@ def test_a_weight_that_two_modules_share_is_not_dropped(tmp_path: Path) -> None:
     model = nn.Sequential(first, second).requires_grad_(False)
     second.weight = first.weight
     save_file({"0.weight": first.weight.clone(), "1.weight": first.weight.clone()}, tmp_path / "m.safetensors")
-    from svdiff_delta.select import select
+    from svdiff_delta.ops.select import select
 
     delta = select(random_delta(live_zero(model), size=0.3), "model.0.weight")
     with attach(model, delta, base=open_base(tmp_path / "m.safetensors")):

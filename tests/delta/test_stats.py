@@ -13,7 +13,7 @@ from support.sd15 import LAYOUT, sd15_delta
 
 from svdiff_delta import Delta, add, scale, select
 from svdiff_delta.errors import BaseMismatchError, InputError
-from svdiff_delta.stats import (
+from svdiff_delta.ops.stats import (
     block_of,
     by_block,
     correlations,

@@ -11,7 +11,7 @@ from support.sd15 import sd15_delta
 
 from svdiff_delta import Delta, load, save, select, style_mix
 from svdiff_delta.errors import InputError, SelectionError
-from svdiff_delta.replay import replay
+from svdiff_delta.ops.replay import replay
 from svdiff_delta.selectors.addresses import find_layout
 
 LAYERS = "(16,down,1)-(8,down,0)"

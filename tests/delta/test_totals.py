@@ -22,9 +22,9 @@ from svdiff_delta.errors import BaseMismatchError, SelectionError, TensorError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import dumps, loads
 from svdiff_delta.format.metadata import Metadata
-from svdiff_delta.ops import add_all
-from svdiff_delta.totals import Totals, weighted_total
-from svdiff_delta.weights import Weight
+from svdiff_delta.ops.arithmetic import add_all
+from svdiff_delta.ops.totals import Totals, weighted_total
+from svdiff_delta.ops.weights import Weight
 
 PLAIN = replace(
     METADATA, parameters={name: replace(item, tied=(), null=0) for name, item in sorted(PARAMETERS.items())}

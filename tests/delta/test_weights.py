@@ -11,7 +11,7 @@ from support.sd15 import LAYOUT, sd15_delta
 
 from svdiff_delta import Delta, add, merge
 from svdiff_delta.errors import InputError, SelectionError
-from svdiff_delta.weights import Weight, as_weight
+from svdiff_delta.ops.weights import Weight, as_weight
 
 A, B = random_delta(1), random_delta(2)
 BAD = [float("nan"), float("inf"), float("-inf")]

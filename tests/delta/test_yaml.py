@@ -11,7 +11,7 @@ import pytest
 from svdiff_delta._util.limits import ALIASES, NUMERAL, RECIPE
 from svdiff_delta._util.yaml import parse_yaml, read_yaml
 from svdiff_delta.errors import InputError
-from svdiff_delta.merge.recipe import read_recipe
+from svdiff_delta.ops.merge.recipe import read_recipe
 
 
 def doubling(levels: int, between: str = "[{0}, {0}]") -> str:
@@ -76,7 +76,7 @@ def test_what_is_within_the_limits_is_read() -> None:
 def test_recipes_that_take_in_one_another_twice_are_run_once_each(tmp_path: Path) -> None:
     from support.deltas import random_delta, saved
 
-    from svdiff_delta.merge.recipe import run_recipe
+    from svdiff_delta.ops.merge.recipe import run_recipe
 
     saved(random_delta(1), tmp_path / "d")
     (tmp_path / "0.yaml").write_text("inputs: [{delta: d}]")
@@ -92,7 +92,7 @@ def test_recipes_that_take_in_one_another_twice_are_run_once_each(tmp_path: Path
 
 
 def test_more_recipes_than_anyone_writes_are_refused(tmp_path: Path) -> None:
-    from svdiff_delta.merge.recipe import run_recipe
+    from svdiff_delta.ops.merge.recipe import run_recipe
 
     for number in range(20):
         (tmp_path / f"{number}.yaml").write_text(f"inputs: [{{recipe: {number + 1}.yaml}}]")

@@ -27,7 +27,6 @@ from svdiff_delta import add, errors, interpolate, scale, select
 from svdiff_delta.basis import find_runs, tail_length
 from svdiff_delta.cache import BasisCache
 from svdiff_delta.calibration import Moments, calibrate_change
-from svdiff_delta.combine import combine_parameters
 from svdiff_delta.errors import MetadataError
 from svdiff_delta.format.container import ITEM_SIZE
 from svdiff_delta.format.delta import Delta, project
@@ -36,6 +35,7 @@ from svdiff_delta.format.file import dumps, loads
 from svdiff_delta.format.metadata import BaseInfo, Metadata, dump, parse
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.identity import fingerprint, round_weight
+from svdiff_delta.ops.combine import combine_parameters
 from svdiff_delta.prepare import prepare
 from svdiff_delta.selectors.match import match
 from svdiff_delta.selectors.subsets import PAPER as SUBSETS

@@ -27,7 +27,7 @@ from svdiff_delta.format.file import dumps, loads
 from svdiff_delta.format.lineage import dump_lineage
 from svdiff_delta.format.metadata import dump
 from svdiff_delta.identity import choose_dtype, fingerprint, round_weight
-from svdiff_delta.weights import Weight
+from svdiff_delta.ops.weights import Weight
 
 SPEC = Path(__file__).parents[2] / "spec" / "v1"
 VECTORS = SPEC / "vectors"
@@ -129,9 +129,9 @@ def calculate(row: dict[str, Any]) -> Delta:
         given["weights"] = [as_weight(weight) for weight in given["weights"]]
     operation = row["operation"]
     if operation == "slice":
-        return svdiff_delta.select(inputs[0], *given.pop("selectors"), **given)
+        return svdiff_delta.ops.select(inputs[0], *given.pop("selectors"), **given)
     if operation == "merge":
-        return svdiff_delta.merge(inputs, **given)
+        return svdiff_delta.ops.merge(inputs, **given)
     result = getattr(svdiff_delta, operation)(*inputs, **given)
     assert isinstance(result, Delta)
     return result

@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from svdiff_delta import ops
 from svdiff_delta.format.file import load
+from svdiff_delta.ops import arithmetic
 from svdiff_train.config import MethodName
 from svdiff_train.paper.cell import Cell, Measured
 from svdiff_train.paper.lab import Job, Lab
@@ -98,7 +98,7 @@ def combined(lab: Lab, recipes: Sequence[Recipe], weights: Sequence[float]) -> I
     """Give a pipeline with W + Σ wᵢ ΔWᵢ, or with σ + Σ wᵢ δᵢ (Eq. 4 and 5)."""
     paths = [lab.trained(recipe).last for recipe in recipes]
     if recipes[0].method == "svdiff":
-        with lab.with_delta(ops.add(*map(load, paths), weights=tuple(weights))) as pipeline:
+        with lab.with_delta(arithmetic.add(*map(load, paths), weights=tuple(weights))) as pipeline:
             yield pipeline
         return
     tuned = [open_difference(path, lab.base) for path in paths]

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from svdiff_delta.format.file import load
-from svdiff_delta.ops import style_mix
-from svdiff_delta.stats import mean_cosine
+from svdiff_delta.ops.arithmetic import style_mix
+from svdiff_delta.ops.stats import mean_cosine
 from svdiff_train.paper.cell import Cell, Measured
 from svdiff_train.paper.lab import Lab
 from svdiff_train.paper.recipe import Recipe

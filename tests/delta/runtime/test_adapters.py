@@ -15,9 +15,9 @@ from torch import nn
 
 from svdiff_delta.errors import AttachError, BaseMismatchError, InputError, TensorError
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.ops import add, scale
+from svdiff_delta.ops.arithmetic import add, scale
+from svdiff_delta.ops.select import select
 from svdiff_delta.runtime import Handle, attach
-from svdiff_delta.select import select
 
 MODES: dict[str, dict[str, Any]] = {"live": {}, "exact": {"exact": True}, "fused": {"mode": "fused"}}
 

@@ -13,8 +13,8 @@ from support.weights import normal
 from torch import Tensor, nn
 
 from svdiff_delta.errors import AttachError
+from svdiff_delta.ops.select import select
 from svdiff_delta.runtime import attach
-from svdiff_delta.select import select
 
 
 def wan() -> Any:

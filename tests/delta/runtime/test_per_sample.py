@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.ops import add
+from svdiff_delta.ops.arithmetic import add
 from svdiff_delta.runtime import Handle, attach
 
 SAMPLES = ["dog", "cat", None, "dog"]

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from svdiff_delta.base_model.base import open_base
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.ops import scale
+from svdiff_delta.ops.arithmetic import scale
 from svdiff_delta.runtime import attach
 
 ONE_PRODUCT: dict[str, tuple[nn.Module, tuple[int, ...]]] = {

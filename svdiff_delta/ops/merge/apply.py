@@ -7,14 +7,14 @@ from dataclasses import asdict
 
 import numpy as np
 
-from svdiff_delta.combine import combine_metadata, combine_parameters
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.delta import Delta, project
 from svdiff_delta.format.dtypes import StoredDtype
 from svdiff_delta.format.lineage import Record
 from svdiff_delta.format.parameter import Parameter, free_index
-from svdiff_delta.totals import Totals
-from svdiff_delta.weights import Weight, as_weight
+from svdiff_delta.ops.combine import combine_metadata, combine_parameters
+from svdiff_delta.ops.totals import Totals
+from svdiff_delta.ops.weights import Weight, as_weight
 
 from .method import Coordinates, Method, Options, uniform
 from .methods import METHODS

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from svdiff_delta.format.delta import Delta, check_range, project
+from svdiff_delta.format.dtypes import StoredDtype, encode
+from svdiff_delta.format.metadata import Metadata
+from svdiff_delta.format.parameter import Parameter
+
 from .combine import unite
-from .format.delta import Delta, check_range, project
-from .format.dtypes import StoredDtype, encode
-from .format.metadata import Metadata
-from .format.parameter import Parameter
 from .weights import Weight
 
 

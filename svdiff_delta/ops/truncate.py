@@ -8,12 +8,13 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
+from svdiff_delta.errors import InputError
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.dtypes import encode
+from svdiff_delta.format.lineage import Record
+from svdiff_delta.format.parameter import Parameter
+
 from .combine import combine_metadata
-from .errors import InputError
-from .format.delta import Delta
-from .format.dtypes import encode
-from .format.lineage import Record
-from .format.parameter import Parameter
 
 
 def truncate(delta: Delta, *, rank: int | None = None, energy: float | None = None) -> Delta:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .format.delta import Delta
-from .format.lineage import Record
-from .ops import restrict
-from .selectors.match import match
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.lineage import Record
+from svdiff_delta.selectors.match import match
+
+from .arithmetic import restrict
 
 
 def select(delta: Delta, *selectors: str, sample_size: int | None = None) -> Delta:

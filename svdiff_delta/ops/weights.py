@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 
-from ._util.json import JSON
-from .errors import InputError
-from .format.metadata import Metadata
-from .selectors.match import match
+from svdiff_delta._util.json import JSON
+from svdiff_delta.errors import InputError
+from svdiff_delta.format.metadata import Metadata
+from svdiff_delta.selectors.match import match
 
 
 @dataclass(frozen=True)

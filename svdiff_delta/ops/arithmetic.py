@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from ._util.json import JSON
-from ._util.parallel import Task, Threads
+from svdiff_delta._util.json import JSON
+from svdiff_delta._util.parallel import Task, Threads
+from svdiff_delta.errors import InputError
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.dtypes import StoredDtype
+from svdiff_delta.format.file import identify
+from svdiff_delta.format.lineage import Record, Source
+from svdiff_delta.selectors.match import match
+
 from .combine import Combined, combine_metadata, combine_parameters
-from .errors import InputError
-from .format.delta import Delta
-from .format.dtypes import StoredDtype
-from .format.file import identify
-from .format.lineage import Record, Source
-from .selectors.match import match
 from .totals import Totals
 from .weights import Weight, as_factor, as_weight
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from . import ops
-from ._util.json import JSON
-from .errors import DeltaError, InputError
-from .format.delta import Delta
-from .format.file import dumps, load, loads
-from .format.lineage import Lineage, Record
+from svdiff_delta._util.json import JSON
+from svdiff_delta.errors import DeltaError, InputError
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import dumps, load, loads
+from svdiff_delta.format.lineage import Lineage, Record
+
+from . import arithmetic
 from .merge import merge
 from .quantize import quantize
 from .select import select
@@ -183,13 +184,13 @@ def _slice(inputs: Sequence[Delta], arguments: dict[str, Any]) -> Delta:
 
 def _interpolate(inputs: Sequence[Delta], arguments: dict[str, Any]) -> Delta:
     first, second = inputs
-    return ops.interpolate(first, second, **arguments)
+    return arithmetic.interpolate(first, second, **arguments)
 
 
 _OPERATIONS: Final[Mapping[str, Callable[[Sequence[Delta], dict[str, Any]], Delta]]] = {
-    "add": lambda inputs, arguments: ops.add(*inputs, **arguments),
+    "add": lambda inputs, arguments: arithmetic.add(*inputs, **arguments),
     "interpolate": _interpolate,
-    "scale": lambda inputs, arguments: ops.scale(_one(inputs), **arguments),
+    "scale": lambda inputs, arguments: arithmetic.scale(_one(inputs), **arguments),
     "slice": _slice,
     "truncate": lambda inputs, arguments: truncate(_one(inputs), **arguments),
     "quantize": lambda inputs, arguments: quantize(_one(inputs), **arguments),

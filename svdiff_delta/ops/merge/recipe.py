@@ -19,7 +19,7 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import STORED_DTYPES, StoredDtype, is_stored_dtype
 from svdiff_delta.format.file import load
 from svdiff_delta.hub_client.reference import Reference, locate
-from svdiff_delta.weights import Weight
+from svdiff_delta.ops.weights import Weight
 
 from .apply import merge
 

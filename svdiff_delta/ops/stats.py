@@ -10,9 +10,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from svdiff_delta.errors import InputError
+from svdiff_delta.format.delta import Delta
+
 from .combine import combine_parameters
-from .errors import InputError
-from .format.delta import Delta
 
 _UNET_BLOCK: Final = re.compile(r"(?:(down|up)_blocks\.(\d+)|(mid)_block)\.")
 _LAYER: Final = re.compile(r"(?:layers?|blocks|transformer_blocks|single_transformer_blocks)\.(\d+)\.")

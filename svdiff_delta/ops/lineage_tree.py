@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from ._text.printable import counted, plain, printable
-from .format.lineage import Lineage, Record
-from .format.metadata import Metadata
+from svdiff_delta._text.printable import counted, plain, printable
+from svdiff_delta.format.lineage import Lineage, Record
+from svdiff_delta.format.metadata import Metadata
 
 DEEPEST: Final = 64
 """Levels that are drawn: each indents all lines below it."""

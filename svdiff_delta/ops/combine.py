@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from ._util.json import JSON
-from .errors import BaseMismatchError, InputError
-from .format.delta import Delta
-from .format.file import identify
-from .format.lineage import Lineage, Record, Source, bounded
-from .format.metadata import BaseInfo, Metadata
-from .format.modelspec import combine_modelspec
-from .format.parameter import Parameter
+from svdiff_delta._util.json import JSON
+from svdiff_delta.errors import BaseMismatchError, InputError
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import identify
+from svdiff_delta.format.lineage import Lineage, Record, Source, bounded
+from svdiff_delta.format.metadata import BaseInfo, Metadata
+from svdiff_delta.format.modelspec import combine_modelspec
+from svdiff_delta.format.parameter import Parameter
 
 
 def combine_parameters(deltas: Sequence[Delta]) -> dict[str, Parameter]:

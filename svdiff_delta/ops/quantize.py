@@ -7,11 +7,12 @@ from typing import Final
 
 import numpy as np
 
+from svdiff_delta.errors import InputError
+from svdiff_delta.format.delta import Delta, check_range
+from svdiff_delta.format.dtypes import LARGEST, Stored, StoredDtype, encode
+from svdiff_delta.format.lineage import Record
+
 from .combine import combine_metadata
-from .errors import InputError
-from .format.delta import Delta, check_range
-from .format.dtypes import LARGEST, Stored, StoredDtype, encode
-from .format.lineage import Record
 
 WIDER: Final[Mapping[StoredDtype, StoredDtype]] = {"I8": "F16", "F16": "F32", "BF16": "F32"}
 """The format that a parameter gets where the wanted one would lose too much."""

@@ -1,0 +1,1 @@
+"""Arithmetic on deltas without torch: sums, selection, truncation, quantization, merging (spec, section 7)."""
