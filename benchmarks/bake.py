@@ -23,7 +23,7 @@ import torch
 from common import process, sd15
 
 from svdiff_delta import Delta, open_base, save, zero_delta
-from svdiff_delta.cache import BasisCache
+from svdiff_delta.svd.cache import BasisCache
 
 TIMES, MEMORY, OPENING, THREADS = 1.3, 1_500_000_000, 0.05, 2
 

@@ -19,7 +19,7 @@ import torch
 from common import sd15
 
 from svdiff_delta import build_basis, open_base
-from svdiff_delta.cache import BasisCache
+from svdiff_delta.svd.cache import BasisCache
 
 FASTER, SIZE = 5.0, 0.30
 THREADS = 2

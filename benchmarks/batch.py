@@ -26,7 +26,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from svdiff_delta import Delta, attach, open_base, select, zero_delta
-from svdiff_delta.cache import BasisCache
+from svdiff_delta.svd.cache import BasisCache
 
 TIMES, TOLERANCE, COUNT = 1.10, 1e-5, 8
 

@@ -38,10 +38,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import load, save
 from svdiff_delta.ops.arithmetic import add
+from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.config import TrainConfig
 from svdiff_train.demo import settings
 from svdiff_train.demo_page import SAMPLING, SEEDS, SHARE, SUBJECTS, Subject, both_prompt

@@ -29,8 +29,8 @@ from safetensors.torch import save_file
 
 from svdiff_delta import open_base
 from svdiff_delta._util import file_state
-from svdiff_delta.fingerprints import _documents, flush
-from svdiff_delta.prepare import identity
+from svdiff_delta.svd.fingerprint_cache import _documents, flush
+from svdiff_delta.svd.prepare import identity
 
 SPEED = 0.5
 AGAIN = 0.05

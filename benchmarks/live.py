@@ -35,9 +35,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from svdiff_delta import Delta, Handle, attach, load, open_base, save, zero_delta
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.basis import matricize
-from svdiff_delta.cache import BasisCache
-from svdiff_delta.entry import read_entry
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.cache_entry import read_entry
+from svdiff_delta.svd.decomposition import matricize
 from svdiff_train.pipelines import load_pipeline
 from svdiff_train.tiny import open_tiny
 

@@ -25,7 +25,7 @@ from common import sd15
 from common.process import Spent, child, spending
 
 from svdiff_delta import Delta, open_base, save, select, zero_delta
-from svdiff_delta.cache import BasisCache
+from svdiff_delta.svd.cache import BasisCache
 
 TIMES, MEMORY = 1.5, 1_000_000_000
 

@@ -20,7 +20,7 @@ from common import sd15
 from common.process import spent_by
 
 from svdiff_delta import build_basis, open_base
-from svdiff_delta.cache import BasisCache
+from svdiff_delta.svd.cache import BasisCache
 
 LIMIT, THREADS, RUNS = 1.3, 2, 3
 

@@ -83,7 +83,7 @@ def load(folder: Path) -> Any:
 def svdiff(folder: Path) -> tuple[Any, list[Any]]:
     """Shifts on all layers."""
     from svdiff_delta import attach, open_base, zero_delta
-    from svdiff_delta.cache import BasisCache
+    from svdiff_delta.svd.cache import BasisCache
 
     base, cache = open_base(folder), BasisCache(folder / "cache")
     model = load(folder)
@@ -114,8 +114,8 @@ def rematerialized(folder: Path) -> tuple[Any, list[Any]]:
     from torch.nn.utils import parametrize
 
     from svdiff_delta import open_base, zero_delta
-    from svdiff_delta.basis import matricize, unmatricize
-    from svdiff_delta.cache import BasisCache
+    from svdiff_delta.svd.cache import BasisCache
+    from svdiff_delta.svd.decomposition import matricize, unmatricize
 
     class Shifted(nn.Module):
         """The paper's formula."""
@@ -176,7 +176,7 @@ def prepared(folder: Path) -> tuple[str, ...]:
     import torch
 
     from svdiff_delta import build_basis, open_base
-    from svdiff_delta.cache import BasisCache
+    from svdiff_delta.svd.cache import BasisCache
 
     torch.set_num_threads(THREADS)
     build_basis(open_base(folder), cache=BasisCache(folder / "cache"))

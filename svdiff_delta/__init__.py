@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from .bake import bake as bake
     from .base_model.base import Base as Base
     from .base_model.base import open_base as open_base
-    from .basis import Basis as Basis
-    from .build import build_basis as build_basis
-    from .build import zero_delta as zero_delta
     from .conversion import Conversion as Conversion
     from .convert import convert as convert
     from .errors import DeltaError as DeltaError
@@ -40,11 +37,14 @@ if TYPE_CHECKING:
     from .runtime import Handle as Handle
     from .runtime import attach as attach
     from .runtime import handle_of as handle_of
+    from .svd.build import build_basis as build_basis
+    from .svd.build import zero_delta as zero_delta
+    from .svd.decomposition import Basis as Basis
 
 _HOME: Final = {
     "Baked": "bake",
     "Base": "base_model.base",
-    "Basis": "basis",
+    "Basis": "svd.decomposition",
     "Conversion": "conversion",
     "Delta": "format.delta",
     "DeltaError": "errors",
@@ -52,7 +52,7 @@ _HOME: Final = {
     "add": "ops.arithmetic",
     "attach": "runtime",
     "bake": "bake",
-    "build_basis": "build",
+    "build_basis": "svd.build",
     "convert": "convert",
     "handle_of": "runtime",
     "interpolate": "ops.arithmetic",
@@ -68,7 +68,7 @@ _HOME: Final = {
     "select": "ops.select",
     "style_mix": "ops.arithmetic",
     "truncate": "ops.truncate",
-    "zero_delta": "build",
+    "zero_delta": "svd.build",
 }
 
 __all__ = [

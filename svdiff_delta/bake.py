@@ -21,15 +21,15 @@ from ._util.parallel import Threads
 from .base_model.base import Base
 from .base_model.devices import on_host
 from .base_model.layout import is_index, read_json
-from .cache import BasisCache
 from .errors import OutputError, TensorError
 from .format.container import ITEM_SIZE, header_bytes
 from .format.delta import Delta
 from .format.dtypes import Dtype
-from .identity import TORCH_DTYPE
 from .ops.totals import weighted_total
 from .plan import FLOATING, TORCH_NAMES, Item, Plan, Unchanged, layout_of, plan_bake
-from .prepare import Progress, fit
+from .svd.cache import BasisCache
+from .svd.fingerprint import TORCH_DTYPE
+from .svd.prepare import Progress, fit
 
 
 class Loss(NamedTuple):

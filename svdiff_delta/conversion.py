@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from ._text.printable import counted
-from .energy import Energy, OutputEnergy, total_energy
 from .errors import InputError
 from .format.delta import Delta
 from .format.dtypes import STORED_DTYPES, is_stored_dtype
+from .svd.energy import Energy, OutputEnergy, total_energy
 
 DECIMALS: Final = 6
 """Of the captured energy in a lineage: not those that depend on the order of sums."""

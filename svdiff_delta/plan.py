@@ -14,16 +14,16 @@ from ._util.paths import check_apart, check_links
 from .base_model.base import Base
 from .base_model.component import Component
 from .base_model.layout import PICKLE_SUFFIXES, is_index, part_folders, shard_names, variants
-from .cache import BasisCache
 from .errors import BaseError, BaseMismatchError, InputError, OutputError
-from .fitting import check_base, fit_all
 from .format.container import ITEM_SIZE, header_bytes
 from .format.delta import Delta
 from .format.dtypes import Dtype
 from .format.parameter import Parameter
 from .ops.combine import combine_parameters
 from .ops.weights import Weight
-from .prepare import Progress
+from .svd.cache import BasisCache
+from .svd.prepare import Progress
+from .svd.verify import check_base, fit_all
 
 FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
 WEIGHT_SUFFIXES: Final = PICKLE_SUFFIXES | {".safetensors", ".onnx", ".msgpack", ".h5", ".pb"}

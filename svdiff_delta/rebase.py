@@ -13,12 +13,8 @@ from ._util.json import JSON
 from .base_model.base import Base
 from .base_model.devices import on_host
 from .base_model.matching import named_like
-from .build import prepare_all
-from .cache import BasisCache
 from .conversion import Conversion, check_arguments, check_captured, check_left_out, recorded_share
-from .energy import Energy
 from .errors import BaseError, InputError
-from .fitting import check_base, fit_all
 from .format.delta import Delta, check_range
 from .format.dtypes import Stored, StoredDtype, encode
 from .format.lineage import Record
@@ -26,8 +22,12 @@ from .format.metadata import Metadata
 from .format.modelspec import known_modelspec
 from .format.parameter import Parameter
 from .ops.combine import combine_metadata
-from .prepare import Progress, fit, prepare
-from .projection import is_same_weight, project_change, squared_norm
+from .svd.build import prepare_all
+from .svd.cache import BasisCache
+from .svd.energy import Energy
+from .svd.prepare import Progress, fit, prepare
+from .svd.projection import is_same_weight, project_change, squared_norm
+from .svd.verify import check_base, fit_all
 
 
 @on_host

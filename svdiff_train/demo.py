@@ -16,12 +16,12 @@ from PIL import Image
 
 from svdiff_delta.bake import bake
 from svdiff_delta.base_model.base import open_base
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.convert import convert
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import load, save
 from svdiff_delta.ops import arithmetic
 from svdiff_delta.ops.select import select
+from svdiff_delta.svd.cache import BasisCache
 
 from .config import TrainConfig
 from .demo_page import INTRO, PROMPTS, SAMPLING, SEEDS, SHARE, SUBJECTS, TITLE, Painter, Subject, sections

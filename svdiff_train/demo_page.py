@@ -10,7 +10,7 @@ from typing import Any, Final
 from PIL import Image
 
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.cache import BasisCache
+from svdiff_delta.svd.cache import BasisCache
 
 from .data import open_image
 from .edit import EditConfig, edit

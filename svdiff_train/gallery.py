@@ -11,7 +11,7 @@ from PIL import Image
 
 from svdiff_delta._util.json import JSON
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.cache import BasisCache
+from svdiff_delta.svd.cache import BasisCache
 
 from .sample import Sampling, generate, sheet
 from .stage import Part, Stage, part_facts

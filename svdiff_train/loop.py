@@ -14,9 +14,9 @@ from accelerate.accelerator import Accelerator
 from svdiff_delta._util.atomic import sweep
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.weight_selection import choose_kinds
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import TrainError
 from svdiff_delta.format.delta import Delta
+from svdiff_delta.svd.cache import BasisCache
 
 from .advice import rate_lines, settle
 from .config import TrainConfig

@@ -11,8 +11,8 @@ from PIL import Image
 
 from svdiff_delta._util.json import canonical_json
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import InputError
+from svdiff_delta.svd.cache import BasisCache
 
 from .png import Facts
 from .sample import Sampling, check_sampling, generate, sheet

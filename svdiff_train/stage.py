@@ -9,11 +9,11 @@ from typing import Any, Self
 
 from svdiff_delta._util.json import JSON
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import identify
 from svdiff_delta.runtime import Handle, attach
+from svdiff_delta.svd.cache import BasisCache
 
 from .tuned import Difference, tuned_weights
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.base_model.component import aliases
 from svdiff_delta.base_model.matching import paired
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.conversion import check_left_out
 from svdiff_delta.convert.dialect import Changes, Job
 from svdiff_delta.convert.tensors import peek
@@ -23,8 +22,9 @@ from svdiff_delta.convert.tuned import compare
 from svdiff_delta.convert.way import find_way
 from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.format.metadata import KEY
-from svdiff_delta.prepare import Progress
-from svdiff_delta.projection import check_same_weight
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.prepare import Progress
+from svdiff_delta.svd.projection import check_same_weight
 
 ASK: Final = "name the folder of a tuned model, or make a delta of it with `svdiff convert --from`"
 """The mend where nothing tells what a file is."""

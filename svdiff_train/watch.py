@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from svdiff_delta.prepare import Progress
+from svdiff_delta.svd.prepare import Progress
 
 
 @dataclass(frozen=True)

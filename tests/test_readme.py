@@ -22,9 +22,9 @@ from support.hub import Hub, folder_files
 
 from svdiff_cli.main import main
 from svdiff_delta import load, open_base, push
-from svdiff_delta.build import zero_delta
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import dumps
+from svdiff_delta.svd.build import zero_delta
 from svdiff_train.tiny import base_path
 
 ROOT = Path(__file__).parent.parent

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from svdiff_delta.base_model.kinds import shiftable as shiftable
-from svdiff_delta.basis import matricize
 from svdiff_delta.format.container import header_bytes
+from svdiff_delta.svd.decomposition import matricize
 
 
 def skeleton() -> Any:

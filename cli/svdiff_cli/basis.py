@@ -19,8 +19,8 @@ from .references import needs, open_reference, say
 
 if TYPE_CHECKING:
     from svdiff_delta import Base
-    from svdiff_delta.cache import BasisCache, Kept
     from svdiff_delta.format.parameter import Parameter
+    from svdiff_delta.svd.cache import BasisCache, Kept
 
 DAY = 86_400.0
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -77,7 +77,7 @@ def build(
         torchrun --nproc_per_node 4 -m svdiff_cli basis build sd15
     """
     opened = open_reference(base)
-    from svdiff_delta.build import build_basis
+    from svdiff_delta.svd.build import build_basis
 
     cache = _cache(two_sided=two_sided, device=device)
     with Bar("computing bases", quiet=quiet or as_json) as bar:
@@ -181,7 +181,7 @@ def prune(max_size: int, dry_run: bool, as_json: bool, quiet: bool) -> None:
 
 def _cache(*, two_sided: bool = False, device: str = "cpu") -> BasisCache:
     needs("torch", "torch")
-    from svdiff_delta.cache import BasisCache
+    from svdiff_delta.svd.cache import BasisCache
 
     return BasisCache(two_sided=two_sided, device=device)
 

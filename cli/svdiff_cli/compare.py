@@ -83,7 +83,7 @@ def interfere(a: str, b: str, base: str | None, as_json: bool) -> None:
     sigmas = None
     if base is not None:
         model = open_reference(base, sole_component([first, second]))
-        from svdiff_delta.prepare import sigmas_of
+        from svdiff_delta.svd.prepare import sigmas_of
 
         sigmas = sigmas_of(model, first) | sigmas_of(model, second)
     found = interference(first, second, sigmas)

@@ -19,9 +19,9 @@ from .writing import Writing, writes, writes_delta
 
 if TYPE_CHECKING:
     from svdiff_delta import Base, Conversion
-    from svdiff_delta.calibration import Calibration
-    from svdiff_delta.energy import Energy, OutputEnergy
     from svdiff_delta.format.dtypes import StoredDtype
+    from svdiff_delta.svd.calibration import Calibration
+    from svdiff_delta.svd.energy import Energy, OutputEnergy
 
 WRITTEN = "full, peft, diffusers, kohya or lycoris"
 READ = "full, peft, diffusers, kohya, lycoris, flux, svdiff-pytorch, svdiff-author, transformer2 or svf"
@@ -233,11 +233,11 @@ def _finish(found: Conversion, source: str, writing: Writing, *, layers: bool) -
         "remarks": list(found.remarks),
     }
     if found.retained:
-        from svdiff_delta.energy import total_energy
+        from svdiff_delta.svd.energy import total_energy
 
         facts["retained"] = total_energy(found.retained.values()).captured
     if found.outputs:
-        from svdiff_delta.energy import total_output
+        from svdiff_delta.svd.energy import total_output
 
         facts["outputs"] = {name: _output_facts(output) for name, output in found.outputs.items()}
         facts["output"] = _output_facts(total_output(found.outputs.values()))
@@ -267,8 +267,8 @@ def _output_facts(output: OutputEnergy) -> dict[str, float]:
 
 def _print_captured(found: Conversion, *, layers: bool) -> None:
     """Print a table of blocks, a line for all of them, on request one for each parameter, and what was left out."""
-    from svdiff_delta.energy import total_output
     from svdiff_delta.ops.stats import in_blocks
+    from svdiff_delta.svd.energy import total_output
 
     groups = [*in_blocks(found.layers).items(), ("in all", [*found.layers])]
     width = max(len(block) for block, _ in groups)
@@ -304,6 +304,6 @@ def _columns(found: Conversion) -> dict[str, Mapping[str, Energy]]:
 
 def _together(energies: Mapping[str, Energy], names: Sequence[str]) -> Energy:
     """Return the energy of some parameters together; those that were left out have none."""
-    from svdiff_delta.energy import total_energy
+    from svdiff_delta.svd.energy import total_energy
 
     return total_energy(energies[name] for name in names if name in energies)

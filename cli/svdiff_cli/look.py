@@ -130,8 +130,8 @@ def _replay_line(replayed: dict[str, Any]) -> str:
 
 def _check_fit(delta: Delta, reference: str, *, quiet: bool) -> None:
     base = open_reference(reference, sole_component([delta]))
-    from svdiff_delta.cache import BasisCache
-    from svdiff_delta.fitting import fit_all
+    from svdiff_delta.svd.cache import BasisCache
+    from svdiff_delta.svd.verify import fit_all
 
     with Bar("checking against the base", quiet=quiet) as bar:
         fit_all(base, [delta], BasisCache(), bar)

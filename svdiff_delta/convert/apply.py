@@ -21,11 +21,7 @@ from svdiff_delta._util.reading import system_errors
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import on_host
 from svdiff_delta.base_model.matching import named_like
-from svdiff_delta.build import prepare_all
-from svdiff_delta.cache import BasisCache
-from svdiff_delta.calibration import Calibration, Factors, Moments, Probe, bytes_of, calibrate_change, factors_of
 from svdiff_delta.conversion import DECIMALS, Conversion, check_captured, check_left_out, recorded_share
-from svdiff_delta.energy import Energy, OutputEnergy, total_output
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import StoredDtype
@@ -34,8 +30,12 @@ from svdiff_delta.format.lineage import Lineage, Record, bounded
 from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.format.modelspec import known_modelspec, portable_modelspec
 from svdiff_delta.format.parameter import Parameter
-from svdiff_delta.prepare import Prepared, Progress, prepare
-from svdiff_delta.projection import check_same_weight, project_change, project_shift
+from svdiff_delta.svd.build import prepare_all
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.calibration import Calibration, Factors, Moments, Probe, bytes_of, calibrate_change, factors_of
+from svdiff_delta.svd.energy import Energy, OutputEnergy, total_output
+from svdiff_delta.svd.prepare import Prepared, Progress, prepare
+from svdiff_delta.svd.projection import check_same_weight, project_change, project_shift
 
 from .dialect import Changes, Job, Meter
 from .dialects import DELTA

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.cache import BasisCache
-from svdiff_delta.calibration import Calibration
 from svdiff_delta.conversion import Conversion
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import Dtype, StoredDtype
 from svdiff_delta.format.lineage import Source
 from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.format.parameter import Kind, Parameter
-from svdiff_delta.prepare import Prepared, Progress
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.calibration import Calibration
+from svdiff_delta.svd.prepare import Prepared, Progress
 
 from .ranking import Ranking
 

@@ -14,16 +14,16 @@ import torch
 
 from svdiff_delta._util.atomic import replace_file
 from svdiff_delta.conversion import Conversion, check_retained
-from svdiff_delta.energy import Energy
 from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, TensorError
-from svdiff_delta.fitting import fit_all, fitted
 from svdiff_delta.format import metadata as meta
 from svdiff_delta.format.container import header_bytes
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import DTYPES, ITEM_SIZE, LARGEST, encode, is_dtype
 from svdiff_delta.format.metadata import Metadata
 from svdiff_delta.format.parameter import Parameter
-from svdiff_delta.projection import squared_norm
+from svdiff_delta.svd.energy import Energy
+from svdiff_delta.svd.projection import squared_norm
+from svdiff_delta.svd.verify import fit_all, fitted
 
 from .dialect import Changes, Job, Meter
 from .said import copied_facts, foreign_facts, name_source

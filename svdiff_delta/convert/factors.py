@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svdiff_delta.basis import Basis, one_thread
-from svdiff_delta.energy import Energy
 from svdiff_delta.format.dtypes import Dtype
-from svdiff_delta.identity import round_weight
+from svdiff_delta.svd.decomposition import Basis, one_thread
+from svdiff_delta.svd.energy import Energy
+from svdiff_delta.svd.fingerprint import round_weight
 
 from .ranking import Ranking
 

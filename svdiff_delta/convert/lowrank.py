@@ -12,15 +12,15 @@ from typing import cast
 import numpy as np
 
 from svdiff_delta._util.json import JSON
-from svdiff_delta.basis import matricize
 from svdiff_delta.conversion import DECIMALS, Conversion, check_left_out, check_retained
-from svdiff_delta.energy import Energy, total_energy
 from svdiff_delta.errors import InputError
-from svdiff_delta.fitting import fit_all, fitted
 from svdiff_delta.format import metadata as meta
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.modelspec import HASH, known_modelspec
 from svdiff_delta.format.parameter import Parameter
+from svdiff_delta.svd.decomposition import matricize
+from svdiff_delta.svd.energy import Energy, total_energy
+from svdiff_delta.svd.verify import fit_all, fitted
 
 from .adapter import FORMAT, KEY
 from .dialect import Job, Meter

@@ -17,7 +17,7 @@ from svdiff_delta.base_model.component import Component
 from svdiff_delta.base_model.kinds import base_kinds
 from svdiff_delta.errors import BaseMismatchError, InputError
 from svdiff_delta.format.parameter import Kind
-from svdiff_delta.prepare import Prepared
+from svdiff_delta.svd.prepare import Prepared
 
 from .dialect import Changes, Job
 from .said import foreign_facts, name_source

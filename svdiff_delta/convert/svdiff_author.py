@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from svdiff_delta.prepare import Prepared
+from svdiff_delta.svd.prepare import Prepared
 
 from .dialect import Changes, Dialect, Job
 from .shifts import Format, Shift, read_shifts, weight_keys

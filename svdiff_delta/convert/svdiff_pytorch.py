@@ -10,7 +10,7 @@ import numpy as np
 
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.parameter import Kind
-from svdiff_delta.prepare import Prepared
+from svdiff_delta.svd.prepare import Prepared
 
 from .dialect import Changes, Dialect, Job
 from .shifts import Format, Shift, read_shifts

@@ -9,7 +9,7 @@ import torch
 
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.parameter import Kind
-from svdiff_delta.prepare import Prepared
+from svdiff_delta.svd.prepare import Prepared
 
 from .dialect import Changes, Dialect, Job
 from .shifts import Format, Shift, read_shifts

@@ -11,10 +11,10 @@ from typing import Literal
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.kinds import weight_of
-from svdiff_delta.build import share_out
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.format.delta import Delta
+from svdiff_delta.svd.build import share_out
+from svdiff_delta.svd.cache import BasisCache
 
 from .board import Board
 from .changing import holding, locks_of, ordinary

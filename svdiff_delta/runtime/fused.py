@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svdiff_delta.errors import AttachError
-from svdiff_delta.prepare import Prepared
+from svdiff_delta.svd.prepare import Prepared
 
 from .changing import writing
 from .live_weight import READ, own_class

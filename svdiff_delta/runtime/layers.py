@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from svdiff_delta.base_model.kinds import has_own_forward, weight_of
-from svdiff_delta.basis import unmatricize
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.parameter import free_index
+from svdiff_delta.svd.decomposition import unmatricize
 
 from . import products
 from .batch import Batch, multiply

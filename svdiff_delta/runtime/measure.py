@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from svdiff_delta.base_model.kinds import kind_of
-from svdiff_delta.basis import unmatricize
-from svdiff_delta.calibration import Factors, Moments, Probe
+from svdiff_delta.svd.calibration import Factors, Moments, Probe
+from svdiff_delta.svd.decomposition import unmatricize
 
 from .models import components, layer
 from .products import Conv, ConvTranspose, inner, is_grouped, spatial

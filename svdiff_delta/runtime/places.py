@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.kinds import kind_of, weight_of
-from svdiff_delta.basis import READER_TOLERANCE, Basis, Runs, find_runs, matricize
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import AttachError, BaseMismatchError
-from svdiff_delta.fitting import check_base, fit_all
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.parameter import Parameter
-from svdiff_delta.identity import round_weight
 from svdiff_delta.ops.combine import combine_parameters, unite
-from svdiff_delta.prepare import Prepared, fit, prepare
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize
+from svdiff_delta.svd.fingerprint import round_weight
+from svdiff_delta.svd.prepare import Prepared, fit, prepare
+from svdiff_delta.svd.verify import check_base, fit_all
 
 from .claim import claim_of
 from .live_weight import SLOT

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svdiff_delta.base_model.kinds import weight_of
-from svdiff_delta.basis import matricize, unmatricize
 from svdiff_delta.format.parameter import Parameter
+from svdiff_delta.svd.decomposition import matricize, unmatricize
 
 HALF: Final = (torch.float16, torch.bfloat16)
 

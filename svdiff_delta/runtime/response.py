@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from svdiff_delta.basis import Basis, matricize
-from svdiff_delta.prepare import Prepared
+from svdiff_delta.svd.decomposition import Basis, matricize
+from svdiff_delta.svd.prepare import Prepared
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from svdiff_delta.basis import Runs
 from svdiff_delta.errors import AttachError, TensorError
 from svdiff_delta.format.delta import Delta, project
 from svdiff_delta.format.dtypes import LARGEST
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.ops.combine import combine_parameters, unite
-from svdiff_delta.prepare import check_runs
+from svdiff_delta.svd.decomposition import Runs
+from svdiff_delta.svd.prepare import check_runs
 
 
 @dataclass(frozen=True, eq=False)

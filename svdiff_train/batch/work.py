@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.basis import one_thread
-from svdiff_delta.calibration import Calibration
 from svdiff_delta.conversion import Conversion
 from svdiff_delta.convert import convert
-from svdiff_delta.energy import total_energy
 from svdiff_delta.errors import DeltaError
+from svdiff_delta.svd.calibration import Calibration
+from svdiff_delta.svd.decomposition import one_thread
+from svdiff_delta.svd.energy import total_energy
 from svdiff_train.calibrate import calibration_from
 
 from .row import Row, hash_path

@@ -8,7 +8,7 @@ import torch
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import find_device
-from svdiff_delta.calibration import Calibration
+from svdiff_delta.svd.calibration import Calibration
 from svdiff_train.pipelines import load_pipeline
 from svdiff_train.prompts import read_prompts
 

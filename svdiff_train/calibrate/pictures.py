@@ -12,9 +12,9 @@ from torch import Tensor
 
 from svdiff_delta._util.limits import PICTURE
 from svdiff_delta._util.reading import read_bytes
-from svdiff_delta.calibration import Calibration, Moments, Probe
 from svdiff_delta.errors import InputError
 from svdiff_delta.runtime import measure
+from svdiff_delta.svd.calibration import Calibration, Moments, Probe
 from svdiff_train import draws
 from svdiff_train.batches import Texts
 from svdiff_train.data import Found, find_images, load_image

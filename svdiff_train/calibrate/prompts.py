@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import torch
 
-from svdiff_delta.calibration import Calibration, Moments, Probe
 from svdiff_delta.errors import InputError
 from svdiff_delta.runtime import measure
+from svdiff_delta.svd.calibration import Calibration, Moments, Probe
 
 GUIDANCE: Final = 7.5
 """Classifier-free guidance while painting, so that layers meet both what prompts and what no prompt gives them."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.calibration import Calibration, Moments, Probe
 from svdiff_delta.errors import BaseError, InputError, MissingExtraError, is_out_of_memory
 from svdiff_delta.runtime import measure
+from svdiff_delta.svd.calibration import Calibration, Moments, Probe
 
 from .prompts import digest_lines
 

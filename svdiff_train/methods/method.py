@@ -12,8 +12,8 @@ from torch import nn
 
 from svdiff_delta._util.json import JSON
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.cache import BasisCache
-from svdiff_delta.prepare import Progress
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.prepare import Progress
 from svdiff_train.config import TrainConfig
 from svdiff_train.families import Family
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from svdiff_delta._util.json import JSON
-from svdiff_delta.build import zero_delta
 from svdiff_delta.errors import TrainError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import save
 from svdiff_delta.runtime import Handle, attach
+from svdiff_delta.svd.build import zero_delta
 from svdiff_train.config import TrainConfig
 from svdiff_train.families import Family
 

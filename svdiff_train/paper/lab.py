@@ -20,10 +20,10 @@ from PIL import Image
 from svdiff_delta._util.atomic import replace_file
 from svdiff_delta._util.json import canonical_json
 from svdiff_delta.base_model.base import open_base
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import load
 from svdiff_delta.runtime import attach
+from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.loop import Keeping, train
 from svdiff_train.pipelines import load_pipeline
 from svdiff_train.prior import class_pictures
@@ -115,7 +115,7 @@ class Lab:
 
     def _warm(self, recipe: Recipe) -> None:
         """Compute bases before the clock starts: other trainings find them too."""
-        from svdiff_delta.build import zero_delta
+        from svdiff_delta.svd.build import zero_delta
 
         zero_delta(self.base, *(recipe.selectors or ("unet",)), cache=self.cache)
 

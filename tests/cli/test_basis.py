@@ -9,7 +9,7 @@ import pytest
 from support.commands import svdiff
 
 from svdiff_cli.basis import Size
-from svdiff_delta.cache import BasisCache
+from svdiff_delta.svd.cache import BasisCache
 
 
 @pytest.fixture

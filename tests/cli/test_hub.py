@@ -15,9 +15,9 @@ from support.deltas import METADATA, random_delta, saved
 from support.hub import TOKEN, Hub, folder_files
 
 from svdiff_delta import load
-from svdiff_delta.build import zero_delta
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import dumps
+from svdiff_delta.svd.build import zero_delta
 from svdiff_train.tiny import base_path, open_tiny
 
 TRAINED = replace(METADATA, training={"prompt": "a photo of a sks dog"})

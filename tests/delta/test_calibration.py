@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from svdiff_delta.base_model.kinds import kind_of
-from svdiff_delta.basis import matricize
-from svdiff_delta.cache import BasisCache
-from svdiff_delta.calibration import Probe, bytes_of, calibrate_change, factors_of
-from svdiff_delta.energy import Energy, OutputEnergy
 from svdiff_delta.errors import InputError
-from svdiff_delta.prepare import Prepared, prepare
-from svdiff_delta.projection import project_change
 from svdiff_delta.runtime import measure
 from svdiff_delta.runtime.measure import measurable
 from svdiff_delta.runtime.originals import LiveWeights
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.calibration import Probe, bytes_of, calibrate_change, factors_of
+from svdiff_delta.svd.decomposition import matricize
+from svdiff_delta.svd.energy import Energy, OutputEnergy
+from svdiff_delta.svd.prepare import Prepared, prepare
+from svdiff_delta.svd.projection import project_change
 
 NAME = "model.layer.weight"
 Array = NDArray[np.float64]

@@ -6,8 +6,8 @@ import pytest
 from support.deltas import random_delta
 
 from svdiff_delta.conversion import Conversion, check_arguments, check_captured, check_left_out, recorded_share
-from svdiff_delta.energy import Energy
 from svdiff_delta.errors import InputError
+from svdiff_delta.svd.energy import Energy
 
 LAYERS = {"a": Energy(3.0, 1.0), "b": Energy(1.0, 1.0)}
 

@@ -21,16 +21,16 @@ from support.hub import Hub, fill_cache, share_blobs
 from support.models import base_delta
 from support.weights import normal
 
-from svdiff_delta import fingerprints
 from svdiff_delta._util import file_state
 from svdiff_delta.base_model.base import Base, open_base
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import BaseError, BaseMismatchError
-from svdiff_delta.fingerprints import Known, flush, recall
-from svdiff_delta.fitting import check_base
 from svdiff_delta.hub_client.blobs import is_sound, remove_blob
-from svdiff_delta.identity import fingerprint, identify, round_weight
-from svdiff_delta.prepare import fit, identity, prepare
+from svdiff_delta.svd import fingerprint_cache
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.fingerprint import fingerprint, identify, round_weight
+from svdiff_delta.svd.fingerprint_cache import Known, flush, recall
+from svdiff_delta.svd.prepare import fit, identity, prepare
+from svdiff_delta.svd.verify import check_base
 
 NAME = "model.a.weight"
 
@@ -77,7 +77,7 @@ def settled(path: Path) -> Path:
 def forget_process() -> None:
     """Write what is new, and forget what this process holds in memory, as a new process would."""
     flush()
-    fingerprints._documents.clear()
+    fingerprint_cache._documents.clear()
 
 
 def document(home: Path) -> Path:
@@ -109,7 +109,9 @@ def test_what_was_chosen_is_known_where_a_file_gives_that_dtype(path: Path) -> N
 
 
 @pytest.mark.parametrize(("axis", "dtype"), [(1, None), (0, "F32"), (0, "BF16")])
-def test_another_axis_or_dtype_is_another_fingerprint(path: Path, axis: int, dtype: fingerprints.Dtype | None) -> None:
+def test_another_axis_or_dtype_is_another_fingerprint(
+    path: Path, axis: int, dtype: fingerprint_cache.Dtype | None
+) -> None:
     base = open_base(path)
     first = identity(base, NAME, 0)
     assert recall(base, NAME, axis, dtype) is None
@@ -130,7 +132,7 @@ def test_a_delta_fits_without_a_weight_being_read(path: Path) -> None:
     assert fit(unreadable(path), NAME, delta, BasisCache()).parameter == parameter
 
 
-def delta_for(name: str, parameter: fingerprints.Any) -> fingerprints.Any:
+def delta_for(name: str, parameter: fingerprint_cache.Any) -> fingerprint_cache.Any:
     import numpy as np
 
     from svdiff_delta.format.delta import Delta
@@ -176,7 +178,7 @@ def test_a_file_that_was_young_when_it_was_read_is_not_remembered_later(path: Pa
     assert recall(base, NAME, 0, None) is None
     known = Known(*identify(base.read(NAME), NAME, 0), (6, 8))
     settled(path)
-    fingerprints.remember(base, NAME, 0, None, known)  # it may have changed after it was read, in the same granule
+    fingerprint_cache.remember(base, NAME, 0, None, known)  # it may have changed after it was read, in the same granule
     flush()
     assert not (home / "fingerprints").exists()
 
@@ -355,8 +357,8 @@ def test_stores_through_one_map_are_all_seen(path: Path) -> None:
 def test_another_model_is_told_even_where_the_system_says_nothing(path: Path) -> None:
     first = identity(open_base(path), NAME, 0)
     flush()
-    ((place, found),) = fingerprints._documents
-    fingerprints._documents.clear()
+    ((place, found),) = fingerprint_cache._documents
+    fingerprint_cache._documents.clear()
     path.write_bytes(save({"a.weight": normal(6, 8, seed=1)}))
     settled(path)
     (kept,) = (place / "fingerprints").iterdir()
@@ -402,7 +404,7 @@ def test_a_blob_of_the_hub_is_known_by_its_name_wherever_it_lies(
 def test_a_blob_is_hashed_once_while_it_does_not_change(blob: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = identity(open_base("owner/repo", fetch=False), NAME, 0)
     forget_process()
-    monkeypatch.setattr(fingerprints, "is_sound", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr(fingerprint_cache, "is_sound", lambda *_: pytest.fail("hashed again"))
     assert identity(unreadable(blob, "owner/repo"), NAME, 0) == first
 
 
@@ -424,7 +426,7 @@ def test_an_edited_blob_is_refused_and_named(blob: Path, way: str) -> None:
     assert caught.value.fix.startswith(f"{blob.resolve()} is damaged") or way == "linked to another"
 
 
-def blob_delta() -> fingerprints.Any:
+def blob_delta() -> fingerprint_cache.Any:
     base = open_base("owner/repo", fetch=False)
     return delta_for(NAME, prepare(base, NAME, "spectral", 0, BasisCache()).parameter)
 
@@ -477,8 +479,8 @@ def test_a_blob_by_the_plain_sha1_that_a_mirror_gives_is_sound(tmp_path: Path) -
 
 def test_after_a_damaged_blob_the_sound_one_is_accepted(blob: Path) -> None:
     delta, sound = blob_delta(), blob.read_bytes()
-    shutil.rmtree(fingerprints.home() / "fingerprints", ignore_errors=True)
-    fingerprints._documents.clear()
+    shutil.rmtree(fingerprint_cache.home() / "fingerprints", ignore_errors=True)
+    fingerprint_cache._documents.clear()
     blob.write_bytes(OTHER)  # of the same size
     settled(blob)
     wrong = identity(open_base("owner/repo", fetch=False), NAME, 0)
@@ -497,7 +499,7 @@ def test_what_earlier_versions_remembered_of_a_blob_is_not_believed(blob: Path, 
     false = fingerprint(torch.ones(6, 8), 0)
     entries = {key: [fields[0], false, fields[2]] for key, fields in content["entries"].items()}
     kept.write_text(json.dumps({"entries": entries, "protocol": "1", "state": [blob.stat().st_size]}))
-    fingerprints._documents.clear()
+    fingerprint_cache._documents.clear()
     assert identity(open_base("owner/repo", fetch=False), NAME, 0) == true
 
 
@@ -546,7 +548,7 @@ def test_what_two_processes_learn_is_merged(path: Path, home: Path) -> None:
     mine = document(home).read_text()
     document(home).unlink()
     identity(base, NAME, 1)
-    (place,) = (kept.path for kept in fingerprints._documents.values())
+    (place,) = (kept.path for kept in fingerprint_cache._documents.values())
     place.write_text(mine)  # another process was faster
     forget_process()
     assert recall(base, NAME, 0, None) is not None
@@ -571,7 +573,7 @@ def test_a_damaged_memory_is_ignored_and_written_again(path: Path, home: Path, d
     flush()
     whole = document(home).read_bytes()
     document(home).write_bytes(damage.encode("latin-1"))
-    fingerprints._documents.clear()
+    fingerprint_cache._documents.clear()
     assert identity(open_base(path), NAME, 0) == first
     flush()
     assert document(home).read_bytes() == whole
@@ -584,7 +586,7 @@ def test_a_damaged_entry_is_ignored(path: Path, home: Path, fields: object) -> N
     content = json.loads(document(home).read_text())
     content["entries"] = dict.fromkeys(content["entries"], fields)
     document(home).write_text(json.dumps(content))
-    fingerprints._documents.clear()
+    fingerprint_cache._documents.clear()
     assert identity(open_base(path), NAME, 0) == first
 
 
@@ -605,7 +607,7 @@ def test_a_false_memory_does_not_reach_the_basis_cache(path: Path, home: Path) -
     false = fingerprint(torch.ones(6, 8), 0)
     content["entries"] = {key: [fields[0], false, fields[2]] for key, fields in content["entries"].items()}
     document(home).write_text(json.dumps(content))
-    fingerprints._documents.clear()
+    fingerprint_cache._documents.clear()
     cache = BasisCache()
     prepared = prepare(open_base(path), NAME, "spectral", 0, cache)
     true = fingerprint(round_weight(normal(6, 8), "F16"), 0)

@@ -16,8 +16,8 @@ from support.models import base_delta
 
 from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.errors import BaseError, BaseMismatchError
-from svdiff_delta.fitting import check_base, find_fitting
 from svdiff_delta.format.delta import Delta
+from svdiff_delta.svd.verify import check_base, find_fitting
 from svdiff_train.tiny import base_path, open_tiny
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

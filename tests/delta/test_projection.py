@@ -8,11 +8,11 @@ import torch
 from support.weights import hadamard, normal, with_spectrum
 from torch import Tensor
 
-from svdiff_delta.basis import Basis, compute_basis, find_runs
 from svdiff_delta.errors import TensorError
 from svdiff_delta.format.parameter import Parameter
-from svdiff_delta.prepare import Prepared
-from svdiff_delta.projection import PIECE, coordinates, project_change
+from svdiff_delta.svd.decomposition import Basis, compute_basis, find_runs
+from svdiff_delta.svd.prepare import Prepared
+from svdiff_delta.svd.projection import PIECE, coordinates, project_change
 
 ROWS, COLUMNS = 24, 40
 
@@ -63,7 +63,7 @@ def test_a_weight_of_several_pieces_gives_the_same_coordinates(monkeypatch: pyte
     weight, change = normal(ROWS, COLUMNS), normal(ROWS, COLUMNS, seed=5)
     basis = compute_basis(weight, 0)
     whole = coordinates(basis, weight, change)
-    monkeypatch.setattr("svdiff_delta.projection.PIECE", 7 * ROWS)
+    monkeypatch.setattr("svdiff_delta.svd.projection.PIECE", 7 * ROWS)
     assert weight.numel() < PIECE
     assert torch.allclose(coordinates(basis, weight, change), whole, rtol=0, atol=1e-13)
 

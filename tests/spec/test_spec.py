@@ -24,9 +24,6 @@ from support.sd15 import LAYOUT
 from support.weights import normal
 
 from svdiff_delta import add, errors, interpolate, scale, select
-from svdiff_delta.basis import find_runs, tail_length
-from svdiff_delta.cache import BasisCache
-from svdiff_delta.calibration import Moments, calibrate_change
 from svdiff_delta.errors import MetadataError
 from svdiff_delta.format.container import ITEM_SIZE
 from svdiff_delta.format.delta import Delta, project
@@ -34,11 +31,14 @@ from svdiff_delta.format.dtypes import LARGEST
 from svdiff_delta.format.file import dumps, loads
 from svdiff_delta.format.metadata import BaseInfo, Metadata, dump, parse
 from svdiff_delta.format.parameter import Parameter
-from svdiff_delta.identity import fingerprint, round_weight
 from svdiff_delta.ops.combine import combine_parameters
-from svdiff_delta.prepare import prepare
 from svdiff_delta.selectors.match import match
 from svdiff_delta.selectors.subsets import PAPER as SUBSETS
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.calibration import Moments, calibrate_change
+from svdiff_delta.svd.decomposition import find_runs, tail_length
+from svdiff_delta.svd.fingerprint import fingerprint, round_weight
+from svdiff_delta.svd.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
 SPEC = (ROOT / "spec" / "v1" / "spec.md").read_text("utf-8")

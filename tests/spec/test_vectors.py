@@ -20,14 +20,14 @@ from torch import Tensor
 
 import svdiff_delta
 from svdiff_delta import errors
-from svdiff_delta.basis import compute_basis, find_runs, matricize, unmatricize
 from svdiff_delta.format.container import read_header
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import dumps, loads
 from svdiff_delta.format.lineage import dump_lineage
 from svdiff_delta.format.metadata import dump
-from svdiff_delta.identity import choose_dtype, fingerprint, round_weight
 from svdiff_delta.ops.weights import Weight
+from svdiff_delta.svd.decomposition import compute_basis, find_runs, matricize, unmatricize
+from svdiff_delta.svd.fingerprint import choose_dtype, fingerprint, round_weight
 
 SPEC = Path(__file__).parents[2] / "spec" / "v1"
 VECTORS = SPEC / "vectors"

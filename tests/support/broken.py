@@ -21,9 +21,9 @@ from support.mutants import MUTATIONS, changes, cut, flip, grow, parsed, written
 from svdiff_delta import convert
 from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.base_model.kinds import base_kinds
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.format.file import dumps
 from svdiff_delta.ops.merge.recipe import run_recipe
+from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.batch.manifest import read_manifest
 from svdiff_train.config import TrainConfig
 from svdiff_train.runfile import read_run

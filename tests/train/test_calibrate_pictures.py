@@ -20,10 +20,10 @@ from support.weights import normal
 from torch import Tensor, nn
 
 from svdiff_delta import convert, load, open_base
-from svdiff_delta.basis import matricize
-from svdiff_delta.calibration import Factors, Moments, Probe
 from svdiff_delta.errors import InputError, TrainError
 from svdiff_delta.format.parameter import Parameter
+from svdiff_delta.svd.calibration import Factors, Moments, Probe
+from svdiff_delta.svd.decomposition import matricize
 from svdiff_train import draws
 from svdiff_train.batch import run_manifest
 from svdiff_train.calibrate import calibration_from, calibration_on_pictures, find_pictures

@@ -11,7 +11,7 @@ import pytest
 from support.models import MINILM
 
 from svdiff_delta import load, open_base
-from svdiff_delta.fitting import check_base
+from svdiff_delta.svd.verify import check_base
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sentence_encoder.py"
 

@@ -20,8 +20,6 @@ from support.weights import hadamard, normal, relative, with_spectrum
 
 from svdiff_delta import Delta, bake, convert, load, open_base, save, scale
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.build import cost
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import (
     BaseError,
     BaseMismatchError,
@@ -34,6 +32,8 @@ from svdiff_delta.errors import (
     VersionError,
 )
 from svdiff_delta.format.file import dumps, identify
+from svdiff_delta.svd.build import cost
+from svdiff_delta.svd.cache import BasisCache
 
 KEY = "svdiff.difference"
 SCHEMA = json.loads((Path(__file__).parents[3] / "spec" / "v1" / "schema.json").read_text())

@@ -29,8 +29,8 @@ from svdiff_delta import Delta, convert, open_base, select
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.convert.factors import Factors, split
 from svdiff_delta.convert.ranking import Ranking
-from svdiff_delta.energy import Energy
 from svdiff_delta.errors import InputError
+from svdiff_delta.svd.energy import Energy
 
 ALL = 100_000
 SHAPE = {"num_attention_heads": 2, "num_cross_attention_heads": 2}

@@ -16,10 +16,10 @@ from support.checkpoints import delta_of, document
 from support.files import listing
 
 from svdiff_delta import Delta, convert, select
-from svdiff_delta import cache as cache_module
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import InputError
+from svdiff_delta.svd import cache as cache_module
+from svdiff_delta.svd.cache import BasisCache
 
 DIALECTS = ("peft", "diffusers", "kohya", "lycoris")
 KEY = "svdiff.adapter"

@@ -14,11 +14,11 @@ from support.checkpoints import bert
 from support.laws import law
 
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.convert import DIALECTS
 from svdiff_delta.convert.dialect import Job
 from svdiff_delta.convert.groups import CORES, LOHA, LOKR, LORA
 from svdiff_delta.errors import DeltaError
+from svdiff_delta.svd.cache import BasisCache
 
 PATH = "encoder.layer.0.attention.self.query"  # 16 x 16
 OTHER = "encoder.layer.0.attention.self.key"

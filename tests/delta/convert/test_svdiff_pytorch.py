@@ -16,9 +16,9 @@ from transformers import GPT2Config, GPT2Model
 
 from svdiff_delta import Delta, convert, open_base
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import BaseMismatchError, HeaderError, InputError, TensorError
-from svdiff_delta.prepare import fit
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.prepare import fit
 from svdiff_train.tiny import open_tiny
 
 ENCODER = {

@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaModel
 
 from svdiff_delta import convert, open_base
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import InputError
-from svdiff_delta.prepare import fit
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.prepare import fit
 
 UP, DOWN = "layers.0.mlp.up_proj.weight", "layers.0.mlp.down_proj.weight"
 

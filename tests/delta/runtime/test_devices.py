@@ -18,9 +18,9 @@ from torch import nn
 
 from svdiff_delta import bake, open_base, zero_delta
 from svdiff_delta.base_model import devices
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.errors import AttachError
 from svdiff_delta.runtime import attach
+from svdiff_delta.svd.cache import BasisCache
 
 FORMS: dict[str, dict[str, Any]] = {"live": {}, "exact": {"exact": True}, "fused": {"mode": "fused"}}
 
@@ -86,7 +86,7 @@ def test_the_first_decomposition_is_one_call_on_one_thread(monkeypatch: pytest.M
 
 def test_every_basis_waits_for_the_first_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[torch.device] = []
-    monkeypatch.setattr("svdiff_delta.basis.load_linear_algebra", seen.append)
+    monkeypatch.setattr("svdiff_delta.svd.decomposition.load_linear_algebra", seen.append)
     live_zero(named(nn.Linear(7, 9)))
     cache = BasisCache(tmp_path)
     cache.obtain("A" * 22, normal(7, 9), 0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from svdiff_delta import attach
-from svdiff_delta.basis import matricize, unmatricize
+from svdiff_delta.svd.decomposition import matricize, unmatricize
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear, wide": (lambda: nn.Linear(16, 4), (3, 16)),

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from svdiff_delta.base_model.kinds import shiftable
-from svdiff_delta.cache import BasisCache
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.metadata import BaseInfo, Metadata
-from svdiff_delta.prepare import prepare
 from svdiff_delta.runtime.originals import LiveWeights
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.prepare import prepare
 
 from .member import Member
 

@@ -12,9 +12,9 @@ from support.pipelines import PIPELINES
 from torch import Tensor
 
 from svdiff_delta import attach
-from svdiff_delta.build import zero_delta
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import Handle
+from svdiff_delta.svd.build import zero_delta
 from svdiff_train import draws
 from svdiff_train.families import Family, family_of
 from svdiff_train.loss import denoising_loss

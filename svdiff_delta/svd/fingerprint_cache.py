@@ -21,15 +21,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ._util import file_state as files
-from ._util.atomic import replace_file
-from ._util.file_state import State
-from .base_model.base import Base
+from svdiff_delta._util import file_state as files
+from svdiff_delta._util.atomic import replace_file
+from svdiff_delta._util.file_state import State
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.errors import OutputError
+from svdiff_delta.format.dtypes import DTYPES, Dtype
+from svdiff_delta.hub_client.blobs import blob_name, is_sound
+
 from .cache import home
-from .entry import PROTOCOL
-from .errors import OutputError
-from .format.dtypes import DTYPES, Dtype
-from .hub_client.blobs import blob_name, is_sound
+from .cache_entry import PROTOCOL
 
 PAUSE: Final = 1.0
 """Seconds between two writes of one document; what is new is also written when the process ends."""

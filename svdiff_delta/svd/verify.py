@@ -7,15 +7,16 @@ from contextlib import suppress
 from math import prod
 from typing import Final
 
-from .base_model.base import Base, open_base
-from .base_model.layout import variants
+from svdiff_delta.base_model.base import Base, open_base
+from svdiff_delta.base_model.layout import variants
+from svdiff_delta.errors import BaseError, BaseMismatchError, DeltaError
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.hub_client.blobs import blob_name, is_sound
+from svdiff_delta.hub_client.names import EMBEDDED
+from svdiff_delta.hub_client.reference import cached_revisions, parse_reference
+
 from .build import cost, share_out
 from .cache import BasisCache
-from .errors import BaseError, BaseMismatchError, DeltaError
-from .format.delta import Delta
-from .hub_client.blobs import blob_name, is_sound
-from .hub_client.names import EMBEDDED
-from .hub_client.reference import cached_revisions, parse_reference
 from .prepare import Prepared, Progress, Weights, difference, fit, prepare
 
 SHOWN: Final = 3

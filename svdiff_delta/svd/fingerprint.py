@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import BaseError
-from .format.dtypes import Dtype
+from svdiff_delta.errors import BaseError
+from svdiff_delta.format.dtypes import Dtype
 
 TORCH_DTYPE: Final[dict[Dtype, torch.dtype]] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from .base_model.devices import load_linear_algebra
+from svdiff_delta.base_model.devices import load_linear_algebra
 
 TOLERANCE: Final = 1e-7
 """Of σ₁: neighbours at most this far apart are tied, values at most this large are null."""

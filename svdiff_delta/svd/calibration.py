@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._util.json import JSON
-from .basis import Basis, matricize
+from svdiff_delta._util.json import JSON
+from svdiff_delta.errors import InputError
+from svdiff_delta.format.delta import project
+from svdiff_delta.format.parameter import Parameter
+
+from .decomposition import Basis, matricize
 from .energy import Energy, OutputEnergy
-from .errors import InputError
-from .format.delta import project
-from .format.parameter import Parameter
 from .prepare import Prepared
 from .projection import clipped, coordinates_of, squared_norm
 

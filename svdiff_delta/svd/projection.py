@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .base_model.base import Base
-from .basis import Basis, matricize
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.errors import BaseMismatchError, TensorError
+from svdiff_delta.format.delta import project
+from svdiff_delta.format.parameter import Parameter
+
+from .decomposition import Basis, matricize
 from .energy import Energy
-from .errors import BaseMismatchError, TensorError
-from .format.delta import project
-from .format.parameter import Parameter
 from .prepare import Prepared, difference
 
 PIECE: Final = 1 << 22

@@ -16,10 +16,11 @@ from typing import Final
 import numpy as np
 import torch
 
-from ._util.file_state import State, state
-from .basis import Basis
-from .errors import CacheError
-from .format.container import Header, header_bytes, read_header
+from svdiff_delta._util.file_state import State, state
+from svdiff_delta.errors import CacheError
+from svdiff_delta.format.container import Header, header_bytes, read_header
+
+from .decomposition import Basis
 
 PROTOCOL: Final = "1"
 SUFFIX: Final = ".safetensors"

@@ -15,12 +15,13 @@ import filelock
 import platformdirs
 import torch
 
-from ._util.atomic import drop_lock, replace_file
-from ._util.warned import warn_once
-from .base_model.devices import find_device
-from .basis import Basis, compute_basis
-from .entry import PROTOCOL, SUFFIX, OlderEntry, encode_entry, hexadecimal, read_entry, touch_entry
-from .errors import CacheError, DeltaError, OutputError
+from svdiff_delta._util.atomic import drop_lock, replace_file
+from svdiff_delta._util.warned import warn_once
+from svdiff_delta.base_model.devices import find_device
+from svdiff_delta.errors import CacheError, DeltaError, OutputError
+
+from .cache_entry import PROTOCOL, SUFFIX, OlderEntry, encode_entry, hexadecimal, read_entry, touch_entry
+from .decomposition import Basis, compute_basis
 
 HOME_VARIABLE: Final = "SVDIFF_HOME"
 PATIENCE: Final = 600.0

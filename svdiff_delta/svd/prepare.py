@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .base_model.base import Base
-from .basis import READER_TOLERANCE, Basis, Runs, find_runs, matricize, unmatricize
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.errors import BaseMismatchError, TensorError
+from svdiff_delta.format.delta import Delta, Shift
+from svdiff_delta.format.dtypes import Dtype
+from svdiff_delta.format.parameter import Kind, Parameter
+
 from .cache import BasisCache
-from .errors import BaseMismatchError, TensorError
-from .fingerprints import Known, recall, remember
-from .format.delta import Delta, Shift
-from .format.dtypes import Dtype
-from .format.parameter import Kind, Parameter
-from .identity import identify, round_weight
+from .decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize, unmatricize
+from .fingerprint import identify, round_weight
+from .fingerprint_cache import Known, recall, remember
 
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is in all."""

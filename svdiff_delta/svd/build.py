@@ -11,16 +11,17 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ._util.parallel import Threads
-from .base_model.base import Base
-from .base_model.devices import on_host
-from .base_model.weight_selection import choose_kinds
+from svdiff_delta._util.parallel import Threads
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.devices import on_host
+from svdiff_delta.base_model.weight_selection import choose_kinds
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.dtypes import Dtype
+from svdiff_delta.format.metadata import Metadata
+from svdiff_delta.format.modelspec import known_modelspec
+from svdiff_delta.format.parameter import Kind, Parameter
+
 from .cache import BasisCache, BusyError
-from .format.delta import Delta
-from .format.dtypes import Dtype
-from .format.metadata import Metadata
-from .format.modelspec import known_modelspec
-from .format.parameter import Kind, Parameter
 from .prepare import Progress, prepare
 
 T = TypeVar("T")
