@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .bake import Baked as Baked
-    from .bake import bake as bake
+    from .baking.bake import Baked as Baked
+    from .baking.bake import bake as bake
     from .base_model.base import Base as Base
     from .base_model.base import open_base as open_base
     from .conversion import Conversion as Conversion
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from .format.delta import Delta as Delta
     from .format.file import load as load
     from .format.file import save as save
-    from .hub import pull as pull
-    from .hub import push as push
     from .ops.arithmetic import add as add
     from .ops.arithmetic import interpolate as interpolate
     from .ops.arithmetic import scale as scale
@@ -33,6 +31,8 @@ if TYPE_CHECKING:
     from .ops.quantize import quantize as quantize
     from .ops.select import select as select
     from .ops.truncate import truncate as truncate
+    from .publish.push import pull as pull
+    from .publish.push import push as push
     from .rebase import rebase as rebase
     from .runtime import Handle as Handle
     from .runtime import attach as attach
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .svd.decomposition import Basis as Basis
 
 _HOME: Final = {
-    "Baked": "bake",
+    "Baked": "baking.bake",
     "Base": "base_model.base",
     "Basis": "svd.decomposition",
     "Conversion": "conversion",
@@ -51,7 +51,7 @@ _HOME: Final = {
     "Handle": "runtime",
     "add": "ops.arithmetic",
     "attach": "runtime",
-    "bake": "bake",
+    "bake": "baking.bake",
     "build_basis": "svd.build",
     "convert": "convert",
     "handle_of": "runtime",
@@ -59,8 +59,8 @@ _HOME: Final = {
     "load": "format.file",
     "merge": "ops.merge",
     "open_base": "base_model.base",
-    "pull": "hub",
-    "push": "hub",
+    "pull": "publish.push",
+    "push": "publish.push",
     "quantize": "ops.quantize",
     "rebase": "rebase",
     "save": "format.file",

@@ -15,7 +15,7 @@ from svdiff_delta._util.typed import build
 from svdiff_delta._util.yaml import parse_yaml
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseError, InputError
-from svdiff_delta.licence import LARGEST_CARD
+from svdiff_delta.publish.license import LARGEST_CARD
 
 from .config import TrainConfig
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, cast
 import numpy as np
 from PIL import Image
 
-from svdiff_delta.bake import bake
+from svdiff_delta.baking.bake import bake
 from svdiff_delta.base_model.base import open_base
 from svdiff_delta.convert import convert
 from svdiff_delta.format.delta import Delta

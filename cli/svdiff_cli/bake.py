@@ -16,9 +16,9 @@ from .progress import Bar
 from .references import keep_apart, open_deltas, open_reference, say, sole_component
 
 if TYPE_CHECKING:
-    from svdiff_delta.bake import Loss
+    from svdiff_delta.baking.bake import Loss
+    from svdiff_delta.baking.plan import Plan, Unchanged
     from svdiff_delta.format.dtypes import Dtype
-    from svdiff_delta.plan import Plan, Unchanged
 
 MUCH = 1 / 3  # of a ΔW
 
@@ -63,8 +63,8 @@ def bake(
     opened, weights = open_deltas(deltas)
     model = open_reference(base, sole_component(opened))
     keep_apart(output, model, *deltas)
-    from svdiff_delta.bake import write_bake
-    from svdiff_delta.plan import plan_bake
+    from svdiff_delta.baking.bake import write_bake
+    from svdiff_delta.baking.plan import plan_bake
 
     plan = plan_bake(
         model,

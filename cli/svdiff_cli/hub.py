@@ -22,7 +22,7 @@ from .references import is_path, open_reference, say, sole_component
 
 if TYPE_CHECKING:
     from svdiff_delta import Delta
-    from svdiff_delta.hub import Pushed
+    from svdiff_delta.publish.push import Pushed
 
 
 @click.command(cls=options.LightCommand)
@@ -83,7 +83,7 @@ def push(
         svdiff push dog.safetensors me/dog@v2 --lora-rank 32 --base sd15
     """
     from svdiff_delta.format.file import load
-    from svdiff_delta.hub import push as run
+    from svdiff_delta.publish.push import push as run
 
     silent = quiet or as_json
     opened = load(delta)
@@ -134,8 +134,8 @@ def pull(reference: str, output: Path | None, force: bool, dry_run: bool, as_jso
         svdiff pull alice/cat@v1 -o cat.safetensors
     """
     from svdiff_delta._util.atomic import check_output
-    from svdiff_delta.hub import read_reference, take
     from svdiff_delta.hub_client.download import find_delta
+    from svdiff_delta.publish.push import read_reference, take
 
     with _client(quiet=quiet or as_json):
         found = find_delta(read_reference(reference))

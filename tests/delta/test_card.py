@@ -16,12 +16,12 @@ from support.hub import TOKEN
 
 from svdiff_delta import add
 from svdiff_delta._text.printable import printable
-from svdiff_delta.card import make_card, prompt_in
-from svdiff_delta.card_head import parse_card
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.metadata import BaseInfo, Metadata
-from svdiff_delta.licence import Licence
-from svdiff_delta.publication import Publication, Sample, publication
+from svdiff_delta.publish.card import make_card, prompt_in
+from svdiff_delta.publish.card_metadata import parse_card
+from svdiff_delta.publish.license import Licence
+from svdiff_delta.publish.publication import Publication, Sample, publication
 
 MIT = Licence("mit")
 TRAINED = replace(METADATA, training={"method": "svdiff", "prompt": "a photo of a sks dog", "steps": 500})

@@ -14,12 +14,12 @@ from support.deltas import BASE, METADATA, random_delta
 
 from svdiff_delta import add
 from svdiff_delta._text.markup import cell, code, prose, python_literal, shell_line
-from svdiff_delta.card import make_card
 from svdiff_delta.errors import MetadataError
 from svdiff_delta.format.lineage import Lineage, Record, Source
 from svdiff_delta.format.metadata import Metadata
-from svdiff_delta.licence import Licence
-from svdiff_delta.publication import Publication, Sample, publication
+from svdiff_delta.publish.card import make_card
+from svdiff_delta.publish.license import Licence
+from svdiff_delta.publish.publication import Publication, Sample, publication
 
 MIT = Licence("mit")
 BEGIN, END = "<!-- svdiff push: begin 0123456789abcdef -->", "<!-- svdiff push: end -->"

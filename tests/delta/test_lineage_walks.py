@@ -12,15 +12,15 @@ import pytest
 from support.deltas import METADATA, NORM, part, random_delta, saved
 
 from svdiff_delta import Delta, add, load, merge, scale
-from svdiff_delta.card import make_card
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.file import dumps, identify, loads
 from svdiff_delta.format.lineage import Lineage, Record, Source, bounded
 from svdiff_delta.format.metadata import Metadata
-from svdiff_delta.licence import Licence
 from svdiff_delta.ops.lineage_tree import LARGEST, draw
 from svdiff_delta.ops.replay import replay
-from svdiff_delta.publication import publication
+from svdiff_delta.publish.card import make_card
+from svdiff_delta.publish.license import Licence
+from svdiff_delta.publish.publication import publication
 
 SMALL = part(METADATA, NORM)
 DEPTH = 60

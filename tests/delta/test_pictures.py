@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from svdiff_delta.errors import InputError
-from svdiff_delta.pictures import clean_picture
+from svdiff_delta.publish.clean_images import clean_picture
 
 SECRET = "Anna Kowalska 52.2297N"
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)

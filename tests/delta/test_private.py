@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from svdiff_delta.errors import HubError, InputError
-from svdiff_delta.private import ROOTS, check_private, find_private
+from svdiff_delta.publish.private import ROOTS, check_private, find_private
 
 PATHS = [
     "/content/drive/MyDrive/dog", "/kaggle/input/dogs/1.png", "/kaggle/working/x", "/workspace/dog", "/workspace",

@@ -106,9 +106,9 @@ def test_a_function_is_not_hidden_by_the_module_of_its_name(name: str) -> None:
 @pytest.mark.parametrize(
     "first",
     [
-        "import svdiff_delta.bake, svdiff_delta.ops.select",
+        "import svdiff_delta.baking.bake, svdiff_delta.ops.select",
         "from svdiff_delta.ops.select import match",
-        "from svdiff_delta.convert import convert, energy; from svdiff_delta.bake import Baked; energy.LEAST",
+        "from svdiff_delta.convert import convert, energy; from svdiff_delta.baking.bake import Baked; energy.LEAST",
         "import svdiff_cli.main",
     ],
 )

@@ -17,7 +17,7 @@ from svdiff_delta.base_model.layout import read_json
 from svdiff_delta.convert.peft_config import read_config
 from svdiff_delta.errors import BaseError, DeltaError, InputError, OutputError, refusal
 from svdiff_delta.ops.merge.recipe import read_recipe
-from svdiff_delta.pictures import clean_picture
+from svdiff_delta.publish.clean_images import clean_picture
 from svdiff_train.batch.manifest import read_manifest
 from svdiff_train.data.captions import read_captions
 from svdiff_train.prompts import read_prompts

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from support.models import base_delta
 
 from svdiff_delta import Delta, attach
-from svdiff_delta.bake import bake
+from svdiff_delta.baking.bake import bake
 from svdiff_delta.base_model.base import open_base
 from svdiff_delta.errors import AttachError
 

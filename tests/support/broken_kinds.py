@@ -31,10 +31,10 @@ from support.broken import (
 from support.measured import Files, Target
 
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.card_head import parse_card
 from svdiff_delta.errors import CacheError, DeltaError
-from svdiff_delta.licence import licence_in
-from svdiff_delta.pictures import clean_picture
+from svdiff_delta.publish.card_metadata import parse_card
+from svdiff_delta.publish.clean_images import clean_picture
+from svdiff_delta.publish.license import licence_in
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.decomposition import compute_basis
 from svdiff_train.advice import advice_of

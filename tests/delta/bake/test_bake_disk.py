@@ -12,9 +12,9 @@ from support.files import parts, tree, written
 from support.models import MINILM, base_delta
 
 from svdiff_delta import Delta, bake, open_base, save, scale, select
+from svdiff_delta.baking.plan import Unchanged, plan_bake
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import OutputError
-from svdiff_delta.plan import Unchanged, plan_bake
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.tiny import base_path
 

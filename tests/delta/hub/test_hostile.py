@@ -20,7 +20,7 @@ from svdiff_delta.errors import DeltaError, HubError
 from svdiff_delta.format.file import dumps
 from svdiff_delta.hub_client import watch
 from svdiff_delta.hub_client.errors import guard_logs
-from svdiff_delta.licence import licence_of_base
+from svdiff_delta.publish.license import licence_of_base
 
 SOON = 3.0  # seconds; the server would go on for five
 

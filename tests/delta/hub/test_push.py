@@ -214,7 +214,7 @@ def test_a_lora_copy_of_another_delta_is_taken_away(simple: Hub, lora: Path) -> 
 
 
 def test_what_was_written_meanwhile_is_not_lost(simple: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    from svdiff_delta import hub as module
+    from svdiff_delta.publish import push as module
 
     push(DOG, "owner/dog")
     look = module.look

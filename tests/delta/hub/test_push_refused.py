@@ -158,8 +158,8 @@ def test_a_public_repository_does_not_pass_for_a_private_one(simple: Hub) -> Non
 
 
 def test_a_repository_that_appears_meanwhile_is_not_pushed_to(simple: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    from svdiff_delta import hub as module
-    from svdiff_delta.remote import Remote
+    from svdiff_delta.publish import push as module
+    from svdiff_delta.publish.remote import Remote
 
     simple.add("owner/dog", {"mine": b""})
     monkeypatch.setattr(module, "look", lambda *_: Remote())

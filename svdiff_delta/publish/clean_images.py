@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
-from ._util.reading import read_bytes
-from .errors import InputError
+from svdiff_delta._util.reading import read_bytes
+from svdiff_delta.errors import InputError
 
 LARGEST: Final = 20 * 2**20
 """Bytes of a picture beyond which it is no sample."""

@@ -8,19 +8,20 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ._text.printable import printable
-from ._text.tokens import strike
-from ._util.atomic import check_output, replace_file
+from svdiff_delta._text.printable import printable
+from svdiff_delta._text.tokens import strike
+from svdiff_delta._util.atomic import check_output, replace_file
+from svdiff_delta.errors import HubError, InputError, OutputError
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import load, open_file
+from svdiff_delta.hub_client.download import Found, fetch, find_delta
+from svdiff_delta.hub_client.errors import LOGIN, client_errors, explain, guard_logs
+from svdiff_delta.hub_client.reference import SCHEME, Reference, is_commit, parse_reference
+
 from .card import LIBRARY, prompt_in
-from .card_head import parse_card
+from .card_metadata import parse_card
 from .contents import Contents, make_contents
-from .errors import HubError, InputError, OutputError
-from .format.delta import Delta
-from .format.file import load, open_file
-from .hub_client.download import Found, fetch, find_delta
-from .hub_client.errors import LOGIN, client_errors, explain, guard_logs
-from .hub_client.reference import SCHEME, Reference, is_commit, parse_reference
-from .licence import CARD, Licence, licence_in, licence_of_base
+from .license import CARD, Licence, licence_in, licence_of_base
 from .private import check_private
 from .publication import publication
 from .remote import Remote, look

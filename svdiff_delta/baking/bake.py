@@ -16,20 +16,21 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._util.atomic import replace_file, replace_folder
-from ._util.parallel import Threads
-from .base_model.base import Base
-from .base_model.devices import on_host
-from .base_model.layout import is_index, read_json
-from .errors import OutputError, TensorError
-from .format.container import ITEM_SIZE, header_bytes
-from .format.delta import Delta
-from .format.dtypes import Dtype
-from .ops.totals import weighted_total
+from svdiff_delta._util.atomic import replace_file, replace_folder
+from svdiff_delta._util.parallel import Threads
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.devices import on_host
+from svdiff_delta.base_model.layout import is_index, read_json
+from svdiff_delta.errors import OutputError, TensorError
+from svdiff_delta.format.container import ITEM_SIZE, header_bytes
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.dtypes import Dtype
+from svdiff_delta.ops.totals import weighted_total
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.fingerprint import TORCH_DTYPE
+from svdiff_delta.svd.prepare import Progress, fit
+
 from .plan import FLOATING, TORCH_NAMES, Item, Plan, Unchanged, layout_of, plan_bake
-from .svd.cache import BasisCache
-from .svd.fingerprint import TORCH_DTYPE
-from .svd.prepare import Progress, fit
 
 
 class Loss(NamedTuple):

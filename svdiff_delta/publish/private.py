@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ._text.printable import printable
-from ._text.tokens import find_token
-from .errors import InputError
+from svdiff_delta._text.printable import printable
+from svdiff_delta._text.tokens import find_token
+from svdiff_delta.errors import InputError
 
 ROOTS: Final = (
     *("home", "Users", "root", "Volumes", "private/var", "private/tmp"),  # people's, on Linux and macOS

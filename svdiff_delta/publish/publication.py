@@ -10,13 +10,14 @@ from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
 
-from .errors import InputError
-from .format.delta import Delta
-from .format.file import dumps
-from .format.metadata import KEY, Metadata, dump
-from .hub_client.names import EMBEDDED
-from .hub_client.reference import Reference, parse_reference
-from .pictures import clean_picture
+from svdiff_delta.errors import InputError
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import dumps
+from svdiff_delta.format.metadata import KEY, Metadata, dump
+from svdiff_delta.hub_client.names import EMBEDDED
+from svdiff_delta.hub_client.reference import Reference, parse_reference
+
+from .clean_images import clean_picture
 from .private import check_private
 
 

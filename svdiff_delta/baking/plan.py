@@ -9,21 +9,21 @@ from math import prod
 from pathlib import Path
 from typing import Final, Literal, cast
 
-from ._util.atomic import check_output
-from ._util.paths import check_apart, check_links
-from .base_model.base import Base
-from .base_model.component import Component
-from .base_model.layout import PICKLE_SUFFIXES, is_index, part_folders, shard_names, variants
-from .errors import BaseError, BaseMismatchError, InputError, OutputError
-from .format.container import ITEM_SIZE, header_bytes
-from .format.delta import Delta
-from .format.dtypes import Dtype
-from .format.parameter import Parameter
-from .ops.combine import combine_parameters
-from .ops.weights import Weight
-from .svd.cache import BasisCache
-from .svd.prepare import Progress
-from .svd.verify import check_base, fit_all
+from svdiff_delta._util.atomic import check_output
+from svdiff_delta._util.paths import check_apart, check_links
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.component import Component
+from svdiff_delta.base_model.layout import PICKLE_SUFFIXES, is_index, part_folders, shard_names, variants
+from svdiff_delta.errors import BaseError, BaseMismatchError, InputError, OutputError
+from svdiff_delta.format.container import ITEM_SIZE, header_bytes
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.dtypes import Dtype
+from svdiff_delta.format.parameter import Parameter
+from svdiff_delta.ops.combine import combine_parameters
+from svdiff_delta.ops.weights import Weight
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.prepare import Progress
+from svdiff_delta.svd.verify import check_base, fit_all
 
 FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
 WEIGHT_SUFFIXES: Final = PICKLE_SUFFIXES | {".safetensors", ".onnx", ".msgpack", ".h5", ".pb"}

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ._util.json import JSON
+from svdiff_delta._util.json import JSON
+from svdiff_delta.format.metadata import FORMAT, VERSION
+from svdiff_delta.hub_client.download import CONFIG, WEIGHTS
+
 from .card import LIBRARY, LORA, make_card
-from .format.metadata import FORMAT, VERSION
-from .hub_client.download import CONFIG, WEIGHTS
-from .licence import CARD, Licence
+from .license import CARD, Licence
 from .private import check_private
 from .publication import Publication
 from .remote import Remote

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
 
-from ._util.json import JSON, strict_json
-from .errors import InputError, MetadataError
-from .format.metadata import FORMAT
-from .hub_client.download import CONFIG, WEIGHTS, fetch, find
-from .hub_client.errors import client_errors, explain
-from .hub_client.reference import Reference
-from .hub_client.watch import LARGEST_ANSWER, watched
-from .licence import CARD, LARGEST_CARD
+from svdiff_delta._util.json import JSON, strict_json
+from svdiff_delta.errors import InputError, MetadataError
+from svdiff_delta.format.metadata import FORMAT
+from svdiff_delta.hub_client.download import CONFIG, WEIGHTS, fetch, find
+from svdiff_delta.hub_client.errors import client_errors, explain
+from svdiff_delta.hub_client.reference import Reference
+from svdiff_delta.hub_client.watch import LARGEST_ANSWER, watched
+
+from .license import CARD, LARGEST_CARD
 
 LARGEST_CONFIG: Final = 2**20
 

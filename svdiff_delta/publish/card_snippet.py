@@ -6,10 +6,10 @@ import keyword
 from collections.abc import Mapping
 from typing import Final
 
-from ._text.markup import python_literal, shell_line
-from .format.metadata import BaseInfo
-from .hub_client.names import EMBEDDED
-from .hub_client.reference import is_commit
+from svdiff_delta._text.markup import python_literal, shell_line
+from svdiff_delta.format.metadata import BaseInfo
+from svdiff_delta.hub_client.names import EMBEDDED
+from svdiff_delta.hub_client.reference import is_commit
 
 PAINTERS: Final = frozenset(
     {"UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel"}

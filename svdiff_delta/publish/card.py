@@ -8,14 +8,15 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
-from ._text.markup import cell, code, inert, link, prose
-from .card_head import ParsedCard, parse_card, write_card
-from .hub_client.download import WEIGHTS
-from .hub_client.names import EMBEDDED, is_repository
-from .licence import Licence
-from .ops.lineage_tree import draw
+from svdiff_delta._text.markup import cell, code, inert, link, prose
+from svdiff_delta.hub_client.download import WEIGHTS
+from svdiff_delta.hub_client.names import EMBEDDED, is_repository
+from svdiff_delta.ops.lineage_tree import draw
+
+from .card_metadata import ParsedCard, parse_card, write_card
+from .card_snippet import paints, python_usage, shell_usage
+from .license import Licence
 from .publication import Publication
-from .usage import paints, python_usage, shell_usage
 
 LIBRARY: Final = "svdiff-delta"
 LORA: Final = "pytorch_lora_weights.safetensors"

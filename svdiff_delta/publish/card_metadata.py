@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from ._util.limits import CARD_HEAD
-from ._util.yaml import check_yaml
-from .errors import InputError
+from svdiff_delta._util.limits import CARD_HEAD
+from svdiff_delta._util.yaml import check_yaml
+from svdiff_delta.errors import InputError
 
 _OPEN: Final = re.compile(r"\s*---[\r\n]")
 _CLOSE: Final = re.compile(r"[\r\n]---[ \t]*(?:\r\n|\n|\Z)")

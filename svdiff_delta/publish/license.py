@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .card_head import parse_card
-from .errors import HubError, InputError
-from .hub_client.download import fetch, find
-from .hub_client.reference import Reference
+from svdiff_delta.errors import HubError, InputError
+from svdiff_delta.hub_client.download import fetch, find
+from svdiff_delta.hub_client.reference import Reference
+
+from .card_metadata import parse_card
 
 CARD: Final = "README.md"
 LARGEST_CARD: Final = 2**20

@@ -1,0 +1,1 @@
+"""Baking: a base with δ in it as a full checkpoint (spec, section 6.6)."""

@@ -1,0 +1,1 @@
+"""Publishing on the Hub: the card, what goes with it, what must not, and the commit."""
