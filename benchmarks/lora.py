@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from svdiff_delta import convert, select
-from svdiff_delta.convert.energy import LEAST
+from svdiff_delta.conversion.energy_limits import LEAST
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.config import TrainConfig
 from svdiff_train.data import find_images, load_image

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from .baking.bake import bake as bake
     from .base_model.base import Base as Base
     from .base_model.base import open_base as open_base
-    from .conversion import Conversion as Conversion
-    from .convert import convert as convert
+    from .conversion import convert as convert
+    from .conversion.rebase import rebase as rebase
+    from .conversion.result import Conversion as Conversion
     from .errors import DeltaError as DeltaError
     from .format.delta import Delta as Delta
     from .format.file import load as load
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from .ops.truncate import truncate as truncate
     from .publish.push import pull as pull
     from .publish.push import push as push
-    from .rebase import rebase as rebase
     from .runtime import Handle as Handle
     from .runtime import attach as attach
     from .runtime import handle_of as handle_of
@@ -45,7 +45,7 @@ _HOME: Final = {
     "Baked": "baking.bake",
     "Base": "base_model.base",
     "Basis": "svd.decomposition",
-    "Conversion": "conversion",
+    "Conversion": "conversion.result",
     "Delta": "format.delta",
     "DeltaError": "errors",
     "Handle": "runtime",
@@ -53,7 +53,7 @@ _HOME: Final = {
     "attach": "runtime",
     "bake": "baking.bake",
     "build_basis": "svd.build",
-    "convert": "convert",
+    "convert": "conversion",
     "handle_of": "runtime",
     "interpolate": "ops.arithmetic",
     "load": "format.file",
@@ -62,7 +62,7 @@ _HOME: Final = {
     "pull": "publish.push",
     "push": "publish.push",
     "quantize": "ops.quantize",
-    "rebase": "rebase",
+    "rebase": "conversion.rebase",
     "save": "format.file",
     "scale": "ops.arithmetic",
     "select": "ops.select",
@@ -106,8 +106,8 @@ __all__ = [
 class _Package(ModuleType):
     """Keeps functions such as `bake` from being hidden by the modules of the same names.
 
-    `from svdiff_delta.convert import energy` finds a module all the same. What does not is the form
-    `import svdiff_delta.convert.energy as e`: there Python looks for `energy` in the function.
+    `from svdiff_delta.conversion import energy` finds a module all the same. What does not is the form
+    `import svdiff_delta.conversion.energy_limits as e`: there Python looks for `energy` in the function.
     """
 
     def __getattr__(self, name: str) -> Any:

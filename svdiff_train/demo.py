@@ -16,7 +16,7 @@ from PIL import Image
 
 from svdiff_delta.baking.bake import bake
 from svdiff_delta.base_model.base import open_base
-from svdiff_delta.convert import convert
+from svdiff_delta.conversion import convert
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import load, save
 from svdiff_delta.ops import arithmetic

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.base_model.component import aliases
 from svdiff_delta.base_model.matching import paired
-from svdiff_delta.conversion import check_left_out
-from svdiff_delta.convert.dialect import Changes, Job
-from svdiff_delta.convert.tensors import peek
-from svdiff_delta.convert.tuned import compare
-from svdiff_delta.convert.way import find_way
+from svdiff_delta.conversion.checkpoint_diff import compare
+from svdiff_delta.conversion.dialect import Changes, Job
+from svdiff_delta.conversion.lazy_tensors import peek
+from svdiff_delta.conversion.result import check_left_out
+from svdiff_delta.conversion.route import find_way
 from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.format.metadata import KEY
 from svdiff_delta.svd.cache import BasisCache

@@ -57,7 +57,7 @@ def test_the_commands_that_write_folders_are_all_among_them() -> None:
     assert users == {
         "svdiff_delta/_util/atomic.py",
         "svdiff_delta/baking/bake.py",
-        "svdiff_delta/convert/peft.py",
+        "svdiff_delta/conversion/peft.py",
         "svdiff_train/methods/checkpoint.py",
         "svdiff_train/methods/lora.py",
         "cli/svdiff_cli/demo.py",

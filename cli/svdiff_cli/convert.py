@@ -124,7 +124,7 @@ def convert(
     model = open_reference(base)
     given = local_file(source)
     _check_output(writing, model, Path(given), calibrate, folder=to == "peft")
-    from svdiff_delta.convert import convert as run
+    from svdiff_delta.conversion import convert as run
 
     with Bar("converting", quiet=writing.silent) as bar:
         found = run(
@@ -183,7 +183,7 @@ def rebase(
     component = sole_component([opened])
     bases = [open_reference(old, component), open_reference(new, component)]
     _check_output(writing, *bases)
-    from svdiff_delta.rebase import rebase as run
+    from svdiff_delta.conversion.rebase import rebase as run
 
     with Bar("rebasing", quiet=writing.silent) as bar:
         found = run(

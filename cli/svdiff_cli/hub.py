@@ -203,7 +203,7 @@ def _lora_copy(
     import tempfile
 
     model = open_reference(base, sole_component([delta]))
-    from svdiff_delta.convert import convert
+    from svdiff_delta.conversion import convert
 
     with tempfile.TemporaryDirectory() as folder, Bar("making LoRA", quiet=quiet) as bar:
         output = Path(folder) / "lora.safetensors"

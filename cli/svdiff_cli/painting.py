@@ -91,7 +91,7 @@ def _is_difference(reference: str) -> bool:
     path = Path(reference)
     if path.is_dir():
         return True
-    from svdiff_delta.convert.tensors import peek
+    from svdiff_delta.conversion.lazy_tensors import peek
     from svdiff_delta.format.metadata import KEY
 
     header = peek(path)

@@ -13,8 +13,8 @@ from svdiff_delta._util.limits import MANIFEST, MANIFEST_LINES
 from svdiff_delta._util.paths import Places
 from svdiff_delta._util.yaml import read_yaml
 from svdiff_delta.base_model.devices import find_device
-from svdiff_delta.convert.ranking import make_ranking
-from svdiff_delta.convert.way import find_way
+from svdiff_delta.conversion.rank_policy import make_ranking
+from svdiff_delta.conversion.route import find_way
 from svdiff_delta.errors import DeltaError, InputError
 from svdiff_train.calibrate import digest_of
 

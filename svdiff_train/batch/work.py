@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.conversion import Conversion
-from svdiff_delta.convert import convert
+from svdiff_delta.conversion import convert
+from svdiff_delta.conversion.result import Conversion
 from svdiff_delta.errors import DeltaError
 from svdiff_delta.svd.calibration import Calibration
 from svdiff_delta.svd.decomposition import one_thread

@@ -16,8 +16,8 @@ from support.weights import normal
 
 from svdiff_cli import convert as command
 from svdiff_delta import load, save, select
-from svdiff_delta.convert import DIALECTS
-from svdiff_delta.convert.energy import LEAST
+from svdiff_delta.conversion import DIALECTS
+from svdiff_delta.conversion.energy_limits import LEAST
 from svdiff_train.tiny import open_tiny
 
 FLAT = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"

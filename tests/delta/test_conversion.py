@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.deltas import random_delta
 
-from svdiff_delta.conversion import Conversion, check_arguments, check_captured, check_left_out, recorded_share
+from svdiff_delta.conversion.result import Conversion, check_arguments, check_captured, check_left_out, recorded_share
 from svdiff_delta.errors import InputError
 from svdiff_delta.svd.energy import Energy
 

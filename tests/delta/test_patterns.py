@@ -13,7 +13,7 @@ import pytest
 from svdiff_delta._util.limits import PATTERN, STATES
 from svdiff_delta._util.patterns import expression, glob
 from svdiff_delta._util.regex import Pattern
-from svdiff_delta.convert.peft_config import parse_config, pattern_value
+from svdiff_delta.conversion.peft_config import parse_config, pattern_value
 from svdiff_delta.errors import InputError, SelectionError
 from svdiff_delta.selectors.match import match
 

@@ -108,7 +108,7 @@ def test_a_function_is_not_hidden_by_the_module_of_its_name(name: str) -> None:
     [
         "import svdiff_delta.baking.bake, svdiff_delta.ops.select",
         "from svdiff_delta.ops.select import match",
-        "from svdiff_delta.convert import convert, energy; from svdiff_delta.baking.bake import Baked; energy.LEAST",
+        "from svdiff_delta.conversion import convert, energy; from svdiff_delta.baking.bake import Baked; energy.LEAST",
         "import svdiff_cli.main",
     ],
 )

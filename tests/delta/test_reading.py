@@ -14,7 +14,7 @@ from svdiff_delta import open_base
 from svdiff_delta._util.limits import CAPTION, CONFIGURATION, MANIFEST, RECIPE, RUN_FILE
 from svdiff_delta._util.reading import read_bytes, system_errors
 from svdiff_delta.base_model.layout import read_json
-from svdiff_delta.convert.peft_config import read_config
+from svdiff_delta.conversion.peft_config import read_config
 from svdiff_delta.errors import BaseError, DeltaError, InputError, OutputError, refusal
 from svdiff_delta.ops.merge.recipe import read_recipe
 from svdiff_delta.publish.clean_images import clean_picture

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.convert import DIALECTS
-from svdiff_delta.convert.dialect import Changes, Job
+from svdiff_delta.conversion import DIALECTS
+from svdiff_delta.conversion.dialect import Changes, Job
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.sample import Sampling, generate

@@ -11,7 +11,7 @@ from svdiff_delta._util.toml import read_toml
 from svdiff_delta._util.typed import build
 from svdiff_delta._util.yaml import parse_yaml
 from svdiff_delta.base_model.layout import read_json
-from svdiff_delta.convert.peft_config import parse_config
+from svdiff_delta.conversion.peft_config import parse_config
 from svdiff_delta.ops.merge.recipe import _Recipe
 
 PLACE = Path(tempfile.mkdtemp(prefix="fuzz-deep-"))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.convert import DIALECTS
-from svdiff_delta.convert.dialect import Changes, Job
+from svdiff_delta.conversion import DIALECTS
+from svdiff_delta.conversion.dialect import Changes, Job
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.tiny import open_tiny
 

@@ -11,8 +11,8 @@ from support.checkpoints import delta_of, single
 
 from svdiff_delta import convert, save
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.convert import DIALECTS
-from svdiff_delta.convert.dialect import Changes, Dialect, Job
+from svdiff_delta.conversion import DIALECTS
+from svdiff_delta.conversion.dialect import Changes, Dialect, Job
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.lineage import Source
 

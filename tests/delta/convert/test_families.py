@@ -16,8 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from svdiff_delta import convert, open_base, select
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.convert.names import Names
-from svdiff_delta.convert.sgm import SgmNames
+from svdiff_delta.conversion.key_map import Names
+from svdiff_delta.conversion.sgm_names import SgmNames
 from svdiff_delta.errors import InputError
 
 # --- SDXL ---
@@ -212,7 +212,7 @@ def test_flux_s_fused_layers_are_taken_apart(tmp_path: Path, prefix: str) -> Non
 
 def test_flux_s_single_stream_has_four_layers_in_one(tmp_path: Path) -> None:
     # diffusers' converter knows the widths of the real model only, so there is no base: what it makes is compared.
-    from svdiff_delta.convert.flux import _converted
+    from svdiff_delta.conversion.flux import _converted
 
     tensors = pair("lora_unet_single_blocks_0_linear1", 3 * 3072 + 12288, 3072, rank=2, alpha=2.0)
     found = _converted({key: value.double() for key, value in tensors.items()})

@@ -16,7 +16,7 @@ from support.web import automatic1111_version, unknown_to_comfyui
 
 from svdiff_delta import Delta, convert, open_base
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.convert.family import Family, find_family
+from svdiff_delta.conversion.model_family import Family, find_family
 from svdiff_delta.errors import InputError
 
 SMALL = {"sample_size": 8, "block_out_channels": (8,), "layers_per_block": 1, "attention_head_dim": 8}

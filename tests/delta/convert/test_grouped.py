@@ -27,8 +27,8 @@ from transformers import (
 
 from svdiff_delta import Delta, convert, open_base, select
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.convert.factors import Factors, split
-from svdiff_delta.convert.ranking import Ranking
+from svdiff_delta.conversion.low_rank_factors import Factors, split
+from svdiff_delta.conversion.rank_policy import Ranking
 from svdiff_delta.errors import InputError
 from svdiff_delta.svd.energy import Energy
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from support.weights import normal
 from torch import nn
 
-from svdiff_delta.convert.tensors import Ref, open_tensors
-from svdiff_delta.convert.update import LowRank
+from svdiff_delta.conversion.lazy_tensors import Ref, open_tensors
+from svdiff_delta.conversion.weight_updates import LowRank
 from svdiff_delta.errors import TensorError
 
 

@@ -12,7 +12,7 @@ from support.weights import normal
 from torch import nn
 
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.convert.convolutions import Convolutions
+from svdiff_delta.conversion.convolutions import Convolutions
 
 
 class Own(nn.Conv2d):

@@ -16,7 +16,7 @@ from transformers import AutoModel
 
 from svdiff_delta import convert
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.convert.peft_fields import CHANGING, MEANINGLESS, PLAIN, REFUSED, UNDERSTOOD, check_fields
+from svdiff_delta.conversion.peft_fields import CHANGING, MEANINGLESS, PLAIN, REFUSED, UNDERSTOOD, check_fields
 from svdiff_delta.errors import BaseMismatchError, InputError
 
 QUERY = "encoder.layer.0.attention.self.query"

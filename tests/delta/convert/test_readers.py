@@ -17,8 +17,8 @@ from torch import Tensor
 
 from svdiff_delta import convert
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.convert import DIALECTS
-from svdiff_delta.convert.dialect import Job
+from svdiff_delta.conversion import DIALECTS
+from svdiff_delta.conversion.dialect import Job
 from svdiff_delta.svd.cache import BasisCache
 
 QUERY = "encoder.layer.0.attention.self.query"  # 16 x 16

@@ -14,9 +14,9 @@ from support.checkpoints import bert
 from support.laws import law
 
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.convert import DIALECTS
-from svdiff_delta.convert.dialect import Job
-from svdiff_delta.convert.groups import CORES, LOHA, LOKR, LORA
+from svdiff_delta.conversion import DIALECTS
+from svdiff_delta.conversion.dialect import Job
+from svdiff_delta.conversion.module_keys import CORES, LOHA, LOKR, LORA
 from svdiff_delta.errors import DeltaError
 from svdiff_delta.svd.cache import BasisCache
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from svdiff_delta import convert
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.convert.svdiff_author import make_shift
+from svdiff_delta.conversion.svdiff_author import make_shift
 from svdiff_delta.errors import InputError
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import fit, prepare

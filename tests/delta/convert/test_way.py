@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from svdiff_delta.convert import DIALECTS
-from svdiff_delta.convert.ranking import Ranking
-from svdiff_delta.convert.way import find_way
+from svdiff_delta.conversion import DIALECTS
+from svdiff_delta.conversion.rank_policy import Ranking
+from svdiff_delta.conversion.route import find_way
 from svdiff_delta.errors import InputError
 
 ONE = torch.ones(2, 2)

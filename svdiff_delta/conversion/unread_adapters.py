@@ -10,7 +10,7 @@ from typing import Final
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.foreign import adapter_in, beginning, method_of, module_of
 
-from .names import PREFIXES, Names
+from .key_map import PREFIXES, Names
 
 MERGE: Final = "merge it with the program that made it, then --from full"
 

@@ -8,13 +8,13 @@ from typing import Final
 
 from svdiff_delta.format.parameter import Parameter
 
+from .adapter_writer import adapter_writer
 from .dialect import Dialect
-from .energy import LEAST
-from .groups import CORES, LOHA, LOKR
+from .energy_limits import LEAST
 from .kohya import begins, plain_layer, read, text_module
-from .lowrank import adapter_writer
-from .target import Keys, Target
-from .tensors import peek
+from .lazy_tensors import peek
+from .module_keys import CORES, LOHA, LOKR
+from .write_target import Keys, Target
 
 SUFFIXES: Final = (*LOHA, *CORES, *LOKR, "diff", "diff_b", "w_norm", "b_norm")
 """What only LyCORIS writes."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ._text.printable import counted
-from .errors import InputError
-from .format.delta import Delta
-from .format.dtypes import STORED_DTYPES, is_stored_dtype
-from .svd.energy import Energy, OutputEnergy, total_energy
+from svdiff_delta._text.printable import counted
+from svdiff_delta.errors import InputError
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.dtypes import STORED_DTYPES, is_stored_dtype
+from svdiff_delta.svd.energy import Energy, OutputEnergy, total_energy
 
 DECIMALS: Final = 6
 """Of the captured energy in a lineage: not those that depend on the order of sums."""

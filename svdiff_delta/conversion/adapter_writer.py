@@ -12,7 +12,6 @@ from typing import cast
 import numpy as np
 
 from svdiff_delta._util.json import JSON
-from svdiff_delta.conversion import DECIMALS, Conversion, check_left_out, check_retained
 from svdiff_delta.errors import InputError
 from svdiff_delta.format import metadata as meta
 from svdiff_delta.format.delta import Delta
@@ -22,15 +21,16 @@ from svdiff_delta.svd.decomposition import matricize
 from svdiff_delta.svd.energy import Energy, total_energy
 from svdiff_delta.svd.verify import fit_all, fitted
 
-from .adapter import FORMAT, KEY
+from .adapter_reader import FORMAT, KEY
 from .dialect import Job, Meter
-from .energy import WELL
-from .factors import Factors, factorize, split, spread
-from .names import Names
-from .ranking import Ranking
-from .said import copied_facts
-from .spool import Spool
-from .target import Keys, Part, Target
+from .energy_limits import WELL
+from .key_map import Names
+from .low_rank_factors import Factors, factorize, split, spread
+from .provenance import copied_facts
+from .rank_policy import Ranking
+from .result import DECIMALS, Conversion, check_left_out, check_retained
+from .tensor_spool import Spool
+from .write_target import Keys, Part, Target
 
 
 def adapter_writer(target: Callable[[Names], Target]) -> Callable[[Delta, Job], Conversion]:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from svdiff_delta._util.atomic import replace_file
-from svdiff_delta.conversion import Conversion, check_retained
 from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, TensorError
 from svdiff_delta.format import metadata as meta
 from svdiff_delta.format.container import header_bytes
@@ -26,8 +25,9 @@ from svdiff_delta.svd.projection import squared_norm
 from svdiff_delta.svd.verify import fit_all, fitted
 
 from .dialect import Changes, Job, Meter
-from .said import copied_facts, foreign_facts, name_source
-from .tensors import Ref, TensorFile, open_tensors, peek
+from .lazy_tensors import Ref, TensorFile, open_tensors, peek
+from .provenance import copied_facts, foreign_facts, name_source
+from .result import Conversion, check_retained
 
 KEY: Final = "svdiff.difference"
 """Key of the document in the container's `__metadata__`; a delta file has `svdiff`."""

@@ -9,7 +9,7 @@ from typing import Final
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.component import aliases
 
-from .sgm import SgmNames
+from .sgm_names import SgmNames
 
 MAIN: Final = ("unet", "transformer")
 """Components that adapters are made for first of all."""

@@ -8,10 +8,10 @@ from typing import Final
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.metadata import KEY
 
+from .checkpoint_diff import read_tuned
 from .dialect import Changes, Dialect, Job
-from .difference import is_difference, read_difference, write_difference
-from .tensors import peek
-from .tuned import read_tuned
+from .full_difference import is_difference, read_difference, write_difference
+from .lazy_tensors import peek
 
 
 def recognizes(path: Path) -> bool:

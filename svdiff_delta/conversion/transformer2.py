@@ -12,9 +12,9 @@ from svdiff_delta.format.parameter import Kind
 from svdiff_delta.svd.prepare import Prepared
 
 from .dialect import Changes, Dialect, Job
-from .shifts import Format, Shift, read_shifts
-from .tensors import TensorFile, peek
-from .vectors import length
+from .lazy_tensors import TensorFile, peek
+from .spectral_files import Format, Shift, read_shifts
+from .vector_files import length
 
 
 def weight_key(key: str) -> str | None:

@@ -13,9 +13,9 @@ from svdiff_delta.format.parameter import Kind
 from svdiff_delta.svd.prepare import Prepared
 
 from .dialect import Changes, Dialect, Job
-from .shifts import Format, Shift, read_shifts
-from .tensors import peek
-from .vectors import check_no_pickle
+from .lazy_tensors import peek
+from .spectral_files import Format, Shift, read_shifts
+from .vector_files import check_no_pickle
 
 FILES: Final = ("spectral_shifts.safetensors", "spectral_shifts_te.safetensors")
 """What svdiff-pytorch calls the files of the UNet and of the text encoder in its output folder."""

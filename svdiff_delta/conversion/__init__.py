@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .apply import convert as convert
-from .dialects import DIALECTS as DIALECTS
+from .api import convert as convert
+from .registry import DIALECTS as DIALECTS
 
 __all__ = ["DIALECTS", "convert"]

@@ -9,9 +9,9 @@ from typing import Final
 from svdiff_delta.svd.prepare import Prepared
 
 from .dialect import Changes, Dialect, Job
-from .shifts import Format, Shift, read_shifts, weight_keys
+from .lazy_tensors import peek
+from .spectral_files import Format, Shift, read_shifts, weight_keys
 from .svdiff_pytorch import make_shift as spectral_shift
-from .tensors import peek
 
 _KEY: Final = re.compile(r"(.+?)(?:\.parametrizations\.weight\.0)?\.eigenvalues_delta")
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.conversion import Conversion
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import Dtype, StoredDtype
 from svdiff_delta.format.lineage import Source
@@ -21,7 +20,8 @@ from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.calibration import Calibration
 from svdiff_delta.svd.prepare import Prepared, Progress
 
-from .ranking import Ranking
+from .rank_policy import Ranking
+from .result import Conversion
 
 Given = Callable[[Prepared], tuple[NDArray[np.float64], float]]
 """What an input has that holds δ itself: of a weight of the base it makes δ (size,), and ‖ΔW‖² by its own formula."""

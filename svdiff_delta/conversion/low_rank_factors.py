@@ -15,7 +15,7 @@ from svdiff_delta.svd.decomposition import Basis, one_thread
 from svdiff_delta.svd.energy import Energy
 from svdiff_delta.svd.fingerprint import round_weight
 
-from .ranking import Ranking
+from .rank_policy import Ranking
 
 PIECE: Final = 1 << 18
 """Numbers of a weight that are rounded and multiplied at a time: they stay in the processor's cache."""

@@ -18,7 +18,7 @@ from svdiff_delta.errors import BaseError, InputError
 from svdiff_delta.format.container import Entry
 
 from .dialect import Changes, Job, Meter
-from .said import foreign_facts, name_source
+from .provenance import foreign_facts, name_source
 
 REAL: Final = frozenset({"F64", "F32", "F16", "BF16"})
 """Dtypes of weights that can be subtracted."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from svdiff_delta.base_model.layout import PICKLE_SUFFIXES
 from svdiff_delta.errors import InputError, TensorError
 
-from .tensors import Ref, Shape, TensorFile, open_tensors
+from .lazy_tensors import Ref, Shape, TensorFile, open_tensors
 
 REAL: Final = frozenset({"F64", "F32", "F16", "BF16"})
 """Number formats of shifts that can be read."""

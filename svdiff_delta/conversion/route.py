@@ -10,7 +10,6 @@ from typing import Final, cast
 
 from svdiff_delta._util.reading import regular_file, system_errors
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.conversion import Conversion, check_arguments
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import DTYPES, StoredDtype, is_dtype
@@ -18,12 +17,13 @@ from svdiff_delta.format.foreign import LFS, adapter_in
 from svdiff_delta.format.metadata import KEY
 
 from .dialect import Changes, Job
-from .dialects import DELTA, DIALECTS
-from .names import Names
-from .ranking import Ranking
-from .tensors import file_header, peek
-from .unread import unread
-from .vectors import check_no_pickle
+from .key_map import Names
+from .lazy_tensors import file_header, peek
+from .rank_policy import Ranking
+from .registry import DELTA, DIALECTS
+from .result import Conversion, check_arguments
+from .unread_adapters import unread
+from .vector_files import check_no_pickle
 
 ASK: Final = f"give --from, one of {', '.join(DIALECTS)}"
 """The mend where nothing tells what an input is."""

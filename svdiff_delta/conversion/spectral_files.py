@@ -20,9 +20,9 @@ from svdiff_delta.format.parameter import Kind
 from svdiff_delta.svd.prepare import Prepared
 
 from .dialect import Changes, Job
-from .said import foreign_facts, name_source
-from .tensors import Ref, Shape, TensorFile
-from .vectors import length, open_vectors, read_vector
+from .lazy_tensors import Ref, Shape, TensorFile
+from .provenance import foreign_facts, name_source
+from .vector_files import length, open_vectors, read_vector
 
 Shift = NDArray[np.float64]
 

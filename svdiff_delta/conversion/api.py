@@ -21,7 +21,6 @@ from svdiff_delta._util.reading import system_errors
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import on_host
 from svdiff_delta.base_model.matching import named_like
-from svdiff_delta.conversion import DECIMALS, Conversion, check_captured, check_left_out, recorded_share
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import StoredDtype
@@ -38,9 +37,10 @@ from svdiff_delta.svd.prepare import Prepared, Progress, prepare
 from svdiff_delta.svd.projection import check_same_weight, project_change, project_shift
 
 from .dialect import Changes, Job, Meter
-from .dialects import DELTA
-from .ranking import make_ranking
-from .way import Way, find_way
+from .rank_policy import make_ranking
+from .registry import DELTA
+from .result import DECIMALS, Conversion, check_captured, check_left_out, recorded_share
+from .route import Way, find_way
 
 
 @on_host

@@ -19,11 +19,11 @@ from svdiff_delta.format.metadata import Metadata, parse
 
 from .architecture import looks_like
 from .dialect import Changes, Job
-from .names import Names
-from .said import foreign_facts, name_source
-from .tensors import Ref, TensorFile
-from .unread import MERGE, unread
-from .update import Update
+from .key_map import Names
+from .lazy_tensors import Ref, TensorFile
+from .provenance import foreign_facts, name_source
+from .unread_adapters import MERGE, unread
+from .weight_updates import Update
 
 KEY: Final = "svdiff.adapter"
 """Key of the document in an adapter's `__metadata__`; a delta file has `svdiff` (spec, section 7.10)."""

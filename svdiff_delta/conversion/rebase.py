@@ -9,25 +9,26 @@ from math import prod
 import numpy as np
 import torch
 
-from ._util.json import JSON
-from .base_model.base import Base
-from .base_model.devices import on_host
-from .base_model.matching import named_like
-from .conversion import Conversion, check_arguments, check_captured, check_left_out, recorded_share
-from .errors import BaseError, InputError
-from .format.delta import Delta, check_range
-from .format.dtypes import Stored, StoredDtype, encode
-from .format.lineage import Record
-from .format.metadata import Metadata
-from .format.modelspec import known_modelspec
-from .format.parameter import Parameter
-from .ops.combine import combine_metadata
-from .svd.build import prepare_all
-from .svd.cache import BasisCache
-from .svd.energy import Energy
-from .svd.prepare import Progress, fit, prepare
-from .svd.projection import is_same_weight, project_change, squared_norm
-from .svd.verify import check_base, fit_all
+from svdiff_delta._util.json import JSON
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.devices import on_host
+from svdiff_delta.base_model.matching import named_like
+from svdiff_delta.errors import BaseError, InputError
+from svdiff_delta.format.delta import Delta, check_range
+from svdiff_delta.format.dtypes import Stored, StoredDtype, encode
+from svdiff_delta.format.lineage import Record
+from svdiff_delta.format.metadata import Metadata
+from svdiff_delta.format.modelspec import known_modelspec
+from svdiff_delta.format.parameter import Parameter
+from svdiff_delta.ops.combine import combine_metadata
+from svdiff_delta.svd.build import prepare_all
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.energy import Energy
+from svdiff_delta.svd.prepare import Progress, fit, prepare
+from svdiff_delta.svd.projection import is_same_weight, project_change, squared_norm
+from svdiff_delta.svd.verify import check_base, fit_all
+
+from .result import Conversion, check_arguments, check_captured, check_left_out, recorded_share
 
 
 @on_host

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from svdiff_delta.errors import TensorError
 
-from .tensors import Ref, Shape
+from .lazy_tensors import Ref, Shape
 
 
 class Update(Protocol):

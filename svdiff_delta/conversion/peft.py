@@ -18,16 +18,16 @@ from svdiff_delta.errors import BaseError, InputError, TensorError
 from svdiff_delta.format.foreign import method_of
 from svdiff_delta.format.parameter import Kind, Parameter
 
-from .adapter import BIAS, NO_MAGNITUDE, NO_MODULE, Adapter, unexplained, width
+from .adapter_reader import BIAS, NO_MAGNITUDE, NO_MODULE, Adapter, unexplained, width
+from .adapter_writer import adapter_writer
 from .copies import check_copy, same_as_base
 from .dialect import Changes, Dialect, Job
-from .energy import LEAST
-from .lowrank import adapter_writer
-from .names import Names
+from .energy_limits import LEAST
+from .key_map import Names
+from .lazy_tensors import Modules, Ref, TensorFile, open_tensors
 from .peft_config import PeftConfig, low_rank_config, read_config
-from .target import Keys, Part, Target
-from .tensors import Modules, Ref, TensorFile, open_tensors
-from .update import Decomposed, LowRank, Update, Whole
+from .weight_updates import Decomposed, LowRank, Update, Whole
+from .write_target import Keys, Part, Target
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"

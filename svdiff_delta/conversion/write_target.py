@@ -13,9 +13,9 @@ from svdiff_delta.format.parameter import Parameter
 
 from .convolutions import Convolutions
 from .dialect import Job
-from .family import Family, find_family
-from .names import Names
-from .spool import Spool
+from .key_map import Names
+from .model_family import Family, find_family
+from .tensor_spool import Spool
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from .tensors import Ref
-from .update import Decomposed, Hadamard, Kronecker, LowRank, Update, Whole
+from .lazy_tensors import Ref
+from .weight_updates import Decomposed, Hadamard, Kronecker, LowRank, Update, Whole
 
 LORA: Final = frozenset({"lora_up.weight", "lora_down.weight"})
 LOHA: Final = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})

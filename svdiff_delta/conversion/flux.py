@@ -13,13 +13,13 @@ from torch import Tensor
 from svdiff_delta.errors import InputError, MissingExtraError
 from svdiff_delta.format.foreign import module_of
 
-from .adapter import BIAS, NO_HALF, NO_LAYOUT, NO_RULE, Adapter, scale_of_one, width
+from .adapter_reader import BIAS, NO_HALF, NO_LAYOUT, NO_RULE, Adapter, scale_of_one, width
 from .dialect import Changes, Dialect, Job
 from .diffusers import read_tensors
-from .energy import LEAST
+from .energy_limits import LEAST
+from .key_map import Names
 from .kohya import begins, place_of, read_module
-from .names import Names
-from .tensors import MemoryTensors, Modules, Ref, TensorFile, open_tensors
+from .lazy_tensors import MemoryTensors, Modules, Ref, TensorFile, open_tensors
 
 STARTS: Final = (
     "lora_unet_double_blocks_",

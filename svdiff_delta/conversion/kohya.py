@@ -13,16 +13,16 @@ from svdiff_delta.errors import InputError
 from svdiff_delta.format.foreign import method_of
 from svdiff_delta.format.parameter import Parameter
 
-from .adapter import NO_MODULE, Adapter, scale_of_one, unexplained, width
+from .adapter_reader import NO_MODULE, Adapter, scale_of_one, unexplained, width
+from .adapter_writer import adapter_writer
 from .dialect import Changes, Dialect, Job
-from .energy import LEAST
-from .groups import INPUTS, read_group
-from .lowrank import adapter_writer
-from .names import PREFIXES, Names
-from .sgm import SgmNames
-from .target import Keys, Target
-from .tensors import Modules, Ref, TensorFile, open_tensors, peek
-from .unread import MERGE
+from .energy_limits import LEAST
+from .key_map import PREFIXES, Names
+from .lazy_tensors import Modules, Ref, TensorFile, open_tensors, peek
+from .module_keys import INPUTS, read_group
+from .sgm_names import SgmNames
+from .unread_adapters import MERGE
+from .write_target import Keys, Target
 
 TEXT: Final = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
 

@@ -12,17 +12,17 @@ from svdiff_delta._util.json import JSON, as_object, canonical_json, strict_json
 from svdiff_delta.errors import MetadataError
 from svdiff_delta.format.parameter import Parameter
 
-from .adapter import BIAS, NO_HALF, NO_MAGNITUDE, NO_MODULE, Adapter, scale_of_one, width
+from .adapter_reader import BIAS, NO_HALF, NO_MAGNITUDE, NO_MODULE, Adapter, scale_of_one, width
+from .adapter_writer import adapter_writer
 from .dialect import Changes, Dialect, Job
-from .energy import LEAST
-from .groups import decomposed
+from .energy_limits import LEAST
+from .key_map import Names
 from .kohya import plain_layer
-from .lowrank import adapter_writer
-from .names import Names
+from .lazy_tensors import Modules, Ref, TensorFile, Tensors, open_tensors, peek
+from .module_keys import decomposed
 from .peft_config import PeftConfig, low_rank_config, parse_config
-from .target import Keys, Target
-from .tensors import Modules, Ref, TensorFile, Tensors, open_tensors, peek
-from .update import Decomposed, LowRank, Update
+from .weight_updates import Decomposed, LowRank, Update
+from .write_target import Keys, Target
 
 WEIGHTS: Final = "pytorch_lora_weights.safetensors"
 CONFIG: Final = "lora_adapter_metadata"

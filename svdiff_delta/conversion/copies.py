@@ -7,8 +7,8 @@ import torch
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseError, BaseMismatchError
 
-from .adapter import Adapter
-from .tensors import Ref
+from .adapter_reader import Adapter
+from .lazy_tensors import Ref
 
 
 def same_as_base(ref: Ref, base: Base, name: str) -> bool:
