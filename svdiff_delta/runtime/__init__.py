@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .attachment import attach as attach
-from .attachment import handle_of as handle_of
+from .attach import attach as attach
+from .attach import handle_of as handle_of
 from .handle import Handle as Handle
-from .measure import measure as measure
+from .input_moments import measure as measure
 
 __all__ = ["Handle", "attach", "handle_of", "measure"]

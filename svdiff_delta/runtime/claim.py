@@ -16,8 +16,8 @@ from svdiff_delta.errors import AttachError
 from .live_weight import pickle_refusal
 
 if TYPE_CHECKING:
-    from .checking import Check
     from .handle import Handle
+    from .self_check import Check
 
 CLAIM: Final = "svdiff_claim"
 """The attribute of a layer that says which claim it is under."""

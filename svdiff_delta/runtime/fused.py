@@ -13,10 +13,10 @@ from torch import Tensor
 from svdiff_delta.errors import AttachError
 from svdiff_delta.svd.prepare import Prepared
 
-from .changing import writing
 from .live_weight import READ, own_class
-from .originals import kept_weight
-from .places import Place
+from .model_locks import writing
+from .original_weights import kept_weight
+from .targets import Place
 
 WORDS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -19,10 +19,10 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.parameter import Kind
 from svdiff_delta.ops.arithmetic import add
 
-from .board import Board
-from .changing import exclusive
+from .attached_model import Board
+from .flat_deltas import Flat
 from .layers import Shift
-from .sums import Flat
+from .model_locks import exclusive
 
 Sample = str | None | Mapping[str, float]
 """The δ of one sample: a name, none, or names with weights."""

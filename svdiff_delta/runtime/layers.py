@@ -16,17 +16,17 @@ from svdiff_delta.errors import InputError
 from svdiff_delta.format.parameter import free_index
 from svdiff_delta.svd.decomposition import unmatricize
 
-from . import products
-from .batch import Batch, multiply
-from .calls import Call, forward_apart, forward_with
-from .changing import ordinary
-from .originals import device_of
-from .places import Place
-from .products import HALF, narrow
-from .response import Form, Response, factored
+from . import factored_ops
+from .factored_ops import HALF, narrow
+from .gain_map import Form, Response, factored
+from .layer_calls import Call, forward_apart, forward_with
+from .model_locks import ordinary
+from .original_weights import device_of
+from .per_sample import Batch, multiply
+from .targets import Place
 
 if TYPE_CHECKING:
-    from .checking import Check
+    from .self_check import Check
 
 WIDE: Final = ("gain", "rows", "value", "floor", "offset", "slope")
 """What stands for δ; it is float32 at least."""
@@ -237,7 +237,7 @@ class SpectralShift(Shift):
         self._hold(module, form, dtype)
 
     def _hold(self, module: nn.Module, form: Form, dtype: torch.dtype) -> None:
-        inner, outer = products.product_weights(module, self.parameter, form.rows, form.columns)
+        inner, outer = factored_ops.product_weights(module, self.parameter, form.rows, form.columns)
         device = self.gain.device
         self._keep(inner=inner.to(device, dtype), outer=outer.to(device, dtype))
 
@@ -262,15 +262,15 @@ class SpectralShift(Shift):
 
     def call(self, module: nn.Module, gain: Tensor, x: Tensor, /, *args: Any, **options: Any) -> Tensor:
         """Return the layer's output with this gain."""
-        hidden = products.inner(module, self.inner, x, *args, **options)
+        hidden = factored_ops.inner(module, self.inner, x, *args, **options)
         # In float32, whatever the model's dtype.
-        hidden = multiply(hidden, gain, products.tail(module, gain.shape[-1])).to(hidden.dtype)
-        change = products.outer(module, self.outer, hidden, bias=self.whole)
-        return change if self.whole else products.added(module, x, change, *args, **options)
+        hidden = multiply(hidden, gain, factored_ops.tail(module, gain.shape[-1])).to(hidden.dtype)
+        change = factored_ops.outer(module, self.outer, hidden, bias=self.whole)
+        return change if self.whole else factored_ops.added(module, x, change, *args, **options)
 
     def weight(self, module: nn.Module, gain: Tensor) -> Tensor:
         """Return W + ΔW with this gain."""
-        rows, columns = products.factors(module, self.parameter, self.inner, self.outer)
+        rows, columns = factored_ops.factors(module, self.parameter, self.inner, self.outer)
         matrix = (columns.to(gain.dtype) * gain) @ rows.to(gain.dtype)
         change = unmatricize(matrix, self.parameter.shape, self.parameter.axis)
         return (change if self.whole else weight_of(module) + change).to(weight_of(module).dtype)

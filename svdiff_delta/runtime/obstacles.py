@@ -12,8 +12,8 @@ from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError
 
 from .claim import claim_of
+from .factored_ops import narrow
 from .live_weight import SLOT
-from .products import narrow
 
 FUSED: Final[Mapping[str, tuple[str, ...]]] = {
     "to_qkv": ("to_q", "to_k", "to_v"),

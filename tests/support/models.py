@@ -14,7 +14,7 @@ from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.kinds import shiftable
 from svdiff_delta.format.delta import Delta, project
 from svdiff_delta.format.metadata import BaseInfo, Metadata
-from svdiff_delta.runtime.originals import LiveWeights
+from svdiff_delta.runtime.original_weights import LiveWeights
 from svdiff_delta.svd.build import zero_delta
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import prepare

@@ -8,7 +8,7 @@ from support.live import delta_of, tiny
 
 from svdiff_delta import attach
 from svdiff_delta.runtime.live_weight import SLOT
-from svdiff_delta.runtime.sites import LiveSite
+from svdiff_delta.runtime.patched_layers import LiveSite
 
 
 def test_an_error_on_one_layer_lets_all_be_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from svdiff_delta.base_model.base import open_base
 from svdiff_delta.errors import AttachError, BaseError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import Handle, attach
-from svdiff_delta.runtime.stored import digest
+from svdiff_delta.runtime.stored_weight import digest
 
 X = normal(4, 6, 12)
 FORMS: dict[str, dict[str, Any]] = {"live": {}, "exact": {"exact": True}, "fused": {"mode": "fused"}}
@@ -186,10 +186,10 @@ def test_a_model_that_saves_itself_over_its_base_is_restored(scene: Scene) -> No
 
 
 def test_an_unchanged_file_is_not_hashed_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svdiff_delta.runtime.stored.RACY", 0)
+    monkeypatch.setattr("svdiff_delta.runtime.stored_weight.RACY", 0)
     calls: list[Tensor] = []
     with scene.attach(mode="fused") as handle:
-        monkeypatch.setattr("svdiff_delta.runtime.stored.digest", calls.append)
+        monkeypatch.setattr("svdiff_delta.runtime.stored_weight.digest", calls.append)
         handle.set_scale(0.5)
         handle.swap(scene.delta)
     assert not calls

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from svdiff_delta.base_model.kinds import shiftable
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.metadata import BaseInfo, Metadata
-from svdiff_delta.runtime.originals import LiveWeights
+from svdiff_delta.runtime.original_weights import LiveWeights
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import prepare
 

@@ -19,7 +19,7 @@ from svdiff_delta.base_model.layout import variants
 from svdiff_delta.errors import AttachError, BaseError
 from svdiff_delta.hub_client.reference import SCHEME, find_cached, parse_reference
 
-from .models import layer
+from .modules import layer
 
 GIVE: Final = "say where its files are, as in `attach(model, delta, base=open_base(...))`"
 """What mends a base that was not found."""

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .changing import writing
+from .flat_deltas import Sums
+from .gain_map import Response
 from .layers import Shift
-from .response import Response
-from .sums import Sums
+from .model_locks import writing
 
 
 class Bank:

@@ -16,11 +16,11 @@ from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError
 from svdiff_delta.format.delta import project
 
-from .calls import Call, forward_with
 from .fused import FusedSite
+from .layer_calls import Call, forward_with
 from .layers import Shift, SpectralShift
 from .live_weight import note_reads
-from .places import Place
+from .targets import Place
 
 SHARE: Final = 0.02
 """How much of a layer's change may differ: twice what two factors rounded to bfloat16 cost (measured: under 1 %)."""

@@ -16,19 +16,19 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.svd.build import share_out
 from svdiff_delta.svd.cache import BasisCache
 
-from .board import Board
-from .changing import holding, locks_of, ordinary
-from .checking import Check
+from .attached_model import Board
 from .claim import Claim, Site, claim_of, undo_unsettled
-from .forwards import find_forward, own_forward
+from .flat_deltas import Sums
 from .fused import FusedSite
 from .handle import Handle
 from .memory import Trim, give_back
-from .models import components
+from .model_locks import holding, locks_of, ordinary
+from .modules import components
 from .obstacles import FusionGuard, LoadGuard
-from .places import Place, find_places
-from .sites import live_sites
-from .sums import Sums
+from .own_forwards import find_forward, own_forward
+from .patched_layers import live_sites
+from .self_check import Check
+from .targets import Place, find_places
 
 Mode = Literal["live", "fused"]
 """Whether layers compute with δ beside them, or weights hold it."""

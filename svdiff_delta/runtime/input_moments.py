@@ -13,8 +13,8 @@ from svdiff_delta.base_model.kinds import kind_of
 from svdiff_delta.svd.calibration import Factors, Moments, Probe
 from svdiff_delta.svd.decomposition import unmatricize
 
-from .models import components, layer
-from .products import Conv, ConvTranspose, inner, is_grouped, spatial
+from .factored_ops import Conv, ConvTranspose, inner, is_grouped, spatial
+from .modules import components, layer
 
 
 def measure(

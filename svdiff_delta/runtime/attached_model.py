@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .bank import Bank
-from .batch import Batch
 from .claim import Claim
+from .flat_deltas import Sums
 from .fused import FusedSite
+from .gain_table import Bank
 from .layers import Shift
-from .sites import LiveSite
-from .sums import Sums
+from .patched_layers import LiveSite
+from .per_sample import Batch
 
 
 class Board:

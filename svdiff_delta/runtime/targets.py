@@ -21,12 +21,12 @@ from svdiff_delta.svd.prepare import Prepared, fit, prepare
 from svdiff_delta.svd.verify import check_base, fit_all
 
 from .claim import claim_of
+from .gain_map import Form, additive
 from .live_weight import SLOT
-from .models import layer
+from .modules import layer
 from .obstacles import check_plain, check_projection, fusers_of, parents_of
-from .originals import LiveWeights, cast_as_live, find_base, live_values
-from .response import Form, additive
-from .stored import StoredWeight
+from .original_weights import LiveWeights, cast_as_live, find_base, live_values
+from .stored_weight import StoredWeight
 
 
 @dataclass(frozen=True, eq=False)

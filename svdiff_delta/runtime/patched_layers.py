@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from svdiff_delta.base_model.kinds import has_own_forward, weight_of
 from svdiff_delta.errors import AttachError
 
-from .dropped import Dropped
-from .forwards import find_forward, own_forward
+from .dropped_weight import Dropped
+from .factored_ops import HALF, is_grouped, narrow
 from .layers import NormShift, Shift, SpectralShift, WholeShift
 from .live_weight import SLOT, own_class, watch
-from .places import Place
-from .products import HALF, is_grouped, narrow
+from .own_forwards import find_forward, own_forward
+from .targets import Place
 
 
 class LiveSite:
