@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from svdiff_train.demo_page import SUBJECTS
+from svdiff_train.demo.rows import SUBJECTS
 
 LIMIT = 2.5
 BUSY = """

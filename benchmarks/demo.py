@@ -42,16 +42,16 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import load, save
 from svdiff_delta.ops.arithmetic import add
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_train.config import TrainConfig
-from svdiff_train.demo import settings
-from svdiff_train.demo_page import SAMPLING, SEEDS, SHARE, SUBJECTS, Subject, both_prompt
+from svdiff_train.demo.rows import SAMPLING, SEEDS, SHARE, SUBJECTS, Subject, both_prompt
+from svdiff_train.demo.run import settings
 from svdiff_train.evaluate import Clip, Detector
 from svdiff_train.evaluate.region import REGIONS, crop
-from svdiff_train.loop import train
-from svdiff_train.pipelines import load_pipeline
-from svdiff_train.sample import generate
-from svdiff_train.stage import Stage
+from svdiff_train.sampling.adapter_stack import Stage
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.sampling.sample import generate
+from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import base_path, open_tiny, pictures_path
+from svdiff_train.training.loop import train
 
 AMONG = (
     "black_cat", "police_car", "banjo", "fire_engine", "guide_dog", "hibiscus", "pagoda", "polar_bear", "poodle",

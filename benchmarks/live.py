@@ -38,7 +38,7 @@ from svdiff_delta.base_model.base import Base
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.cache_entry import read_entry
 from svdiff_delta.svd.decomposition import matricize
-from svdiff_train.pipelines import load_pipeline
+from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.tiny import open_tiny
 
 ATTACH, LIVE, FUSED, MEMORY, SWAP, TINY_SWAP = 1.3, 1.35, 1.0, 1.35, 0.010, 0.001

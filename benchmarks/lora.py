@@ -35,11 +35,11 @@ from torch.nn import functional as F
 from svdiff_delta import convert, select
 from svdiff_delta.conversion.energy_limits import LEAST
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_train.config import TrainConfig
 from svdiff_train.data import find_images, load_image
-from svdiff_train.loop import train
-from svdiff_train.pipelines import load_pipeline
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
+from svdiff_train.training.loop import train
 
 PROMPT = "a photo of a sks cat"
 SUBJECT = "black_cat"

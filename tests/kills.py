@@ -342,11 +342,11 @@ def prepare() -> None:
     import svdiff_train.prior
 
     torch.set_num_threads(1)
-    quick = replace(svdiff_train.demo.SAMPLING, steps=2)  # pictures do not matter here
-    for module in (svdiff_train.demo, svdiff_train.demo_page, svdiff_train.prior):
+    quick = replace(svdiff_train.demo.run.SAMPLING, steps=2)  # pictures do not matter here
+    for module in (svdiff_train.demo.run, svdiff_train.demo.rows, svdiff_train.training.class_images):
         module.SAMPLING = quick
-    svdiff_train.demo.CLASS_IMAGES = 1
-    svdiff_train.demo.sections = lambda *_: []
+    svdiff_train.demo.run.CLASS_IMAGES = 1
+    svdiff_train.demo.run.sections = lambda *_: []
 
 
 def main() -> None:

@@ -87,7 +87,9 @@ def test_a_folder_is_written_and_replaced_without_locks_and_exchange(tmp_path: P
     assert listing(tmp_path / "out") == [".svdiff-output", "two"]
 
 
-@pytest.mark.parametrize("module", ["svdiff_train.watch", "svdiff_train.signals", "svdiff_train.pool"])
+@pytest.mark.parametrize(
+    "module", ["svdiff_train.training.callbacks", "svdiff_train.training.signals", "svdiff_train.batch.process_pool"]
+)
 def test_modules_that_measure_and_listen_are_imported_without_posix(module: str, tmp_path: Path) -> None:
     code = f"{OTHERS}{HIDE}import importlib; importlib.import_module({module!r})"
     done = python(code, folder=tmp_path)
@@ -98,7 +100,7 @@ def test_what_no_system_lacks_is_enough_to_know_the_most_memory_or_to_say_nothin
     code = (
         f"{OTHERS}{HIDE}from pathlib import Path\nexists = Path.exists\n"
         "Path.exists = lambda self: False if str(self).startswith('/proc') else exists(self)\n"
-        "from svdiff_train.watch import peak_memory; print(peak_memory())"
+        "from svdiff_train.training.callbacks import peak_memory; print(peak_memory())"
     )
     assert python(code, folder=tmp_path).out == "0\n"
 

@@ -21,8 +21,8 @@ def find_candidates(
 ) -> tuple[dict[str, Any], Iterable[Candidate], list[str]]:
     """Return what results say of how pictures were made, the pictures (painted when asked for), and all prompts."""
     from svdiff_train.evaluate import paint_candidates, read_candidates
-    from svdiff_train.prompts import read_prompts
-    from svdiff_train.sample import Sampling
+    from svdiff_train.sampling.prompts import read_prompts
+    from svdiff_train.sampling.sample import Sampling
 
     asked = [*given["prompt"], *(read_prompts(given["prompts"]) if given["prompts"] else [])]
     if given["pictures"]:

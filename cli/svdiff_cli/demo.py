@@ -16,8 +16,8 @@ from .references import keep_apart, needs
 from .train import watch_with
 
 if TYPE_CHECKING:
-    from svdiff_train.demo import Report
-    from svdiff_train.watch import Watch
+    from svdiff_train.demo.run import Report
+    from svdiff_train.training.callbacks import Watch
 
 
 @click.command()
@@ -35,9 +35,9 @@ def demo(steps: int, seed: int, output: Path, force: bool, as_json: bool, quiet:
     """
     needs("diffusers", "train")
     from svdiff_delta._util.atomic import replace_folder
-    from svdiff_train.demo import run_demo
+    from svdiff_train.demo.run import run_demo
     from svdiff_train.tiny import base_path
-    from svdiff_train.watch import peak_memory
+    from svdiff_train.training.callbacks import peak_memory
 
     keep_apart(output, base_path())
     begun = time.perf_counter()

@@ -21,7 +21,7 @@ from .references import keep_apart, needs, open_reference
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from svdiff_train.edit import EditConfig, Edited
+    from svdiff_train.sampling.edit import EditConfig, Edited
 
 LEGIBLE = 100
 """Pixels that the longest label needs."""
@@ -115,10 +115,10 @@ class _Command:
         configs = [self._config(given, invert=invert) for invert in self.ways]
         model = open_reference(base)
         keep_apart(self.output, model, *deltas, Path(picture))
-        from svdiff_train.invert import diffusion_family
-        from svdiff_train.pipelines import load_pipeline
-        from svdiff_train.png import sampling_facts, save_png
-        from svdiff_train.stage import Stage, part_facts
+        from svdiff_train.sampling.adapter_stack import Stage, part_facts
+        from svdiff_train.sampling.ddim_inversion import diffusion_family
+        from svdiff_train.sampling.pipelines import load_pipeline
+        from svdiff_train.sampling.png import sampling_facts, save_png
 
         pipeline = load_pipeline(model, device=self.device)
         diffusion_family(pipeline)
@@ -143,7 +143,7 @@ class _Command:
             echo(f"wrote {self.output}: {counted(count, 'edited picture')}")
 
     def _config(self, given: Sequence[Given], *, invert: bool) -> EditConfig:
-        from svdiff_train.edit import EditConfig
+        from svdiff_train.sampling.edit import EditConfig
 
         return EditConfig(
             steps=self.steps,
@@ -158,7 +158,7 @@ class _Command:
         )
 
     def _paint(self, pipeline: Any, image: Image, config: EditConfig, *, first: bool) -> Edited:
-        from svdiff_train.edit import edit as paint
+        from svdiff_train.sampling.edit import edit as paint
 
         size = None if self.size is None else (self.size[1], self.size[0])
         with Bar(f"painting, {WAYS[config.invert]}", quiet=self.silent) as bar:
@@ -176,7 +176,7 @@ def _trained_on(given: Sequence[Given]) -> str:
 
 def _sheet(edits: Sequence[str], configs: Sequence[EditConfig], found: Sequence[Edited]) -> Image:
     """Return a row per way and seed: the picture, its reconstruction, and every edit."""
-    from svdiff_train.sample import sheet
+    from svdiff_train.sampling.sample import sheet
 
     source, back = found[0].source, found[0].reconstruction or found[0].source
     rows = []

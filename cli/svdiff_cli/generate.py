@@ -20,9 +20,9 @@ from .references import keep_apart, needs, open_reference
 
 if TYPE_CHECKING:
     from svdiff_delta import Delta
-    from svdiff_train.gallery import Gallery
-    from svdiff_train.sample import Sampling
-    from svdiff_train.stage import Part
+    from svdiff_train.sampling.adapter_stack import Part
+    from svdiff_train.sampling.gallery import Gallery
+    from svdiff_train.sampling.sample import Sampling
 
 
 @click.command()
@@ -109,10 +109,10 @@ class _Command:
         given, mixed = open_given(references), self._mixed()
         model = open_reference(base)
         keep_apart((self.output, self.separate), model, *references, self.geometry, self.appearance, self.prompt_file)
-        from svdiff_train.gallery import Plan
-        from svdiff_train.pipelines import load_pipeline
-        from svdiff_train.png import sampling_facts
-        from svdiff_train.sample import check_sampling
+        from svdiff_train.sampling.gallery import Plan
+        from svdiff_train.sampling.pipelines import load_pipeline
+        from svdiff_train.sampling.png import sampling_facts
+        from svdiff_train.sampling.sample import check_sampling
 
         sampling, pipeline = self._sampling(), load_pipeline(model, device=self.device)
         check_sampling(pipeline, sampling)
@@ -146,7 +146,7 @@ class _Command:
         return style_mix(load(self.geometry), load(self.appearance), layers=self.layers or GEOMETRY)
 
     def _sampling(self) -> Sampling:
-        from svdiff_train.sample import Sampling
+        from svdiff_train.sampling.sample import Sampling
 
         width, height = self.size or (None, None)
         return Sampling(
@@ -162,7 +162,7 @@ class _Command:
 
     def _write(self, gallery: Gallery, facts: Mapping[str, Any]) -> None:
         from svdiff_delta._util.atomic import replace_folder
-        from svdiff_train.png import png_bytes, save_png
+        from svdiff_train.sampling.png import png_bytes, save_png
 
         if self.separate is not None:
             with replace_folder(self.separate, overwrite=self.force) as folder:

@@ -70,12 +70,12 @@ def morph(
         raise InputError("morph takes no weights: α is the weight", fix="scale a delta with `svdiff scale` first")
     model = open_reference(base)
     keep_apart(output, model, a, b)
-    from svdiff_train.morph import gif_bytes, strip
-    from svdiff_train.morph import morph as paint
-    from svdiff_train.pipelines import load_pipeline
-    from svdiff_train.png import png_bytes, sampling_facts
-    from svdiff_train.sample import Sampling, check_sampling
-    from svdiff_train.stage import part_facts
+    from svdiff_train.sampling.adapter_stack import part_facts
+    from svdiff_train.sampling.morph import gif_bytes, strip
+    from svdiff_train.sampling.morph import morph as paint
+    from svdiff_train.sampling.pipelines import load_pipeline
+    from svdiff_train.sampling.png import png_bytes, sampling_facts
+    from svdiff_train.sampling.sample import Sampling, check_sampling
 
     width, height = size or (None, None)
     sampling = Sampling(

@@ -15,7 +15,7 @@ from .references import is_path, say, split_weight
 
 if TYPE_CHECKING:
     from svdiff_delta import Base, Delta
-    from svdiff_train.stage import Part
+    from svdiff_train.sampling.adapter_stack import Part
 
 OTHERS: Final = frozenset({".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".svg", ".pdf"})
 """Ends of names that say that a picture is no PNG."""
@@ -66,7 +66,7 @@ class Given:
         """Return what a stage shows; a tuned model is compared with the base, and how much differs is said."""
         if self.delta is not None:
             return self.delta
-        from svdiff_train.tuned import open_difference
+        from svdiff_train.sampling.weight_difference import open_difference
 
         found = open_difference(self.reference, base)
         what = f"{counted(len(found), 'weight')} {'differs' if len(found) == 1 else 'differ'}"
@@ -100,7 +100,7 @@ def _is_difference(reference: str) -> bool:
 
 def say_cut(pipeline: Any, prompts: Sequence[str], *, quiet: bool = False) -> dict[str, str]:
     """Say which words of prompts the model does not read, and return them by prompt."""
-    from svdiff_train.prompts import cut_words
+    from svdiff_train.sampling.prompts import cut_words
 
     found = {prompt: words for prompt in prompts if (words := cut_words(pipeline, prompt))}
     for prompt, words in found.items():
@@ -112,7 +112,7 @@ def all_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     """Return prompts that were given, then those of a file; raise UsageError if there is none."""
     found = list(prompts)
     if file is not None:
-        from svdiff_train.prompts import read_prompts
+        from svdiff_train.sampling.prompts import read_prompts
 
         found += read_prompts(file)
     if not found:

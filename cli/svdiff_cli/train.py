@@ -22,10 +22,10 @@ from .signals import SIGNALLED
 
 if TYPE_CHECKING:
     from svdiff_delta.base_model.base import Base
-    from svdiff_train.config import TrainConfig
-    from svdiff_train.loop import Keeping, Outcome
-    from svdiff_train.validate import Validation
-    from svdiff_train.watch import Report, Watch
+    from svdiff_train.settings.config import TrainConfig
+    from svdiff_train.training.callbacks import Report, Watch
+    from svdiff_train.training.loop import Keeping, Outcome
+    from svdiff_train.training.validation import Validation
 
 """Exit code of a run that a signal ended, less the signal's number, as shells have it."""
 
@@ -230,14 +230,14 @@ def train(base: str | None, images: str | None, run_file: Path | None, output: P
     needs("diffusers", "train")
     described = _described(run_file, base, images, own)
     base, images = described.pop("base"), described.pop("images", None)
-    from svdiff_train.config import TrainConfig
+    from svdiff_train.settings.config import TrainConfig
 
     command.run(base, None if images is None else Path(images), TrainConfig.from_facts(described))
 
 
 def _described(run_file: Path | None, base: str | None, images: str | None, own: dict[str, Any]) -> dict[str, Any]:
     """Return the whole run: what the file says, overruled by what was given."""
-    from svdiff_train.runfile import read_run
+    from svdiff_train.settings.runfile import read_run
 
     found = {} if run_file is None else read_run(run_file)
     places = {"base": base, "images": images}
@@ -322,7 +322,7 @@ class _Command:
 
     def keeping(self) -> Keeping:
         """Return what is kept on the way."""
-        from svdiff_train.loop import Keeping
+        from svdiff_train.training.loop import Keeping
 
         return Keeping(
             folder=self.folder,
@@ -334,7 +334,7 @@ class _Command:
 
     def validation(self) -> Validation | None:
         """Return what is painted on the way."""
-        from svdiff_train.validate import Validation
+        from svdiff_train.training.validation import Validation
 
         if not self.validation_prompts:
             return None
@@ -342,8 +342,8 @@ class _Command:
 
     def run(self, base: str, images: Path | None, config: TrainConfig) -> None:
         """Train, write the result and its run file, and say so."""
-        from svdiff_train.advice import settle
-        from svdiff_train.loop import plan, train
+        from svdiff_train.settings.base_advice import settle
+        from svdiff_train.training.loop import plan, train
 
         model = open_reference(base)
         config = settle(config, model)
@@ -372,7 +372,7 @@ class _Command:
 
     def write(self, outcome: Outcome, base: str, images: Path | None, config: TrainConfig) -> None:
         """Write the result and its run file, and say so."""
-        from svdiff_train.runfile import write_run
+        from svdiff_train.settings.runfile import write_run
 
         overwrite = self.force or self.resume
         outcome.result.titled(self.title).save(self.output, overwrite=overwrite)
@@ -402,7 +402,7 @@ class _Command:
 
 def watch_with(bar: Bar, tell: Callable[[str], None] | None = None) -> Watch:
     """Let a bar show bases, then pictures of the class, then steps with what is known of them."""
-    from svdiff_train.watch import Watch
+    from svdiff_train.training.callbacks import Watch
 
     begun: list[float] = []
 

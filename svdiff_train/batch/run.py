@@ -9,9 +9,9 @@ from typing import Any
 
 from svdiff_delta._util.paths import Places
 from svdiff_delta.errors import InputError
-from svdiff_train.pool import share_out
 
 from .manifest import check_rows, read_manifest
+from .process_pool import share_out
 from .report import Report
 from .row import Row
 from .work import Result, convert_one

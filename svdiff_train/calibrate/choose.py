@@ -9,8 +9,8 @@ import torch
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import find_device
 from svdiff_delta.svd.calibration import Calibration
-from svdiff_train.pipelines import load_pipeline
-from svdiff_train.prompts import read_prompts
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.sampling.prompts import read_prompts
 
 from .pictures import calibration_on_pictures, digest_pictures, find_pictures
 from .prompts import calibration_on, digest_lines

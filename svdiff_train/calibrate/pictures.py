@@ -15,9 +15,8 @@ from svdiff_delta._util.reading import read_bytes
 from svdiff_delta.errors import InputError
 from svdiff_delta.runtime import input_moments
 from svdiff_delta.svd.calibration import Calibration, Moments, Probe
-from svdiff_train import draws
-from svdiff_train.batches import Texts
-from svdiff_train.data import Found, find_images, load_image
+from svdiff_train.data import Found, find_images, load_image, seeded_random
+from svdiff_train.data.batches import Texts
 from svdiff_train.families import Family, family_of
 
 BATCH: Final = 8
@@ -129,9 +128,11 @@ def _noised(family: Family, moments: Sequence[Tensor], chunk: Sequence[tuple[int
     shape = tuple(moments[0].shape[2:])
 
     def drawn(purpose: str) -> Tensor:
-        return torch.stack([draws.noise(shape, SEED, step, index, purpose) for index, step, _ in chunk]).to(device)
+        return torch.stack([seeded_random.noise(shape, SEED, step, index, purpose) for index, step, _ in chunk]).to(
+            device
+        )
 
-    generators = (draws.generator(SEED, step, index, "timestep") for index, step, _ in chunk)
+    generators = (seeded_random.generator(SEED, step, index, "timestep") for index, step, _ in chunk)
     timesteps = torch.stack([family.draw_timestep(generator) for generator in generators]).to(device)
     batch = torch.cat([moments[index] for index, _, _ in chunk]).to(device)
     noised, _ = family.noised(family.sample_latents(batch, drawn("posterior")), drawn("noise"), timesteps)

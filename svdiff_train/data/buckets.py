@@ -7,8 +7,8 @@ from math import log
 from typing import Final, TypeAlias
 
 from svdiff_delta.errors import InputError
-from svdiff_train import draws
 
+from . import seeded_random
 from .folder import Picture
 
 Size: TypeAlias = tuple[int, int]
@@ -62,6 +62,6 @@ def draw_pictures(sizes: Sequence[Size], seed: int, step: int, samples: Sequence
         samples: indices of the samples in the whole batch, over all processes.
         purpose: what sets these draws apart from others, such as "picture".
     """
-    bucket = sizes[draws.integer(len(sizes), seed, step, 0, f"{purpose}: bucket")]
+    bucket = sizes[seeded_random.integer(len(sizes), seed, step, 0, f"{purpose}: bucket")]
     inside = [index for index, size in enumerate(sizes) if size == bucket]
-    return [inside[draws.integer(len(inside), seed, step, sample, purpose)] for sample in samples]
+    return [inside[seeded_random.integer(len(inside), seed, step, sample, purpose)] for sample in samples]

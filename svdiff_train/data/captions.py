@@ -13,7 +13,8 @@ from svdiff_delta._util.json import JSON, read_lines
 from svdiff_delta._util.limits import CAPTION, CAPTION_LINES
 from svdiff_delta._util.typed import build
 from svdiff_delta.errors import InputError
-from svdiff_train.text import text_lines
+
+from .text_file import text_lines
 
 METADATA: Final = "metadata.jsonl"
 OTHER_FORMS: Final = ("metadata.csv", "metadata.parquet")

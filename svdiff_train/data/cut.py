@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from svdiff_train import draws
+from . import seeded_random
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,6 @@ def draw_cut(seed: int, step: int, sample: int, *, crop: bool, flip: bool, purpo
         flip: whether every second picture is mirrored.
         purpose: what else sets this draw apart from others of the sample.
     """
-    generator = draws.generator(seed, step, sample, purpose)
+    generator = seeded_random.generator(seed, step, sample, purpose)
     down, across, mirror = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
     return Cut(down if crop else 0.5, across if crop else 0.5, flip and mirror < 0.5)

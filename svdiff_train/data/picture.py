@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from svdiff_delta.errors import InputError
-from svdiff_train.picture_file import opened_picture
 
 from .cut import CENTRE, Cut
+from .picture_file import opened_picture
 
 STRIP: Final = 256
 """Lines of a picture that are flattened at a time."""

@@ -13,8 +13,8 @@ from PIL import Image
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import attach
-from svdiff_train.pipelines import load_pipeline
-from svdiff_train.sample import Sampling, generate
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.sampling.sample import Sampling, generate
 
 from .pictures import read_prompted
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from svdiff_delta.errors import InputError
 from svdiff_train.data import Found, Picture, find_images, open_image
-from svdiff_train.picture_file import opened_picture
+from svdiff_train.data.picture_file import opened_picture
 
 KEY: Final = "prompt"
 """The text chunk of a PNG that holds its prompt."""

@@ -14,8 +14,8 @@ from svdiff_delta._util.json import JSON
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import Progress
-from svdiff_train.config import TrainConfig
 from svdiff_train.families import Family
+from svdiff_train.settings.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import save
 from svdiff_delta.runtime import Handle, attach
 from svdiff_delta.svd.build import zero_delta
-from svdiff_train.config import TrainConfig
 from svdiff_train.families import Family
+from svdiff_train.settings.config import TrainConfig
 
 from .method import Job
 

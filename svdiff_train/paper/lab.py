@@ -24,11 +24,11 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import load
 from svdiff_delta.runtime import attach
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_train.loop import Keeping, train
-from svdiff_train.pipelines import load_pipeline
-from svdiff_train.prior import class_pictures
-from svdiff_train.sample import Sampling, generate
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.sampling.sample import Sampling, generate
 from svdiff_train.tiny import base_path, open_tiny
+from svdiff_train.training.class_images import class_pictures
+from svdiff_train.training.loop import Keeping, train
 
 from .recipe import CLASS_IMAGES, Recipe
 from .subjects import SCENE, SUBJECTS

@@ -9,7 +9,7 @@ from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
-from svdiff_train.threads import computing
+from svdiff_train.training.threads import computing
 
 from .cell import Cell
 from .lab import Lab

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from svdiff_delta._util.json import canonical_json
-from svdiff_train.concept import Concept
-from svdiff_train.config import MethodName, TrainConfig
+from svdiff_train.settings.concept import Concept
+from svdiff_train.settings.config import MethodName, TrainConfig
 
 from .subjects import SCENE, SUBJECTS
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from svdiff_train.data.picture_file import opened_picture
 from svdiff_train.evaluate import Clip
-from svdiff_train.picture_file import opened_picture
 from svdiff_train.tiny import base_path
 from svdiff_train.tiny.clip import CROP, name_prompts
 from svdiff_train.tiny.grounds import SIDE

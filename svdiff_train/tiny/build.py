@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from svdiff_train.threads import computing
+from svdiff_train.training.threads import computing
 
 from . import base_path
 from .adopt import adopt

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from svdiff_train.threads import computing
+from svdiff_train.training.threads import computing
 
 
 class Shared(Protocol):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from svdiff_train.picture_file import opened_picture
+from svdiff_train.data.picture_file import opened_picture
 
 from .grounds import paint
 from .plan import RARE, Placement, Plan, draw_plan, generator

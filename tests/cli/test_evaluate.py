@@ -22,8 +22,8 @@ from svdiff_delta import add, load, save
 from svdiff_delta.runtime import attach
 from svdiff_train.evaluate import Clip, Lpips, image_alignment, mean_interval, text_alignment
 from svdiff_train.evaluate.lpips import shapes
-from svdiff_train.pipelines import load_pipeline
-from svdiff_train.sample import Sampling, generate
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.sampling.sample import Sampling, generate
 from svdiff_train.tiny import base_path, open_tiny, pictures_path
 
 CATS = ("--images", pictures_path(CAT))

@@ -18,7 +18,7 @@ from support.tuned import tuned_base
 
 from svdiff_delta import load, style_mix
 from svdiff_delta.format.file import identify
-from svdiff_train.png import read_facts
+from svdiff_train.sampling.png import read_facts
 from svdiff_train.tiny import open_tiny, pictures_path
 
 PROMPT = "a photo of a cat"

@@ -10,7 +10,7 @@ from support.commands import SVDIFF, python
 from support.files import listing
 
 from svdiff_cli.signals import Ended, raised
-from svdiff_train.signals import remember_signals
+from svdiff_train.training.signals import remember_signals
 
 KILLED = """
 import os, signal
@@ -22,7 +22,7 @@ def run(folder, **given):
     os.kill(os.getpid(), {number})
     (folder / "never").write_bytes(b"")
 import svdiff_train.demo
-svdiff_train.demo.run_demo = run
+svdiff_train.demo.run.run_demo = run
 """
 
 

@@ -12,8 +12,8 @@ from support.commands import Outcome, svdiff
 
 from svdiff_cli.train import SETTINGS
 from svdiff_delta import load
-from svdiff_train.advice import advice_of
-from svdiff_train.config import RATE_1D, RATES, TrainConfig
+from svdiff_train.settings.base_advice import advice_of
+from svdiff_train.settings.config import RATE_1D, RATES, TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
 
 PICTURES = pictures_path("black_cat")

@@ -21,7 +21,7 @@ from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.errors import AttachError, BaseMismatchError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import attach
-from svdiff_train.pipelines import load_pipeline
+from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.tiny import base_path, open_tiny
 
 SELECTOR = "unet.*.transformer_blocks.0.*"

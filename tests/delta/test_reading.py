@@ -20,8 +20,8 @@ from svdiff_delta.ops.merge.recipe import read_recipe
 from svdiff_delta.publish.clean_images import clean_picture
 from svdiff_train.batch.manifest import read_manifest
 from svdiff_train.data.captions import read_captions
-from svdiff_train.prompts import read_prompts
-from svdiff_train.runfile import read_run
+from svdiff_train.sampling.prompts import read_prompts
+from svdiff_train.settings.runfile import read_run
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a recipe": ("a.yaml", read_recipe),

@@ -18,7 +18,7 @@ from svdiff_delta.conversion import DIALECTS
 from svdiff_delta.conversion.dialect import Changes, Job
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_train.sample import Sampling, generate
+from svdiff_train.sampling.sample import Sampling, generate
 
 JOBS = [("a photo of a panda face", 0), ("a photo of a house", 1)]
 

@@ -25,8 +25,8 @@ from svdiff_delta.format.file import dumps
 from svdiff_delta.ops.merge.recipe import run_recipe
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.batch.manifest import read_manifest
-from svdiff_train.config import TrainConfig
-from svdiff_train.runfile import read_run
+from svdiff_train.settings.config import TrainConfig
+from svdiff_train.settings.runfile import read_run
 
 QUERY = "encoder.layer.0.attention.self.query"
 Draw = random.Random

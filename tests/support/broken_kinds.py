@@ -37,8 +37,8 @@ from svdiff_delta.publish.clean_images import clean_picture
 from svdiff_delta.publish.license import licence_in
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.decomposition import compute_basis
-from svdiff_train.advice import advice_of
 from svdiff_train.data.picture import inspect_image, load_image
+from svdiff_train.settings.base_advice import advice_of
 
 # --- Pictures ---
 

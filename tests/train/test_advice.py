@@ -16,16 +16,16 @@ from support.commands import svdiff
 from svdiff_delta import load
 from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.errors import BaseError
-from svdiff_train.advice import CARD, Advice, advice_of, rate_lines, settle
-from svdiff_train.config import RATE_1D, RATES, TrainConfig
-from svdiff_train.familiar import decibels
-from svdiff_train.loop import plan
-from svdiff_train.pictures import open_pictures
-from svdiff_train.pipelines import load_pipeline
+from svdiff_train.data.familiarity import decibels
+from svdiff_train.data.image_sets import open_pictures
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.settings.base_advice import CARD, Advice, advice_of, rate_lines, settle
+from svdiff_train.settings.config import RATE_1D, RATES, TrainConfig
 from svdiff_train.tiny import base_path, open_tiny, pictures_path
 from svdiff_train.tiny.card import FAMILIAR
 from svdiff_train.tiny.card import RATE as CARDS_RATE
 from svdiff_train.tiny.card import RATE_1D as CARDS_RATE_1D
+from svdiff_train.training.loop import plan
 
 CONFIG = TrainConfig(prompt="a photo of a sks cat", steps=1, selectors=("mid-ca",))
 PHOTOGRAPHS = Path(__file__).parents[1] / "data" / "pictures"

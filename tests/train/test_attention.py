@@ -14,19 +14,19 @@ from torch import Tensor
 
 from svdiff_delta import attach
 from svdiff_delta.errors import TrainError
-from svdiff_train import draws
-from svdiff_train.attention import Layer, cross_attention, recorded
+from svdiff_train.data import seeded_random
 from svdiff_train.families import Family, family_of
-from svdiff_train.pipelines import load_pipeline
+from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.tiny import open_tiny
-from svdiff_train.tokens import token_places
+from svdiff_train.training.attention_maps import Layer, cross_attention, recorded
+from svdiff_train.training.token_positions import token_places
 
 PROMPTS = ["a photo of a cat", "a house", "a V1 dog on the left"]
 
 
 def predicted(family: Family, height: int = 8, width: int = 12) -> Tensor:
     """What the denoiser makes of three prompts and noise."""
-    noise = draws.noise((3, 4, height, width), 0, 0, 0)
+    noise = seeded_random.noise((3, 4, height, width), 0, 0, 0)
     return family.predict(family.denoiser, noise, torch.tensor([10, 500, 900]), family.encode_prompts(PROMPTS))
 
 
@@ -103,7 +103,7 @@ def test_masked_tokens_are_not_attended_to() -> None:
     mask = torch.ones(states.shape[:2])
     mask[:, 5:] = 0
     with recorded(denoiser, cross_attention(denoiser)) as maps, maps.recording([1, 2]):
-        denoiser(draws.noise((3, 4, 8, 8), 0, 0, 0), 10, states, encoder_attention_mask=mask)
+        denoiser(seeded_random.noise((3, 4, 8, 8), 0, 0, 0), 10, states, encoder_attention_mask=mask)
         for found in maps.taken.values():
             assert not found[..., 5:].any()
             torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:2]))

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from svdiff_delta.errors import InputError
-from svdiff_train.batches import Batches, Texts
-from svdiff_train.config import TrainConfig
+from svdiff_train.data.batches import Batches, Texts
+from svdiff_train.data.image_sets import ClassPictures, FolderPictures, open_pictures
 from svdiff_train.families import Family, family_of
-from svdiff_train.pictures import ClassPictures, FolderPictures, open_pictures
-from svdiff_train.pipelines import load_pipeline
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny
 
 CONFIG = TrainConfig(prompt="a photo of a sks cat", class_prompt="a photo of a cat", buckets=True)

@@ -16,8 +16,8 @@ from svdiff_delta import convert, load
 from svdiff_delta.errors import InputError
 from svdiff_train.batch import run_manifest
 from svdiff_train.calibrate import calibration_on
-from svdiff_train.pipelines import load_pipeline
-from svdiff_train.prompts import read_prompts
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.sampling.prompts import read_prompts
 from svdiff_train.tiny import base_path, open_tiny
 
 KEYS = [

@@ -24,12 +24,11 @@ from svdiff_delta.errors import InputError, TrainError
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.svd.calibration import Factors, Moments, Probe
 from svdiff_delta.svd.decomposition import matricize
-from svdiff_train import draws
 from svdiff_train.batch import run_manifest
 from svdiff_train.calibrate import calibration_from, calibration_on_pictures, find_pictures
 from svdiff_train.calibrate.pictures import collect
 from svdiff_train.calibrate.texts import collect as collect_texts
-from svdiff_train.data import load_image
+from svdiff_train.data import load_image, seeded_random
 from svdiff_train.families import family_of
 from svdiff_train.tiny import base_path, open_tiny, pictures_path
 
@@ -110,10 +109,10 @@ def test_the_denoiser_sees_each_picture_at_each_timestep_with_its_caption_and_wi
             for step in range(2):
                 at = (0, step, index)
                 shape = tuple(posterior.mean.shape[1:])
-                latents = 0.5 * (posterior.mean + posterior.std * draws.noise(shape, *at, "posterior"))
-                time = torch.randint(1000, (), generator=draws.generator(*at, "timestep"))
+                latents = 0.5 * (posterior.mean + posterior.std * seeded_random.noise(shape, *at, "posterior"))
+                time = torch.randint(1000, (), generator=seeded_random.generator(*at, "timestep"))
                 a = cumulative[time]
-                noised = a.sqrt() * latents + (1 - a).sqrt() * draws.noise(shape, *at, "noise")
+                noised = a.sqrt() * latents + (1 - a).sqrt() * seeded_random.noise(shape, *at, "noise")
                 for prompt in prompts:
                     tokens = pipeline.tokenizer([prompt], padding="max_length", return_tensors="pt").input_ids
                     pipeline.unet(noised, time, pipeline.text_encoder(tokens).last_hidden_state)

@@ -15,12 +15,12 @@ from support.descent import ROUNDED, greatest_distance, plain_descent
 
 from svdiff_delta import save
 from svdiff_delta.errors import InputError, TrainError
-from svdiff_train.concept import Concept
-from svdiff_train.config import TrainConfig
-from svdiff_train.loop import Keeping, Outcome, plan, train
-from svdiff_train.pipelines import load_pipeline
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.settings.concept import Concept
+from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import base_path, open_tiny, pictures_path
-from svdiff_train.watch import Report, Watch
+from svdiff_train.training.callbacks import Report, Watch
+from svdiff_train.training.loop import Keeping, Outcome, plan, train
 
 CAT = Concept(pictures_path("black_cat"), "a photo of a V1 cat", "a photo of a cat")
 CAR = Concept(pictures_path("police_car"), "a photo of a V2 car", "a photo of a car")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from svdiff_delta.errors import InputError
-from svdiff_train.concept import Concept
-from svdiff_train.config import TrainConfig
-from svdiff_train.runfile import read_run, write_run
-from svdiff_train.wording import phrase_of
+from svdiff_train.settings.concept import Concept
+from svdiff_train.settings.config import TrainConfig
+from svdiff_train.settings.prompt_templates import phrase_of
+from svdiff_train.settings.runfile import read_run, write_run
 
 DOG = Concept(Path("dog"), "a photo of a V1 dog", "a photo of a dog")
 CAT = Concept(Path("cat"), "a photo of a V2 cat", "a photo of a cat")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from svdiff_delta.errors import InputError
-from svdiff_train.config import TrainConfig
-from svdiff_train.schedule import rate_factor
+from svdiff_train.settings.config import TrainConfig
+from svdiff_train.training.lr_schedule import rate_factor
 
 CONFIG = TrainConfig(prompt="a photo of a V1 dog", class_prompt="a photo of a dog")
 

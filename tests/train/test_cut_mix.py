@@ -12,16 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from svdiff_train import draws
-from svdiff_train.concept import Concept
-from svdiff_train.concept_batches import ConceptBatches
-from svdiff_train.config import TrainConfig
-from svdiff_train.cut_mix import Mix, Mixing, half
+from svdiff_train.data import seeded_random
+from svdiff_train.data.concept_batches import ConceptBatches
+from svdiff_train.data.cut_mix import Mix, Mixing, half
+from svdiff_train.data.image_sets import ClassPictures, Pictures, open_pictures
 from svdiff_train.families import Family, family_of
-from svdiff_train.pictures import ClassPictures, Pictures, open_pictures
-from svdiff_train.pipelines import load_pipeline
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.settings.concept import Concept
+from svdiff_train.settings.config import TrainConfig
+from svdiff_train.settings.prompt_templates import ABOVE, BESIDE
 from svdiff_train.tiny import open_tiny
-from svdiff_train.wording import ABOVE, BESIDE
 
 DRAWN = 2_000
 MIXING = Mixing(0.6, BESIDE, ABOVE)
@@ -269,6 +269,6 @@ def test_mixed_pictures_are_encoded_once(
 
 
 def test_chances_are_from_zero_to_one() -> None:
-    found = [draws.share(0, step, 0, "mix") for step in range(200)]
+    found = [seeded_random.share(0, step, 0, "mix") for step in range(200)]
     assert 0 <= min(found) < 0.05
     assert 0.95 < max(found) < 1

@@ -11,13 +11,13 @@ from PIL import Image
 from support.pipelines import small_flux, small_sd3
 
 from svdiff_delta.errors import InputError
-from svdiff_train.config import TrainConfig
 from svdiff_train.data import open_image
-from svdiff_train.edit import EditConfig, edit
-from svdiff_train.loop import train
-from svdiff_train.pipelines import load_pipeline
-from svdiff_train.sample import Sampling, generate
+from svdiff_train.sampling.edit import EditConfig, edit
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.sampling.sample import Sampling, generate
+from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
+from svdiff_train.training.loop import train
 
 EDITS = ["a photo of a cat", "a photo of a house"]
 PICTURE = sorted(pictures_path("black_cat").glob("*.*"))[0]

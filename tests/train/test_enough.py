@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from svdiff_delta.errors import TrainError
-from svdiff_train.config import MethodName, TrainConfig
-from svdiff_train.enough import enough_memory
-from svdiff_train.loop import Keeping, train
-from svdiff_train.sample import Sampling
-from svdiff_train.state import states
+from svdiff_train.sampling.sample import Sampling
+from svdiff_train.settings.config import MethodName, TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
-from svdiff_train.validate import Validation
+from svdiff_train.training.checkpoint import states
+from svdiff_train.training.loop import Keeping, train
+from svdiff_train.training.oom_advice import enough_memory
+from svdiff_train.training.validation import Validation
 
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(
@@ -60,7 +60,7 @@ def test_steps_are_kept_where_only_painting_failed(
 
 
 def test_what_is_at_its_smallest_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svdiff_train.step.Stepper._loss", full)
+    monkeypatch.setattr("svdiff_train.training.step.Stepper._loss", full)
     small = replace(CONFIG, batch_size=1, gradient_checkpointing=True, mixed_precision="bf16", class_prompt=None)
     with pytest.raises(TrainError, match="at step 1: set resolution lower, or set selectors"):
         train(open_tiny(), PICTURES, small)
@@ -72,7 +72,7 @@ def test_what_is_at_its_smallest_is_not_named(monkeypatch: pytest.MonkeyPatch) -
 def test_a_model_that_stays_in_float32_is_not_said_to_shrink(
     method: MethodName, halved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("svdiff_train.opening.load_pipeline", full)
+    monkeypatch.setattr("svdiff_train.training.setup.load_pipeline", full)
     with pytest.raises(TrainError, match=f"while loading the model: {halved}take a smaller base$"):
         train(open_tiny(), PICTURES, replace(CONFIG, method=method))
 

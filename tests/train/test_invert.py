@@ -15,9 +15,9 @@ from torch import Tensor
 
 from svdiff_delta.errors import InputError
 from svdiff_train.data import open_image
-from svdiff_train.invert import ddim_invert, diffusion_family, encode_image, slerp
-from svdiff_train.pipelines import load_pipeline
-from svdiff_train.schedulers import scheduled
+from svdiff_train.sampling.ddim_inversion import ddim_invert, diffusion_family, encode_image, slerp
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.sampling.schedulers import scheduled
 from svdiff_train.tiny import open_tiny, pictures_path
 
 PROMPT = "a photo of a cat"

@@ -10,13 +10,13 @@ from PIL import Image
 
 from svdiff_delta import load
 from svdiff_delta.errors import InputError, TrainError
-from svdiff_train.config import TrainConfig
-from svdiff_train.loop import Keeping, plan, train
-from svdiff_train.sample import Sampling
-from svdiff_train.state import states
+from svdiff_train.sampling.sample import Sampling
+from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
-from svdiff_train.validate import Validation
-from svdiff_train.watch import Report, Watch
+from svdiff_train.training.callbacks import Report, Watch
+from svdiff_train.training.checkpoint import states
+from svdiff_train.training.loop import Keeping, plan, train
+from svdiff_train.training.validation import Validation
 
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(prompt="a photo of a sks cat", selectors=("unet-ca-kv",), steps=4, learning_rate=1e-2)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from support.files import listing
 
-from svdiff_train import loop
-from svdiff_train.config import TrainConfig
-from svdiff_train.loop import Keeping, train
+from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
+from svdiff_train.training import loop
+from svdiff_train.training.loop import Keeping, train
 
 CONFIG = TrainConfig(prompt="a photo of a sks dog", steps=1, selectors=("unet.mid_block.attentions.*",))
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from support.weights import normal
 
-from svdiff_train.loss import denoising_loss, prior_preserving_loss
+from svdiff_train.training.loss import denoising_loss, prior_preserving_loss
 
 PREDICTION, TARGET = normal(5, 2, 3, seed=1), normal(5, 2, 3, seed=2)
 SQUARES = ((PREDICTION.numpy().astype("f8") - TARGET.numpy()) ** 2).mean(axis=(1, 2))

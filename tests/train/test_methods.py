@@ -14,12 +14,12 @@ from support.descent import ROUNDED, greatest_distance, plain_descent
 
 from svdiff_delta import Delta
 from svdiff_delta.errors import InputError, TrainError
-from svdiff_train.config import TrainConfig
 from svdiff_train.families import family_of
-from svdiff_train.loop import Outcome, train
 from svdiff_train.methods import METHODS
-from svdiff_train.pipelines import load_pipeline
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import base_path, open_tiny, pictures_path
+from svdiff_train.training.loop import Outcome, train
 
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(

@@ -15,12 +15,12 @@ from support.tuned import tuned_base
 
 from svdiff_delta import interpolate
 from svdiff_delta.errors import InputError
-from svdiff_train.morph import Frame, gif_bytes, morph, strip
-from svdiff_train.pipelines import load_pipeline
-from svdiff_train.sample import Sampling, generate
-from svdiff_train.stage import Part, Stage
+from svdiff_train.sampling.adapter_stack import Part, Stage
+from svdiff_train.sampling.morph import Frame, gif_bytes, morph, strip
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.sampling.sample import Sampling, generate
+from svdiff_train.sampling.weight_difference import open_difference
 from svdiff_train.tiny import open_tiny
-from svdiff_train.tuned import open_difference
 
 SAMPLING = Sampling(steps=2, guidance=4.0)
 PROMPT = "a photo of a cat"

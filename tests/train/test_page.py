@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from svdiff_train.page import Section, html_page, png_page
+from svdiff_train.demo.page import Section, html_page, png_page
 
 RED = Image.new("RGB", (8, 8), (255, 0, 0))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from svdiff_train.config import TrainConfig
-from svdiff_train.loop import train
+from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny
-from svdiff_train.watch import Report, Watch
+from svdiff_train.training.callbacks import Report, Watch
+from svdiff_train.training.loop import train
 
 REAL = Path(__file__).parents[1] / "data" / "pictures"
 

@@ -14,8 +14,8 @@ from support.models import base_delta
 
 from svdiff_delta import Delta, attach, bake, zero_delta
 from svdiff_delta.errors import BaseError, InputError
-from svdiff_train.pipelines import load_pipeline
-from svdiff_train.sample import Sampling, generate, sheet
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.sampling.sample import Sampling, generate, sheet
 from svdiff_train.tiny import base_path, open_tiny
 
 SAMPLING = Sampling(steps=8, guidance=4.0)

@@ -10,8 +10,8 @@ from PIL import Image
 from support.pipelines import small_sd2
 
 from svdiff_delta.errors import InputError
-from svdiff_train.png import png_bytes, read_facts, sampling_facts, save_png
-from svdiff_train.sample import Sampling
+from svdiff_train.sampling.png import png_bytes, read_facts, sampling_facts, save_png
+from svdiff_train.sampling.sample import Sampling
 from svdiff_train.tiny import open_tiny
 
 IMAGE = Image.new("RGB", (6, 4), "red")

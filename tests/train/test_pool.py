@@ -8,7 +8,7 @@ from pathlib import Path
 
 from support.tasks import die, leave_half, meet, pid
 
-from svdiff_train.pool import share_out
+from svdiff_train.batch.process_pool import share_out
 
 
 def ignore(index: int) -> None:

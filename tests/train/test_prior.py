@@ -12,9 +12,9 @@ from PIL import Image
 from support.files import contents
 
 from svdiff_delta.errors import InputError
-from svdiff_train import prior
-from svdiff_train.prior import class_pictures
-from svdiff_train.processes import Crew
+from svdiff_train.training import class_images
+from svdiff_train.training.class_images import class_pictures
+from svdiff_train.training.processes import Crew
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         jobs.extend(chunk)
         return [Image.new("RGB", (8, 8), (seed, 0, 0)) for _, seed in chunk]
 
-    monkeypatch.setattr(prior, "generate", generate)
+    monkeypatch.setattr(class_images, "generate", generate)
     return jobs
 
 

@@ -13,12 +13,12 @@ from support.descent import ROUNDED, greatest_distance
 
 from svdiff_delta import load
 from svdiff_delta.errors import InputError, TrainError
-from svdiff_train import processes
-from svdiff_train.config import TrainConfig
-from svdiff_train.loop import train
-from svdiff_train.processes import ALONE, Crew, accelerator, unused
-from svdiff_train.state import load_state, states
+from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
+from svdiff_train.training import processes
+from svdiff_train.training.checkpoint import load_state, states
+from svdiff_train.training.loop import train
+from svdiff_train.training.processes import ALONE, Crew, accelerator, unused
 
 SCRIPT = """
 import sys

@@ -9,8 +9,8 @@ import pytest
 from support.pipelines import small_sdxl
 
 from svdiff_delta.errors import InputError
-from svdiff_train.pipelines import load_pipeline
-from svdiff_train.prompts import cut_words, read_prompts
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.sampling.prompts import cut_words, read_prompts
 from svdiff_train.tiny import open_tiny
 
 ROOM = 24

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from svdiff_delta.errors import InputError
-from svdiff_train.config import TrainConfig
-from svdiff_train.runfile import read_run, write_run
+from svdiff_train.settings.config import TrainConfig
+from svdiff_train.settings.runfile import read_run, write_run
 
 CONFIG = TrainConfig(prompt="a photo of a V1 dog", steps=7, selectors=("unet-ca", "unet.mid_block.*"))
 

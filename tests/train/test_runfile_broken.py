@@ -10,8 +10,8 @@ from typing import get_args, get_type_hints
 import pytest
 
 from svdiff_delta.errors import InputError
-from svdiff_train.config import TrainConfig
-from svdiff_train.runfile import read_run
+from svdiff_train.settings.config import TrainConfig
+from svdiff_train.settings.runfile import read_run
 
 BASE = 'base = "tiny"\nimages = "a"\nprompt = "a photo of a sks dog"\n'
 HINTS = get_type_hints(TrainConfig)

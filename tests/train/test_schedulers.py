@@ -10,8 +10,8 @@ import torch
 from support.pipelines import SCHEDULE, small_flux, small_sd2, small_sd3
 
 from svdiff_delta.errors import InputError
-from svdiff_train.sample import Sampling, check_sampling, generate
-from svdiff_train.schedulers import is_diffusion, make_scheduler, scheduled
+from svdiff_train.sampling.sample import Sampling, check_sampling, generate
+from svdiff_train.sampling.schedulers import is_diffusion, make_scheduler, scheduled
 
 
 def with_scheduler(cls: Any, **config: Any) -> Any:

@@ -19,11 +19,11 @@ from torch import nn
 from svdiff_delta import load, save
 from svdiff_delta.base_model.base import open_base
 from svdiff_delta.errors import InputError, TrainError
-from svdiff_train.config import TrainConfig
-from svdiff_train.loop import Keeping, train
-from svdiff_train.state import check_same, load_state, restore, save_state, states
+from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
-from svdiff_train.watch import Report, Watch
+from svdiff_train.training.callbacks import Report, Watch
+from svdiff_train.training.checkpoint import check_same, load_state, restore, save_state, states
+from svdiff_train.training.loop import Keeping, train
 
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(

@@ -18,10 +18,10 @@ from torch import Tensor
 from svdiff_delta import convert, save
 from svdiff_delta.base_model.base import open_base
 from svdiff_delta.errors import AttachError, BaseError, InputError
-from svdiff_train.pipelines import load_pipeline
-from svdiff_train.stage import Stage, part_facts
+from svdiff_train.sampling.adapter_stack import Stage, part_facts
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.sampling.weight_difference import Difference, open_difference, tuned_weights
 from svdiff_train.tiny import base_path, open_tiny
-from svdiff_train.tuned import Difference, open_difference, tuned_weights
 
 QUERY = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 

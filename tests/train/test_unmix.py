@@ -13,15 +13,15 @@ from torch import Tensor
 
 from svdiff_delta import attach, zero_delta
 from svdiff_delta.errors import SelectionError, TrainError
-from svdiff_train import draws
-from svdiff_train.batches import Batch
-from svdiff_train.concept import Concept
-from svdiff_train.cut_mix import Mix, Mixing
+from svdiff_train.data import seeded_random
+from svdiff_train.data.batches import Batch
+from svdiff_train.data.cut_mix import Mix, Mixing
 from svdiff_train.families import Family, family_of
-from svdiff_train.pipelines import load_pipeline
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.settings.concept import Concept
+from svdiff_train.settings.prompt_templates import ABOVE, BESIDE
 from svdiff_train.tiny import open_tiny
-from svdiff_train.unmix import Places, Unmix, choose_layers, unmix_loss
-from svdiff_train.wording import ABOVE, BESIDE
+from svdiff_train.training.unmix import Places, Unmix, choose_layers, unmix_loss
 
 CONCEPTS = (
     Concept(Path(), "a photo of a V1 dog", "a photo of a dog"),
@@ -60,7 +60,7 @@ def formula(maps: list[Tensor], mix: Mix, places: Places) -> float:
 @pytest.mark.parametrize("places", [((3,), (7,)), ((2, 3), (6, 7, 8))])
 def test_the_loss_is_its_formula(beside: bool, places: Places) -> None:
     sizes = ((4, 6), (3, 5), (2, 3), (1, 1))  # even and odd, and one that has no halves
-    maps = [draws.noise((*size, 10), 0, index, 0).softmax(-1) for index, size in enumerate(sizes)]
+    maps = [seeded_random.noise((*size, 10), 0, index, 0).softmax(-1) for index, size in enumerate(sizes)]
     mix = Mix(0, 1, beside, 0)
     assert float(unmix_loss(maps, mix, places)) == pytest.approx(formula(maps, mix, places), rel=1e-5)
 
@@ -80,7 +80,7 @@ def batch(family: Family, mixes: tuple[Mix | None, ...], side: int) -> Batch:
     """A batch of noise with a sample of the class for each of the subjects."""
     count, phrases = len(mixes), [concept.noun for concept in CONCEPTS]
     said = tuple(CONCEPTS[0].prompt if mix is None else MIXING.prompt(mix, phrases) for mix in mixes)
-    latents = draws.noise((2 * count, family.pipeline.unet.config.in_channels, side, side), 0, 0, 0)
+    latents = seeded_random.noise((2 * count, family.pipeline.unet.config.in_channels, side, side), 0, 0, 0)
     times = torch.full((2 * count,), 300)
     return Batch(latents, latents, times, (*said, *["a dog"] * count), torch.zeros(2 * count, 6), count, mixes)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from support.commands import python
 
-from svdiff_train.watch import peak_memory
+from svdiff_train.training.callbacks import peak_memory
 
-SCRIPT = "from svdiff_train.watch import peak_memory; print(peak_memory())"
+SCRIPT = "from svdiff_train.training.callbacks import peak_memory; print(peak_memory())"
 
 
 def test_peak_memory_counts_what_was_given_back_but_not_what_the_starting_process_used() -> None:

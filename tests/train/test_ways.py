@@ -15,10 +15,10 @@ from support.pipelines import small_sd2
 from torch._dynamo.utils import counters
 
 from svdiff_delta import Delta, open_base
-from svdiff_train.config import TrainConfig
-from svdiff_train.loop import train
+from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import pictures_path
-from svdiff_train.watch import Report, Watch
+from svdiff_train.training.callbacks import Report, Watch
+from svdiff_train.training.loop import train
 
 CONFIG = TrainConfig(prompt="a photo of a sks cat", steps=3, learning_rate=1e-2, learning_rate_1d=1e-2, batch_size=2)
 

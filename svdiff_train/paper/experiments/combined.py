@@ -13,13 +13,13 @@ from PIL import Image
 
 from svdiff_delta.format.file import load
 from svdiff_delta.ops import arithmetic
-from svdiff_train.config import MethodName
 from svdiff_train.paper.cell import Cell, Measured
 from svdiff_train.paper.lab import Job, Lab
 from svdiff_train.paper.recipe import Recipe
 from svdiff_train.paper.sight import Sight
 from svdiff_train.paper.subjects import COMBINED, SUBJECTS, THINGS, WITHIN
-from svdiff_train.tuned import open_difference, tuned_weights
+from svdiff_train.sampling.weight_difference import open_difference, tuned_weights
+from svdiff_train.settings.config import MethodName
 
 from .judge import jobs
 from .pairs import jobs as pair_jobs

@@ -8,14 +8,14 @@ from typing import Any, Final
 
 from PIL import Image
 
-from svdiff_train.config import MethodName
-from svdiff_train.edit import EditConfig, edit
+from svdiff_train.data.picture_file import opened_picture
 from svdiff_train.paper.cell import Cell, Measured
 from svdiff_train.paper.lab import SAMPLING, Lab
 from svdiff_train.paper.recipe import Recipe
 from svdiff_train.paper.sight import Sight, ground, half, middle
 from svdiff_train.paper.subjects import SCENE, SCENES, Edit, Scene
-from svdiff_train.picture_file import opened_picture
+from svdiff_train.sampling.edit import EditConfig, edit
+from svdiff_train.settings.config import MethodName
 
 METHODS: Final[tuple[MethodName, ...]] = ("svdiff", "full", "lora")
 SEEDS: Final = (0, 1)

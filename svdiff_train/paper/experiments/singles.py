@@ -6,12 +6,12 @@ from functools import partial
 from typing import Final, get_args
 
 from svdiff_delta.selectors.subsets import PAPER
-from svdiff_train.config import MethodName
 from svdiff_train.paper.cell import Cell, Measured
 from svdiff_train.paper.lab import Lab
 from svdiff_train.paper.recipe import Recipe
 from svdiff_train.paper.sight import Sight
 from svdiff_train.paper.subjects import ABLATED, SINGLES
+from svdiff_train.settings.config import MethodName
 
 from .judge import measured
 

@@ -18,7 +18,7 @@ from support.weights import relative
 
 from svdiff_delta import Delta, attach, convert, select
 from svdiff_delta.base_model.base import Base
-from svdiff_train.pipelines import load_pipeline
+from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.tiny import open_tiny
 
 ALL = 100_000

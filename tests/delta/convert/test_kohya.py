@@ -150,7 +150,7 @@ def test_lycoris_dora_has_its_norm_per_output_or_input(
 def test_lycoris_itself_makes_the_same_of_dora(tiny: Base, tmp_path: Path) -> None:
     from lycoris import create_lycoris_from_weights
 
-    from svdiff_train.pipelines import load_pipeline
+    from svdiff_train.sampling.pipelines import load_pipeline
 
     up, down = factors(WIDE, 4, CONTEXT)
     magnitude = normal(WIDE, 1, seed=7).abs() + 1

@@ -12,8 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from svdiff_delta.errors import InputError
-from svdiff_train import draws
-from svdiff_train.data import CENTRE, Cut, draw_cut, find_images, load_image
+from svdiff_train.data import CENTRE, Cut, draw_cut, find_images, load_image, seeded_random
 from svdiff_train.data.picture import inspect_image
 
 REAL = Path(__file__).parents[2] / "data" / "pictures"
@@ -126,7 +125,7 @@ def test_what_is_left_of_a_cut_stays_in_its_proportions(tmp_path: Path) -> None:
 def test_cuts_are_drawn_from_seed_step_and_sample_alone() -> None:
     places = [(seed, step, sample) for seed in range(2) for step in range(3) for sample in range(3)]
     first = [draw_cut(*place, crop=True, flip=True) for place in places]
-    draws.noise((5,), 0, 0, 0)
+    seeded_random.noise((5,), 0, 0, 0)
     again = [draw_cut(*place, crop=True, flip=True) for place in reversed(places)]
     assert again[::-1] == first
     assert len({(cut.down, cut.across) for cut in first}) == len(places)

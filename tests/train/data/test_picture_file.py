@@ -15,9 +15,9 @@ from PIL import Image
 from svdiff_delta._util.limits import PIXELS
 from svdiff_delta.errors import InputError
 from svdiff_train.data.picture import inspect_image, load_image, open_image
+from svdiff_train.data.picture_file import FORMATS, opened_picture
 from svdiff_train.evaluate.pictures import read_prompted
-from svdiff_train.picture_file import FORMATS, opened_picture
-from svdiff_train.png import read_facts
+from svdiff_train.sampling.png import read_facts
 
 SOURCES = Path(__file__).parents[3]
 READERS: dict[str, Callable[[Path], object]] = {

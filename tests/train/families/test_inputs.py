@@ -10,7 +10,7 @@ from support.pipelines import PIPELINES, small_flux, small_sd2, small_sd3, small
 from torch import Tensor, nn
 
 from svdiff_delta.errors import TrainError
-from svdiff_train import draws
+from svdiff_train.data import seeded_random
 from svdiff_train.families import Family, family_of
 
 
@@ -18,8 +18,8 @@ def seen(family: Family, conditioning: Any = None, *, batch: int = 2) -> dict[st
     """Predict once and return what the denoiser was given by keyword, and the noised latents."""
     found: dict[str, Any] = {}
     hook = family.denoiser.register_forward_pre_hook(lambda _, args, given: found.update(given), with_kwargs=True)
-    noised = draws.noise((batch, *family.latent_shape(16, 24)), 0, 0, 0)
-    times = torch.stack([family.draw_timestep(draws.generator(0, 0, sample, "t")) for sample in range(batch)])
+    noised = seeded_random.noise((batch, *family.latent_shape(16, 24)), 0, 0, 0)
+    times = torch.stack([family.draw_timestep(seeded_random.generator(0, 0, sample, "t")) for sample in range(batch)])
     text = {**family.encode_prompts(["a cat"] * batch), **(conditioning or {})}
     with torch.no_grad():
         family.predict(family.denoiser, noised, times, text)
@@ -34,13 +34,13 @@ def seen(family: Family, conditioning: Any = None, *, batch: int = 2) -> dict[st
 def test_latents_are_drawn_from_the_posterior_shifted_and_scaled(build: Any, shift: float) -> None:
     pipeline = build()
     family = family_of(pipeline)
-    images = draws.noise((2, 3, 16, 24), 0, 0, 0).clamp(-1, 1)
+    images = seeded_random.noise((2, 3, 16, 24), 0, 0, 0).clamp(-1, 1)
     moments = family.encode_images(images)
     shape = family.latent_shape(16, 24)
     assert moments.shape == (2, 2, *shape)
     assert not moments.requires_grad
     parts = pipeline.vae._encode(images).double().chunk(2, dim=1)  # mean and logarithm of the variance
-    noise = draws.noise((2, *shape), 0, 0, 1)
+    noise = seeded_random.noise((2, *shape), 0, 0, 1)
     expected = (parts[0] + torch.exp(parts[1] / 2) * noise.double() - shift) * 0.5
     assert (family.sample_latents(moments, noise).double() - expected).abs().max() < 1e-5
 
@@ -49,7 +49,7 @@ def test_the_autoencoder_runs_in_float32_where_it_is_kept_in_float16() -> None:
     pipeline = small_sd2()
     pipeline.vae.half()
     family = family_of(pipeline)
-    images = draws.noise((1, 3, 16, 16), 0, 0, 0).clamp(-1, 1)
+    images = seeded_random.noise((1, 3, 16, 16), 0, 0, 0).clamp(-1, 1)
     found = family.encode_images(images)
     assert found.dtype == torch.float32
     assert pipeline.vae.dtype == torch.float16
@@ -71,7 +71,7 @@ def test_the_model_s_own_size_is_a_multiple_of_the_unit(name: str) -> None:
 def test_stable_diffusion_s_prediction_is_the_unet_s() -> None:
     pipeline = small_sd2()
     family = family_of(pipeline)
-    noised, times = draws.noise((2, 4, 8, 12), 0, 0, 0), torch.tensor([3, 700])
+    noised, times = seeded_random.noise((2, 4, 8, 12), 0, 0, 0), torch.tensor([3, 700])
     text = family.encode_prompts(["a cat", "a house"])
     tokens = pipeline.tokenizer(["a cat", "a house"], padding="max_length", return_tensors="pt").input_ids
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_sdxl_reads_both_text_encoders() -> None:
 
 def test_packing_there_and_back_changes_nothing() -> None:
     family: Any = family_of(small_flux())
-    latents = draws.noise((3, 4, 8, 12), 0, 0, 0)
+    latents = seeded_random.noise((3, 4, 8, 12), 0, 0, 0)
     patches = family.pack(latents)
     assert patches.shape == (3, 24, 16)
     assert torch.equal(family.unpack(patches, 8, 12), latents)
@@ -119,7 +119,7 @@ def test_packing_there_and_back_changes_nothing() -> None:
 
 def test_flux_s_patches_are_squares_of_two_by_two_row_by_row() -> None:
     family: Any = family_of(small_flux())
-    latents = draws.noise((1, 4, 8, 12), 0, 0, 0)
+    latents = seeded_random.noise((1, 4, 8, 12), 0, 0, 0)
     expected = torch.stack(
         [latents[0, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].flatten() for y in range(4) for x in range(6)]
     )
@@ -187,8 +187,8 @@ def test_a_unet_that_does_not_say_its_size_is_refused(size: Any) -> None:
 @pytest.mark.parametrize("name", PIPELINES)
 def test_weights_in_float32_run_under_autocast_without_a_warning(name: str) -> None:
     family = family_of(PIPELINES[name]())
-    noised = draws.noise((1, *family.latent_shape(16, 16)), 0, 0, 0)
-    times = family.draw_timestep(draws.generator(0, 0, 0, "t")).view(1)
+    noised = seeded_random.noise((1, *family.latent_shape(16, 16)), 0, 0, 0)
+    times = family.draw_timestep(seeded_random.generator(0, 0, 0, "t")).view(1)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = family.predict(family.denoiser, noised, times, family.encode_prompts(["a cat"]))
     assert found.isfinite().all()
@@ -210,8 +210,8 @@ def test_a_model_in_bfloat16_may_be_wrapped_and_is_given_its_own_dtype(name: str
     pipeline = PIPELINES[name]()
     pipeline.to(torch.bfloat16)
     family = family_of(pipeline)
-    noised = draws.noise((1, *family.latent_shape(16, 16)), 0, 0, 0)
-    times = family.draw_timestep(draws.generator(0, 0, 0, "t")).view(1)
+    noised = seeded_random.noise((1, *family.latent_shape(16, 16)), 0, 0, 0)
+    times = family.draw_timestep(seeded_random.generator(0, 0, 0, "t")).view(1)
     with torch.no_grad():
         text = family.encode_prompts(["a cat"])
         found: Tensor = family.predict(Wrapper(family.denoiser), noised, times, text)

@@ -11,7 +11,7 @@ from support.pipelines import PIPELINES, small_flux, small_sd2, small_sd3, small
 from torch import Tensor
 
 from svdiff_delta.errors import TrainError
-from svdiff_train import draws
+from svdiff_train.data import seeded_random
 from svdiff_train.families import Family, family_of
 
 STEPS = 1000
@@ -25,7 +25,7 @@ def alphas() -> np.ndarray[Any, np.dtype[np.float64]]:
 
 def latents_and_noise(family: Family) -> tuple[Tensor, Tensor]:
     shape = (4, *family.latent_shape(16, 24))
-    return draws.noise(shape, 0, 0, 0, "latents"), draws.noise(shape, 0, 0, 1, "noise")
+    return seeded_random.noise(shape, 0, 0, 0, "latents"), seeded_random.noise(shape, 0, 0, 1, "noise")
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 2e-6) -> bool:
@@ -66,7 +66,7 @@ def test_the_target_is_the_velocity_where_the_velocity_is_predicted() -> None:
 
 def test_every_timestep_of_diffusion_is_equally_likely() -> None:
     family = family_of(small_sd2())
-    drawn = torch.stack([family.draw_timestep(draws.generator(0, 0, sample, "t")) for sample in range(4000)])
+    drawn = torch.stack([family.draw_timestep(seeded_random.generator(0, 0, sample, "t")) for sample in range(4000)])
     assert drawn.shape == (4000,)
     assert drawn.dtype == torch.int64
     assert (int(drawn.min()), int(drawn.max())) == (0, 999)
@@ -104,11 +104,11 @@ def sigmas(indices: Any, shift: float) -> Any:
 
 
 def uniform(sample: int) -> float:
-    return float(torch.rand((1,), generator=draws.generator(0, 0, sample, "t")))
+    return float(torch.rand((1,), generator=seeded_random.generator(0, 0, sample, "t")))
 
 
 def logistic(sample: int) -> float:
-    normal = torch.randn((1,), generator=draws.generator(0, 0, sample, "t")).double()
+    normal = torch.randn((1,), generator=seeded_random.generator(0, 0, sample, "t")).double()
     return float(1 / (1 + torch.exp(-normal)))
 
 
@@ -118,7 +118,7 @@ def test_timesteps_of_flow_matching_are_drawn_as_in_diffusers_examples(build: An
     family = family_of(build())
     for sample in range(200):
         expected = STEPS * sigmas(int(draw(sample) * STEPS), shift)
-        found = family.draw_timestep(draws.generator(0, 0, sample, "t"))
+        found = family.draw_timestep(seeded_random.generator(0, 0, sample, "t"))
         assert found.shape == ()
         assert float(found) == pytest.approx(expected, rel=1e-6)
 
@@ -127,7 +127,7 @@ def test_the_schedule_of_a_pipeline_that_has_sampled_is_still_the_whole_one() ->
     pipeline = small_sd3()
     pipeline.scheduler.set_timesteps(2)
     family = family_of(pipeline)
-    drawn = {float(family.draw_timestep(draws.generator(0, 0, sample, "t"))) for sample in range(50)}
+    drawn = {float(family.draw_timestep(seeded_random.generator(0, 0, sample, "t"))) for sample in range(50)}
     assert len(drawn) > 40
 
 
@@ -174,7 +174,7 @@ def test_min_snr_weights_are_refused_by_flow_matching(build: Any) -> None:
 @pytest.mark.parametrize("name", PIPELINES)
 def test_weights_are_ones_unless_asked_for(name: str) -> None:
     family = family_of(PIPELINES[name]())
-    times = torch.stack([family.draw_timestep(draws.generator(0, 0, sample, "t")) for sample in range(3)])
+    times = torch.stack([family.draw_timestep(seeded_random.generator(0, 0, sample, "t")) for sample in range(3)])
     assert family.loss_weights(times, None).tolist() == [1.0, 1.0, 1.0]
 
 

@@ -15,22 +15,24 @@ from svdiff_delta import attach
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import Handle
 from svdiff_delta.svd.build import zero_delta
-from svdiff_train import draws
+from svdiff_train.data import seeded_random
 from svdiff_train.families import Family, family_of
-from svdiff_train.loss import denoising_loss
-from svdiff_train.pipelines import load_pipeline
+from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.tiny import open_tiny
+from svdiff_train.training.loss import denoising_loss
 
 PROMPTS = ["a photo of a cat", "a house"]
 
 
 def batch(family: Family, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Latents, noise and timesteps of two random pictures."""
-    images = draws.noise((2, 3, height, width), 0, 0, 0, "pictures").clamp(-1, 1)
+    images = seeded_random.noise((2, 3, height, width), 0, 0, 0, "pictures").clamp(-1, 1)
     shape = (2, *family.latent_shape(height, width))
-    latents = family.sample_latents(family.encode_images(images), draws.noise(shape, 0, 0, 0, "posterior"))
-    timesteps = torch.stack([family.draw_timestep(draws.generator(0, 0, sample, "time")) for sample in range(2)])
-    return latents, draws.noise(shape, 0, 0, 0), timesteps
+    latents = family.sample_latents(family.encode_images(images), seeded_random.noise(shape, 0, 0, 0, "posterior"))
+    timesteps = torch.stack(
+        [family.draw_timestep(seeded_random.generator(0, 0, sample, "time")) for sample in range(2)]
+    )
+    return latents, seeded_random.noise(shape, 0, 0, 0), timesteps
 
 
 def step(family: Family, height: int = 16, width: int = 24) -> Tensor:

@@ -11,12 +11,12 @@ from accelerate.accelerator import Accelerator
 from torch import Tensor
 
 from svdiff_delta.errors import TrainError
+from svdiff_train.data.batches import Batch, Batches, Texts
+from svdiff_train.methods import Tuned
 
-from .batches import Batch, Batches, Texts
 from .loss import prior_preserving_loss
-from .methods import Tuned
-from .opening import Opened
 from .processes import mean
+from .setup import Opened
 
 HALF: Final[Mapping[str, torch.dtype]] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

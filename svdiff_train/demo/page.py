@@ -11,7 +11,7 @@ from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .sample import wrap
+from svdiff_train.sampling.sample import wrap
 
 ZOOM: Final = 2
 """How many times pictures are enlarged."""

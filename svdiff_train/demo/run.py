@@ -22,17 +22,17 @@ from svdiff_delta.format.file import load, save
 from svdiff_delta.ops import arithmetic
 from svdiff_delta.ops.select import select
 from svdiff_delta.svd.cache import BasisCache
+from svdiff_train.sampling.adapter_stack import Part
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.sampling.sample import generate
+from svdiff_train.sampling.weight_difference import open_difference
+from svdiff_train.settings.config import TrainConfig
+from svdiff_train.tiny import open_tiny, pictures_path
+from svdiff_train.training.callbacks import Watch
+from svdiff_train.training.loop import train
 
-from .config import TrainConfig
-from .demo_page import INTRO, PROMPTS, SAMPLING, SEEDS, SHARE, SUBJECTS, TITLE, Painter, Subject, sections
-from .loop import train
 from .page import Section, html_page, png_page
-from .pipelines import load_pipeline
-from .sample import generate
-from .stage import Part
-from .tiny import open_tiny, pictures_path
-from .tuned import open_difference
-from .watch import Watch
+from .rows import INTRO, PROMPTS, SAMPLING, SEEDS, SHARE, SUBJECTS, TITLE, Painter, Subject, sections
 
 ALPHAS: Final = (0.75, 0.5, 0.25)
 DTYPES: Final[tuple[Literal["F16", "F32"], ...]] = ("F16", "F32")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import draws
+from svdiff_train.families import Conditioning, Family
+
+from . import Cut, draw_cut, draw_pictures, seeded_random
+from .buckets import Size
 from .cut_mix import Mix
-from .data import Cut, draw_cut, draw_pictures
-from .data.buckets import Size
-from .families import Conditioning, Family
-from .pictures import Pictures
+from .image_sets import Pictures
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Batches:
 
     def _draw_any(self, kind: int, pictures: Pictures, size: Size, step: int, sample: int) -> Drawn:
         """Return a sample of any of the pictures, cut to a size."""
-        index = draws.integer(len(pictures.sizes), self.seed, step, sample, f"picture {kind}")
+        index = seeded_random.integer(len(pictures.sizes), self.seed, step, sample, f"picture {kind}")
         return self._draw(kind, pictures, index, size, step, sample)
 
     def _draw(self, kind: int, pictures: Pictures, index: int, size: Size, step: int, sample: int) -> Drawn:
@@ -112,9 +112,9 @@ class Batches:
         at, shape = (self.seed, step, sample), tuple(moments.shape[1:])
         return Drawn(
             moments=moments,
-            posterior=draws.noise(shape, *at, f"posterior {kind}"),
-            noise=draws.noise(shape, *at, f"noise {kind}"),
-            timestep=self.family.draw_timestep(draws.generator(*at, f"timestep {kind}")),
+            posterior=seeded_random.noise(shape, *at, f"posterior {kind}"),
+            noise=seeded_random.noise(shape, *at, f"noise {kind}"),
+            timestep=self.family.draw_timestep(seeded_random.generator(*at, f"timestep {kind}")),
             sizes=sizes,
             prompt=prompt,
         )

@@ -15,7 +15,7 @@ from svdiff_delta.format.file import identify
 from svdiff_delta.runtime import Handle, attach
 from svdiff_delta.svd.cache import BasisCache
 
-from .tuned import Difference, tuned_weights
+from .weight_difference import Difference, tuned_weights
 
 Part = Delta | Difference
 """What changes a base: shifts of singular values, or weights."""

@@ -18,8 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from svdiff_delta.errors import InputError, TrainError
-
-from .config import TrainConfig
+from svdiff_train.settings.config import TrainConfig
 
 WORLD: Final = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where `torchrun` and the launchers of MPI say how many processes they started."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from svdiff_delta.errors import InputError
 
-from .invert import ddim_invert, diffusion_family, encode_image, slerp
+from .ddim_inversion import ddim_invert, diffusion_family, encode_image, slerp
 from .sample import Sampling, Start, check_sampling, generate
 from .schedulers import DDIM
 

@@ -8,14 +8,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from . import draws
+from svdiff_train.families import Family
+from svdiff_train.settings.concept import Concept
+
+from . import draw_cut, seeded_random
 from .batches import Batch, Batches, Drawn
-from .concept import Concept
+from .buckets import Size
 from .cut_mix import Mix, Mixing, compose, half
-from .data import draw_cut
-from .data.buckets import Size
-from .families import Family
-from .pictures import Pictures
+from .image_sets import Pictures
 
 REMEMBERED: Final = 1000
 """Mixed pictures of concepts whose moments are kept, so that they are not encoded again; of classes there are many."""
@@ -72,9 +72,9 @@ class ConceptBatches(Batches):
 
     def _size(self, step: int) -> Size:
         """Return height and width of all pictures of a step."""
-        concept = draws.integer(len(self.kinds[0]), self.seed, step, 0, "concept of the bucket")
+        concept = seeded_random.integer(len(self.kinds[0]), self.seed, step, 0, "concept of the bucket")
         sizes = self.kinds[0][concept].sizes
-        return sizes[draws.integer(len(sizes), self.seed, step, 0, "picture 0: bucket")]
+        return sizes[seeded_random.integer(len(sizes), self.seed, step, 0, "picture 0: bucket")]
 
     def _one(self, kind: int, concept: int, size: Size, step: int, sample: int) -> Drawn:
         """Return a sample of one concept, or of its class."""
@@ -82,14 +82,16 @@ class ConceptBatches(Batches):
         inside = [index for index, own in enumerate(pictures.sizes) if own == size]
         if kind > 0 or not inside:
             return self._draw_any(kind, pictures, size, step, sample)
-        index = inside[draws.integer(len(inside), self.seed, step, sample, f"picture {kind}")]
+        index = inside[seeded_random.integer(len(inside), self.seed, step, sample, f"picture {kind}")]
         return self._draw(kind, pictures, index, size, step, sample)
 
     def _mix(self, kind: int, mix: Mix, size: Size, step: int, sample: int) -> Drawn:
         """Return a sample that shows two concepts, or their classes."""
         at = (self.seed, step, sample)
         parts = [(self.kinds[kind][mix.first], "first"), (self.kinds[kind][mix.second], "second")]
-        indices = [draws.integer(len(pictures.sizes), *at, f"{part} picture {kind}") for pictures, part in parts]
+        indices = [
+            seeded_random.integer(len(pictures.sizes), *at, f"{part} picture {kind}") for pictures, part in parts
+        ]
         cuts = [draw_cut(*at, crop=False, flip=self.flip, purpose=f"{part} cut {kind}") for _, part in parts]
         key = (kind, mix.first, mix.second, mix.beside, size, *indices, *cuts)
         moments = self._mixed.get(key)

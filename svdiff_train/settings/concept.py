@@ -8,7 +8,7 @@ from pathlib import Path
 
 from svdiff_delta.errors import InputError
 
-from .wording import phrase_of
+from .prompt_templates import phrase_of
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from svdiff_delta._util.atomic import replace_file
 from svdiff_delta._util.json import JSON, canonical_json
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import InputError
+from svdiff_train.data.picture_file import opened_picture
 
-from .picture_file import opened_picture
 from .sample import Sampling
 from .schedulers import make_scheduler
 

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from typing import Final
 
 from svdiff_delta.errors import TrainError, is_out_of_memory
-
-from .config import TrainConfig
-from .methods import METHODS
+from svdiff_train.methods import METHODS
+from svdiff_train.settings.config import TrainConfig
 
 HALVED: Final = "set mixed_precision to bf16"
 PARTLY: Final = "set selectors to a part of the model"

@@ -17,21 +17,21 @@ from svdiff_delta.base_model.weight_selection import choose_kinds
 from svdiff_delta.errors import TrainError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.svd.cache import BasisCache
+from svdiff_train.data.familiarity import unfamiliar_lines
+from svdiff_train.methods import METHODS, Job, Result, TrainedDelta
+from svdiff_train.sampling.pipelines import weights_digest
+from svdiff_train.settings.base_advice import rate_lines, settle
+from svdiff_train.settings.config import TrainConfig
 
-from .advice import rate_lines, settle
-from .config import TrainConfig
-from .enough import FEWER, FILLED, PARTLY, SMALLER_BASE, enough_memory, smaller_model, smaller_step
-from .familiar import unfamiliar_lines
-from .methods import METHODS, Job, Result, TrainedDelta
-from .opening import Opened, open_run
-from .pipelines import weights_digest
+from .callbacks import Report, Watch, peak_memory
+from .checkpoint import check_same, load_state, restore, save_state, states
+from .lr_schedule import rate_factor
+from .oom_advice import FEWER, FILLED, PARTLY, SMALLER_BASE, enough_memory, smaller_model, smaller_step
 from .processes import Crew, accelerator, crew_of, shared, unused
-from .schedule import rate_factor
+from .setup import Opened, open_run
 from .signals import remember_signals
-from .state import check_same, load_state, restore, save_state, states
 from .step import Stepper
-from .validate import Validation
-from .watch import Report, Watch, peak_memory
+from .validation import Validation
 
 SHOWN: Final = 3
 """How many weights a line names."""

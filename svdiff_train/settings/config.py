@@ -12,7 +12,7 @@ from svdiff_delta._util.typed import build
 from svdiff_delta.errors import InputError
 
 from .concept import Concept, check_concepts, check_fields
-from .wording import ABOVE, BESIDE, check_templates
+from .prompt_templates import ABOVE, BESIDE, check_templates
 
 Precision = Literal["no", "fp16", "bf16"]
 MethodName = Literal["svdiff", "full", "lora", "kv"]

@@ -14,10 +14,10 @@ from svdiff_delta._util.atomic import replace_file
 from svdiff_delta._util.json import JSON, canonical_json, read_object
 from svdiff_delta._util.limits import RECORD as LARGEST_RECORD
 from svdiff_delta.errors import InputError
+from svdiff_train.data.picture_file import opened_picture
+from svdiff_train.sampling.sample import Sampling, generate
 
-from .picture_file import opened_picture
 from .processes import ALONE, Crew
-from .sample import Sampling, generate
 
 SAMPLING: Final = Sampling(steps=30, guidance=4.0, batch_size=8)
 RECORD: Final = "class.json"

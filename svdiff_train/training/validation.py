@@ -13,9 +13,9 @@ from PIL import Image
 
 from svdiff_delta._util.atomic import replace_file
 from svdiff_delta.errors import InputError
+from svdiff_train.sampling.sample import Sampling, generate
 
 from .processes import ALONE, Crew
-from .sample import Sampling, generate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from svdiff_delta._util.patterns import glob
 from svdiff_delta.errors import SelectionError, TrainError
+from svdiff_train.data.batches import Batch
+from svdiff_train.data.cut_mix import Mix, Mixing
+from svdiff_train.families import Family
+from svdiff_train.settings.concept import Concept
 
-from .attention import Layer, Maps, cross_attention, recorded
-from .batches import Batch
-from .concept import Concept
-from .cut_mix import Mix, Mixing
-from .families import Family
-from .tokens import token_places
+from .attention_maps import Layer, Maps, cross_attention, recorded
+from .token_positions import token_places
 
 Places: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """Where in a mixed prompt the tokens of the first and of the second concept stand."""

@@ -7,8 +7,7 @@ from typing import Any, Final
 
 from svdiff_delta._util.limits import PROMPTS
 from svdiff_delta.errors import InputError
-
-from .text import text_lines
+from svdiff_train.data.text_file import text_lines
 
 TOKENIZERS: Final = ("tokenizer", "tokenizer_2", "tokenizer_3")
 """What pipelines call their tokenizers."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from svdiff_delta.base_model.base import Base
+from svdiff_train.settings.base_advice import advice_of
+from svdiff_train.training.setup import Opened
 
-from .advice import advice_of
-from .data import CENTRE
-from .opening import Opened
-from .pictures import Pictures
+from . import CENTRE
+from .image_sets import Pictures
 
 
 def unfamiliar_lines(base: Base, opened: Opened) -> Iterator[str]:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from svdiff_delta._util.atomic import replace_file
 from svdiff_delta._util.json import as_object, canonical_json, strict_json
 from svdiff_delta.errors import DeltaError, InputError, MetadataError, TrainError
-
-from .config import ENDLESS
+from svdiff_train.settings.config import ENDLESS
 
 KEY: Final = "svdiff_train"
 """The metadata key of a state file."""

@@ -11,10 +11,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from svdiff_delta.errors import InputError, TrainError
+from svdiff_train.data import to_tensor
+from svdiff_train.families import Conditioning, family_of
+from svdiff_train.families.stable_diffusion import StableDiffusion
 
-from .data import to_tensor
-from .families import Conditioning, family_of
-from .families.stable_diffusion import StableDiffusion
 from .schedulers import DDIM, is_diffusion, make_scheduler
 
 PARALLEL: Final = 1e-12

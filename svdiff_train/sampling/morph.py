@@ -14,9 +14,9 @@ from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import InputError
 from svdiff_delta.svd.cache import BasisCache
 
+from .adapter_stack import Part, Stage
 from .png import Facts
 from .sample import Sampling, check_sampling, generate, sheet
-from .stage import Part, Stage
 
 FRAME: Final = 200
 """Milliseconds that each picture of an animation stands."""

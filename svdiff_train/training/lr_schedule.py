@@ -8,8 +8,7 @@ from typing import Any, Final
 import torch
 
 from svdiff_delta.errors import InputError
-
-from .config import TrainConfig
+from svdiff_train.settings.config import TrainConfig
 
 SCHEDULES: Final = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 

@@ -11,12 +11,12 @@ from PIL import Image
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.svd.cache import BasisCache
+from svdiff_train.data import open_image
+from svdiff_train.sampling.adapter_stack import Part, Stage
+from svdiff_train.sampling.edit import EditConfig, edit
+from svdiff_train.sampling.sample import Sampling, generate
 
-from .data import open_image
-from .edit import EditConfig, edit
 from .page import Section
-from .sample import Sampling, generate
-from .stage import Part, Stage
 
 SEEDS: Final = (100, 101)
 """Of the pictures on the page. At 0 and 1 the sum lacks a subject; `benchmarks/demo.py` says how often it does."""

@@ -13,8 +13,8 @@ from svdiff_delta._util.json import JSON
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.svd.cache import BasisCache
 
+from .adapter_stack import Part, Stage, part_facts
 from .sample import Sampling, generate, sheet
-from .stage import Part, Stage, part_facts
 
 Facts = Mapping[str, JSON]
 

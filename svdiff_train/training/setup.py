@@ -12,17 +12,17 @@ import torch
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import InputError
+from svdiff_train.data.batches import Batches
+from svdiff_train.data.concept_batches import ConceptBatches
+from svdiff_train.data.cut_mix import Mixing
+from svdiff_train.data.image_sets import ClassPictures, FolderPictures, Pictures, open_pictures
+from svdiff_train.families import Family, family_of
+from svdiff_train.methods import METHODS
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.settings.concept import Concept
+from svdiff_train.settings.config import TrainConfig
 
-from .batches import Batches
-from .concept import Concept
-from .concept_batches import ConceptBatches
-from .config import TrainConfig
-from .cut_mix import Mixing
-from .families import Family, family_of
-from .methods import METHODS
-from .pictures import ClassPictures, FolderPictures, Pictures, open_pictures
-from .pipelines import load_pipeline
-from .prior import class_folder, class_pictures
+from .class_images import class_folder, class_pictures
 from .processes import ALONE, Crew
 from .unmix import Unmix
 

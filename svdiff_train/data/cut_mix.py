@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import draws
-from .data.buckets import Size
-from .wording import mixed_prompt
+from svdiff_train.settings.prompt_templates import mixed_prompt
+
+from . import seeded_random
+from .buckets import Size
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ class Mixing:
             sample: the sample's index in the whole batch, over all processes.
         """
         at = (seed, step, sample)
-        first = draws.integer(concepts, *at, "concept")
-        if concepts < 2 or draws.share(*at, "mix") >= self.probability:
+        first = seeded_random.integer(concepts, *at, "concept")
+        if concepts < 2 or seeded_random.share(*at, "mix") >= self.probability:
             return first
-        other = draws.integer(concepts - 1, *at, "other concept")
-        beside = draws.integer(2, *at, "layout") == 0
-        template = draws.integer(len(self.templates(beside=beside)), *at, "template")
+        other = seeded_random.integer(concepts - 1, *at, "other concept")
+        beside = seeded_random.integer(2, *at, "layout") == 0
+        template = seeded_random.integer(len(self.templates(beside=beside)), *at, "template")
         return Mix(first, other + (other >= first), beside, template)
 
     def templates(self, *, beside: bool) -> tuple[str, ...]:

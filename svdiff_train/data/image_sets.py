@@ -12,11 +12,11 @@ from PIL import Image, ImageOps
 from svdiff_delta._util.limits import PICTURE
 from svdiff_delta._util.reading import read_bytes
 from svdiff_delta.errors import InputError
+from svdiff_train.settings.concept import Concept
+from svdiff_train.settings.config import TrainConfig
 
-from .concept import Concept
-from .config import TrainConfig
-from .data import Counts, Cut, Found, Loaded, choose_buckets, count, find_images, load_image, make_buckets, to_tensor
-from .data.buckets import Size
+from . import Counts, Cut, Found, Loaded, choose_buckets, count, find_images, load_image, make_buckets, to_tensor
+from .buckets import Size
 
 
 class Pictures(Protocol):

@@ -1,0 +1,1 @@
+"""Painting: pipelines, schedulers, prompts and seeds, deltas on them, edits and sheets."""

@@ -1,0 +1,1 @@
+"""The settings of a run: checked before anything starts, read from and written to run files."""
