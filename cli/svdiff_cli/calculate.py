@@ -10,8 +10,8 @@ import click
 from svdiff_delta.errors import InputError
 
 from . import options
+from .delta_output import Writing, writes_delta
 from .references import open_deltas, say, split_weight
-from .writing import Writing, writes_delta
 
 if TYPE_CHECKING:
     from svdiff_delta import Delta

@@ -11,11 +11,11 @@ import click
 from svdiff_delta._text.printable import counted, printable
 
 from . import options
-from .manifest import TwoForms
+from .convert_manifest import TwoForms
+from .delta_output import Writing, writes, writes_delta
 from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, local_file, needs, open_reference, say, sole_component
-from .writing import Writing, writes, writes_delta
 
 if TYPE_CHECKING:
     from svdiff_delta import Base, Conversion

@@ -13,7 +13,7 @@ import click
 from svdiff_delta._text.printable import counted
 
 from . import options
-from .painting import Given, all_seeds, check_painting, open_given, say_cut
+from .image_inputs import Given, all_seeds, check_painting, open_given, say_cut
 from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, needs, open_reference

@@ -91,8 +91,8 @@ def _measure(base: str, given: dict[str, Any], *, quiet: bool) -> tuple[dict[str
     """Check everything, paint or read pictures, and measure them; None on a dry run."""
     from svdiff_train.evaluate import score
 
-    from .candidates import find_candidates
-    from .questions import find_questions
+    from .evaluate_inputs import find_candidates
+    from .evaluate_metrics import find_questions
 
     opened, weights = open_deltas(given["deltas"])
     model = open_reference(base)

@@ -10,8 +10,8 @@ import click
 from svdiff_delta.errors import InputError
 
 from . import options
+from .delta_output import Writing, writes_delta
 from .references import open_deltas
-from .writing import Writing, writes_delta
 
 
 @click.command(cls=options.LightCommand)

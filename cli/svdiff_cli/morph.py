@@ -10,7 +10,7 @@ from svdiff_delta._text.printable import counted
 from svdiff_delta.errors import InputError
 
 from . import options
-from .painting import check_painting, open_given, say_cut
+from .image_inputs import check_painting, open_given, say_cut
 from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, needs, open_reference

@@ -11,7 +11,7 @@ from support.checkpoints import bert, changed
 from support.files import listing
 
 from svdiff_cli import convert as commands
-from svdiff_cli.manifest import convert_many
+from svdiff_cli.convert_manifest import convert_many
 from svdiff_delta.errors import InputError
 from svdiff_train.batch import Row, run_manifest
 from svdiff_train.batch.manifest import read_manifest
