@@ -118,8 +118,8 @@ sys.path.insert(0, sys.argv[4])
 from accuracy import shift_for
 from pathlib import Path
 from safetensors.torch import load_file
-from svdiff_delta.identity import choose_dtype, fingerprint, round_weight
-from svdiff_delta.cache import BasisCache
+from svdiff_delta.svd.fingerprint import choose_dtype, fingerprint, round_weight
+from svdiff_delta.svd.cache import BasisCache
 cache, out = BasisCache(Path(sys.argv[2])), {}
 for key, weight in load_file(sys.argv[1]).items():
     rounded = round_weight(weight, choose_dtype(weight, key))

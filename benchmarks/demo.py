@@ -39,7 +39,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.file import load, save
+from svdiff_delta.format.file import save
+from svdiff_delta.io import load
 from svdiff_delta.ops.arithmetic import add
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.demo.rows import SAMPLING, SEEDS, SHARE, SUBJECTS, Subject, both_prompt

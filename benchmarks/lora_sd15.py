@@ -35,8 +35,8 @@ from pathlib import Path
 import torch
 from common.process import Spent, spending, watched
 from svdiff_delta import convert, open_base
-from svdiff_delta.cache import BasisCache
-import svdiff_delta.convert.kohya
+from svdiff_delta.svd.cache import BasisCache
+import svdiff_delta.conversion.kohya
 
 torch.set_num_threads(1)
 spent = Spent()

@@ -33,7 +33,7 @@ watch.__enter__()
 from pathlib import Path
 import torch
 torch.set_num_threads(int(sys.argv[2]))
-import svdiff_train.loop
+import svdiff_train.training.loop
 from diffusers import UNet2DConditionModel
 folder = Path(sys.argv[1])
 model = UNet2DConditionModel.from_pretrained(folder).requires_grad_(False)
@@ -48,7 +48,7 @@ START = (
     BEGIN
     + """
 from svdiff_delta import attach, open_base, zero_delta
-from svdiff_delta.cache import BasisCache
+from svdiff_delta.svd.cache import BasisCache
 base, cache = open_base(folder), BasisCache(folder / "cache")
 handle = attach(model, zero_delta(base, cache=cache), base=base, trainable=True, cache=cache)
 """
@@ -58,8 +58,8 @@ handle = attach(model, zero_delta(base, cache=cache), base=base, trainable=True,
 FLOOR = (
     BEGIN
     + """
-from svdiff_delta.basis import matricize
-from svdiff_delta.kinds import shiftable
+from svdiff_delta.svd.decomposition import matricize
+from svdiff_delta.base_model.kinds import shiftable
 kept = []
 for key, kind, axis in shiftable(model):
     if kind == "spectral":

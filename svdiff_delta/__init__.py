@@ -5,9 +5,7 @@ Nothing is imported before it is used, so that the light half starts without tor
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 __version__ = "0.1.0"
@@ -22,8 +20,9 @@ if TYPE_CHECKING:
     from .conversion.result import Conversion as Conversion
     from .errors import DeltaError as DeltaError
     from .format.delta import Delta as Delta
-    from .format.file import load as load
-    from .format.file import save as save
+    from .io import load as load
+    from .io import pull as pull
+    from .io import save as save
     from .ops.arithmetic import add as add
     from .ops.arithmetic import interpolate as interpolate
     from .ops.arithmetic import scale as scale
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from .ops.quantize import quantize as quantize
     from .ops.select import select as select
     from .ops.truncate import truncate as truncate
-    from .publish.push import pull as pull
     from .publish.push import push as push
     from .runtime import Handle as Handle
     from .runtime import attach as attach
@@ -56,14 +54,14 @@ _HOME: Final = {
     "convert": "conversion",
     "handle_of": "runtime",
     "interpolate": "ops.arithmetic",
-    "load": "format.file",
+    "load": "io",
     "merge": "ops.merge",
     "open_base": "base_model.base",
-    "pull": "publish.push",
+    "pull": "io",
     "push": "publish.push",
     "quantize": "ops.quantize",
     "rebase": "conversion.rebase",
-    "save": "format.file",
+    "save": "io",
     "scale": "ops.arithmetic",
     "select": "ops.select",
     "style_mix": "ops.arithmetic",
@@ -103,23 +101,10 @@ __all__ = [
 ]
 
 
-class _Package(ModuleType):
-    """Keeps functions such as `bake` from being hidden by the modules of the same names.
-
-    `from svdiff_delta.conversion import energy` finds a module all the same. What does not is the form
-    `import svdiff_delta.conversion.energy_limits as e`: there Python looks for `energy` in the function.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _HOME:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f".{_HOME[name]}", self.__name__), name)
-        super().__setattr__(name, value)
-        return value
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value

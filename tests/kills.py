@@ -335,11 +335,11 @@ def prepare() -> None:
     from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
     import svdiff_train.batch
-    import svdiff_train.demo
-    import svdiff_train.demo_page
-    import svdiff_train.gallery
-    import svdiff_train.loop
-    import svdiff_train.prior
+    import svdiff_train.demo.rows
+    import svdiff_train.demo.run
+    import svdiff_train.sampling.gallery
+    import svdiff_train.training.class_images
+    import svdiff_train.training.loop
 
     torch.set_num_threads(1)
     quick = replace(svdiff_train.demo.run.SAMPLING, steps=2)  # pictures do not matter here

@@ -61,7 +61,7 @@ def add(
 
 def _opened(paths: Sequence[str], weights: Sequence[Weight], sizes: list[int]) -> Iterator[tuple[Delta, Weight]]:
     """Open one delta after the other, and note how many parameters each has."""
-    from svdiff_delta.format.file import load
+    from svdiff_delta.io import load
 
     for path, weight in zip(paths, weights, strict=True):
         delta = load(path)
@@ -156,7 +156,7 @@ def slice_(delta: str, selectors: tuple[str, ...], sample_size: int | None, writ
         svdiff slice dog.safetensors '(16,down,1)-(8,down,0)' -o geometry.safetensors
         svdiff slice cat.safetensors '!(16,down,1)-(8,down,0)' -o appearance.safetensors
     """
-    from svdiff_delta.format.file import load
+    from svdiff_delta.io import load
     from svdiff_delta.ops.select import select
 
     writing.finish(select(load(delta), *selectors, sample_size=sample_size))

@@ -177,7 +177,7 @@ def rebase(
     \b
         svdiff rebase dog.safetensors --base sd15 --to sd15-inpainting --allow-unmatched -o dog-inpainting.safetensors
     """
-    from svdiff_delta.format.file import load
+    from svdiff_delta.io import load
 
     opened = load(delta)
     component = sole_component([opened])

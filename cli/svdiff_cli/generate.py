@@ -140,7 +140,7 @@ class _Command:
         """Return the style mix, if one was asked for."""
         if self.geometry is None or self.appearance is None:
             return None
-        from svdiff_delta.format.file import load
+        from svdiff_delta.io import load
         from svdiff_delta.ops.arithmetic import GEOMETRY, style_mix
 
         return style_mix(load(self.geometry), load(self.appearance), layers=self.layers or GEOMETRY)

@@ -82,7 +82,7 @@ def push(
         svdiff push dog.safetensors me/dog --sample 'beach.png:a photo of a sks dog on the beach' --dry-run
         svdiff push dog.safetensors me/dog@v2 --lora-rank 32 --base sd15
     """
-    from svdiff_delta.format.file import load
+    from svdiff_delta.io import load
     from svdiff_delta.publish.push import push as run
 
     silent = quiet or as_json
@@ -135,7 +135,8 @@ def pull(reference: str, output: Path | None, force: bool, dry_run: bool, as_jso
     """
     from svdiff_delta._util.atomic import check_output
     from svdiff_delta.hub_client.download import find_delta
-    from svdiff_delta.publish.push import read_reference, take
+    from svdiff_delta.hub_client.reference import read_reference
+    from svdiff_delta.io import take
 
     with _client(quiet=quiet or as_json):
         found = find_delta(read_reference(reference))

@@ -78,7 +78,7 @@ class Given:
 
 def open_given(references: Sequence[str]) -> list[Given]:
     """Open every DELTA[:WEIGHT] that is a delta; the others are opened when the base is."""
-    from svdiff_delta.format.file import load
+    from svdiff_delta.io import load
 
     pairs = [split_weight(reference) for reference in references]
     return [Given(path, weight, None if _is_difference(path) else load(path)) for path, weight in pairs]

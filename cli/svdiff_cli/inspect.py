@@ -28,7 +28,7 @@ def info(delta: str, layers: bool, as_json: bool) -> None:
 
     Its base, its size, its layers, how it was made.
     """
-    from svdiff_delta.format.file import load
+    from svdiff_delta.io import load
 
     facts = _facts(load(delta), layers=layers or as_json)
     if as_json:
@@ -58,8 +58,8 @@ def _print_blocks(blocks: dict[str, dict[str, float]]) -> None:
 @options.as_json
 def lineage(delta: str, as_json: bool) -> None:
     """Draw how a delta was made, as a tree of operations down to trained files."""
-    from svdiff_delta.format.file import load
     from svdiff_delta.format.lineage import dump_lineage
+    from svdiff_delta.io import load
     from svdiff_delta.ops.lineage_tree import draw
 
     metadata = load(delta).metadata
@@ -92,7 +92,7 @@ def verify(delta: str, base: str | None, folder: Path | None, as_json: bool, qui
     \b
         svdiff verify both.safetensors --replay deltas/
     """
-    from svdiff_delta.format.file import load
+    from svdiff_delta.io import load
 
     opened = load(delta)
     for name in opened:

@@ -31,7 +31,7 @@ def plot(delta: str, output: Path, force: bool) -> None:
     check_output(output, overwrite=force, folder=False)
     keep_apart(output, delta)
     figure = _figure(9, 4)
-    from svdiff_delta.format.file import load
+    from svdiff_delta.io import load
     from svdiff_delta.ops.stats import by_block, wide
 
     opened = load(delta)

@@ -48,7 +48,7 @@ def is_path(reference: str) -> bool:
 
 def open_deltas(references: Sequence[str]) -> tuple[list[Delta], list[float]]:
     """Open every `DELTA[:WEIGHT]`, and return deltas and weights."""
-    from svdiff_delta.format.file import load
+    from svdiff_delta.io import load
 
     pairs = [split_weight(reference) for reference in references]
     return [load(path) for path, _ in pairs], [weight for _, weight in pairs]

@@ -24,11 +24,12 @@ from svdiff_delta.base_model.matching import named_like
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import StoredDtype
-from svdiff_delta.format.file import load, save
+from svdiff_delta.format.file import save
 from svdiff_delta.format.lineage import Lineage, Record, bounded
 from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.format.modelspec import known_modelspec, portable_modelspec
 from svdiff_delta.format.parameter import Parameter
+from svdiff_delta.io import load
 from svdiff_delta.svd.build import prepare_all
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.calibration import Calibration, Factors, Moments, Probe, bytes_of, calibrate_change, factors_of

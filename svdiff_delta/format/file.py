@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -48,31 +47,8 @@ ADAPTERS = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 CONVERT = "make a delta of it with `svdiff convert`"
 
 
-def load(path: str | PathLike[str]) -> Delta:
-    """Open a delta file; the header is checked at once, each tensor when it is read.
-
-    Args:
-        path: a file, or `[hf://]owner/repo[@revision][/file]` on the Hub, whose `svdiff.safetensors` is fetched into
-            the local Hub cache and, without network, opened from there. What exists as a path is one; `hf://` in
-            front forces the Hub. Only a string may name something on the Hub.
-
-    Raises:
-        InputError: there is no such file, or it cannot be read.
-        HubError: the Hub refused, was not reached, or has no such delta.
-        FormatError: its bytes are not a valid delta file; the message names the file.
-    """
-    if isinstance(path, str) and (path.startswith("hf://") or not os.path.exists(path)):  # noqa: PTH110 - never raises
-        # What a file that is here does not need is not imported for it: that would take longer than a small sum.
-        from svdiff_delta.hub_client.download import fetch_delta
-        from svdiff_delta.hub_client.reference import Reference, locate
-
-        place = locate(path)
-        return open_file(fetch_delta(place) if isinstance(place, Reference) else place, str(place))
-    return open_file(Path(path), str(path))
-
-
 def open_file(path: Path, name: str) -> Delta:
-    """Open a delta file as `load` does.
+    """Open a delta file; the header is checked at once, each tensor when it is read.
 
     Args:
         path: the file.

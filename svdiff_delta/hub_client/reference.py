@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
-from svdiff_delta.errors import HubError
+from svdiff_delta.errors import HubError, InputError
 
 from .blobs import blobs_of, is_sound, remove_blob
 from .errors import client_errors, explain, guard_logs, is_unreachable
@@ -272,3 +272,15 @@ def _remove_unlike(folder: Path, repository: str, paths: Iterable[Path]) -> list
             path.unlink()
             damaged.append(row.path)
     return damaged
+
+
+def read_reference(text: str) -> Reference:
+    """Return what a text names on the Hub, whatever stands at a path of that name.
+
+    Raises:
+        InputError: it names nothing there.
+    """
+    reference = parse_reference(f"{SCHEME}{text.removeprefix(SCHEME)}")
+    if reference is None:
+        raise InputError(f"{text}: names no repository, or no file of one", fix="write owner/repo[@revision][/file]")
+    return reference

@@ -11,8 +11,9 @@ from typing import Any, Final
 from svdiff_delta._util.json import JSON
 from svdiff_delta.errors import DeltaError, InputError
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.file import dumps, load, loads
+from svdiff_delta.format.file import dumps, loads
 from svdiff_delta.format.lineage import Lineage, Record
+from svdiff_delta.io import load
 
 from . import arithmetic
 from .merge import merge

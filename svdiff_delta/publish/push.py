@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from svdiff_delta._text.printable import printable
 from svdiff_delta._text.tokens import strike
-from svdiff_delta._util.atomic import check_output, replace_file
 from svdiff_delta.errors import HubError, InputError, OutputError
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.file import load, open_file
-from svdiff_delta.hub_client.download import Found, fetch, find_delta
 from svdiff_delta.hub_client.errors import LOGIN, client_errors, explain, guard_logs
-from svdiff_delta.hub_client.reference import SCHEME, Reference, is_commit, parse_reference
+from svdiff_delta.hub_client.reference import Reference, is_commit, read_reference
+from svdiff_delta.io import load
 
 from .card import LIBRARY, prompt_in
 from .card_metadata import parse_card
@@ -120,51 +117,6 @@ def push(
     contents = make_contents(about, _licence(license, remote, opened, about.base_model), remote)
     planned = _planned(target, contents, remote)
     return planned if dry_run else _send(planned, target, contents, remote, private, create_pr, message)
-
-
-def pull(repository: str, output: str | PathLike[str] | None = None, *, overwrite: bool = False) -> Delta:
-    """Fetch a delta from the Hub, and check every byte of it.
-
-    Only that file is fetched, into the local Hub cache; without network it is opened from there. Nothing is run.
-
-    Args:
-        repository: `owner/repo[@revision][/file]`; without a file, its `svdiff.safetensors`.
-        output: where to write a copy of the file.
-        overwrite: whether an existing output may be replaced.
-
-    Raises:
-        HubError: there is no such repository or delta, or the Hub refused or was not reached.
-        FormatError: what is there is no valid delta.
-        OutputError: the output exists, or the disk refused.
-    """
-    reference = read_reference(repository)
-    if output is not None:
-        check_output(Path(output), overwrite=overwrite)
-    return take(find_delta(reference), output, overwrite=overwrite)
-
-
-def take(found: Found, output: str | PathLike[str] | None = None, *, overwrite: bool = False) -> Delta:
-    """Fetch a delta that was looked up with `find_delta`; otherwise as `pull`."""
-    path = fetch(found)
-    delta = open_file(path, str(found.asked))
-    for name in delta:
-        delta[name]  # reading checks it
-    if output is not None:
-        with replace_file(Path(output), overwrite=overwrite) as stream:
-            stream.write(path.read_bytes())
-    return delta
-
-
-def read_reference(text: str) -> Reference:
-    """Return what a text names on the Hub, whatever stands at a path of that name.
-
-    Raises:
-        InputError: it names nothing there.
-    """
-    reference = parse_reference(f"{SCHEME}{text.removeprefix(SCHEME)}")
-    if reference is None:
-        raise InputError(f"{text}: names no repository, or no file of one", fix="write owner/repo[@revision][/file]")
-    return reference
 
 
 def _target(text: str, revision: str | None, *, create_pr: bool) -> Reference:

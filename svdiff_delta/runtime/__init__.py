@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .attach import attach as attach
-from .attach import handle_of as handle_of
+from .attachment import attach as attach
+from .attachment import handle_of as handle_of
 from .handle import Handle as Handle
 from .input_moments import measure as measure
 

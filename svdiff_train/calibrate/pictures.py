@@ -13,7 +13,7 @@ from torch import Tensor
 from svdiff_delta._util.limits import PICTURE
 from svdiff_delta._util.reading import read_bytes
 from svdiff_delta.errors import InputError
-from svdiff_delta.runtime import input_moments
+from svdiff_delta.runtime import measure
 from svdiff_delta.svd.calibration import Calibration, Moments, Probe
 from svdiff_train.data import Found, find_images, load_image, seeded_random
 from svdiff_train.data.batches import Texts
@@ -119,7 +119,7 @@ def collect(
             text = texts.conditioning([prompt for _, _, prompt in chunk])
             family.predict(family.denoiser, noised, timesteps, {**text, "sizes": sizes})
 
-    return input_moments(family.pipeline, probes, see)
+    return measure(family.pipeline, probes, see)
 
 
 def _noised(family: Family, moments: Sequence[Tensor], chunk: Sequence[tuple[int, int, str]]) -> tuple[Tensor, Tensor]:

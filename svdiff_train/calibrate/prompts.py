@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from svdiff_delta.errors import InputError
-from svdiff_delta.runtime import input_moments
+from svdiff_delta.runtime import measure
 from svdiff_delta.svd.calibration import Calibration, Moments, Probe
 
 GUIDANCE: Final = 7.5
@@ -70,4 +70,4 @@ def collect(
                 output_type="pt" if whole else "latent",
             )
 
-    return input_moments(pipeline, probes, paint)
+    return measure(pipeline, probes, paint)

@@ -9,7 +9,7 @@ import torch
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseError, InputError, MissingExtraError, is_out_of_memory
-from svdiff_delta.runtime import input_moments
+from svdiff_delta.runtime import measure
 from svdiff_delta.svd.calibration import Calibration, Moments, Probe
 
 from .prompts import digest_lines
@@ -82,4 +82,4 @@ def collect(model: Any, tokenizer: Any, texts: Sequence[str], probes: Mapping[st
             tokens = tokenizer(text, truncation=True, max_length=longest, return_tensors="pt")
             model(**tokens.to(model.device))
 
-    return input_moments(model, probes, read)
+    return measure(model, probes, read)

@@ -18,7 +18,8 @@ from svdiff_delta.baking.bake import bake
 from svdiff_delta.base_model.base import open_base
 from svdiff_delta.conversion import convert
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.file import load, save
+from svdiff_delta.format.file import save
+from svdiff_delta.io import load
 from svdiff_delta.ops import arithmetic
 from svdiff_delta.ops.select import select
 from svdiff_delta.svd.cache import BasisCache

@@ -21,7 +21,7 @@ from svdiff_delta._util.atomic import replace_file
 from svdiff_delta._util.json import canonical_json
 from svdiff_delta.base_model.base import open_base
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.file import load
+from svdiff_delta.io import load
 from svdiff_delta.runtime import attach
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.sampling.pipelines import load_pipeline

@@ -111,7 +111,7 @@ def test_what_no_function_expects_of_the_system_is_one_line(delta: Path, monkeyp
     def refuse(_: object) -> Delta:
         raise PermissionError(13, "Permission denied", "locked/\x1bfile")
 
-    monkeypatch.setattr("svdiff_delta.format.file.load", refuse)
+    monkeypatch.setattr("svdiff_delta.io.load", refuse)
     found = svdiff("info", delta)
     assert (found.code, found.err) == (1, "error: locked/\\x1bfile: could not be read or written (Permission denied)\n")
 

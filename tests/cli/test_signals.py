@@ -21,7 +21,7 @@ def run(folder, **given):
     (folder / "half").write_bytes(bytes(1000))
     os.kill(os.getpid(), {number})
     (folder / "never").write_bytes(b"")
-import svdiff_train.demo
+import svdiff_train.demo.run
 svdiff_train.demo.run.run_demo = run
 """
 

@@ -108,8 +108,8 @@ import os, sys, torch
 from pathlib import Path
 from torch import distributed
 from svdiff_delta import cache
-from svdiff_delta.base import open_base
-from svdiff_delta.build import build_basis
+from svdiff_delta.base_model.base import open_base
+from svdiff_delta.svd.build import build_basis
 distributed.init_process_group("gloo")
 rank, count = distributed.get_rank(), 0
 compute = cache.compute_basis
@@ -150,9 +150,9 @@ def test_two_processes_share_out_the_weights(alone: Path, tmp_path: Path) -> Non
 KILLED = """
 import sys
 from pathlib import Path
-from svdiff_delta.base import open_base
-from svdiff_delta.build import build_basis
-from svdiff_delta.cache import BasisCache
+from svdiff_delta.base_model.base import open_base
+from svdiff_delta.svd.build import build_basis
+from svdiff_delta.svd.cache import BasisCache
 build_basis(open_base(sys.argv[1]), "mid", cache=BasisCache(Path(sys.argv[2])), progress=lambda *_: print(flush=True))
 """
 

@@ -384,7 +384,7 @@ FULL = """
 import resource, signal, sys, warnings
 from pathlib import Path
 import torch
-from svdiff_delta.cache import BasisCache
+from svdiff_delta.svd.cache import BasisCache
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 warnings.simplefilter("default")

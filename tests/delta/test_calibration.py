@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from svdiff_delta.base_model.kinds import kind_of
 from svdiff_delta.errors import InputError
-from svdiff_delta.runtime import input_moments
+from svdiff_delta.runtime import measure
 from svdiff_delta.runtime.input_moments import measurable
 from svdiff_delta.runtime.original_weights import LiveWeights
 from svdiff_delta.svd.cache import BasisCache
@@ -47,7 +47,7 @@ def calibrated(
 ) -> tuple[Array, Energy, OutputEnergy]:
     prepared = prepared_of(model)
     probe = Probe(bytes_of(prepared.parameter.shape, prepared.parameter.axis), lambda: factors_of(prepared, change))
-    moments = input_moments(model, {NAME: probe}, lambda: [model(x) for x in inputs], **options)
+    moments = measure(model, {NAME: probe}, lambda: [model(x) for x in inputs], **options)
     return calibrate_change(prepared, change, moments[NAME])
 
 
@@ -172,9 +172,9 @@ def test_a_small_budget_of_memory_gives_the_same_in_several_runs() -> None:
         prepared = prepare(LiveWeights({"model": model}), f"model.{index}.weight", "spectral", 0, BasisCache())
         factors = factors_of(prepared, normal(6, 6, seed=index))
         probes[f"model.{index}.weight"] = Probe(bytes_of((6, 6), 0), lambda factors=factors: factors)
-    once = input_moments(model, probes, run)
+    once = measure(model, probes, run)
     assert len(runs) == 1
-    several = input_moments(model, probes, run, budget=2 * bytes_of((6, 6), 0))
+    several = measure(model, probes, run, budget=2 * bytes_of((6, 6), 0))
     assert len(runs) == 3
     for name, moments in once.items():
         assert np.array_equal(moments.cross, several[name].cross)
@@ -192,7 +192,7 @@ def test_a_layer_that_is_not_run_or_cannot_be_measured_is_left_out() -> None:
     model = named(nn.Linear(6, 4))
     prepared = prepared_of(model)
     probe = Probe(0, lambda: factors_of(prepared, normal(4, 6, seed=1)))
-    assert input_moments(model, {NAME: probe}, lambda: None) == {}
+    assert measure(model, {NAME: probe}, lambda: None) == {}
     assert [measurable(layer) for layer in (nn.Embedding(4, 4), nn.Conv2d(4, 4, 1, groups=2), nn.LayerNorm(4))] == [
         False, False, False,
     ]  # fmt: skip

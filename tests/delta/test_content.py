@@ -18,7 +18,8 @@ from support.deltas import METADATA, NORM, QUERY, random_delta
 from svdiff_delta.errors import DeltaError, InputError
 from svdiff_delta.format import content, file
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.file import dumps, identify, load, save
+from svdiff_delta.format.file import dumps, identify, save
+from svdiff_delta.io import load
 from svdiff_delta.ops.arithmetic import scale
 from svdiff_delta.ops.select import select
 

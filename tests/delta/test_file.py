@@ -28,8 +28,9 @@ from svdiff_delta.errors import (
 )
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import Dtype
-from svdiff_delta.format.file import dumps, identify, load, loads, save
+from svdiff_delta.format.file import dumps, identify, loads, save
 from svdiff_delta.format.lineage import Lineage, Record
+from svdiff_delta.io import load
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from support.commands import svdiff
 from svdiff_delta.base_model.base import open_base
 from svdiff_delta.errors import BaseMismatchError
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.file import load
+from svdiff_delta.io import load
 from svdiff_delta.ops.select import select
 from svdiff_delta.svd.verify import check_base
 from svdiff_train.tiny import base_path, open_tiny

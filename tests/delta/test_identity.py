@@ -12,7 +12,6 @@ from torch import Tensor
 
 from svdiff_delta.errors import BaseError
 from svdiff_delta.format.dtypes import Dtype
-from svdiff_delta.svd import fingerprint
 from svdiff_delta.svd.fingerprint import PIECE, TORCH_DTYPE, choose_dtype, fingerprint, identify, round_weight
 
 LONG = PIECE + 7  # more than one piece
@@ -140,5 +139,5 @@ def test_a_weight_that_a_given_dtype_cannot_hold_has_a_fingerprint_of_its_own() 
 
 def test_large_weights_are_gone_through_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = identify(normal(50, 60), "w", 0)
-    monkeypatch.setattr(fingerprint, "PIECE", 7)
+    monkeypatch.setattr("svdiff_delta.svd.fingerprint.PIECE", 7)
     assert identify(normal(50, 60), "w", 0) == whole

@@ -18,9 +18,12 @@ REPORT = (
 
 
 def light_modules() -> list[str]:
-    """The modules that the import contract calls light."""
+    """All modules in the rooms that the import contract calls light."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    return next(contract["source_modules"] for contract in contracts if contract["type"] == "forbidden")
+    rooms = next(contract["source_modules"] for contract in contracts if contract["type"] == "forbidden")
+    paths = [ROOT.joinpath(*room.split(".")) for room in rooms]
+    files = [file for path in paths for file in (sorted(path.rglob("*.py")) or [path.with_suffix(".py")])]
+    return [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
 
 
 def command_modules() -> list[str]:

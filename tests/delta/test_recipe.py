@@ -10,7 +10,8 @@ from support.deltas import CONV, NORM, TEXT, of_another_base, random_delta, save
 
 from svdiff_delta import Delta, add, merge, save
 from svdiff_delta.errors import BaseMismatchError, DeltaError, HeaderError, InputError, SelectionError, TensorError
-from svdiff_delta.format.file import dumps, load, loads
+from svdiff_delta.format.file import dumps, loads
+from svdiff_delta.io import load
 from svdiff_delta.ops.merge.recipe import Input, Recipe, read_recipe, run_recipe
 from svdiff_delta.ops.weights import Weight
 

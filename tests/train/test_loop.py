@@ -95,8 +95,8 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from svdiff_delta import save
-from svdiff_train.config import TrainConfig
-from svdiff_train.loop import train
+from svdiff_train.settings.config import TrainConfig
+from svdiff_train.training.loop import train
 from svdiff_train.tiny import open_tiny, pictures_path
 config = TrainConfig(prompt="a photo of a sks cat", class_prompt="a photo of a cat", steps=2,
                      class_images=2, selectors=("unet-ca",))

@@ -27,8 +27,8 @@ import torch
 torch.set_num_threads(1)
 torch.optim.AdamW = lambda groups, weight_decay: torch.optim.SGD(groups)  # as support.descent does
 from svdiff_delta import save
-from svdiff_train.config import TrainConfig
-from svdiff_train.loop import Keeping, train
+from svdiff_train.settings.config import TrainConfig
+from svdiff_train.training.loop import Keeping, train
 from svdiff_train.tiny import open_tiny, pictures_path
 folder, batch = Path(sys.argv[1]), int(sys.argv[2])
 config = TrainConfig(prompt="a photo of a sks cat", class_prompt="a photo of a cat", class_images=3, steps=3,
@@ -99,8 +99,8 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo", timeout=timedelta(seconds=4))
 from svdiff_delta import save
 from svdiff_train import loop, prior, validate
-from svdiff_train.config import TrainConfig
-from svdiff_train.sample import Sampling
+from svdiff_train.settings.config import TrainConfig
+from svdiff_train.sampling.sample import Sampling
 from svdiff_train.tiny import open_tiny, pictures_path
 folder, alone = Path(sys.argv[1]), dist.get_rank() == 0
 def slow(function):

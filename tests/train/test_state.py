@@ -194,10 +194,10 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from svdiff_delta import save
-from svdiff_train.config import TrainConfig
-from svdiff_train.loop import Keeping, train
+from svdiff_train.settings.config import TrainConfig
+from svdiff_train.training.loop import Keeping, train
 from svdiff_train.tiny import open_tiny, pictures_path
-from svdiff_train.watch import Watch
+from svdiff_train.training.callbacks import Watch
 folder, killed = Path(sys.argv[1]), int(sys.argv[2])
 config = TrainConfig(prompt="a photo of a sks cat", class_prompt="a photo of a cat", class_images=2, steps=20,
                      learning_rate=5e-2, selectors=("unet-ca",), warmup=5, schedule="cosine", accumulate=2)

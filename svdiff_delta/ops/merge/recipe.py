@@ -17,8 +17,8 @@ from svdiff_delta._util.yaml import read_yaml
 from svdiff_delta.errors import DeltaError, InputError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import STORED_DTYPES, StoredDtype, is_stored_dtype
-from svdiff_delta.format.file import load
 from svdiff_delta.hub_client.reference import Reference, locate
+from svdiff_delta.io import load
 from svdiff_delta.ops.weights import Weight
 
 from .apply import merge

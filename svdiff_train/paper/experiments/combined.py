@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from svdiff_delta.format.file import load
+from svdiff_delta.io import load
 from svdiff_delta.ops import arithmetic
 from svdiff_train.paper.cell import Cell, Measured
 from svdiff_train.paper.lab import Job, Lab

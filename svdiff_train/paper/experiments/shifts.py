@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from svdiff_delta.format.file import load
+from svdiff_delta.io import load
 from svdiff_delta.ops.arithmetic import style_mix
 from svdiff_delta.ops.stats import mean_cosine
 from svdiff_train.paper.cell import Cell, Measured

@@ -174,8 +174,8 @@ def test_slices_of_a_delta_bake_like_the_whole(minilm: Base, delta: Delta, tmp_p
 DELTA_WEIGHT = """
 import sys, numpy as np, torch
 from svdiff_delta import load, open_base
-from svdiff_delta.cache import BasisCache
-from svdiff_delta.prepare import fit
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.prepare import fit
 from pathlib import Path
 base, path, cache, out = open_base(sys.argv[1], component="model"), sys.argv[2], sys.argv[3], sys.argv[4]
 delta = load(path)

@@ -79,7 +79,7 @@ FULL = """
 import resource, signal, sys, warnings
 from pathlib import Path
 from svdiff_delta import bake, load, open_base
-from svdiff_delta.cache import BasisCache
+from svdiff_delta.svd.cache import BasisCache
 base, delta, out, cache = open_base(sys.argv[1]), load(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[5]), resource.RLIM_INFINITY))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from svdiff_delta import select
 from svdiff_delta.errors import AttachError
 from svdiff_delta.runtime import attach
-from svdiff_delta.runtime.attach import Mode
+from svdiff_delta.runtime.attachment import Mode
 from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.tiny import open_tiny
 

@@ -125,7 +125,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from svdiff_delta.runtime.dropped import Dropped
+from svdiff_delta.runtime.dropped_weight import Dropped
 
 _setup_privateuseone_for_python_backend("other")
 with FakeTensorMode():

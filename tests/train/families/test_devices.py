@@ -22,7 +22,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 from svdiff_delta import attach
 from svdiff_train.families import family_of
-from svdiff_train.loss import denoising_loss
+from svdiff_train.training.loss import denoising_loss
 
 CUDA = torch.backends.cuda.is_built()
 if not CUDA:
