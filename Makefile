@@ -54,7 +54,7 @@ fuzz-deep: $(STAMP)
 	$(BIN)/python tests/fuzz_deep.py --minutes $(or $(MINUTES),5)
 
 paper: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m svdiff_train.paper --work paper-out \
+	OMP_NUM_THREADS=1 $(BIN)/python -m reproduce.paper --work paper-out \
 		$(if $(QUICK),--quick --out paper-out/quick,--out reports)
 
 clean:

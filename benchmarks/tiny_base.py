@@ -2,7 +2,7 @@
 
     python benchmarks/tiny_base.py --npm FOLDER [--base DIR] [--clip DIR] [--device cuda] [--json FILE] [--sheet FILE]
 
-`--npm` is the folder that `python -m svdiff_train.tiny.build` unpacked the two emoji packages into:
+`--npm` is the folder that `python -m tools.build_tiny.build` unpacked the two emoji packages into:
 the autoencoder and the CLIP are measured on scenes that no training has seen.
 """
 
@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from svdiff_train.tiny import base_path
-from svdiff_train.tiny.assemble import draw, figures, sheet
-from svdiff_train.tiny.bank import UNSEEN_SCENES, Bank, build_bank
-from svdiff_train.tiny.card import table
-from svdiff_train.tiny.judge import AMONG, Judge, pair_prompts, single_prompts
-from svdiff_train.tiny.scenes import UNSEEN_SEED
-from svdiff_train.tiny.vae import psnr
+from tools.build_tiny.assemble import draw, figures, sheet
+from tools.build_tiny.bank import UNSEEN_SCENES, Bank, build_bank
+from tools.build_tiny.card import table
+from tools.build_tiny.judge import AMONG, Judge, pair_prompts, single_prompts
+from tools.build_tiny.scenes import UNSEEN_SEED
+from tools.build_tiny.vae import psnr
 
 MUST = {
     "vae_psnr_db": (32.0, ">="),

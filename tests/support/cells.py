@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from svdiff_train.paper.cell import Measured
-from svdiff_train.paper.lab import Lab
-from svdiff_train.paper.sight import Sight
+from reproduce.paper.cell import Measured
+from reproduce.paper.lab import Lab
+from reproduce.paper.sight import Sight
 
 
 def answered(lab: Lab, sight: Sight) -> Measured:

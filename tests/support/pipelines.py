@@ -17,7 +17,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from svdiff_train.tiny.tokenizer import build_tokenizer
+from tools.build_tiny.tokenizer import build_tokenizer
 
 WIDTH: Final = 8
 """Of a text encoder's states, pooled or not."""

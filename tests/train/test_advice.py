@@ -22,10 +22,10 @@ from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.settings.base_advice import CARD, Advice, advice_of, rate_lines, settle
 from svdiff_train.settings.config import RATE_1D, RATES, TrainConfig
 from svdiff_train.tiny import base_path, open_tiny, pictures_path
-from svdiff_train.tiny.card import FAMILIAR
-from svdiff_train.tiny.card import RATE as CARDS_RATE
-from svdiff_train.tiny.card import RATE_1D as CARDS_RATE_1D
 from svdiff_train.training.loop import plan
+from tools.build_tiny.card import FAMILIAR
+from tools.build_tiny.card import RATE as CARDS_RATE
+from tools.build_tiny.card import RATE_1D as CARDS_RATE_1D
 
 CONFIG = TrainConfig(prompt="a photo of a sks cat", steps=1, selectors=("mid-ca",))
 PHOTOGRAPHS = Path(__file__).parents[1] / "data" / "pictures"

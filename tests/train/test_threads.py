@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from svdiff_train.tiny.build import main
 from svdiff_train.training.threads import computing
+from tools.build_tiny.build import main
 
 TINY = 2.0**-140
 """Below the smallest normal number of float32."""

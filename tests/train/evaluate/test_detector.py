@@ -12,10 +12,10 @@ from support.scenes import CAR, CAT, PAINTED, painted, pairs, portraits, side_by
 from svdiff_delta.errors import InputError
 from svdiff_train.evaluate import REGIONS, Clip, Detection, Detector
 from svdiff_train.tiny import base_path
-from svdiff_train.tiny.clip import CROP, crops, image_features, name_prompts, text_features
-from svdiff_train.tiny.scenes import batch
-from svdiff_train.tiny.subjects import TRAINED
-from svdiff_train.tiny.tokenizer import build_tokenizer, token_ids
+from tools.build_tiny.clip import CROP, crops, image_features, name_prompts, text_features
+from tools.build_tiny.scenes import batch
+from tools.build_tiny.subjects import TRAINED
+from tools.build_tiny.tokenizer import build_tokenizer, token_ids
 
 NAMES = [subject.name for subject in TRAINED]
 

@@ -10,8 +10,8 @@ from support.scenes import CAR, CAT, pairs
 
 from svdiff_delta.errors import InputError
 from svdiff_train.evaluate import REGIONS, crop, parse_region
-from svdiff_train.tiny.clip import CROP, crops
-from svdiff_train.tiny.scenes import batch
+from tools.build_tiny.clip import CROP, crops
+from tools.build_tiny.scenes import batch
 
 CENTRES = {"left": (16.0, 32.0), "right": (48.0, 32.0), "top": (32.0, 16.0), "bottom": (32.0, 48.0)}
 

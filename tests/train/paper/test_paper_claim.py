@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from svdiff_train.paper.claim import SHARE, all_of, higher, shown, similar, table
-from svdiff_train.paper.sections.pairs import more_often
+from reproduce.paper.claim import SHARE, all_of, higher, shown, similar, table
+from reproduce.paper.sections.pairs import more_often
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from support.cells import answered, failed
 
-from svdiff_train.paper.cell import Cell
-from svdiff_train.paper.measure import measure
+from reproduce.paper.cell import Cell
+from reproduce.paper.measure import measure
 
 CELLS = [Cell("a", str(number), answered, ()) for number in range(3)]
 

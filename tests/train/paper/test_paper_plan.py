@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from svdiff_train.paper.cell import Cell
-from svdiff_train.paper.experiments.pairs import FASTER, UNMIX
-from svdiff_train.paper.experiments.search import factor_name, prior_name, rate_name, unmix_name
-from svdiff_train.paper.plan import all_cells, quick_cells, search_cells, trainings
-from svdiff_train.paper.recipe import PRIOR, RATES, Recipe
-from svdiff_train.paper.subjects import SCENES, SEARCHED, SUBJECTS
+from reproduce.paper.cell import Cell
+from reproduce.paper.experiments.pairs import FASTER, UNMIX
+from reproduce.paper.experiments.search import factor_name, prior_name, rate_name, unmix_name
+from reproduce.paper.plan import all_cells, quick_cells, search_cells, trainings
+from reproduce.paper.recipe import PRIOR, RATES, Recipe
+from reproduce.paper.subjects import SCENES, SEARCHED, SUBJECTS
 
 CELLS = all_cells()
 

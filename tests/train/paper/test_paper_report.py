@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from reproduce.paper.__main__ import main
+from reproduce.paper.cell import Cell, Measured
+from reproduce.paper.experiments.pairs import FASTER, UNMIX
+from reproduce.paper.lab import base_digest
+from reproduce.paper.plan import all_cells, search_cells
+from reproduce.paper.recipe import PRIOR, RATES, Recipe
+from reproduce.paper.report import write_report
+from reproduce.paper.sections.single import LABELS
 from svdiff_delta._util.json import canonical_json
-from svdiff_train.paper.__main__ import main
-from svdiff_train.paper.cell import Cell, Measured
-from svdiff_train.paper.experiments.pairs import FASTER, UNMIX
-from svdiff_train.paper.lab import base_digest
-from svdiff_train.paper.plan import all_cells, search_cells
-from svdiff_train.paper.recipe import PRIOR, RATES, Recipe
-from svdiff_train.paper.report import write_report
-from svdiff_train.paper.sections.single import LABELS
 
 BASE = "0" * 16
 REPORTS = Path(__file__).parents[3] / "reports"

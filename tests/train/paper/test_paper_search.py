@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from svdiff_train.paper.experiments.pairs import FASTER, UNMIX
-from svdiff_train.paper.experiments.search import (
+from reproduce.paper.experiments.pairs import FASTER, UNMIX
+from reproduce.paper.experiments.search import (
     GRID,
     LEARNED,
     PAIR_FACTORS,
@@ -22,9 +22,9 @@ from svdiff_train.paper.experiments.search import (
     rate_name,
     unmix_name,
 )
-from svdiff_train.paper.plan import search_cells
-from svdiff_train.paper.recipe import PRIOR, RATES
-from svdiff_train.paper.subjects import SEARCHED
+from reproduce.paper.plan import search_cells
+from reproduce.paper.recipe import PRIOR, RATES
+from reproduce.paper.subjects import SEARCHED
 
 REPORTS = Path(__file__).parents[3] / "reports"
 REPORT = (REPORTS / "paper.md").read_text("utf-8")

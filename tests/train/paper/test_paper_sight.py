@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svdiff_train.paper.sight import SEAM, Sight, colours, ground, half, middle, seam, silhouette
-from svdiff_train.paper.subjects import SCENE, SUBJECTS
+from reproduce.paper.sight import SEAM, Sight, colours, ground, half, middle, seam, silhouette
+from reproduce.paper.subjects import SCENE, SUBJECTS
 
 
 def opened(name: str, index: int = 0) -> Image.Image:

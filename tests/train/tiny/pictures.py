@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from svdiff_train.tiny.subjects import HELD_OUT, STYLES, TRAINED
+from tools.build_tiny.subjects import HELD_OUT, STYLES, TRAINED
 
 
 def write_packages(folder: Path) -> Path:

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from svdiff_train.tiny import base_path
-from svdiff_train.tiny.adopt import LOGS, AdoptionError, adopt, keep_logs
-from svdiff_train.tiny.assemble import trained_unet
-from svdiff_train.tiny.clip import trained_clip
-from svdiff_train.tiny.loop import Recipe
-from svdiff_train.tiny.tokenizer import build_tokenizer
-from svdiff_train.tiny.vae import best_vae
+from tools.build_tiny.adopt import LOGS, AdoptionError, adopt, keep_logs
+from tools.build_tiny.assemble import trained_unet
+from tools.build_tiny.clip import trained_clip
+from tools.build_tiny.loop import Recipe
+from tools.build_tiny.tokenizer import build_tokenizer
+from tools.build_tiny.vae import best_vae
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from svdiff_train.tiny.build import STAGES, main
+from tools.build_tiny.build import STAGES, main
 
 from .pictures import write_packages
 

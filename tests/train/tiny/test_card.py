@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from svdiff_train.tiny.card import curve, render, table, write_card
-from svdiff_train.tiny.subjects import HELD_OUT, TRAINED
+from tools.build_tiny.card import curve, render, table, write_card
+from tools.build_tiny.subjects import HELD_OUT, TRAINED
 
 
 def logs(folder: Path) -> Path:

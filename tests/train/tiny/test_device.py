@@ -10,14 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from svdiff_train.tiny import clip
-from svdiff_train.tiny.bank import CALM, CALM_SINGLE, Bank, both_banks, build_bank
-from svdiff_train.tiny.build import main
-from svdiff_train.tiny.device import ClipStage, UNetStage, model_input, rare_distance
-from svdiff_train.tiny.pace import PACES
-from svdiff_train.tiny.scenes import CALM_SEED, batch
-from svdiff_train.tiny.tokenizer import build_tokenizer, token_ids
-from svdiff_train.tiny.unet import new_scheduler, number
+from tools.build_tiny import clip
+from tools.build_tiny.bank import CALM, CALM_SINGLE, Bank, both_banks, build_bank
+from tools.build_tiny.build import main
+from tools.build_tiny.device import ClipStage, UNetStage, model_input, rare_distance
+from tools.build_tiny.pace import PACES
+from tools.build_tiny.scenes import CALM_SEED, batch
+from tools.build_tiny.tokenizer import build_tokenizer, token_ids
+from tools.build_tiny.unet import new_scheduler, number
 
 from .pictures import write_packages
 

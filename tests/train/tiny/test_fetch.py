@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from svdiff_train.tiny.fetch import WrongArchiveError, check, fetch, unpack
-from svdiff_train.tiny.scenes import load_sprites
-from svdiff_train.tiny.subjects import STYLES
+from tools.build_tiny.fetch import WrongArchiveError, check, fetch, unpack
+from tools.build_tiny.scenes import load_sprites
+from tools.build_tiny.subjects import STYLES
 
 from .pictures import archive, write_packages
 

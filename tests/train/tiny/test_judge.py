@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from svdiff_train.tiny.adopt import PLAIN
-from svdiff_train.tiny.assemble import draw, pipeline, save_halved, sheet
-from svdiff_train.tiny.clip import new_clip
-from svdiff_train.tiny.judge import Judge, border_colour, correct_among, pair_prompts, single_prompts
-from svdiff_train.tiny.subjects import TRAINED
-from svdiff_train.tiny.tokenizer import build_tokenizer
-from svdiff_train.tiny.unet import new_unet
-from svdiff_train.tiny.vae import Reconstruct, new_vae
+from tools.build_tiny.adopt import PLAIN
+from tools.build_tiny.assemble import draw, pipeline, save_halved, sheet
+from tools.build_tiny.clip import new_clip
+from tools.build_tiny.judge import Judge, border_colour, correct_among, pair_prompts, single_prompts
+from tools.build_tiny.subjects import TRAINED
+from tools.build_tiny.tokenizer import build_tokenizer
+from tools.build_tiny.unet import new_unet
+from tools.build_tiny.vae import Reconstruct, new_vae
 
 
 def test_single_prompts_say_subject_and_ground() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svdiff_train.tiny.pace import Pace
-from svdiff_train.tiny.sprint import Sprint
+from tools.build_tiny.pace import Pace
+from tools.build_tiny.sprint import Sprint
 
 
 class Clock:

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from svdiff_train.evaluate.article import article
-from svdiff_train.tiny.bank import build_bank, open_bank
-from svdiff_train.tiny.grounds import COLOURS, PLACES, Ground, paint
-from svdiff_train.tiny.judge import border_colour
-from svdiff_train.tiny.plan import RARE, Plan, draw_plan, generator
-from svdiff_train.tiny.scenes import MissingPictureError, Sprites, batch, compose, load_sprites, scene, tinted
-from svdiff_train.tiny.subjects import HELD_OUT, STYLES, TRAINED, Subject
+from tools.build_tiny.bank import build_bank, open_bank
+from tools.build_tiny.grounds import COLOURS, PLACES, Ground, paint
+from tools.build_tiny.judge import border_colour
+from tools.build_tiny.plan import RARE, Plan, draw_plan, generator
+from tools.build_tiny.scenes import MissingPictureError, Sprites, batch, compose, load_sprites, scene, tinted
+from tools.build_tiny.subjects import HELD_OUT, STYLES, TRAINED, Subject
 
 from .pictures import write_packages
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from svdiff_train.tiny.bank import Bank, build_bank
-from svdiff_train.tiny.clip import ClipTask, crops, image_features, new_clip, text_features
-from svdiff_train.tiny.loop import Recipe, Run, Task
-from svdiff_train.tiny.tokenizer import LENGTH, build_tokenizer, token_ids
-from svdiff_train.tiny.unet import UNetTask, new_unet
-from svdiff_train.tiny.vae import LATENTS, VaeTask, encode_bank, new_vae, psnr, spread, standardize
+from tools.build_tiny.bank import Bank, build_bank
+from tools.build_tiny.clip import ClipTask, crops, image_features, new_clip, text_features
+from tools.build_tiny.loop import Recipe, Run, Task
+from tools.build_tiny.tokenizer import LENGTH, build_tokenizer, token_ids
+from tools.build_tiny.unet import UNetTask, new_unet
+from tools.build_tiny.vae import LATENTS, VaeTask, encode_bank, new_vae, psnr, spread, standardize
 
 from .pictures import write_packages
 

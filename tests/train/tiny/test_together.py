@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from svdiff_train.tiny.together import ENDS, Stage, watch
+from tools.build_tiny.together import ENDS, Stage, watch
 
 
 class Fake:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from svdiff_train.tiny.plan import RARE, draw_plan, generator
-from svdiff_train.tiny.tokenizer import LENGTH, build_tokenizer, save_tokenizer, token_ids, words
+from tools.build_tiny.plan import RARE, draw_plan, generator
+from tools.build_tiny.tokenizer import LENGTH, build_tokenizer, save_tokenizer, token_ids, words
 
 
 @pytest.mark.parametrize("word", [*words(), *RARE, "V1", "V16", "Dog"])

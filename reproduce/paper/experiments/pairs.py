@@ -10,11 +10,11 @@ from typing import Any, Final, Literal
 import numpy as np
 from PIL import Image
 
-from svdiff_train.paper.cell import Cell, Measured
-from svdiff_train.paper.lab import Job, Lab
-from svdiff_train.paper.recipe import STEPS, Recipe
-from svdiff_train.paper.sight import CENTRES, SEAM, Sight, half, seam
-from svdiff_train.paper.subjects import PAIRS, SUBJECTS, TRIPLE, Subject
+from reproduce.paper.cell import Cell, Measured
+from reproduce.paper.lab import Job, Lab
+from reproduce.paper.recipe import STEPS, Recipe
+from reproduce.paper.sight import CENTRES, SEAM, Sight, half, seam
+from reproduce.paper.subjects import PAIRS, SUBJECTS, TRIPLE, Subject
 from svdiff_train.settings.config import MethodName
 
 Variant = Literal["plain", "mix", "unmix"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from reproduce.paper.claim import Claim, Verdict, ends, interval_shown, table
+from reproduce.paper.experiments.pairs import FASTER, MIX, SEEDS, STEPS_OF_PAIRS, UNMIX, cell_name, wins
+from reproduce.paper.sight import SEAM
+from reproduce.paper.subjects import PAIRS, SIMILAR, TRIPLE
 from svdiff_train.evaluate.statistics import Interval, wilson_interval
-from svdiff_train.paper.claim import Claim, Verdict, ends, interval_shown, table
-from svdiff_train.paper.experiments.pairs import FASTER, MIX, SEEDS, STEPS_OF_PAIRS, UNMIX, cell_name, wins
-from svdiff_train.paper.sight import SEAM
-from svdiff_train.paper.subjects import PAIRS, SIMILAR, TRIPLE
 
 from .results import Results, Section
 

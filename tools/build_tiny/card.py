@@ -102,8 +102,8 @@ a few points of chance):
 {curve}
 
 ## How it was made
-`python -m svdiff_train.tiny.together --work WORK --out OUT` makes it again on one GPU, from the two packages to this
-folder: all stages side by side, by the clock. `python -m svdiff_train.tiny.build --work WORK --out OUT` does the same
+`python -m tools.build_tiny.together --work WORK --out OUT` makes it again on one GPU, from the two packages to this
+folder: all stages side by side, by the clock. `python -m tools.build_tiny.build --work WORK --out OUT` does the same
 on two CPU cores, one stage after the other, by counted steps, in about a day.
 
 - Data: the pictures of `emoji-datasource-google` and `emoji-datasource-twitter` {version}, only entries that both

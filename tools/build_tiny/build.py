@@ -1,4 +1,4 @@
-"""`python -m svdiff_train.tiny.build`: make the embedded base from the two emoji packages."""
+"""`python -m tools.build_tiny.build`: make the embedded base from the two emoji packages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from svdiff_train.tiny import base_path
 from svdiff_train.training.threads import computing
 
-from . import base_path
 from .adopt import adopt
 from .assemble import Watch, draw, export, pipeline, sheet, trained_unet
 from .bank import CALM_SCENES, both_banks, calm_bank
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m svdiff_train.tiny.build", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.build_tiny.build", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of downloads, banks and runs")
     parser.add_argument(
         "--out", type=Path, help="folder for the finished base (export, card) or the demo's pictures (portraits)"

@@ -8,9 +8,9 @@ from operator import itemgetter
 from statistics import mean
 from typing import Final
 
-from svdiff_train.paper.claim import table
-from svdiff_train.paper.experiments.pairs import FASTER, STEPS_OF_PAIRS, UNMIX
-from svdiff_train.paper.experiments.search import (
+from reproduce.paper.claim import table
+from reproduce.paper.experiments.pairs import FASTER, STEPS_OF_PAIRS, UNMIX
+from reproduce.paper.experiments.search import (
     GRID,
     LEARNED,
     PAIR_FACTORS,
@@ -21,9 +21,9 @@ from svdiff_train.paper.experiments.search import (
     rate_name,
     unmix_name,
 )
-from svdiff_train.paper.recipe import PRIOR, RATES
-from svdiff_train.paper.sight import SEAM
-from svdiff_train.paper.subjects import SEARCHED
+from reproduce.paper.recipe import PRIOR, RATES
+from reproduce.paper.sight import SEAM
+from reproduce.paper.subjects import SEARCHED
 
 from .results import Results, Section
 from .single import LABELS

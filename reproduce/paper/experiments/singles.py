@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Final, get_args
 
+from reproduce.paper.cell import Cell, Measured
+from reproduce.paper.lab import Lab
+from reproduce.paper.recipe import Recipe
+from reproduce.paper.sight import Sight
+from reproduce.paper.subjects import ABLATED, SINGLES
 from svdiff_delta.selectors.subsets import PAPER
-from svdiff_train.paper.cell import Cell, Measured
-from svdiff_train.paper.lab import Lab
-from svdiff_train.paper.recipe import Recipe
-from svdiff_train.paper.sight import Sight
-from svdiff_train.paper.subjects import ABLATED, SINGLES
 from svdiff_train.settings.config import MethodName
 
 from .judge import measured

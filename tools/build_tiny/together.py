@@ -1,4 +1,4 @@
-"""`python -m svdiff_train.tiny.together`: make the embedded base on one device within minutes, all stages at once.
+"""`python -m tools.build_tiny.together`: make the embedded base on one device within minutes, all stages at once.
 
 The stages run side by side where they can: scenes are painted on the CPU's cores while the UNet is compiled; the
 autoencoder and the CLIP share the device; the decoder goes on while the UNet begins. Stages that are done in the work
@@ -110,7 +110,7 @@ def watch(running: dict[str, Stage], ready: Callable[[], bool], late: Callable[[
 def _launcher(args: argparse.Namespace, name: str, threads: int, *more: str) -> Callable[[Sequence[str]], Process]:
     """Return what starts a stage; scenes are painted by many processes of one thread, and politely."""
     alone = name == "paint" or args.device == "cpu"
-    command = [sys.executable, "-m", "svdiff_train.tiny.build", "--work", str(args.work), "--stage", name]
+    command = [sys.executable, "-m", "tools.build_tiny.build", "--work", str(args.work), "--stage", name]
     command += ["--threads", str(threads), "--scenes", str(args.scenes), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1" if alone else str(threads)}
 
@@ -152,7 +152,7 @@ def _adopt(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fetch, train, export; the card tells figures once `benchmarks/tiny_base.py` has run (stage `card`)."""
-    parser = argparse.ArgumentParser(prog="python -m svdiff_train.tiny.together", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.build_tiny.together", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of downloads, banks and runs")
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished base")
     parser.add_argument("--seconds", type=float, default=480, help="time in all, after downloads")

@@ -11,13 +11,13 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
+from reproduce.paper.cell import Cell, Measured
+from reproduce.paper.lab import Job, Lab
+from reproduce.paper.recipe import Recipe
+from reproduce.paper.sight import Sight
+from reproduce.paper.subjects import COMBINED, SUBJECTS, THINGS, WITHIN
 from svdiff_delta.io import load
 from svdiff_delta.ops import arithmetic
-from svdiff_train.paper.cell import Cell, Measured
-from svdiff_train.paper.lab import Job, Lab
-from svdiff_train.paper.recipe import Recipe
-from svdiff_train.paper.sight import Sight
-from svdiff_train.paper.subjects import COMBINED, SUBJECTS, THINGS, WITHIN
 from svdiff_train.sampling.weight_difference import open_difference, tuned_weights
 from svdiff_train.settings.config import MethodName
 

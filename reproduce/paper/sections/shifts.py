@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import pairwise, permutations
 from typing import Any, Final
 
-from svdiff_train.paper.claim import Claim, all_of, higher, shown, table
-from svdiff_train.paper.experiments.combined import ALPHAS, METHODS
-from svdiff_train.paper.experiments.shifts import FASTER, MIXED_LAYERS, MIXED_SUBSET
-from svdiff_train.paper.subjects import ABLATED, COMBINED, THINGS, WITHIN
+from reproduce.paper.claim import Claim, all_of, higher, shown, table
+from reproduce.paper.experiments.combined import ALPHAS, METHODS
+from reproduce.paper.experiments.shifts import FASTER, MIXED_LAYERS, MIXED_SUBSET
+from reproduce.paper.subjects import ABLATED, COMBINED, THINGS, WITHIN
 
 from .results import Results, Section
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from svdiff_train.paper.cell import Cell
-from svdiff_train.paper.recipe import PRIOR, RATES, Recipe
-from svdiff_train.paper.subjects import SEARCHED
+from reproduce.paper.cell import Cell
+from reproduce.paper.recipe import PRIOR, RATES, Recipe
+from reproduce.paper.subjects import SEARCHED
 from svdiff_train.settings.config import MethodName
 
 from .pairs import pair_cell, recipe

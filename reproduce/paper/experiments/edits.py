@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from PIL import Image
 
+from reproduce.paper.cell import Cell, Measured
+from reproduce.paper.lab import SAMPLING, Lab
+from reproduce.paper.recipe import Recipe
+from reproduce.paper.sight import Sight, ground, half, middle
+from reproduce.paper.subjects import SCENE, SCENES, Edit, Scene
 from svdiff_train.data.picture_file import opened_picture
-from svdiff_train.paper.cell import Cell, Measured
-from svdiff_train.paper.lab import SAMPLING, Lab
-from svdiff_train.paper.recipe import Recipe
-from svdiff_train.paper.sight import Sight, ground, half, middle
-from svdiff_train.paper.subjects import SCENE, SCENES, Edit, Scene
 from svdiff_train.sampling.edit import EditConfig, edit
 from svdiff_train.settings.config import MethodName
 

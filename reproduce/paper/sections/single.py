@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from reproduce.paper.claim import SHARE, Claim, all_of, higher, shown, similar, table
+from reproduce.paper.experiments.shifts import SCALES
+from reproduce.paper.experiments.singles import METHODS, RANKS, SEEDS
+from reproduce.paper.recipe import BATCH, PRIOR, RATES, STEPS
+from reproduce.paper.subjects import ABLATED, SINGLES
 from svdiff_delta.selectors.subsets import PAPER
-from svdiff_train.paper.claim import SHARE, Claim, all_of, higher, shown, similar, table
-from svdiff_train.paper.experiments.shifts import SCALES
-from svdiff_train.paper.experiments.singles import METHODS, RANKS, SEEDS
-from svdiff_train.paper.recipe import BATCH, PRIOR, RATES, STEPS
-from svdiff_train.paper.subjects import ABLATED, SINGLES
 
 from .results import Results, Section
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from svdiff_train.paper.claim import SHARE, Claim, all_of, higher, shown, table
-from svdiff_train.paper.experiments.edits import METHODS, SEEDS, WAYS
-from svdiff_train.paper.subjects import SCENES
+from reproduce.paper.claim import SHARE, Claim, all_of, higher, shown, table
+from reproduce.paper.experiments.edits import METHODS, SEEDS, WAYS
+from reproduce.paper.subjects import SCENES
 
 from .results import Results, Section
 

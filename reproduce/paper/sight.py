@@ -14,10 +14,10 @@ from PIL import Image
 from svdiff_train.data.picture_file import opened_picture
 from svdiff_train.evaluate import Clip
 from svdiff_train.tiny import base_path
-from svdiff_train.tiny.clip import CROP, name_prompts
-from svdiff_train.tiny.grounds import SIDE
-from svdiff_train.tiny.judge import BORDER, border_colour
-from svdiff_train.tiny.subjects import TRAINED
+from tools.build_tiny.clip import CROP, name_prompts
+from tools.build_tiny.grounds import SIDE
+from tools.build_tiny.judge import BORDER, border_colour
+from tools.build_tiny.subjects import TRAINED
 
 from .subjects import Subject
 

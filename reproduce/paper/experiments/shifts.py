@@ -9,14 +9,14 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from reproduce.paper.cell import Cell, Measured
+from reproduce.paper.lab import Lab
+from reproduce.paper.recipe import Recipe
+from reproduce.paper.sight import Sight, colours, silhouette
+from reproduce.paper.subjects import ABLATED, SINGLES, SUBJECTS
 from svdiff_delta.io import load
 from svdiff_delta.ops.arithmetic import style_mix
 from svdiff_delta.ops.stats import mean_cosine
-from svdiff_train.paper.cell import Cell, Measured
-from svdiff_train.paper.lab import Lab
-from svdiff_train.paper.recipe import Recipe
-from svdiff_train.paper.sight import Sight, colours, silhouette
-from svdiff_train.paper.subjects import ABLATED, SINGLES, SUBJECTS
 
 from .judge import jobs, scores
 from .singles import single, subset_recipe

@@ -1,4 +1,4 @@
-"""`python -m svdiff_train.paper`: measure what is not measured yet, and write the report."""
+"""`python -m reproduce.paper`: measure what is not measured yet, and write the report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def say(line: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(prog="python -m svdiff_train.paper", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m reproduce.paper", description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path("reports"), help="folder of the report, its cells and pictures"
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdiff_train.paper.claim import Claim
+from reproduce.paper.claim import Claim
 
 
 @dataclass(frozen=True)

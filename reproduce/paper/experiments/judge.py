@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from PIL import Image
 
-from svdiff_train.paper.lab import Job, Lab
-from svdiff_train.paper.recipe import Recipe
-from svdiff_train.paper.sight import Sight
-from svdiff_train.paper.subjects import SUBJECTS, Subject
+from reproduce.paper.lab import Job, Lab
+from reproduce.paper.recipe import Recipe
+from reproduce.paper.sight import Sight
+from reproduce.paper.subjects import SUBJECTS, Subject
 
 TEMPLATES: Final = (
     "a photo of {}",

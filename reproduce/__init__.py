@@ -1,0 +1,1 @@
+"""What reproduces the paper; not part of the package."""
