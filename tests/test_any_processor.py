@@ -28,27 +28,29 @@ OURS: Final = {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLA
 
 COMPARES_NOTHING: Final = {
     "cli/test_references.py",
-    "delta/convert/test_family.py",
-    "delta/convert/test_shapes.py",
+    "delta/conversion/test_model_family.py",
+    "delta/conversion/test_shapes.py",
     "delta/runtime/test_memory.py",
-    "delta/test_build.py",
-    "delta/test_components.py",
-    "delta/test_devices.py",
-    "delta/test_fitting.py",
-    "delta/test_sd15_layout.py",
+    "delta/svd/test_build.py",
+    "delta/base_model/test_matching.py",
+    "delta/base_model/test_devices.py",
+    "delta/svd/test_verify.py",
+    "delta/base_model/test_sd15_layout.py",
     "test_readme.py",
-    "train/test_enough.py",
+    "train/training/test_oom_advice.py",
 }
 """Files that import torch and whose tests are of messages, names, devices and equal files."""
 LEFT_OUT: Final = {
-    "delta/bake/test_bake.py": {
+    "delta/baking/test_bake.py": {
         "test_delta_weight_is_the_same_from_the_float32_and_the_float16_variant_in_another_process"
     },
-    "delta/convert/test_families.py": {"test_diffusers_takes_every_layer_of_sdxl_and_changes_it_as_the_report_states"},
+    "delta/conversion/test_families.py": {
+        "test_diffusers_takes_every_layer_of_sdxl_and_changes_it_as_the_report_states"
+    },
     "train/evaluate/test_statistics.py": {"test_nineteen_of_twenty_intervals_hold_the_true_mean"},
-    "train/test_invert.py": {"test_there_and_back_the_error_falls_as_one_over_the_steps"},
-    "train/test_loop.py": {"test_prior_preservation_changes_what_is_learned_and_is_recorded"},
-    "train/tiny/test_stages.py": {"test_two_processes_give_the_gradient_of_one"},
+    "train/sampling/test_ddim_inversion.py": {"test_there_and_back_the_error_falls_as_one_over_the_steps"},
+    "train/training/test_loop.py": {"test_prior_preservation_changes_what_is_learned_and_is_recorded"},
+    "tools/build_tiny/test_stages.py": {"test_two_processes_give_the_gradient_of_one"},
 }
 """Tests that take long, for what others of their files compare too, or for bounds that rounding is far from."""
 
@@ -94,8 +96,10 @@ def test_no_file_with_torch_is_forgotten() -> None:
 def test_most_files_with_torch_are_chosen_and_what_is_left_out_is_there() -> None:
     names = [name.removeprefix(f"{TESTS}/") for name in chosen()]
     assert len(names) == len(set(names)) > 350
-    assert "train/test_methods.py::test_two_batches_of_one_equal_one_batch_of_two" in names
-    assert "train/test_pictures.py::test_a_picture_does_not_depend_on_its_batch" in names  # in a function beside it
+    assert "train/methods/test_methods.py::test_two_batches_of_one_equal_one_batch_of_two" in names
+    assert (
+        "train/data/test_image_sets.py::test_a_picture_does_not_depend_on_its_batch" in names
+    )  # in a function beside it
     assert "train/test_ways.py::test_a_compiled_run_learns_what_one_that_is_not_compiled_does" not in names  # slow
     for file, left_out in LEFT_OUT.items():
         assert left_out <= {*numeric_tests(TESTS / file)}

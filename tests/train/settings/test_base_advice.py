@@ -28,7 +28,7 @@ from tools.build_tiny.card import RATE as CARDS_RATE
 from tools.build_tiny.card import RATE_1D as CARDS_RATE_1D
 
 CONFIG = TrainConfig(prompt="a photo of a sks cat", steps=1, selectors=("mid-ca",))
-PHOTOGRAPHS = Path(__file__).parents[1] / "data" / "pictures"
+PHOTOGRAPHS = Path(__file__).parents[2] / "data" / "pictures"
 NEVER = "never seen anything like"
 
 

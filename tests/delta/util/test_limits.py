@@ -8,7 +8,7 @@ from pathlib import Path
 from svdiff_delta._util import limits
 from svdiff_delta._util.limits import KB, MB, Limit
 
-TABLE = (Path(__file__).parents[2] / "docs" / "limits.md").read_text("utf-8")
+TABLE = (Path(__file__).parents[3] / "docs" / "limits.md").read_text("utf-8")
 
 NAMES = {
     "RECIPE": "merge recipe",

@@ -9,7 +9,7 @@ from svdiff_train.tiny import open_tiny
 from svdiff_train.training.callbacks import Report, Watch
 from svdiff_train.training.loop import train
 
-REAL = Path(__file__).parents[1] / "data" / "pictures"
+REAL = Path(__file__).parents[2] / "data" / "pictures"
 
 
 def test_a_delta_is_trained_from_photographs() -> None:
