@@ -129,9 +129,9 @@ def calculate(row: dict[str, Any]) -> Delta:
         given["weights"] = [as_weight(weight) for weight in given["weights"]]
     operation = row["operation"]
     if operation == "slice":
-        return svdiff_delta.ops.select(inputs[0], *given.pop("selectors"), **given)
+        return svdiff_delta.select(inputs[0], *given.pop("selectors"), **given)
     if operation == "merge":
-        return svdiff_delta.ops.merge(inputs, **given)
+        return svdiff_delta.merge(inputs, **given)
     result = getattr(svdiff_delta, operation)(*inputs, **given)
     assert isinstance(result, Delta)
     return result
