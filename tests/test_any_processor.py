@@ -117,7 +117,6 @@ def test_the_settings_are_taken_and_change_what_is_computed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1260)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_numbers_compare_on(setting: str) -> None:
     done = run(setting, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *chosen(), seconds=1200)

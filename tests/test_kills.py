@@ -37,7 +37,6 @@ def test_a_bake_that_is_ended_leaves_old_or_new_and_nothing_else() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", kills.COMMANDS)
 def test_every_command_that_writes_a_folder_may_be_ended_at_any_moment(name: str) -> None:
     many = int(os.environ.get("KILLS", "40"))

@@ -1,7 +1,10 @@
-"""The wheel: what is in it, and what a fresh environment without extras can do with it."""
+"""The wheel and the sdist: what is in them, that their bytes are always the same, and what can be done with them."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import subprocess
 import sys
 import venv
@@ -39,11 +42,52 @@ def test_the_wheel_holds_the_embedded_base_its_card_and_the_licences(wheel: Path
 
 
 @pytest.mark.slow
-def test_a_fresh_environment_without_extras_calculates_and_names_the_extra(wheel: Path, tmp_path: Path) -> None:
+def test_wheel_and_sdist_do_not_depend_on_where_and_when_they_are_built(tmp_path: Path) -> None:
+    """In a copy with other times and modes, under another umask and in another time zone."""
+    found = []
+    unwanted = shutil.ignore_patterns(".venv", ".git", "*cache*", ".hypothesis", "dist", "demo-out", "paper-out")
+    for name, umask, zone in (("here", 0o022, "UTC"), ("there", 0o077, "Asia/Tokyo")):
+        source = shutil.copytree(ROOT, tmp_path / name, ignore=unwanted, symlinks=True)
+        for path in source.rglob("*"):
+            if path.is_file() and name == "there":
+                os.utime(path, (0, 10**9))
+                path.chmod(0o600)
+        command = f"umask {umask:o} && {shlex.quote(sys.executable)} -m hatchling build -d ../{name}-built"
+        subprocess.run(["sh", "-c", command], cwd=source, env={**os.environ, "TZ": zone}, check=True)
+        found.append({path.name: path.read_bytes() for path in (tmp_path / f"{name}-built").iterdir()})
+    assert {Path(name).suffix for name in found[0]} == {".whl", ".gz"}
+    assert found[0] == found[1]
+
+
+def install(tmp_path: Path, what: str) -> Path:
+    """Install something in a fresh environment; return the folder of its programs."""
     venv.create(tmp_path / "venv", with_pip=True)
     programs = tmp_path / "venv" / "bin"
     constraints = ["--constraint", str(ROOT / "constraints.txt")]
-    subprocess.run([programs / "pip", "install", "--quiet", *constraints, wheel], check=True)
+    if "[" in what:  # torch first and alone, so that pip takes the build that is pinned
+        subprocess.run([programs / "pip", "install", "--quiet", *constraints, "torch"], check=True)
+    subprocess.run([programs / "pip", "install", "--quiet", *constraints, what], check=True)
+    return programs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_in_a_fresh_environment_the_demo_s_first_subject_is_learned_for_a_step(kind: str, tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True)
+    (package,) = (*tmp_path.glob("*.whl"), *tmp_path.glob("*.tar.gz"))
+    programs = install(tmp_path, f"{package}[train]")
+    say = "from svdiff_train.tiny import pictures_path; print(pictures_path('black_cat'))"
+    pictures = subprocess.check_output([programs / "python", "-c", say], text=True, cwd=tmp_path).strip()
+    assert pictures.startswith(str(tmp_path))
+    options = ["--prompt", "a photo of a V1 cat", "--steps", "1", "-o", "cat.safetensors"]
+    subprocess.run([programs / "svdiff", "train", "tiny", pictures, *options], cwd=tmp_path, check=True)
+    assert (tmp_path / "cat.safetensors").stat().st_size < 300_000
+
+
+@pytest.mark.slow
+def test_a_fresh_environment_without_extras_calculates_and_names_the_extra(wheel: Path, tmp_path: Path) -> None:
+    programs = install(tmp_path, str(wheel))
     save(random_delta(), tmp_path / "a.safetensors")
 
     def svdiff(*arguments: str) -> subprocess.CompletedProcess[str]:

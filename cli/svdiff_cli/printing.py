@@ -14,16 +14,33 @@ import click
 
 from svdiff_delta._text.printable import harmless, json_text
 from svdiff_delta._util.warned import DeltaWarning
+from svdiff_delta.errors import OutputError
 
 
 def echo(message: object = "", *, err: bool = False) -> None:
-    """Print lines, with all escaped in them that a terminal would act on."""
+    """Print lines, with all escaped in them that a terminal would act on.
+
+    Raises:
+        OutputError: what stands on standard output has nowhere to go.
+    """
+    _check_open(err=err)
     click.echo(harmless(str(message)), err=err)
 
 
 def echo_json(value: Any, *, indent: int | None = None) -> None:
-    """Print JSON for machines, in ASCII, so that it is the same whatever the terminal's encoding."""
+    """Print JSON for machines, in ASCII, so that it is the same whatever the terminal's encoding.
+
+    Raises:
+        OutputError: as `echo`.
+    """
+    _check_open()
     click.echo(json_text(value, indent=indent))
+
+
+def _check_open(*, err: bool = False) -> None:
+    """Python drops in silence what is printed where there is no standard output (`>&-`)."""
+    if sys.stdout is None and not err:
+        raise OutputError("standard output is closed", fix="leave it open, or send it to /dev/null")
 
 
 @contextmanager

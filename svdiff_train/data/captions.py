@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,8 @@ def read_captions(folder: Path, pictures: Sequence[str], texts: Sequence[str]) -
         texts: names of the text files in it.
 
     Raises:
-        InputError: a caption is empty, is for a picture that is not there, or disagrees with another; a line of
-            metadata.jsonl is broken; metadata has another form.
+        InputError: a caption is empty, holds a control character, is for a picture that is not there, or disagrees
+            with another; a line of metadata.jsonl is broken; metadata has another form.
     """
     for name in OTHER_FORMS:
         if (folder / name).exists():
@@ -71,8 +72,16 @@ def _from_texts(folder: Path, pictures: Sequence[str], texts: Sequence[str]) -> 
         if len(lines) != 1:
             what = "is empty" if not lines else f"has {len(lines)} lines"
             raise InputError(f"{path}: {what}", fix="write the caption on one line, or remove the file")
+        _check_characters(str(path), lines[0])
         for picture in named:
             yield picture, _Caption(lines[0], name)
+
+
+def _check_characters(where: str, text: str) -> None:
+    """Refuse control characters, which tokenizers drop or keep as each sees fit; a tab is a space to all of them."""
+    strange = next((char for char in text if unicodedata.category(char) == "Cc" and char != "\t"), None)
+    if strange is not None:
+        raise InputError(f"{where}: the caption holds the control character {strange!r}", fix="take it out")
 
 
 def _from_metadata(folder: Path, pictures: set[str]) -> dict[str, _Caption]:
@@ -108,4 +117,5 @@ def _fields(where: str, given: JSON) -> tuple[str, str]:
     for key, value in (("file_name", line.file_name), ("text", line.text)):
         if not value.strip():
             raise InputError(f"{where}: has no {key}", fix=example)
+    _check_characters(where, line.text)
     return line.file_name.strip(), line.text.strip()

@@ -68,6 +68,9 @@ def find_images(folder: Path, *, skip_bad: bool | None = False) -> Found:
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder", fix="name the folder of the subject's pictures")
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    for path in entries:
+        if path.is_dir() and path.suffix.lower() in (*SUFFIXES, ".txt"):
+            raise InputError(f"{path}: is a folder under the name of a file", fix="rename it, or take it away")
     files = [path for path in entries if not path.is_dir()]
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     texts = [path for path in files if path.suffix.lower() == ".txt"]

@@ -142,3 +142,12 @@ def test_streams_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "stdout", stream)
     printing.prepare_streams()
     assert sys.stdout is stream
+
+
+@pytest.mark.parametrize("how", [(), ("--json",)])
+def test_a_closed_standard_output_is_an_error(tmp_path: Path, how: tuple[str, ...]) -> None:
+    saved(random_delta(), tmp_path / "a")
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "svdiff_cli", "info", "a", *how]
+    done = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output is closed: leave it open, or send it to /dev/null\n"

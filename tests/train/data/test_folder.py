@@ -181,6 +181,23 @@ def test_captions_that_are_not_utf_8_are_refused(tmp_path: Path, name: str) -> N
     assert refusal(tmp_path) == f"{name}: is not UTF-8 (byte 3): save it as UTF-8"
 
 
+@pytest.mark.parametrize("char", ["\x00", "\x1b", "\x7f", "\x85"])
+def test_control_characters_in_captions_are_refused(tmp_path: Path, char: str) -> None:
+    picture(tmp_path / "a.png")
+    metadata(tmp_path, {"file_name": "a.png", "text": f"a{char}dog"})
+    assert f"metadata.jsonl: line 1: the caption holds the control character {char!r}" in refusal(tmp_path)
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "a.txt").write_text("a\tdog", "utf-8")
+    assert captions(find_images(tmp_path)) == {"a.png": "a\tdog"}
+
+
+@pytest.mark.parametrize("name", ["a.txt", "b.png", "c.JPG"])
+def test_a_folder_under_the_name_of_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / name).mkdir()
+    assert refusal(tmp_path) == f"{name}: is a folder under the name of a file: rename it, or take it away"
+
+
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.parquet"])
 def test_captions_in_another_form_are_refused(tmp_path: Path, name: str) -> None:
     picture(tmp_path / "a.png")
