@@ -166,7 +166,7 @@ def test_train_refuses_a_selector_that_matches_nothing(tmp_path: Path) -> None:
 def interrupted_training(where: str, output: Path) -> subprocess.CompletedProcess[str]:
     """Train in a process that gets a SIGINT when it comes to `where`, a line of Python in the training loop."""
     # A program that was started in the background may have been told to ignore SIGINT.
-    begin = "import os, signal\nfrom svdiff_train import opening, step as step_module"
+    begin = "import os, signal\nfrom svdiff_train.training import setup as opening, step as step_module"
     listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     script = f"{begin}\n{listen}\n{where}\nfrom svdiff_cli.main import main; main()"
     command = [sys.executable, "-c", script, "train", "tiny", str(pictures_path("black_cat")), "--prompt", PROMPT]

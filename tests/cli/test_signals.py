@@ -15,7 +15,6 @@ from svdiff_train.training.signals import remember_signals
 KILLED = """
 import os, signal
 from pathlib import Path
-from svdiff_delta import _atomic
 from svdiff_cli import demo
 def run(folder, **given):
     (folder / "half").write_bytes(bytes(1000))

@@ -18,7 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from svdiff_delta import basis
+from svdiff_delta.svd import decomposition as basis
 
 _setup_privateuseone_for_python_backend("other")
 basis.find_runs = lambda sigma: basis.Runs((), 2)  # what depends on values is given: there are none

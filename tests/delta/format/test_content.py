@@ -95,11 +95,11 @@ def test_a_large_delta_all_in_one_piece_whose_file_was_changed_says_so(large: No
 
 
 def test_a_large_delta_is_read_and_identified_as_a_small_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small, content = load(path), path.read_bytes()
+    small, raw = load(path), path.read_bytes()
     monkeypatch.setattr(content, "IN_MEMORY", 64)
     monkeypatch.setattr(file, "IN_MEMORY", 64)
     assert load(path) == small
-    assert dumps(load(path)) == content
+    assert dumps(load(path)) == raw
     assert identify(load(path)) == identify(small)
 
 

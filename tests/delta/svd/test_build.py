@@ -107,7 +107,7 @@ SHARE = """
 import os, sys, torch
 from pathlib import Path
 from torch import distributed
-from svdiff_delta import cache
+from svdiff_delta.svd import cache
 from svdiff_delta.base_model.base import open_base
 from svdiff_delta.svd.build import build_basis
 distributed.init_process_group("gloo")

@@ -19,7 +19,7 @@ from svdiff_delta._util import atomic, system
 from svdiff_delta._util.atomic import MARKER, WEEK, WORKING, check_output, replace_file, replace_folder
 from svdiff_delta.errors import OutputError
 
-IMPORTS = "import os, signal, sys; from pathlib import Path; from svdiff_delta import _atomic, _system\n"
+IMPORTS = "import os, signal, sys; from pathlib import Path; from svdiff_delta._util import atomic, system\n"
 
 
 def write(path: Path, name: str = "a", *, overwrite: bool = False) -> None:
@@ -200,9 +200,9 @@ def test_a_second_rename_that_fails_puts_the_old_folder_back(
 
 
 BETWEEN = f"""{IMPORTS}
-_system._call = lambda name: None
-_atomic.rename_new = lambda source, target: os.kill(os.getpid(), signal.SIGKILL)
-with _atomic.replace_folder(Path("out"), overwrite=True) as folder:
+system._call = lambda name: None
+atomic.rename_new = lambda source, target: os.kill(os.getpid(), signal.SIGKILL)
+with atomic.replace_folder(Path("out"), overwrite=True) as folder:
     (folder / "new").write_bytes(b"new")
 """
 
@@ -219,9 +219,9 @@ def test_a_kill_between_two_renames_is_mended_by_the_next_run(tmp_path: Path) ->
 
 
 KILLED = f"""{IMPORTS}
-with _atomic.replace_file(Path("file"), overwrite=True) as stream:
+with atomic.replace_file(Path("file"), overwrite=True) as stream:
     stream.write(bytes(100)); stream.flush()
-    with _atomic.replace_folder(Path("out"), overwrite=True) as folder:
+    with atomic.replace_folder(Path("out"), overwrite=True) as folder:
         (folder / "new").write_bytes(b"new")
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -238,7 +238,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp
 
 
 ALIVE = f"""{IMPORTS}
-with _atomic.replace_folder(Path("out"), overwrite=False) as folder:
+with atomic.replace_folder(Path("out"), overwrite=False) as folder:
     (folder / "a").write_bytes(b"whole")
     print("begun", flush=True)
     sys.stdin.readline()

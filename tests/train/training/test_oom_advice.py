@@ -29,11 +29,11 @@ CONFIG = TrainConfig(
 )
 VALIDATION = Validation(prompts=("a cat",), every=1, sampling=Sampling(steps=1))
 PARTS = {
-    "opening.load_pipeline": "while loading the model: set mixed_precision to bf16, or take a smaller base",
-    "prior.generate": "while painting pictures of the class: .*name a class folder",
+    "training.setup.load_pipeline": "while loading the model: set mixed_precision to bf16, or take a smaller base",
+    "training.class_images.generate": "while painting pictures of the class: .*name a class folder",
     "methods.svdiff.attach": "while preparing what is trained: .*set selectors to a part of the model",
-    "step.Stepper._loss": "at step 1: .*set batch_size below 2 .*gradient_checkpointing.*resolution lower",
-    "validate.generate": "while painting after step 1: .*paint fewer pictures on the way",
+    "training.step.Stepper._loss": "at step 1: .*set batch_size below 2 .*gradient_checkpointing.*resolution lower",
+    "training.validation.generate": "while painting after step 1: .*paint fewer pictures on the way",
 }
 
 
@@ -48,7 +48,9 @@ def test_a_run_out_of_memory_says_when_it_was_and_what_to_set(part: str, monkeyp
         train(open_tiny(), PICTURES, CONFIG, validation=VALIDATION)
 
 
-@pytest.mark.parametrize(("part", "kept"), [("validate.generate", ["step-000001"]), ("step.Stepper._loss", [])])
+@pytest.mark.parametrize(
+    ("part", "kept"), [("training.validation.generate", ["step-000001"]), ("training.step.Stepper._loss", [])]
+)
 def test_steps_are_kept_where_only_painting_failed(
     part: str, kept: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,7 @@ import torch.distributed as dist
 torch.set_num_threads(1)
 dist.init_process_group("gloo", timeout=timedelta(seconds=4))
 from svdiff_delta import save
-from svdiff_train import loop, prior, validate
+from svdiff_train.training import class_images as prior, loop, validation as validate
 from svdiff_train.settings.config import TrainConfig
 from svdiff_train.sampling.sample import Sampling
 from svdiff_train.tiny import open_tiny, pictures_path
