@@ -22,7 +22,6 @@ from support.files import contents
 
 from svdiff_cli.references import needs
 from svdiff_delta.errors import MissingExtraError
-from svdiff_delta.format import file
 
 SUBSETS = (
     "unet, unet-ca, unet-ca-kv, unet-1d, unet-2d, unet-4d, up, down, mid, up-ca, down-ca, mid-ca, "
@@ -342,7 +341,7 @@ def test_ctrl_c_is_said_and_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> No
     def interrupt(path: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(file, "load", interrupt)
+    monkeypatch.setattr("svdiff_delta.io.load", interrupt)
     outcome = svdiff("info", "a")
     assert (outcome.code, outcome.out, outcome.err) == (130, "", "interrupted\n")
 
