@@ -65,11 +65,21 @@ def load_pipeline(base: Base, *, device: str | torch.device = "cpu", dtype: str 
 
 
 def _check_texts(base: Base, pipeline: Any) -> None:
-    """Raise BaseError if a pipeline has switched off what reads prompts: it would fail at the first one."""
+    """Raise BaseError if what reads prompts is switched off, or is a tokenizer without words.
+
+    Of a folder without a vocabulary transformers makes a tokenizer to which all words are one (seen in 5.23).
+    """
     for name in ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"):  # a third one is optional
         if name in pipeline.components and pipeline.components[name] is None:
             raise BaseError(
                 f"{base.path}: has no {name}, which its pipeline reads prompts with",
+                fix="fetch the base again, with all of its parts",
+            )
+    for name, part in pipeline.components.items():
+        files = getattr(part, "vocab_files_names", None)
+        if files and not any((base.path / name / file).exists() for file in files.values()):
+            raise BaseError(
+                f"{base.path / name}: holds no vocabulary ({', '.join(sorted(files.values()))})",
                 fix="fetch the base again, with all of its parts",
             )
 
