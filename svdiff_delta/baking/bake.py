@@ -186,7 +186,9 @@ class _Writer:
         found = change.to(wide) + weight if half else change.to(wide).add_(weight)
         found = found.to(target)
         if not all(map(isfinite, torch.stack(torch.aminmax(found)).tolist())):
-            raise TensorError(f"{name}: the baked weight is too large for {dtype}", fix="use --dtype BF16 or F32")
+            raise TensorError(
+                f"{name}: the baked weight is too large for {dtype}", fix='use `dtype="BF16"` or `dtype="F32"`'
+            )
         if half:
             self.losses[name] = _loss(weight.to(target), found, change)
         return found
@@ -234,5 +236,6 @@ def _bring(source: Path, target: Path, how: Unchanged) -> None:
             os.link(source, target)
         except OSError as error:
             raise OutputError(
-                f"{target.name}: no hard link could be made ({error.strerror})", fix="use --unchanged symlink or copy"
+                f"{target.name}: no hard link could be made ({error.strerror})",
+                fix='use `unchanged="symlink"` or `unchanged="copy"`',
             ) from None

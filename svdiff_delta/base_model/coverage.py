@@ -89,7 +89,7 @@ def lost_error(base: Base, names: Sequence[str]) -> BaseError:
     return BaseError(
         f"{base.path}: {places_line(slot, component)}; its class names them otherwise, so {len(mine)} {left}: "
         f"{_listed(mine)}",
-        fix=f"{mend}, select others, or leave them out with allow_missing=True (--allow-missing)",
+        fix=f"{mend}, select others, or leave them out with `allow_missing=True`",
     )
 
 

@@ -152,7 +152,7 @@ class Adapter:
         example, reason = next(iter(sorted(left_out.items())))
         fix = MERGE
         if {*left_out.values()} <= {NO_KIND}:
-            fix = "give --embeddings, if what it changes are embeddings"
+            fix = "give `embeddings=True`, if what it changes are embeddings"
         elif hint or any(reason == NO_MODULE or reason.startswith("has ") for reason in left_out.values()):
             fix = "name the base that it was made for"
         return BaseMismatchError(f"{self.what}: nothing in it fits the base{hint}; {example}: {reason}", fix=fix)

@@ -109,7 +109,7 @@ class _Work:
         if not self.places:
             raise InputError(
                 f"δ is 0 wherever {self.target.name} has a place: there is nothing to write",
-                fix="convert a delta that shifts something else, or --to another dialect",
+                fix="convert a delta that shifts something else, or name another dialect as `to`",
             )
 
     def _convert(self, name: str, spool: Spool) -> None:
@@ -189,6 +189,6 @@ class _Work:
         if retained.captured < WELL:
             remarks.append(
                 f"only {retained.captured:.2%} of the change is retained at rank {max(self.ranks.values())}: a shift "
-                "has full rank by nature; give a higher --rank, --energy 0.9, or convert --to full"
+                'has full rank by nature; give a higher `rank`, `energy=0.9`, or convert with `to="full"`'
             )
         return (*remarks, self.target.remark) if self.target.remark else tuple(remarks)

@@ -38,7 +38,7 @@ _KEY: Final = re.compile(
     r"|\.(?P<alpha>alpha))"
 )
 WEB: Final = (
-    "web UIs (AUTOMATIC1111, Forge, ComfyUI) do not read this file, or not all of it: for them convert --to kohya"
+    'web UIs (AUTOMATIC1111, Forge, ComfyUI) do not read this file, or not all of it: for them use `to="kohya"`'
 )
 TEXT: Final[Mapping[str, str]] = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 """Attention layers of text encoders, as older versions of diffusers called them."""

@@ -31,7 +31,7 @@ def read(source: str, job: Job) -> Changes:
         return read_difference(path)
     header = peek(path)
     if header is not None and KEY in header.metadata:
-        raise InputError(f"{path}: is a delta, not full weights", fix="leave --from away")
+        raise InputError(f"{path}: is a delta, not full weights", fix="leave `from_` away")
     return read_tuned(source, job)
 
 

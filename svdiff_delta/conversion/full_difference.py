@@ -140,7 +140,7 @@ def _changes(
         largest = float(change.abs().max())
         if not largest <= LARGEST[job.dtype]:
             raise TensorError(
-                f"{name}: ΔW reaches {largest:g}, {job.dtype} ends at {LARGEST[job.dtype]:g}", fix="use a wider --dtype"
+                f"{name}: ΔW reaches {largest:g}, {job.dtype} ends at {LARGEST[job.dtype]:g}", fix="use a wider `dtype`"
             )
         stored = encode(change.contiguous().flatten().numpy(), job.dtype)
         kept = squared_norm(torch.from_numpy(stored.decode()))

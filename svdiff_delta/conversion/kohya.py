@@ -123,7 +123,7 @@ class KohyaTarget(Target):
         super().__init__(names)
         if "transformer" in names.base.components:
             raise InputError(
-                "kohya's names of a transformer's layers are not those of diffusers", fix="convert --to diffusers"
+                "kohya's names of a transformer's layers are not those of diffusers", fix='use `to="diffusers"`'
             )
         is_sdxl = "unet" in names.base.components and names.dotted("unet", "add_embedding.linear_1")
         self._sgm = SgmNames(names.paths("unet")) if is_sdxl else None

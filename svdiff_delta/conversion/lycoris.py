@@ -22,7 +22,7 @@ SUFFIXES: Final = (*LOHA, *CORES, *LOKR, "diff", "diff_b", "w_norm", "b_norm")
 TEXT_NORM: Final = (
     "is a norm of a text encoder, for which ComfyUI and Forge have no name, and AUTOMATIC1111 refuses the file"
 )
-WEB: Final = "AUTOMATIC1111 does not know the UNet's keys of this file: for it convert --to kohya"
+WEB: Final = 'AUTOMATIC1111 does not know the keys of the UNet in this file: for it use `to="kohya"`'
 
 
 def recognizes(path: Path) -> bool:

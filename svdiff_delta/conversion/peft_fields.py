@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from svdiff_delta.errors import InputError
 
-MERGE: Final = "merge it with PEFT, then --from full"
-MERGE_THERE: Final = "merge it with PEFT where it was trained, then --from full"
+MERGE: Final = 'merge it with PEFT, then `from_="full"`'
+MERGE_THERE: Final = 'merge it with PEFT where it was trained, then `from_="full"`'
 
 UNDERSTOOD: Final = (
     *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights"),

@@ -114,7 +114,7 @@ def _component(file: TensorFile, form: Format, base: Base) -> str:
         raise BaseMismatchError(
             f"{file.path}: none of its {len(keys)} tensors ({shown}) is a shift of {form.about} for a weight of the "
             f"base {base.path}",
-            fix="name the base that it was trained for, or give the right --from",
+            fix="name the base that it was trained for, or give the right `from_`",
         )
     if len(best) > 1:
         raise InputError(
