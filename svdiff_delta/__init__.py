@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .ops.select import select as select
     from .ops.truncate import truncate as truncate
     from .ops.weights import Weight as Weight
+    from .ops.weights import WeightedDelta as WeightedDelta
     from .publish.push import Pushed as Pushed
     from .publish.push import push as push
     from .runtime import Handle as Handle
@@ -111,6 +112,7 @@ _HOME: Final = {
     "TrainError": "errors",
     "VersionError": "errors",
     "Weight": "ops.weights",
+    "WeightedDelta": "ops.weights",
     "add": "ops.arithmetic",
     "attach": "runtime",
     "bake": "baking.bake",
@@ -173,6 +175,7 @@ __all__ = [
     "TrainError",
     "VersionError",
     "Weight",
+    "WeightedDelta",
     "__version__",
     "add",
     "attach",

@@ -61,6 +61,7 @@ NAMES = [
     "TrainError",
     "VersionError",
     "Weight",
+    "WeightedDelta",
     "__version__",
     "add",
     "attach",
@@ -84,11 +85,11 @@ NAMES = [
     "zero_delta",
 ]
 SIGNATURES = {
-    "add": "(*deltas: 'Delta', weights: 'Sequence[float | Mapping[str, float] | Weight] | None' = None,"
+    "add": "(*deltas: 'WeightedDelta', weights: 'Sequence[float | Mapping[str, float] | Weight] | None' = None,"
     " dtype: 'StoredDtype' = 'F32', sample_size: 'int | None' = None) -> 'Delta'",
     "interpolate": "(a: 'Delta', b: 'Delta', alpha: 'float', *, dtype: 'StoredDtype' = 'F32') -> 'Delta'",
     "load": "(path: 'str | PathLike[str]') -> 'Delta'",
-    "merge": "(deltas: 'Sequence[Delta]', *, method: 'str' = 'linear',"
+    "merge": "(deltas: 'Sequence[WeightedDelta]', *, method: 'str' = 'linear',"
     " weights: 'Sequence[float | Mapping[str, float] | Weight] | None' = None, density: 'float | None' = None,"
     " alpha: 'float | None' = None, seed: 'int | None' = None, dtype: 'StoredDtype' = 'F32',"
     " sample_size: 'int | None' = None) -> 'Delta'",
