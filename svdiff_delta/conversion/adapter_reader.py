@@ -1,4 +1,4 @@
-"""An adapter that was read: updates by the base's own parameter names, and what became of all other keys."""
+"""Collect the updates of an adapter by the base's own parameter names, and say what became of all other keys."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NO_KIND: Final = "changes, and is of no kind that can be shifted"
 
 @dataclass
 class Adapter:
-    """What a reader found.
+    """The updates of an adapter that was read, and the keys that were left out.
 
     Attributes:
         what: what errors call it, its file or folder.

@@ -1,4 +1,4 @@
-"""Writing a delta as an adapter: low-rank factors of every weight, in the keys of a dialect (spec, section 7.10)."""
+"""Write a delta as an adapter: low-rank factors of every weight, in the keys of a dialect (spec, section 7.10)."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class _Work:
         return min(self.ranking.rank or self.ranking.max_rank or largest, largest)
 
     def _part(self, file: str, spool: Spool) -> Part:
-        """Return a file with its metadata: what the delta says of itself, the conversion, and what it retains."""
+        """Return a file with its metadata: that of the delta, the conversion, and the share that is retained."""
         names = [name for name in self.layers if self.places[name].file == file]
         ranks = {name: self.ranks[name] for name in names if name in self.ranks}
         arguments: dict[str, JSON] = {"to": self.target.name, **self.ranking.arguments()}

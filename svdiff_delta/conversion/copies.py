@@ -1,4 +1,4 @@
-"""Weights of the base that an adapter's file holds beside the factors, such as PEFT's copy of a layer under a LoRA."""
+"""Recognize weights of the base in an adapter's file, such as PEFT's copy of the layer under a LoRA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""diffusers' `pytorch_lora_weights.safetensors`, in all the spellings that it had (spec, section 7.10)."""
+"""Read and write diffusers' `pytorch_lora_weights.safetensors`, in all its spellings (spec, section 7.10)."""
 
 from __future__ import annotations
 
@@ -186,14 +186,14 @@ def _configs(file: TensorFile, names: Names) -> dict[str, PeftConfig]:
 
 
 class DiffusersTarget(Target):
-    """Where weights stand in diffusers' file."""
+    """The key of each weight in diffusers' file."""
 
     name = "diffusers"
     by_peft = True
 
     @property
     def remark(self) -> str:
-        """Who does not read it."""
+        """A remark on programs that do not read the file."""
         return WEB if self.names.main == "unet" else ""
 
     def place(self, name: str, parameter: Parameter) -> Keys | str:

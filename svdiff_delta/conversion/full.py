@@ -1,4 +1,4 @@
-"""Full weights: a tuned checkpoint beside its base, or a file of ΔW (spec, sections 7.8 and 7.9)."""
+"""Read full weights: a tuned checkpoint beside its base, or a file of ΔW (spec, sections 7.8 and 7.9)."""
 
 from __future__ import annotations
 

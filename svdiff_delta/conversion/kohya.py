@@ -1,4 +1,4 @@
-"""kohya's files, `lora_unet_<path>.lora_down.weight` and the like (spec, section 7.10)."""
+"""Read and write kohya's files, `lora_unet_<path>.lora_down.weight` and the like (spec, section 7.10)."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def place_of(module: str, names: Names) -> tuple[str, str] | None:
 
 
 class KohyaTarget(Target):
-    """Where weights stand in a kohya file."""
+    """The key of each weight in a kohya file."""
 
     name = "kohya"
     common_alpha = True

@@ -1,4 +1,4 @@
-"""The fields of PEFT's `LoraConfig`, and which of them change what the factors mean (PEFT 0.21.2).
+"""List the fields of PEFT's `LoraConfig`, and which of them change what the factors mean (PEFT 0.21.2).
 
 A field is understood, or has no meaning for ΔW, or must have the value that leaves it out. What is not in the lists
 must be empty: a later PEFT may have put anything there.

@@ -1,4 +1,4 @@
-"""How many singular values a low-rank copy keeps."""
+"""Choose how many singular values a low-rank copy keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a conversion leaves behind: its result, and how much of the change of each weight it captured."""
+"""Report a conversion: its result, and how much of the change of each weight it captured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which way a conversion goes: the dialects of both ends, and whether what was asked for makes sense on it."""
+"""Resolve the route of a conversion: the dialects of both ends, and whether its arguments fit them."""
 
 from __future__ import annotations
 

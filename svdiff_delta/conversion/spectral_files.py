@@ -1,4 +1,4 @@
-"""Shifts that other programs trained: whose weights they are, and δ from them (spec, section 7.11)."""
+"""Read shifts that other programs trained: find the weight of each, and make δ of it (spec, section 7.11)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KEYS_SHOWN: Final = 2
 
 @dataclass(frozen=True)
 class Format:
-    """How a program writes shifts, and what they do to a weight.
+    """The form in which a program writes shifts, and their effect on a weight.
 
     Attributes:
         about: what errors call the program.

@@ -1,4 +1,4 @@
-"""Tensors on their way to a file whose header is known only when all of them are."""
+"""Spool tensors to a file whose header is known only when all of them are there."""
 
 from __future__ import annotations
 

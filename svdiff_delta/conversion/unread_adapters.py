@@ -1,4 +1,4 @@
-"""Adapters that are not read: of another method than LoRA and LyCORIS', or under names in another layout."""
+"""Refuse adapters that cannot be read: of other methods than LoRA's and LyCORIS', or in an unknown layout."""
 
 from __future__ import annotations
 

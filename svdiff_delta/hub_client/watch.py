@@ -1,4 +1,4 @@
-"""What an answer of the Hub may take: bytes are counted as they come, and a server that drips is given up.
+"""Limit what an answer of the Hub may take: count bytes as they come, and give up on a server that drips.
 
 The Hub's library has a limit of time for each single byte only, and believes what a server says of a file's size.
 """

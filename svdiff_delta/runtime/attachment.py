@@ -1,4 +1,4 @@
-"""Putting deltas on a live model: everything is checked first, then every layer is changed, or none.
+"""Attach deltas to a live model: check everything first, then change every layer, or none.
 
 Layers are changed several at once: a product in new memory waits for that memory as long as it multiplies.
 """

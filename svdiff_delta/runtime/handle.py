@@ -1,4 +1,4 @@
-"""Deltas on a live model under names: weighted, swapped, shared out to samples, and taken off again bit for bit."""
+"""Control the deltas on a live model by name: weigh, swap, share out to samples, and detach bit for bit."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Handle:
 
     @property
     def enabled(self) -> bool:
-        """Whether the active deltas are on."""
+        """True if the active deltas are turned on."""
         return self._enabled
 
     @property
@@ -105,7 +105,7 @@ class Handle:
 
     @exclusive
     def revive(self) -> None:
-        """From now on, let gradients bring back what is being trained and has fallen below −σ (projected gradient)."""
+        """Let gradients bring back, from now on, shifts in training that fell below −σ (projected gradient)."""
         self._board.revive()
 
     @exclusive

@@ -73,7 +73,7 @@ class Scores:
         return mean_interval(self.text)
 
     def image_mean(self, measure: str) -> Interval:
-        """Mean image alignment by a measure."""
+        """Return the mean image alignment by a measure."""
         return mean_interval(self.image[measure])
 
     def shares(self) -> dict[str, Interval]:
