@@ -1,4 +1,4 @@
-"""What a bake will do: checked against the base, the deltas and the disk before the first byte is written."""
+"""Plan a bake: check base, deltas and disk before the first byte is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where torch computes."""
+"""Choose the device on which torch computes."""
 
 from __future__ import annotations
 

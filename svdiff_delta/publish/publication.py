@@ -1,4 +1,4 @@
-"""What is published of a delta: the delta itself, pictures, a LoRA copy, and what its card says; checked."""
+"""Check what is published of a delta: the delta itself, pictures, a LoRA copy, and the facts on its card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of pictures, and the answers, picture by picture and on the average."""
+"""Score pictures one by one and on the average."""
 
 from __future__ import annotations
 

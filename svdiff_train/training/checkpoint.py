@@ -1,4 +1,4 @@
-"""Where a run stands, as a file: what is trained, the optimizer's memory, the step; newest few kept, never pickled."""
+"""Save the state of a run: what is trained, the optimizer's memory, the step; newest few kept, never pickled."""
 
 from __future__ import annotations
 
