@@ -10,6 +10,7 @@
     ├── OutputError            nothing could be written: it exists, no right, no space
     ├── SelectionError         a selector that is unknown or matches nothing
     ├── HubError               the Hub refused, was not reached, or has not what was asked for
+    │   └── SlowError          the Hub answers, and too slowly to wait for
     ├── BaseError              the base cannot be opened, or a weight in it cannot be used
     │   └── BaseMismatchError  the delta was made for another base
     ├── CacheError             the basis cache is unusable
@@ -92,6 +93,10 @@ class SelectionError(DeltaError):
 
 class HubError(DeltaError):
     """The Hub refused, was not reached, or has not what was asked for."""
+
+
+class SlowError(HubError):
+    """The Hub answers, and too slowly to wait for."""
 
 
 class BaseError(DeltaError):

@@ -14,6 +14,7 @@ from . import options
 from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, open_deltas, open_reference, say, sole_component
+from .wording import spelled
 
 if TYPE_CHECKING:
     from svdiff_delta.baking.bake import Loss
@@ -107,7 +108,7 @@ def _facts(plan: Plan) -> dict[str, object]:
         "memory": plan.memory,
         "bases_missing": len(plan.missing),
         "loading": plan.loading,
-        "remarks": list(plan.remarks),
+        "remarks": [spelled(remark) for remark in plan.remarks],
     }
 
 

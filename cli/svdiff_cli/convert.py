@@ -16,6 +16,7 @@ from .delta_output import Writing, writes, writes_delta
 from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, local_file, needs, open_reference, say, sole_component
+from .wording import spelled
 
 if TYPE_CHECKING:
     from svdiff_delta import Base, Conversion
@@ -230,7 +231,7 @@ def _finish(found: Conversion, source: str, writing: Writing, *, layers: bool) -
         "layers": {name: _facts(found, name) for name in found.layers},
         "left_out": dict(found.left_out),
         "unchanged": found.unchanged,
-        "remarks": list(found.remarks),
+        "remarks": [spelled(remark) for remark in found.remarks],
     }
     if found.retained:
         from svdiff_delta.svd.energy import total_energy

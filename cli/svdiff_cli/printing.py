@@ -16,6 +16,8 @@ from svdiff_delta._text.printable import harmless, json_text
 from svdiff_delta._util.warned import DeltaWarning
 from svdiff_delta.errors import OutputError
 
+from .wording import spelled
+
 
 def echo(message: object = "", *, err: bool = False) -> None:
     """Print lines, with all escaped in them that a terminal would act on.
@@ -50,7 +52,7 @@ def telling_warnings() -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
         if issubclass(category, DeltaWarning):
-            echo(f"warning: {message}", err=True)
+            echo(f"warning: {spelled(str(message))}", err=True)
         else:
             others(message, category, *place, **options)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from svdiff_delta.errors import InputError
 
 from .printing import echo
+from .wording import spelled
 
 if TYPE_CHECKING:
     from svdiff_delta import Base, Delta
@@ -128,6 +129,6 @@ def needs(package: str, extra: str) -> None:
 
 
 def say(message: str, *, quiet: bool = False) -> None:
-    """Print a remark to standard error."""
+    """Print a remark, which may be the library's, to standard error."""
     if not quiet:
-        echo(message, err=True)
+        echo(spelled(message), err=True)

@@ -1,1 +1,1 @@
-"""What every other room uses and no user sees: files, limits, JSON, YAML, TOML, patterns, threads."""
+"""Share what every other room uses and no user sees: files, limits, JSON, YAML, TOML, patterns, threads."""

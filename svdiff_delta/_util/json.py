@@ -175,7 +175,7 @@ def _finite(text: str) -> float:
 
 
 def _integer(digits: str) -> int | float:
-    """An integer, or the double of which these digits are the RFC 8785 form (1e20 is written as an integer)."""
+    """Return an integer, or the double of which these digits are the RFC 8785 form (1e20 is written as an integer)."""
     if len(digits) <= 17 and abs(int(digits)) <= MAX_INTEGER:
         return int(digits)
     if len(digits) <= 22 and rfc8785.dumps(float(digits)) == digits.encode():

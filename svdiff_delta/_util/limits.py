@@ -1,4 +1,4 @@
-"""How large a text may be that a user or a stranger wrote: all limits of all readers, as docs/limits.md lists them."""
+"""Set the limits of all readers: how large a text of a user or a stranger may be, as docs/limits.md lists them."""
 
 from __future__ import annotations
 

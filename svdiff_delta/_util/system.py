@@ -1,4 +1,4 @@
-"""What each system does in its own way: changing places, forcing to the disk, locks. Each with a way without it."""
+"""Wrap calls that differ between systems: changing places, forcing to the disk, locks. Each has a way without it."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ from svdiff_delta.base_model.devices import on_host
 from svdiff_delta.base_model.layout import is_index, read_json
 from svdiff_delta.errors import OutputError, TensorError
 from svdiff_delta.format.container import ITEM_SIZE, header_bytes
-from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.ops.totals import weighted_total
+from svdiff_delta.ops.weights import WeightedDelta
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.fingerprint import TORCH_DTYPE
 from svdiff_delta.svd.prepare import Progress, fit
@@ -70,7 +70,7 @@ class Baked:
 @on_host
 def bake(
     base: Base,
-    deltas: Sequence[Delta | tuple[Delta, float]],
+    deltas: Sequence[WeightedDelta],
     output: str | PathLike[str],
     *,
     dtype: Dtype | None = None,
@@ -87,7 +87,7 @@ def bake(
 
     Args:
         base: an opened base; a folder bakes to a folder, a single file to a file.
-        deltas: deltas, or (delta, weight) pairs; they are summed first and clipped once.
+        deltas: deltas, or pairs (delta, weight) as `add` takes them; they are summed first and clipped once.
         output: the folder or file to write, atomically.
         dtype: the dtype of all floating-point weights of the output; the base's own if not given.
         overwrite: whether an existing output may be replaced.
@@ -98,7 +98,8 @@ def bake(
 
     Raises:
         OutputError: the output exists, the disk has too little space, or refused.
-        InputError: there is no delta, or a factor is not finite.
+        InputError: there is no delta, or a weight is not finite.
+        SelectionError: a selector of a weight is unknown or matches nothing.
         BaseMismatchError: a delta was made for another base.
         BaseError: the base lacks a parameter, or a weight in it cannot be used.
         TensorError: a baked weight is too large for the output's dtype.
@@ -175,7 +176,7 @@ class _Writer:
         target = torch.float64 if dtype == "F64" else TORCH_DTYPE.get(dtype)  # type: ignore[call-overload]
         shift = None
         if name is not None:
-            shift = weighted_total(name, plan.parameters[name], plan.deltas, plan.factors)
+            shift = weighted_total(name, plan.parameters[name], plan.deltas, [of.get(name, 0.0) for of in plan.factors])
         if name is None or shift is None or not shift.any():
             return plan.base.read(f"{slot}.{key}").to(target)
         owner = next(delta for delta in plan.deltas if name in delta)
@@ -186,7 +187,9 @@ class _Writer:
         found = change.to(wide) + weight if half else change.to(wide).add_(weight)
         found = found.to(target)
         if not all(map(isfinite, torch.stack(torch.aminmax(found)).tolist())):
-            raise TensorError(f"{name}: the baked weight is too large for {dtype}", fix="use --dtype BF16 or F32")
+            raise TensorError(
+                f"{name}: the baked weight is too large for {dtype}", fix='use `dtype="BF16"` or `dtype="F32"`'
+            )
         if half:
             self.losses[name] = _loss(weight.to(target), found, change)
         return found
@@ -234,5 +237,6 @@ def _bring(source: Path, target: Path, how: Unchanged) -> None:
             os.link(source, target)
         except OSError as error:
             raise OutputError(
-                f"{target.name}: no hard link could be made ({error.strerror})", fix="use --unchanged symlink or copy"
+                f"{target.name}: no hard link could be made ({error.strerror})",
+                fix='use `unchanged="symlink"` or `unchanged="copy"`',
             ) from None

@@ -1,4 +1,4 @@
-"""What a bake will do: checked against the base, the deltas and the disk before the first byte is written."""
+"""Plan a bake: check base, deltas and disk before the first byte is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.ops.combine import combine_parameters
-from svdiff_delta.ops.weights import Weight
+from svdiff_delta.ops.weights import WeightedDelta, weigh
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import Progress
 from svdiff_delta.svd.verify import check_base, fit_all
@@ -70,7 +70,7 @@ class Plan:
         base: the base.
         output: the folder or file to write.
         deltas: what is baked in.
-        factors: the factor on each of them.
+        factors: the factor on each parameter of each of them.
         parameters: what is shifted, by sorted name, with the runs of all deltas.
         keys: parameter name by component and the base's own key.
         items: the files of the output.
@@ -82,7 +82,7 @@ class Plan:
     base: Base
     output: Path
     deltas: Sequence[Delta]
-    factors: Sequence[float]
+    factors: Sequence[Mapping[str, float]]
     parameters: dict[str, Parameter]
     keys: dict[tuple[str, str], str]
     items: Sequence[Item]
@@ -186,7 +186,7 @@ class Plan:
 
 def plan_bake(
     base: Base,
-    deltas: Sequence[Delta | tuple[Delta, float]],
+    deltas: Sequence[WeightedDelta],
     output: Path,
     *,
     dtype: Dtype | None = None,
@@ -198,16 +198,17 @@ def plan_bake(
 
     Raises:
         OutputError: the output exists, its folder does not, or the disk has too little space.
-        InputError: there is no delta, a factor is not finite, or the output is the base, lies in it or holds it.
+        InputError: there is no delta, a weight is not finite, or the output is the base, lies in it or holds it.
+        SelectionError: a selector of a weight is unknown or matches nothing.
         BaseMismatchError: the deltas disagree about a weight, or two names shift the same one.
         BaseError: the base lacks a parameter, names a part outside of it, or holds links that lead out of it.
     """
     check_output(output, overwrite=overwrite, folder=not base.path.is_file())
     check_apart(output, base.files)
-    pairs = [item if isinstance(item, tuple) else (item, 1.0) for item in deltas]
+    pairs = weigh(deltas)
     if not pairs:
         raise InputError("there is nothing to bake", fix="give at least one delta")
-    factors = [Weight(float(factor)).default for _, factor in pairs]
+    factors = [weight.by_name(delta.metadata) for delta, weight in pairs]
     parameters = combine_parameters([delta for delta, _ in pairs])
     keys: dict[tuple[str, str], str] = {}
     for name in parameters:

@@ -1,4 +1,4 @@
-"""Whether the files of a base and the classes of its models name the same weights, and how much of them δ covers.
+"""Compare the weight names of a base's files with those of its models' classes, and count what δ covers.
 
 transformers and diffusers rename weights when they load a model. A weight that the files hold under another name than
 the class does can be shifted under neither: the files lack the one, and nothing says the kind of the other.
@@ -89,7 +89,7 @@ def lost_error(base: Base, names: Sequence[str]) -> BaseError:
     return BaseError(
         f"{base.path}: {places_line(slot, component)}; its class names them otherwise, so {len(mine)} {left}: "
         f"{_listed(mine)}",
-        fix=f"{mend}, select others, or leave them out with allow_missing=True (--allow-missing)",
+        fix=f"{mend}, select others, or leave them out with `allow_missing=True`",
     )
 
 

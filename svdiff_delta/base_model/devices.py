@@ -1,4 +1,4 @@
-"""Where torch computes."""
+"""Choose the device on which torch computes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def find_device(name: str | torch.device) -> torch.device:
             torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{name}: there is no such device here ({reason})", fix="use --device cpu") from None
+        raise InputError(f"{name}: there is no such device here ({reason})", fix='use `device="cpu"`') from None
     return device
 
 

@@ -1,4 +1,4 @@
-"""Which weights can be shifted, and how: kind and axis come from the module's class (spec, section 4.2)."""
+"""Find the kind and axis of a weight by its module's class, which say how it is shifted (spec, section 4.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which component of a base a file is that does not say so."""
+"""Find the component of a base that a file belongs to, where the file does not name it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights of a base selectors name, and why one that is named cannot be shifted."""
+"""Select weights of a base by selectors, and say why one that is named cannot be shifted."""
 
 from __future__ import annotations
 

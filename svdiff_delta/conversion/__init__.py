@@ -1,4 +1,4 @@
-"""Conversion between deltas and other dialects, one small file each (spec, sections 7.8 and 7.9)."""
+"""Convert between deltas and other dialects, one small file each (spec, sections 7.8 and 7.9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An adapter that was read: updates by the base's own parameter names, and what became of all other keys."""
+"""Collect the updates of an adapter by the base's own parameter names, and say what became of all other keys."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NO_KIND: Final = "changes, and is of no kind that can be shifted"
 
 @dataclass
 class Adapter:
-    """What a reader found.
+    """The updates of an adapter that was read, and the keys that were left out.
 
     Attributes:
         what: what errors call it, its file or folder.
@@ -152,7 +152,7 @@ class Adapter:
         example, reason = next(iter(sorted(left_out.items())))
         fix = MERGE
         if {*left_out.values()} <= {NO_KIND}:
-            fix = "give --embeddings, if what it changes are embeddings"
+            fix = "give `embeddings=True`, if what it changes are embeddings"
         elif hint or any(reason == NO_MODULE or reason.startswith("has ") for reason in left_out.values()):
             fix = "name the base that it was made for"
         return BaseMismatchError(f"{self.what}: nothing in it fits the base{hint}; {example}: {reason}", fix=fix)

@@ -1,4 +1,4 @@
-"""Writing a delta as an adapter: low-rank factors of every weight, in the keys of a dialect (spec, section 7.10)."""
+"""Write a delta as an adapter: low-rank factors of every weight, in the keys of a dialect (spec, section 7.10)."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class _Work:
         if not self.places:
             raise InputError(
                 f"δ is 0 wherever {self.target.name} has a place: there is nothing to write",
-                fix="convert a delta that shifts something else, or --to another dialect",
+                fix="convert a delta that shifts something else, or name another dialect as `to`",
             )
 
     def _convert(self, name: str, spool: Spool) -> None:
@@ -155,7 +155,7 @@ class _Work:
         return min(self.ranking.rank or self.ranking.max_rank or largest, largest)
 
     def _part(self, file: str, spool: Spool) -> Part:
-        """Return a file with its metadata: what the delta says of itself, the conversion, and what it retains."""
+        """Return a file with its metadata: that of the delta, the conversion, and the share that is retained."""
         names = [name for name in self.layers if self.places[name].file == file]
         ranks = {name: self.ranks[name] for name in names if name in self.ranks}
         arguments: dict[str, JSON] = {"to": self.target.name, **self.ranking.arguments()}
@@ -189,6 +189,6 @@ class _Work:
         if retained.captured < WELL:
             remarks.append(
                 f"only {retained.captured:.2%} of the change is retained at rank {max(self.ranks.values())}: a shift "
-                "has full rank by nature; give a higher --rank, --energy 0.9, or convert --to full"
+                'has full rank by nature; give a higher `rank`, `energy=0.9`, or convert with `to="full"`'
             )
         return (*remarks, self.target.remark) if self.target.remark else tuple(remarks)

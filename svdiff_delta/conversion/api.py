@@ -1,4 +1,4 @@
-"""Converting between deltas and other dialects, through δ of a base (spec, section 7.8)."""
+"""Convert between deltas and other dialects, through δ of a base (spec, section 7.8)."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def _calibrated(
 
 
 def _metadata(changes: Changes, parameters: Mapping[str, Parameter], arguments: dict[str, JSON], job: Job) -> Metadata:
-    """What is known of the base, what the input says of itself, and the conversion as the last operation."""
+    """Return the metadata of the result: the base's, the input's, and the conversion as the last operation."""
     said, sources = changes.metadata, changes.sources()
     files = {**(said.lineage.files if said.lineage else {}), **dict(sources)}
     if job.dtype != "F32":
@@ -253,7 +253,7 @@ def _metadata(changes: Changes, parameters: Mapping[str, Parameter], arguments: 
 
 
 def _base_info(base: Base, parameters: Mapping[str, Parameter], told: BaseInfo) -> BaseInfo:
-    """What the opened base says of itself, filled up with what the input says of it: their weights are the same."""
+    """Return the facts of the opened base, completed by those in the input: the weights of both are the same."""
     info, used = base.info, {name.partition(".")[0] for name in parameters}
     classes = {name: info.components[name] or told.components.get(name, "") for name in sorted(used)}
     if info.repository is None:

@@ -1,4 +1,4 @@
-"""Which architecture the names and widths of layers look like, for errors."""
+"""Guess an architecture from the names and widths of layers, to name it in errors."""
 
 from __future__ import annotations
 

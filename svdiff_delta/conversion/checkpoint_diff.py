@@ -1,4 +1,4 @@
-"""Tuned checkpoints: what a full fine-tuning changed in the weights of a base (spec, section 7.8)."""
+"""Compare a tuned checkpoint with its base: what full fine-tuning changed in the weights (spec, section 7.8)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WHOLE: Final = frozenset({"BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64",
 
 @dataclass
 class Comparison:
-    """What comparing a tuned model with its base shows.
+    """The differences between a tuned model and its base.
 
     Attributes:
         changed: the parameters that differ, of whatever kind, by the base's names.
@@ -45,7 +45,7 @@ class Comparison:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What to know about the comparison."""
+        """Remarks on the comparison."""
         if not self.one_sided:
             return ()
         what = counted(len(self.one_sided), "tensor")

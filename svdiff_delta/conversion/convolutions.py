@@ -1,4 +1,4 @@
-"""Grouped and dilated convolutions of a base, which not every program that reads LoRA takes (spec, section 7.10)."""
+"""List the grouped and dilated convolutions of a base, which not all programs read in a LoRA (spec, section 7.10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of the base that an adapter's file holds beside the factors, such as PEFT's copy of a layer under a LoRA."""
+"""Recognize weights of the base in an adapter's file, such as PEFT's copy of the layer under a LoRA."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def check_copy(ref: Ref, base: Base, name: str, adapter: Adapter) -> None:
     if not same_as_base(ref, base, name):
         raise BaseMismatchError(
             f"{ref}: is the layer that a LoRA was put on, and it is not {name} of the base {base.path}",
-            fix="name the base that it was trained on, or merge it with PEFT, then --from full",
+            fix='name the base that it was trained on, or merge it with PEFT, then `from_="full"`',
         )
     adapter.remarks.append(f"{ref.key} is the base's own layer, saved beside the LoRA on it, and no change")

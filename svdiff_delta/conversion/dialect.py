@@ -1,4 +1,4 @@
-"""What a dialect is: another form in which changes of a base's weights are kept."""
+"""Define a dialect: another form in which changes of a base's weights are kept, with its reader and writer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Given = Callable[[Prepared], tuple[NDArray[np.float64], float]]
 
 @dataclass(frozen=True)
 class Job:
-    """What a dialect is told.
+    """The arguments that a dialect's reader or writer gets.
 
     Attributes:
         base: the base; where it is a single file, under the name of the component that it is.
@@ -75,7 +75,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Changes:
-    """What an input changes in a base's weights, one ΔW at a time.
+    """The changes that an input makes in a base's weights, one ΔW at a time.
 
     Attributes:
         kinds: kind and axis of each parameter that changes, by sorted name.

@@ -1,4 +1,4 @@
-"""diffusers' `pytorch_lora_weights.safetensors`, in all the spellings that it had (spec, section 7.10)."""
+"""Read and write diffusers' `pytorch_lora_weights.safetensors`, in all its spellings (spec, section 7.10)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _KEY: Final = re.compile(
     r"|\.(?P<alpha>alpha))"
 )
 WEB: Final = (
-    "web UIs (AUTOMATIC1111, Forge, ComfyUI) do not read this file, or not all of it: for them convert --to kohya"
+    'web UIs (AUTOMATIC1111, Forge, ComfyUI) do not read this file, or not all of it: for them use `to="kohya"`'
 )
 TEXT: Final[Mapping[str, str]] = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 """Attention layers of text encoders, as older versions of diffusers called them."""
@@ -186,14 +186,14 @@ def _configs(file: TensorFile, names: Names) -> dict[str, PeftConfig]:
 
 
 class DiffusersTarget(Target):
-    """Where weights stand in diffusers' file."""
+    """The key of each weight in diffusers' file."""
 
     name = "diffusers"
     by_peft = True
 
     @property
     def remark(self) -> str:
-        """Who does not read it."""
+        """A remark on programs that do not read the file."""
         return WEB if self.names.main == "unet" else ""
 
     def place(self, name: str, parameter: Parameter) -> Keys | str:

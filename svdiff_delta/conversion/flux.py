@@ -1,4 +1,4 @@
-"""LoRA for Flux under the original names of its blocks, through diffusers' own converters (spec, section 7.10)."""
+"""Read LoRA for Flux under the original block names, through diffusers' own converters (spec, section 7.10)."""
 
 from __future__ import annotations
 

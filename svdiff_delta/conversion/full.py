@@ -1,4 +1,4 @@
-"""Full weights: a tuned checkpoint beside its base, or a file of ΔW (spec, sections 7.8 and 7.9)."""
+"""Read full weights: a tuned checkpoint beside its base, or a file of ΔW (spec, sections 7.8 and 7.9)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read(source: str, job: Job) -> Changes:
         return read_difference(path)
     header = peek(path)
     if header is not None and KEY in header.metadata:
-        raise InputError(f"{path}: is a delta, not full weights", fix="leave --from away")
+        raise InputError(f"{path}: is a delta, not full weights", fix="leave `from_` away")
     return read_tuned(source, job)
 
 

@@ -1,4 +1,4 @@
-"""Full differences: a file of ΔW by parameter, computed before it is added to W (spec, section 7.9)."""
+"""Read and write full differences: files of ΔW by parameter, computed before it is added to W (spec, section 7.9)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def read_difference(path: Path) -> Changes:
 
 
 def _document(file: TensorFile) -> Metadata:
-    """Return what a full difference says of itself, its tensors checked against it."""
+    """Return the document of a full difference, after checking its tensors against it."""
     entries = file.header.entries
     try:
         metadata = meta.parse(file.header.metadata, list(entries), key=KEY, form=FORMAT)
@@ -140,7 +140,7 @@ def _changes(
         largest = float(change.abs().max())
         if not largest <= LARGEST[job.dtype]:
             raise TensorError(
-                f"{name}: ΔW reaches {largest:g}, {job.dtype} ends at {LARGEST[job.dtype]:g}", fix="use a wider --dtype"
+                f"{name}: ΔW reaches {largest:g}, {job.dtype} ends at {LARGEST[job.dtype]:g}", fix="use a wider `dtype`"
             )
         stored = encode(change.contiguous().flatten().numpy(), job.dtype)
         kept = squared_norm(torch.from_numpy(stored.decode()))

@@ -1,4 +1,4 @@
-"""The base's own parameter names, by what other formats call them."""
+"""Map the names that other formats use to the base's own parameter names."""
 
 from __future__ import annotations
 

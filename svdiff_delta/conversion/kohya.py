@@ -1,4 +1,4 @@
-"""kohya's files, `lora_unet_<path>.lora_down.weight` and the like (spec, section 7.10)."""
+"""Read and write kohya's files, `lora_unet_<path>.lora_down.weight` and the like (spec, section 7.10)."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def place_of(module: str, names: Names) -> tuple[str, str] | None:
 
 
 class KohyaTarget(Target):
-    """Where weights stand in a kohya file."""
+    """The key of each weight in a kohya file."""
 
     name = "kohya"
     common_alpha = True
@@ -123,7 +123,7 @@ class KohyaTarget(Target):
         super().__init__(names)
         if "transformer" in names.base.components:
             raise InputError(
-                "kohya's names of a transformer's layers are not those of diffusers", fix="convert --to diffusers"
+                "kohya's names of a transformer's layers are not those of diffusers", fix='use `to="diffusers"`'
             )
         is_sdxl = "unet" in names.base.components and names.dotted("unet", "add_embedding.linear_1")
         self._sgm = SgmNames(names.paths("unet")) if is_sdxl else None

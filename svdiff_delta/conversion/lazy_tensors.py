@@ -1,4 +1,4 @@
-"""Files of tensors, read one tensor at a time."""
+"""Open files of tensors, and read one tensor at a time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Tensors(Protocol):
 
     @property
     def name(self) -> str:
-        """What errors call them."""
+        """The name of these tensors in errors."""
 
     def keys(self) -> Iterable[str]:
         """Return the keys, sorted."""
@@ -71,7 +71,7 @@ class TensorFile:
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """The name of this tensor in errors."""
         return str(self.path)
 
     def keys(self) -> list[str]:
@@ -148,7 +148,7 @@ class Ref:
 
     @property
     def length(self) -> int:
-        """How long it is in its first dimension, which of the second factor is the rank; 0 for a single number."""
+        """The size of the first dimension, which is the rank for a second factor; 0 for a single number."""
         return self.shape[0] if self.shape else 0
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Low-rank factors of ΔW straight from the basis: the largest |Δσ|, without another decomposition (spec, 7.10)."""
+"""Compute low-rank factors of ΔW from the largest |Δσ|, without another decomposition (spec, section 7.10)."""
 
 from __future__ import annotations
 

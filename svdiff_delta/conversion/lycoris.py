@@ -1,4 +1,4 @@
-"""LyCORIS' files: `lycoris_<path>` or kohya's names, with LoCon, LoHa, LoKr, full differences and norms."""
+"""Read and write LyCORIS' files: LoCon, LoHa, LoKr, full differences and norms, under its names or kohya's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUFFIXES: Final = (*LOHA, *CORES, *LOKR, "diff", "diff_b", "w_norm", "b_norm")
 TEXT_NORM: Final = (
     "is a norm of a text encoder, for which ComfyUI and Forge have no name, and AUTOMATIC1111 refuses the file"
 )
-WEB: Final = "AUTOMATIC1111 does not know the UNet's keys of this file: for it convert --to kohya"
+WEB: Final = 'AUTOMATIC1111 does not know the keys of the UNet in this file: for it use `to="kohya"`'
 
 
 def recognizes(path: Path) -> bool:
@@ -36,14 +36,14 @@ def recognizes(path: Path) -> bool:
 
 
 class LycorisTarget(Target):
-    """Where weights stand in a LyCORIS file: `lycoris_` for the denoiser or a sole model, kohya's for text encoders."""
+    """The keys of a LyCORIS file: `lycoris_` for the denoiser or a sole model, kohya's for text encoders."""
 
     name = "lycoris"
     grouped = "whole"
 
     @property
     def remark(self) -> str:
-        """Who does not read it."""
+        """A remark on programs that do not read the file."""
         return WEB if self.names.main == "unet" else ""
 
     def place(self, name: str, parameter: Parameter) -> Keys | str:

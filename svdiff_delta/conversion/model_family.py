@@ -1,4 +1,4 @@
-"""Which family of models a base is, by its structure, and what kohya's scripts and ModelSpec call that."""
+"""Find the family of models that a base belongs to, and its names in kohya's scripts and in ModelSpec."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SD1, SD2, REFINER = 768, 1024, 1280
 
 @dataclass(frozen=True)
 class Family:
-    """What programs call a family of models.
+    """The names of a family of models in other programs.
 
     Attributes:
         version: `ss_base_model_version`, by which AUTOMATIC1111 and others know the models that a file is for.

@@ -1,4 +1,4 @@
-"""Keys of one module in kohya's and LyCORIS' files, made into updates of its weight and bias."""
+"""Turn the keys of one module in kohya's and LyCORIS' files into updates of its weight and bias."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INPUTS: Final = ("lora_down.weight", "hada_w1_b", "diff")
 
 @dataclass
 class Group:
-    """What the keys of one module say.
+    """The tensors under the keys of one module.
 
     Attributes:
         weight: the update of its weight, if there is one.

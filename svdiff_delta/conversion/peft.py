@@ -1,4 +1,4 @@
-"""PEFT's folders: `adapter_config.json` beside `adapter_model.safetensors` (spec, section 7.10)."""
+"""Read and write PEFT's folders: `adapter_config.json`, `adapter_model.safetensors` (spec, section 7.10)."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def _update(path: str, refs: Mapping[str, Ref], config: PeftConfig, *, transpose
 
 
 class PeftTarget(Target):
-    """Where weights stand in PEFT's folders: one, or one for each component that the delta shifts."""
+    """The key of each weight in PEFT's folders: one folder, or one for each component that the delta shifts."""
 
     name = "peft"
     grouped = "divided"

@@ -1,4 +1,4 @@
-"""PEFT's configuration of a LoRA: ranks, alphas and the layers they are for."""
+"""Read PEFT's configuration of a LoRA: ranks, alphas, and the layers they are for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ALPHA: Final = 8.0
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """What a configuration says of scales.
+    """The ranks and scales in a configuration.
 
     Attributes:
         alpha: `lora_alpha`; None if it is not given.
@@ -48,7 +48,7 @@ class PeftConfig:
 
     @property
     def has_alpha(self) -> bool:
-        """Whether an alpha is given."""
+        """True if an alpha is given."""
         return self.alpha is not None
 
     def rank(self, path: str) -> float | None:
@@ -87,7 +87,7 @@ def _matcher(pattern: str) -> Callable[[str], object]:
 
 
 def read_config(path: Path) -> PeftConfig:
-    """Return what a configuration file says of scales.
+    """Read the ranks and scales from a configuration file.
 
     Raises:
         InputError: it cannot be read, is of another method than LoRA, or says what the factors alone do not tell.
@@ -100,7 +100,7 @@ def read_config(path: Path) -> PeftConfig:
 
 
 class _Fields(msgspec.Struct):
-    """What is read of a configuration."""
+    """The fields of a configuration that are read."""
 
     lora_alpha: float | None = None
     r: float | None = None

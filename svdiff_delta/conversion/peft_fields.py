@@ -1,4 +1,4 @@
-"""The fields of PEFT's `LoraConfig`, and which of them change what the factors mean (PEFT 0.21.2).
+"""List the fields of PEFT's `LoraConfig`, and which of them change what the factors mean (PEFT 0.21.2).
 
 A field is understood, or has no meaning for ΔW, or must have the value that leaves it out. What is not in the lists
 must be empty: a later PEFT may have put anything there.
@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from svdiff_delta.errors import InputError
 
-MERGE: Final = "merge it with PEFT, then --from full"
-MERGE_THERE: Final = "merge it with PEFT where it was trained, then --from full"
+MERGE: Final = 'merge it with PEFT, then `from_="full"`'
+MERGE_THERE: Final = 'merge it with PEFT where it was trained, then `from_="full"`'
 
 UNDERSTOOD: Final = (
     *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights"),

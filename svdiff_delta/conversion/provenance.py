@@ -1,4 +1,4 @@
-"""What the input of a conversion says of itself, and what its output says of that (spec, sections 7.8 to 7.11, 8)."""
+"""Carry metadata through a conversion: read it from the input, write it to the output (spec, 7.8 to 7.11, 8)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def foreign_facts(headers: Sequence[Header]) -> Metadata:
 def copied_facts(
     delta: Delta, parameters: Mapping[str, Parameter], arguments: Mapping[str, JSON], job: Job
 ) -> Metadata:
-    """Return what a delta says of itself as a copy in another format says it, with the conversion in its lineage.
+    """Return a delta's metadata for a copy in another format, with the conversion in its lineage.
 
     Args:
         delta: the delta.

@@ -1,4 +1,4 @@
-"""How many singular values a low-rank copy keeps."""
+"""Choose how many singular values a low-rank copy keeps."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ def make_ranking(rank: int | None, energy: float | None, max_rank: int | None) -
     Raises:
         InputError: a number out of range, or two that contradict each other.
     """
-    for name, value in (("--rank", rank), ("--max-rank", max_rank)):
+    for name, value in (("rank", rank), ("max_rank", max_rank)):
         if value is not None and value < 1:
-            raise InputError(f"{name} must be at least 1, is {value}")
+            raise InputError(f"`{name}` must be at least 1, is {value}")
     if energy is not None and not 0.0 < energy <= 1.0:
-        raise InputError(f"--energy must be within (0, 1], is {energy}")
+        raise InputError(f"`energy` must be within (0, 1], is {energy}")
     if rank is not None and energy is not None:
         raise InputError(
-            "--rank and --energy contradict each other", fix="give one of them, or --energy with --max-rank"
+            "`rank` and `energy` contradict each other", fix="give one of them, or `energy` with `max_rank`"
         )
     if max_rank is not None and energy is None:
-        raise InputError("--max-rank says nothing without --energy", fix="give --rank instead")
+        raise InputError("`max_rank` says nothing without `energy`", fix="give `rank` instead")
     return None if rank is None and energy is None else Ranking(rank, energy, max_rank)

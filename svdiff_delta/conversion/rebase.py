@@ -1,4 +1,4 @@
-"""Rebase: the δ of another base whose change of the weights is nearest to a delta's (spec, section 7.8)."""
+"""Rebase a delta: find the δ on another base whose change of the weights is nearest (spec, section 7.8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry of dialects."""
+"""List all dialects by name."""
 
 from __future__ import annotations
 

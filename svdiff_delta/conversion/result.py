@@ -1,4 +1,4 @@
-"""What a conversion leaves behind: its result, and how much of the change of each weight it captured."""
+"""Report a conversion: its result, and how much of the change of each weight it captured."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def check_captured(layers: Iterable[Energy], min_energy: float) -> None:
         raise InputError(
             f"only {captured:.2%} of the change is captured, less than the least share of {min_energy:.2%}: a shift "
             "can only stretch what the base has, and the rest of this change is something else",
-            fix="lower --min-energy to take it nevertheless, or go on sharing the change as it is",
+            fix="lower `min_energy` to take it nevertheless, or go on sharing the change as it is",
         )
 
 
@@ -90,7 +90,7 @@ def check_retained(layers: Iterable[Energy], min_energy: float) -> None:
     if retained < min_energy:
         raise InputError(
             f"only {retained:.2%} of the change is retained, less than the least share of {min_energy:.2%}",
-            fix="give a higher --rank or --energy or a wider --dtype, or lower --min-energy",
+            fix="give a higher `rank` or `energy` or a wider `dtype`, or lower `min_energy`",
         )
 
 
@@ -109,5 +109,5 @@ def check_left_out(left_out: Mapping[str, str], what: str, *, allow_unmatched: b
     more = f", and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
     raise InputError(
         f"{what}: {counted(len(left_out), 'weight')} cannot be carried over{hint}: {shown}{more}",
-        fix="leave them out with --allow-unmatched, which lists them",
+        fix="leave them out with `allow_unmatched=True`, which lists them",
     )

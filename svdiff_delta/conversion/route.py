@@ -1,4 +1,4 @@
-"""Which way a conversion goes: the dialects of both ends, and whether what was asked for makes sense on it."""
+"""Resolve the route of a conversion: the dialects of both ends, and whether its arguments fit them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .result import Conversion, check_arguments
 from .unread_adapters import unread
 from .vector_files import check_no_pickle
 
-ASK: Final = f"give --from, one of {', '.join(DIALECTS)}"
+ASK: Final = f"give `from_`, one of {', '.join(DIALECTS)}"
 """The mend where nothing tells what an input is."""
 
 
@@ -102,13 +102,14 @@ def _known() -> str:
 def _check_target(to: str, dtype: StoredDtype, ranking: Ranking | None) -> None:
     """Raise InputError if a dialect needs a rank that is not given, or has no place for what is."""
     if to != DELTA and not is_dtype(dtype):
-        raise InputError(f"{to}: cannot be stored as {dtype}, as deltas can", fix=f"use --dtype {', '.join(DTYPES)}")
+        dtypes = " or ".join(f'`dtype="{name}"`' for name in DTYPES)
+        raise InputError(f"{to}: cannot be stored as {dtype}, as deltas can", fix=f"use {dtypes}")
     low_rank = to != DELTA and DIALECTS[to].low_rank
     if low_rank and ranking is None:
-        raise InputError(f"{to}: nothing says the rank", fix="give --rank, such as 32, or --energy, such as 0.95")
+        raise InputError(f"{to}: nothing says the rank", fix="give `rank`, such as 32, or `energy`, such as 0.95")
     if ranking is not None and not low_rank:
         copies = ", ".join(name for name, dialect in DIALECTS.items() if dialect.low_rank)
-        raise InputError(f"{to}: has no rank", fix=f"leave --rank and --energy away, or convert --to one of {copies}")
+        raise InputError(f"{to}: has no rank", fix=f"leave `rank` and `energy` away, or use one of {copies} as `to`")
 
 
 def _recognized(path: Path, base: Base | None, ask: str) -> str:

@@ -1,4 +1,4 @@
-"""Block names of the original Stable Diffusion code (SGM), which kohya uses for SDXL: from diffusers' names to them."""
+"""Translate diffusers' block names to those of the original Stable Diffusion code (SGM), which kohya uses for SDXL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shifts that other programs trained: whose weights they are, and δ from them (spec, section 7.11)."""
+"""Read shifts that other programs trained: find the weight of each, and make δ of it (spec, section 7.11)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KEYS_SHOWN: Final = 2
 
 @dataclass(frozen=True)
 class Format:
-    """How a program writes shifts, and what they do to a weight.
+    """The form in which a program writes shifts, and their effect on a weight.
 
     Attributes:
         about: what errors call the program.
@@ -114,7 +114,7 @@ def _component(file: TensorFile, form: Format, base: Base) -> str:
         raise BaseMismatchError(
             f"{file.path}: none of its {len(keys)} tensors ({shown}) is a shift of {form.about} for a weight of the "
             f"base {base.path}",
-            fix="name the base that it was trained for, or give the right --from",
+            fix="name the base that it was trained for, or give the right `from_`",
         )
     if len(best) > 1:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Shifts of the paper's author: `eigenvalues_delta` of a parametrized weight, elementwise on norms (section 7.11)."""
+"""Read shifts of the paper's author: `eigenvalues_delta` of a parametrized weight (spec, section 7.11)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shifts of svdiff-pytorch: `<module>.delta`, one number for a whole norm weight (spec, section 7.11)."""
+"""Read shifts of svdiff-pytorch: `<module>.delta`, one number for a whole norm weight (spec, section 7.11)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _along(weight: Shift, shift: float) -> tuple[Shift, float]:
 
 
 def _shifts(kind: Kind, axis: int, shape: tuple[int, ...]) -> bool:
-    """Linear, Embedding, Conv1d and Conv2d have their output channels first; transposed layers stay as they are."""
+    """Tell whether the program shifts a weight: norms, and up to Conv2d what has its output channels first."""
     return kind == "elementwise" or (axis == 0 and len(shape) <= CONV2D)
 
 

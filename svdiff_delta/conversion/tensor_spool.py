@@ -1,4 +1,4 @@
-"""Tensors on their way to a file whose header is known only when all of them are."""
+"""Spool tensors to a file whose header is known only when all of them are there."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Spool:
         largest = float(np.abs(flat).max(initial=0.0))
         if not largest <= LARGEST[dtype_]:
             raise TensorError(
-                f"{key}: reaches {largest:g}, {dtype_} ends at {LARGEST[dtype_]:g}", fix="use --dtype F32"
+                f"{key}: reaches {largest:g}, {dtype_} ends at {LARGEST[dtype_]:g}", fix='use `dtype="F32"`'
             )
         data = encode(flat, dtype_).data
         try:

@@ -1,4 +1,4 @@
-"""Factors of singular values, of Transformer² and SVF: W′ = c U diag(σ z) Vᵀ (spec, section 7.11)."""
+"""Read factors on singular values, of Transformer² and SVF: W′ = c U diag(σ z) Vᵀ (spec, section 7.11)."""
 
 from __future__ import annotations
 

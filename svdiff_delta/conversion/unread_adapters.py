@@ -1,4 +1,4 @@
-"""Adapters that are not read: of another method than LoRA and LyCORIS', or under names in another layout."""
+"""Refuse adapters that cannot be read: of other methods than LoRA's and LyCORIS', or in an unknown layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from svdiff_delta.format.foreign import adapter_in, beginning, method_of, module
 
 from .key_map import PREFIXES, Names
 
-MERGE: Final = "merge it with the program that made it, then --from full"
+MERGE: Final = 'merge it with the program that made it, then `from_="full"`'
 
 _DIFFUSERS: Final = re.compile(r"\.(lora_[AB](\.default)?\.weight|lora\.(up|down)\.weight|alpha)$")
 """Ends of keys that are read with dotted names of layers."""

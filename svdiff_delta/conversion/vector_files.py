@@ -1,4 +1,4 @@
-"""Safetensors files of vectors, one for each weight, as other programs keep shifts."""
+"""Read safetensors files of vectors, one for each weight, as other programs keep shifts."""
 
 from __future__ import annotations
 

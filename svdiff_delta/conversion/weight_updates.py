@@ -1,4 +1,4 @@
-"""The one form that all adapters are read into: an update of a single weight, whose ΔW is made when it is asked for."""
+"""Hold the update of a single weight, to which all adapters are read; its ΔW is made when it is asked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .lazy_tensors import Ref, Shape
 
 
 class Update(Protocol):
-    """What an adapter does to one weight."""
+    """The change that an adapter makes in one weight."""
 
     def check(self) -> None:
         """Raise TensorError unless its tensors fit each other, read from shapes alone."""

@@ -1,4 +1,4 @@
-"""What a dialect that adapters are written in says: where each weight stands, and what stands beside."""
+"""Define the target of an adapter writer: the key of each weight, and what stands beside the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .tensor_spool import Spool
 
 @dataclass(frozen=True)
 class Keys:
-    """Where the update of a weight stands.
+    """The keys under which the update of a weight is written.
 
     Attributes:
         up: (rows, r, 1, …).
@@ -105,7 +105,7 @@ class Target(ABC):
 
     @property
     def remark(self) -> str:
-        """What to know about the programs that read it; empty if nothing."""
+        """A remark on the programs that read the file; empty if there is none."""
         return ""
 
     def group(self, keys: Keys, name: str, parameter: Parameter, most: int) -> Keys | str:

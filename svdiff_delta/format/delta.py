@@ -202,5 +202,5 @@ def check_range(name: str, shift: NDArray[np.float64], dtype: StoredDtype) -> No
     largest = np.abs(shift).max(initial=0.0)
     if not largest <= LARGEST[dtype]:
         raise TensorError(
-            f"{name}: δ reaches {largest:g}, {dtype} ends at {LARGEST[dtype]:g}", fix="use a wider --dtype"
+            f"{name}: δ reaches {largest:g}, {dtype} ends at {LARGEST[dtype]:g}", fix="use a wider `dtype`"
         )

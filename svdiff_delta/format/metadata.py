@@ -1,4 +1,4 @@
-"""What a delta file says about itself: frozen dataclasses, and their way from and to JSON (spec, section 5)."""
+"""Hold the metadata of a delta file as frozen dataclasses, and read and write them as JSON (spec, section 5)."""
 
 from __future__ import annotations
 

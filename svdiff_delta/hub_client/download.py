@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from svdiff_delta.errors import HubError
+from svdiff_delta.errors import HubError, SlowError
 
 from .blobs import HASH, blob_name, is_sound, remove_linked
 from .errors import answered, client_errors, explain, is_unreachable
 from .reference import Reference, find_cached, is_commit, list_files
-from .watch import LARGEST_ANSWER, SlowError, watched
+from .watch import LARGEST_ANSWER, watched
 
 WEIGHTS: Final = "svdiff.safetensors"
 """The name that a delta has in a repository of its own."""

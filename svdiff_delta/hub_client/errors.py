@@ -1,4 +1,4 @@
-"""What the Hub and its library refuse, said in one line with what mends it."""
+"""Turn what the Hub and its library refuse into one line that says how to mend it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def guard_logs() -> None:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Tell whether the Hub did not answer, or could not: then what is in the local cache has to do."""
+    """Tell whether the Hub was not reached, so that the local cache has to do."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     status = _status(error)
@@ -56,12 +56,12 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def answered(error: BaseException) -> bool:
-    """Tell whether the Hub said something, if only that it cannot."""
+    """Tell whether the Hub answered, if only with an error."""
     return _status(error) is not None
 
 
 def explain(what: object, error: BaseException, *, sending: bool = False) -> HubError:
-    """Return one line for what the Hub's library says in many.
+    """Return an error in one line for an exception of the Hub's library, which takes many.
 
     Args:
         what: the reference or repository that was asked for.
@@ -88,7 +88,7 @@ def explain(what: object, error: BaseException, *, sending: bool = False) -> Hub
 
 
 def not_here(what: object) -> HubError:
-    """Return the error for what is neither in the local cache nor to be fetched."""
+    """Return the error for a reference that the local cache lacks and that cannot be fetched."""
     return HubError(
         f"{what}: there is no such file or folder, it is not in the local Hub cache, and the Hub was not reached",
         fix="go online without HF_HUB_OFFLINE, or name a local file or folder",

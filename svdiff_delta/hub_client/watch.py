@@ -1,4 +1,4 @@
-"""What an answer of the Hub may take: bytes are counted as they come, and a server that drips is given up.
+"""Limit what an answer of the Hub may take: count bytes as they come, and give up on a server that drips.
 
 The Hub's library has a limit of time for each single byte only, and believes what a server says of a file's size.
 """
@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from math import isfinite
 from typing import Any, Final
 
-from svdiff_delta.errors import HubError
+from svdiff_delta.errors import HubError, SlowError
 
 from .errors import client_errors, guard_logs
 
@@ -37,10 +37,6 @@ MOST_ANSWERS: Final = 100
 
 _XET: Final = "X-Xet-Hash"
 """The header by which the Hub's library leaves a download to another program, whose bytes nobody here can count."""
-
-
-class SlowError(HubError):
-    """The Hub answers, and too slowly to wait for."""
 
 
 _WATCH: ContextVar[_Watch | None] = ContextVar("svdiff_watch", default=None)

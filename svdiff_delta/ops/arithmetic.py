@@ -18,7 +18,7 @@ from svdiff_delta.selectors.match import match
 
 from .combine import Combined, combine_metadata, combine_parameters
 from .totals import Totals
-from .weights import Weight, as_factor, as_weight
+from .weights import Weight, WeightedDelta, as_factor, weigh
 
 PENDING: Final = 4
 """Inputs that may wait to be hashed while others are summed: what is held stays bounded however many there are."""
@@ -29,7 +29,7 @@ GEOMETRY: Final = "(16,down,1)-(8,down,0)"
 
 
 def add(
-    *deltas: Delta,
+    *deltas: WeightedDelta,
     weights: Sequence[float | Mapping[str, float] | Weight] | None = None,
     dtype: StoredDtype = "F32",
     sample_size: int | None = None,
@@ -37,20 +37,18 @@ def add(
     """Return Σ wᵢ δᵢ (Eq. 4; its ReLU belongs to materialization). A parameter that one input lacks counts as 0 there.
 
     Args:
-        deltas: at least one, all for the same base weights.
-        weights: one factor per delta, or a mapping from selectors to factors; all 1 if not given.
+        deltas: at least one, all for the same base weights; one that comes as a pair (delta, weight) has this weight.
+        weights: one factor per delta, or a mapping from selectors to factors; all 1 if not given. Weights in pairs are
+            the same, so they come in one of the two ways.
         dtype: stored dtype of the result.
         sample_size: the width of the latents that addresses in weights count from; what each file says if not given.
 
     Raises:
-        InputError: no delta, or weights that are not finite or not as many.
+        InputError: no delta, or weights that are not finite, not as many, or given in both ways.
         BaseMismatchError: two inputs disagree about a weight's fingerprint, kind or axis.
         TensorError: a sum is too large for `dtype`.
     """
-    factors = [as_weight(weight) for weight in ([1.0] * len(deltas) if weights is None else weights)]
-    if len(factors) != len(deltas):
-        raise InputError(f"{len(deltas)} deltas need as many weights, {len(factors)} were given")
-    return add_all(zip(deltas, factors, strict=True), dtype=dtype, sample_size=sample_size)
+    return add_all(weigh(deltas, weights), dtype=dtype, sample_size=sample_size)
 
 
 def add_all(

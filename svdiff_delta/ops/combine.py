@@ -1,4 +1,4 @@
-"""What the inputs of an operation have in common: parameters, and what they say of themselves (spec, 7.1 to 7.4)."""
+"""Combine the inputs of an operation: their parameters and their metadata (spec, sections 7.1 to 7.4)."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ DEEPEST: Final = 100
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of it.
+    """The result of replaying a lineage.
 
     Attributes:
         found: the files that were found by their hashes, by SHA-256.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any
 
 from svdiff_delta._util.json import JSON
 from svdiff_delta.errors import InputError
+from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.metadata import Metadata
 from svdiff_delta.selectors.match import match
 
@@ -55,12 +57,54 @@ class Weight:
         return {"default": self.default, "where": [[selector, factor] for selector, factor in self.where.items()]}
 
 
-def as_weight(value: float | Mapping[str, float] | Weight) -> Weight:
-    """Return a weight from a number, or from a mapping of selectors to numbers with 1 for what none names.
+Amount = float | Mapping[str, float] | Weight
+"""A weight as callers give it: a number, or a mapping of selectors to numbers with 1 for what none names."""
+
+WeightedDelta = Delta | tuple[Delta, Amount]
+"""An input of operations on several deltas: a delta, whose weight is 1, or a pair of a delta and its weight."""
+
+
+def weigh(inputs: Iterable[WeightedDelta], weights: Sequence[Amount] | None = None) -> list[tuple[Delta, Weight]]:
+    """Return every delta with its weight, in order.
+
+    Args:
+        inputs: deltas, or pairs of a delta and its weight.
+        weights: one for each delta, where they do not come in pairs.
 
     Raises:
-        InputError: it is not finite.
+        InputError: an input is neither, weights come in both ways, are not as many as the deltas, or no finite numbers.
     """
+    pairs = [_pair(item, number) for number, item in enumerate(inputs, 1)]
+    if weights is None:
+        return [(delta, as_weight(weight)) for delta, weight in pairs]
+    if any(weight is not None for _, weight in pairs):
+        raise InputError("weights come twice: in pairs with deltas, and as `weights`", fix="give them in one way")
+    factors = [as_weight(weight) for weight in weights]
+    if len(factors) != len(pairs):
+        raise InputError(f"{len(pairs)} deltas need as many weights, {len(factors)} were given")
+    return [(delta, factor) for (delta, _), factor in zip(pairs, factors, strict=True)]
+
+
+def _pair(item: Any, number: int) -> tuple[Delta, Any]:
+    """Return a delta and what is given as its weight, None if nothing is."""
+    if isinstance(item, Delta):
+        return item, None
+    if isinstance(item, tuple) and [isinstance(part, Delta) for part in item] == [True, False] and item[1] is not None:
+        return item
+    raise InputError(
+        f"input {number} is neither a delta nor a pair (delta, weight), but of type {type(item).__name__}",
+        fix="open files with `load`",
+    )
+
+
+def as_weight(value: Amount | None) -> Weight:
+    """Return a weight from what a caller gives, 1 where that is None.
+
+    Raises:
+        InputError: it is no number or not finite.
+    """
+    if value is None:
+        return Weight()
     if isinstance(value, Weight):
         return value
     if isinstance(value, Mapping):
@@ -69,8 +113,10 @@ def as_weight(value: float | Mapping[str, float] | Weight) -> Weight:
 
 
 def as_factor(value: float, what: str) -> float:
-    """Return a number in float64; raise InputError, calling it `what`, where float64 ends before it."""
+    """Return a number in float64; raise InputError, calling it `what`, if it is none or float64 ends before it."""
     try:
         return float(value)
     except OverflowError:
         raise InputError(f"{what}: the number is too large") from None
+    except (TypeError, ValueError):
+        raise InputError(f"{what}: must be a number, is of type {type(value).__name__}") from None

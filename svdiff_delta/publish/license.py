@@ -45,7 +45,7 @@ def licence_of_base(repository: str) -> Licence:
     Raises:
         InputError: it says none, or cannot be read.
     """
-    fix = "name one with --license"
+    fix = "name one with `license`"
     try:
         path = fetch(find(Reference(repository, None, CARD), largest=LARGEST_CARD))
         licence = licence_in(parse_card(path.read_text("utf-8-sig")).fields)

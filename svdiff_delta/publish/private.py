@@ -1,4 +1,4 @@
-"""What is private, and is not published: paths of somebody's machine, and access tokens. The one list of both."""
+"""Find what is private and must not be published: paths of somebody's machine, and access tokens."""
 
 from __future__ import annotations
 

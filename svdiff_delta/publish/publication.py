@@ -1,4 +1,4 @@
-"""What is published of a delta: the delta itself, pictures, a LoRA copy, and what its card says; checked."""
+"""Check what is published of a delta: the delta itself, pictures, a LoRA copy, and the facts on its card."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def publication(
         raise InputError(f"{base_model}: is not the name of a base on the Hub", fix="write it as owner/repo")
     if model is None:
         raise InputError(
-            "the delta does not say which repository its base came from", fix="name it with --base-model owner/repo"
+            "the delta does not say which repository its base came from", fix='name it with `base_model="owner/repo"`'
         )
     if model != EMBEDDED and "/" not in model:
         raise InputError(
             f"the delta calls its base {model!r}, which names no repository of an owner",
-            fix="name it with --base-model owner/repo",
+            fix='name it with `base_model="owner/repo"`',
         )
     trained = (metadata.training or {}).get("prompt")
     prompt = prompt or (trained if isinstance(trained, str) else None)
@@ -120,7 +120,7 @@ def _said(metadata: Metadata) -> list[object]:
 def _check_lora(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
-    fix = "name a file that `svdiff convert --to diffusers` wrote"
+    fix = 'name a file that `convert(..., to="diffusers")` wrote'
     if not path.is_file():
         raise InputError(f"{path}: there is no such file", fix=fix)
     try:

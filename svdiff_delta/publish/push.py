@@ -145,12 +145,12 @@ def _check_token(target: Reference) -> None:
 def _check_remote(target: Reference, remote: Remote, *, private: bool, create_pr: bool, overwrite: bool) -> None:
     if private and remote.exists and not remote.private:
         raise OutputError(
-            f"{target}: is public already", fix="make it private on its settings page, or push without --private"
+            f"{target}: is public already", fix="make it private on its settings page, or push without `private=True`"
         )
     if remote.foreign and not overwrite:
         raise OutputError(
             f"{target}: is a repository of something else, such as a model: it has {remote.foreign}",
-            fix="name another repository, or push there nevertheless with --force",
+            fix="name another repository, or push there nevertheless with `overwrite=True`",
         )
     if create_pr and not remote.exists:
         raise HubError(f"{target}: there is no such repository for a pull request", fix=f"check the name, and {LOGIN}")
@@ -170,7 +170,7 @@ def _licence(given: str | None, remote: Remote, delta: Delta, base: str | None) 
         return Licence(said.lower())
     if base is None:
         raise InputError(
-            "no licence is known: the base has no card on the Hub", fix="name one with --license, such as apache-2.0"
+            "no licence is known: the base has no card on the Hub", fix="name one with `license`, such as apache-2.0"
         )
     return licence_of_base(base)
 

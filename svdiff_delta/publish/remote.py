@@ -1,4 +1,4 @@
-"""What a repository on the Hub holds before something is pushed to it."""
+"""Look up the contents of a repository on the Hub before something is pushed to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shifted layers on live models: attach, swap, detach, measure (spec, section 6.6, in the forms that cost least)."""
+"""Attach deltas to live models: weigh, swap, measure and detach them (spec, section 6.6, in the cheapest forms)."""
 
 from __future__ import annotations
 

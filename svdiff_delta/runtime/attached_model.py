@@ -1,4 +1,4 @@
-"""What was put on a live model: where δ is written to, and how all of it is taken off again."""
+"""Write δ into the shifted layers of one live model, and take all of them off again."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Board:
 
     @property
     def live(self) -> bool:
-        """Whether layers compute with δ; else weights hold it."""
+        """True if layers compute with δ, False if the weights hold it."""
         return self._bank is not None
 
     def revive(self) -> None:

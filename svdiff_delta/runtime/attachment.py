@@ -1,4 +1,4 @@
-"""Putting deltas on a live model: everything is checked first, then every layer is changed, or none.
+"""Attach deltas to a live model: check everything first, then change every layer, or none.
 
 Layers are changed several at once: a product in new memory waits for that memory as long as it multiplies.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Literal
+from typing import Literal, cast
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.format.delta import Delta
+from svdiff_delta.ops.weights import WeightedDelta, weigh
 from svdiff_delta.svd.build import share_out
 from svdiff_delta.svd.cache import BasisCache
 
@@ -36,7 +37,7 @@ Mode = Literal["live", "fused"]
 
 def attach(
     target: object,
-    delta: Delta | Mapping[str, Delta],
+    delta: WeightedDelta | Mapping[str, WeightedDelta],
     *,
     name: str = "default",
     scale: float = 1.0,
@@ -55,7 +56,8 @@ def attach(
 
     Args:
         target: a diffusers pipeline, one of its models, or a transformers model.
-        delta: what to put on it: one delta, or several by name, which are all active with weight 1.
+        delta: what to put on it: one delta, or several by name, which are all active. One that comes as a pair
+            (delta, weight) has this weight, a number; the others have 1.
         name: what the handle calls a single delta.
         scale: factor on all δ.
         mode: "live" or "fused".
@@ -75,9 +77,10 @@ def attach(
         BaseMismatchError: a delta was made for another base.
         BaseError: a weight cannot be read or used.
         TensorError: a δ differs where the base's singular values are tied, or is too large.
-        InputError: there is no delta, the mode is unknown, or what is to be trained is fused or several.
+        InputError: there is no delta, a weight is no finite number, the mode is unknown, or what is to be trained is
+            fused or several.
     """
-    deltas = {name: delta} if isinstance(delta, Delta) else dict(delta)
+    deltas, weights = _weighed(delta, name)
     _check_arguments(deltas, mode, exact=exact, trainable=trainable)
     slots = {name.partition(".")[0] for delta in deltas.values() for name in delta}
     models, claim = components(target, slots), Claim()
@@ -92,7 +95,7 @@ def attach(
         checking = Check({slot: models[slot] for slot in sorted(slots)}, places) if check else None
         claim.checking = checking
         board = Board({slot: models[slot] for slot in sorted(slots)}, _sums(places), claim)
-        claim.handle = Handle(board, deltas, scale, locks[:-1])
+        claim.handle = Handle(board, deltas, scale, locks[:-1], weights)
         claim.settled = True
         return claim.handle
 
@@ -120,6 +123,21 @@ def handle_of(target: object) -> Handle:
     if len(handles) > 1:
         raise AttachError(f"{len(handles)} handles are on parts of this model", fix="ask for that of one component")
     return next(iter(handles.values()))
+
+
+def _weighed(
+    delta: WeightedDelta | Mapping[str, WeightedDelta], name: str
+) -> tuple[dict[str, Delta], dict[str, float]]:
+    """Return deltas and their weights by name."""
+    several = isinstance(delta, Mapping) and not isinstance(delta, Delta)
+    given = cast("Mapping[str, WeightedDelta]", delta if several else {name: delta})
+    pairs = dict(zip(given, weigh(given.values()), strict=True))
+    if selecting := next((key for key, (_, weight) in pairs.items() if weight.where), None):
+        raise InputError(
+            f"the weight of {selecting!r} has selectors: on a live model it is one number for all layers",
+            fix="attach what `add` makes of the delta and this weight",
+        )
+    return {key: one for key, (one, _) in pairs.items()}, {key: weight.default for key, (_, weight) in pairs.items()}
 
 
 def _sums(places: Mapping[str, Place]) -> Sums:

@@ -1,4 +1,4 @@
-"""What one `attach` has put on a model: its layers are marked before anything is done to them, and given back last.
+"""Hold all that one `attach` has put on a model: its layers are marked first and given back last.
 
 Everything is put on and taken off in steps that may be done again, so that whatever interrupts leaves a way on or back.
 """

@@ -1,4 +1,4 @@
-"""A weight that is not in memory while factors stand for it."""
+"""Replace a weight by a placeholder without memory while its factors stand for it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Dropped:
 
     @property
     def filled(self) -> bool:
-        """Whether the weight is there."""
+        """True if the weight is in memory."""
         return DROPPED not in self.module.__dict__
 
     def drop(self) -> None:

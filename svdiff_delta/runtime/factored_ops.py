@@ -1,4 +1,4 @@
-"""The two products that stand for a shifted weight, in every kind of layer: inner to K rows, outer to the output."""
+"""Split a layer of any kind into two products: an inner one to K rows, and an outer one to the layer's output."""
 
 from __future__ import annotations
 

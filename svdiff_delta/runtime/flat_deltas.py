@@ -1,4 +1,4 @@
-"""Deltas of one base as flat arrays, and their weighted sums in float64 (spec, sections 6.6 and 7.3)."""
+"""Keep deltas of one base as flat arrays, and sum them with weights in float64 (spec, sections 6.6 and 7.3)."""
 
 from __future__ import annotations
 

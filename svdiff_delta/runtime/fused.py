@@ -1,4 +1,4 @@
-"""Weights with ΔW in them: the model's own forward at its own cost, and the way back."""
+"""Fuse ΔW into the weights of a live model, which then runs at its own cost, and take it out again."""
 
 from __future__ import annotations
 

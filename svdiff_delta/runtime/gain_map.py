@@ -1,4 +1,4 @@
-"""How the gain of a shifted layer depends on δ, and the two products around it: Z form and additive form."""
+"""Map δ to the gain between the two products of a shifted layer, in the Z form or the additive form."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Response:
 
     @staticmethod
     def of_change(sigma: Tensor) -> Response:
-        """The gain is Δσ = max(δ, −σ) itself (spec, section 6.6)."""
+        """Return the gain Δσ = max(δ, −σ) (spec, section 6.6)."""
         return Response(-sigma, torch.zeros_like(sigma), torch.ones_like(sigma))
 
     @staticmethod
     def of_shift(size: int) -> Response:
-        """The gain is δ itself: norm weights are not clipped."""
+        """Return the gain δ itself: norm weights are not clipped."""
         zeros = torch.zeros(size, dtype=torch.float64)
         return Response(zeros - torch.inf, zeros, zeros + 1)
 
 
 class Form(NamedTuple):
-    """What stands for one matricized weight, or for its change: `columns @ (gain ⊙ (rows @ x))`.
+    """The two factors of one matricized weight, or of its change: `columns @ (gain ⊙ (rows @ x))`.
 
     Attributes:
         rows: (R, columns of the matrix) float32.

@@ -1,4 +1,4 @@
-"""The gains of all shifted layers of a model, calculated at once and handed out."""
+"""Compute the gains of all shifted layers of a model at once from one flat δ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .model_locks import writing
 
 
 class Bank:
-    """From one flat δ (D,) to the gains of all layers, one after the other (G,), in float64 and rounded once.
+    """The map from one flat δ (D,) to the gains of all layers in a row (G,), in float64 and rounded once.
 
     Args:
         sums: how δ is laid out.

@@ -1,4 +1,4 @@
-"""Deltas on a live model under names: weighted, swapped, shared out to samples, and taken off again bit for bit."""
+"""Control the deltas on a live model by name: weigh, swap, share out to samples, and detach bit for bit."""
 
 from __future__ import annotations
 
@@ -37,15 +37,23 @@ class Handle:
 
     Args:
         board: the shifted layers.
-        deltas: the deltas by name, all active with weight 1.
+        deltas: the deltas by name, all active.
         scale: factor on all.
         locks: the locks of the models.
+        weights: the weights by name; 1 for those that are not there.
     """
 
-    def __init__(self, board: Board, deltas: Mapping[str, Delta], scale: float, locks: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        board: Board,
+        deltas: Mapping[str, Delta],
+        scale: float,
+        locks: Sequence[Any],
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         self._board, self._sums, self._trained, self.locks = board, board.sums, board.trained, locks
         self._held: dict[str, Flat] = {name: self._sums.flatten(delta) for name, delta in deltas.items()}
-        self._active: dict[str, float] = dict.fromkeys(self._held, 1.0)
+        self._active: dict[str, float] = dict.fromkeys(self._held, 1.0) | dict(weights or {})
         self._scale, self._enabled = _finite(scale, "the scale"), True
         self._samples: list[dict[str, float]] = []
         self._buffer = np.empty(self._sums.size)
@@ -73,7 +81,7 @@ class Handle:
 
     @property
     def enabled(self) -> bool:
-        """Whether the active deltas are on."""
+        """True if the active deltas are turned on."""
         return self._enabled
 
     @property
@@ -97,7 +105,7 @@ class Handle:
 
     @exclusive
     def revive(self) -> None:
-        """From now on, let gradients bring back what is being trained and has fallen below −σ (projected gradient)."""
+        """Let gradients bring back, from now on, shifts in training that fell below −σ (projected gradient)."""
         self._board.revive()
 
     @exclusive

@@ -1,4 +1,4 @@
-"""Measuring the inputs of layers while a live model runs (spec, section 7.12)."""
+"""Measure the inputs of layers while a live model runs (spec, section 7.12)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of a layer's own forward with another weight, and what must be kept to repeat a call.
+"""Call a layer's own forward with another weight, and keep what a repeated call needs.
 
 Some forwards write: into attributes of their layer (features of the frames before), or into a tensor they are given.
 """

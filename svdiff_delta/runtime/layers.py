@@ -1,4 +1,4 @@
-"""The only shifted layers there are: two products in the Z or additive form, a whole weight, or a norm."""
+"""Compute the output of a shifted layer: by two products (Z or additive form), by a whole weight, or as a norm."""
 
 from __future__ import annotations
 

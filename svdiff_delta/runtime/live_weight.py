@@ -1,4 +1,4 @@
-"""The weight of a shifted layer as others read it: W + ΔW, put together by the operation that needs it.
+"""Show others the weight W + ΔW of a shifted layer, computed by the operation that reads it.
 
 A forward may read a layer's weight without calling the layer: attention pools hand it to one function for all heads,
 gated convolutions of language models to a kernel of their own. What they read must have the layer's δ in it.

@@ -1,4 +1,4 @@
-"""Memory of weights, given back once they are dropped."""
+"""Return the memory of dropped weights to the system."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SLACK: Final = 1 << 28
 
 
 def give_back() -> None:
-    """Let the system have the pages of weights that were dropped; glibc keeps up to a tenth of a model otherwise.
+    """Give the pages of dropped weights back to the system; glibc keeps up to a tenth of a model otherwise.
 
     Other C libraries do it by themselves, or have no call for it.
     """
@@ -29,7 +29,7 @@ def _trim() -> Any:
 
 
 class Trim:
-    """Gives memory back now and then while weights are replaced, or half of them would be there twice for a while."""
+    """A counter that gives memory back while weights are replaced, or half of them would be there twice for a while."""
 
     def __init__(self) -> None:
         self._waiting = 0

@@ -1,4 +1,4 @@
-"""How a live model is changed: by one thread at a time, and into ordinary tensors."""
+"""Change a live model from one thread at a time, and with ordinary tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOCKS: Final[WeakKeyDictionary[nn.Module, Any]] = WeakKeyDictionary()
 
 
 class Locked(Protocol):
-    """What changes models that have locks."""
+    """An object that changes models and holds their locks."""
 
     @property
     def locks(self) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""Finding things on live models: their components, and their layers."""
+"""Find the components of a pipeline, and the layers in them."""
 
 from __future__ import annotations
 

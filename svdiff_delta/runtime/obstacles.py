@@ -1,4 +1,4 @@
-"""What stands in the way of a live δ on a layer: quantized weights, and projections that were fused."""
+"""Refuse layers that cannot take a live δ: quantized weights, and projections that were fused."""
 
 from __future__ import annotations
 
@@ -135,10 +135,10 @@ class FusionGuard:
         )
 
     def check(self, *, force: bool = False) -> None:
-        """Nothing can come between."""
+        """Accept every state: a guard holds no weight that others could have changed."""
 
     def read(self) -> None:
-        """Nothing is needed."""
+        """Read nothing: a guard needs no values to be taken off."""
 
     def restore(self) -> None:
         """Let projections be fused again, once none has a delta on it."""
@@ -176,10 +176,10 @@ class LoadGuard:
         getattr(type(self._module), LOAD)(self._module, state, prefix, *rest)
 
     def check(self, *, force: bool = False) -> None:
-        """Nothing can come between."""
+        """Accept every state: a guard holds no weight that others could have changed."""
 
     def read(self) -> None:
-        """Nothing is needed."""
+        """Read nothing: a guard needs no values to be taken off."""
 
     def restore(self) -> None:
         """Let weights be loaded again."""

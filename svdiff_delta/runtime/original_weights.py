@@ -1,4 +1,4 @@
-"""Where live weights came from: the files of models that were cast or offloaded, and what still stands in memory."""
+"""Find the original values of live weights: in the model's files if it was cast or offloaded, else in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a layer's own forward is: on its class, or wherever hooks of accelerate and diffusers have put it aside."""
+"""Find a layer's own forward: on its class, or where hooks of accelerate and diffusers have put it aside."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ForwardPlace:
 
     @property
     def held(self) -> Any:
-        """What is there; None if the class's own forward counts."""
+        """The forward in this place; None if the class's own forward counts."""
         return self.owner.__dict__.get(self.attribute)
 
     def put(self, forward: MethodType) -> None:

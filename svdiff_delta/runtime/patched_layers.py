@@ -1,4 +1,4 @@
-"""Shifted layers put in and taken out again: their forward, their dropped weight, and what a move does to them."""
+"""Put shifted layers into a model and take them out: their forward, their dropped weight, moves between devices."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LiveSite:
 
     @property
     def shift(self) -> Shift:
-        """What computes the layer's output."""
+        """The module that computes the layer's output."""
         return cast("Shift", self.module._modules[SLOT])
 
     def put(self) -> None:

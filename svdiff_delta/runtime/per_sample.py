@@ -1,4 +1,4 @@
-"""Batches in which every sample has a δ of its own: gains row by row, and whether a batch can be shared out."""
+"""Give each sample of a batch its own δ: gains row by row, and a check that a batch can be shared out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from svdiff_delta.errors import InputError
 
 
 class Batch:
-    """How the batch of one model is shared out to deltas while it runs.
+    """The deltas of each sample in a batch, while one model runs.
 
     A batch is the list of deltas, once or several times over, as diffusers doubles it for classifier-free guidance.
 

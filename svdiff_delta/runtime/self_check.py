@@ -1,4 +1,4 @@
-"""One forward in which every shifted layer is compared with W + ΔW, put together as `bake` does it."""
+"""Compare every shifted layer in one forward with W + ΔW, put together as `bake` does it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHOWN: Final = 3
 
 
 class Check:
-    """What one forward of each model must show. It ends, for a model, with the first forward that shows it.
+    """A check that the next forward of each model must pass; it ends with the first forward that passes.
 
     Args:
         models: the models by component.

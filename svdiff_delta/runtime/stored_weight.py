@@ -1,4 +1,4 @@
-"""A weight in a base's file as it was when a delta was put on: what is read later is that weight, or an AttachError."""
+"""Read a weight of a base's file later, and raise AttachError if the file has changed since a delta was attached."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROW: Final = 1 << 10
 
 
 class _Where(NamedTuple):
-    """Where a weight stands in its file, and what the file was like then; `seen` is None where that does not tell."""
+    """The place of a weight in its file, and the file's state at that time; `seen` is None where that does not tell."""
 
     data: int
     entry: Entry

@@ -1,4 +1,4 @@
-"""Where deltas go on a live model: every layer found, its class and values checked, before anything is touched."""
+"""Find the layer of a live model for every shifted parameter, and check its class and values before any change."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Place:
 
     @property
     def offloaded(self) -> bool:
-        """Whether the weight is brought in only while the layer computes."""
+        """True if the weight is in memory only while the layer computes."""
         return weight_of(self.module).device.type == "meta"
 
     def live(self) -> Tensor:
@@ -184,7 +184,7 @@ def _identify(weights: Base | LiveWeights, name: str, deltas: Mapping[str, Delta
 def _readers(
     name: str, module: nn.Module, base: Base | None
 ) -> tuple[Callable[[], Tensor], Callable[[Tensor], Tensor]]:
-    """Return what reads a weight as it was stored, and what makes of that the live model's.
+    """Return the function that reads a weight as it was stored, and the one that casts it as the live model does.
 
     Raises:
         AttachError: the live weight is not the file's.

@@ -63,7 +63,7 @@ def _match_one(
         if sample_size is None:
             raise SelectionError(
                 f"{selector}: the file does not say how wide the latents are that addresses count from",
-                fix="give --sample-size (64 for SD 1.5, 128 for SDXL)",
+                fix="give `sample_size` (64 for SD 1.5, 128 for SDXL)",
             )
         found = select_addresses(shapes, selector, sample_size, layout)
     elif any(char in selector for char in "*?["):
@@ -75,6 +75,6 @@ def _match_one(
         )
     if not found:
         raise SelectionError(
-            f"{selector!r}: matches none of the {len(shapes)} parameters here", fix="see `svdiff info --layers`"
+            f"{selector!r}: matches none of the {len(shapes)} parameters here", fix="see `list(delta)`"
         )
     return found

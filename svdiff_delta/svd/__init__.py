@@ -1,1 +1,1 @@
-"""Decompositions of a base's weights: fingerprints, singular vectors, their cache, projections (spec, section 6)."""
+"""Decompose a base's weights: fingerprints, singular vectors, their cache, projections (spec, section 6)."""

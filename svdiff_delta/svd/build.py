@@ -1,4 +1,4 @@
-"""All the bases of a base at once, and δ = 0 for it: where training starts."""
+"""Compute all decompositions of a base at once, and make a delta of zeros for it, where training starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The on-disk cache of bases: one entry per fingerprint, shared by all models that share a weight."""
+"""Cache decompositions on disk: one entry per fingerprint, for all models that share a weight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One entry of the basis cache as a file (spec, section 10)."""
+"""Write and read one entry of the cache of decompositions as a file (spec, section 10)."""
 
 from __future__ import annotations
 

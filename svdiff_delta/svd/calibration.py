@@ -1,4 +1,4 @@
-"""δ from the change of a weight and the inputs that its layer meets (spec, section 7.12)."""
+"""Compute δ from the change of a weight and the inputs that its layer meets (spec, section 7.12)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Moments:
-    """What of a layer's inputs x the best δ depends on: sums over all of them, in float64.
+    """The sums over a layer's inputs x on which the best δ depends, in float64.
 
     Attributes:
         cross: Σ(uᵢᵀΔWx)(vᵢᵀx), (K,).
@@ -74,7 +74,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the inputs of layers are measured.
+    """A measurement of the inputs of layers.
 
     Attributes:
         collect: runs the base, and returns the moments of layers by parameter name; layers that it cannot measure, or

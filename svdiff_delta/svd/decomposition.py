@@ -1,4 +1,4 @@
-"""The basis of a rounded weight: decompose it, and put δ back into the weight (spec, sections 6.3 to 6.6)."""
+"""Decompose a rounded weight, and put δ back into the weight (spec, sections 6.3 to 6.6)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Basis:
 
     @property
     def split(self) -> tuple[int, int]:
-        """Where the tail starts and where it ends (and the null part starts)."""
+        """The indices at which the tail and the null part start."""
         stop = self.sigma.numel() - self.null
         return stop - self.tail.shape[0], stop
 

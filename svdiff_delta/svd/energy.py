@@ -1,4 +1,4 @@
-"""Shares of a change that δ carries over: of its norm, and of what it adds to a layer's output (spec, 7.8, 7.12)."""
+"""Measure the share of a change that δ carries over, of its norm and of a layer's output (spec, 7.8, 7.12)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import fsum
 
 @dataclass(frozen=True)
 class Energy:
-    """How much of the change of a weight is carried over (spec, section 7.8).
+    """The energy of a weight's change, and the part of it that is carried over (spec, section 7.8).
 
     Attributes:
         whole: ‖ΔW‖², the squared Frobenius norm of what came in.
@@ -27,7 +27,7 @@ class Energy:
 
 @dataclass(frozen=True)
 class OutputEnergy:
-    """How much of what a change adds to the output of its layer is carried over (spec, section 7.12).
+    """The energy that a change adds to its layer's output, and the part that is carried over (spec, section 7.12).
 
     A share is `1 − Σ‖ΔWx − U diag(Δσ) Vᵀx‖² / Σ‖ΔWx‖²` over the inputs x; it may be negative.
 

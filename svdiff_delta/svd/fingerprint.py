@@ -1,4 +1,4 @@
-"""Which weight a δ is for: the basis dtype, rounding to it, and the fingerprint (spec, sections 6.1 and 6.2).
+"""Fingerprint a weight: choose its basis dtype, round the weight to it, and hash it (spec, sections 6.1 and 6.2).
 
 A weight is gone through in pieces that stay in the processor's cache, and hashed in its own format where it can be, so
 that to identify it costs little more than SHA-256 over its bytes.

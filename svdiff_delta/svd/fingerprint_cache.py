@@ -1,4 +1,4 @@
-"""The memory of fingerprints: a weight file that has not changed is not hashed again.
+"""Remember fingerprints, so that a weight file that has not changed is not hashed again.
 
 Each weight file has one JSON document under `home() / "fingerprints"`. It is found by a hash of the file's path, and
 holds for the state and the sample of the file that stand in it. A blob of a Hub cache is found by its name, which is a
@@ -42,7 +42,7 @@ _FINGERPRINT: Final = re.compile(r"[A-Za-z0-9_-]{22}")
 
 
 class Known(NamedTuple):
-    """What is remembered of a weight: its basis dtype, its fingerprint when rounded to that, and its shape."""
+    """The remembered facts of a weight: its basis dtype, its fingerprint when rounded to that, and its shape."""
 
     dtype: Dtype
     fingerprint: str

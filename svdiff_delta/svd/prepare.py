@@ -1,4 +1,4 @@
-"""A base's weights made ready for δ: identified, with their basis; and checked against a delta."""
+"""Prepare a base's weights for δ: fingerprint them, get their decompositions, and check them against a delta."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""δ from the change of a weight: its projection on the base's singular vectors (spec, sections 7.8 and 7.11)."""
+"""Project the change of a weight on the base's singular vectors, which gives δ (spec, sections 7.8 and 7.11)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a base is the one a delta was made for: all parameters at once, and which revision would be."""
+"""Verify that a base is the one a delta was made for, and find the revision that is, if this one is not."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class Report:
             raise OutputError(f"{self.table}: could not be read ({error.strerror})") from None
         if begin != HEAD.encode():
             raise InputError(
-                f"{self.table}: is not the table of a report", fix="name another file for the report with --report"
+                f"{self.table}: is not the table of a report", fix="name another file for the report with `report`"
             )
 
     def read(self) -> int:
@@ -146,7 +146,7 @@ class Report:
             fields = self._parse(number, line)
             self.lines[fields["key"]] = fields
         if raw and not end and not raw.startswith(b"{"):
-            raise InputError(f"{self.path}: is not a report", fix="name another file with --report")
+            raise InputError(f"{self.path}: is not a report", fix="name another file with `report`")
         return end
 
     def _parse(self, number: int, line: bytes) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class Report:
         except (InputError, MetadataError) as error:
             reason = error.message.removeprefix(where).lstrip(": ")
             raise InputError(
-                f"{where}: {reason}, so this is not a report", fix="name another file with --report"
+                f"{where}: {reason}, so this is not a report", fix="name another file with `report`"
             ) from None
         return fields
 

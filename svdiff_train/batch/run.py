@@ -48,7 +48,7 @@ def run_manifest(
         OutputError: the report cannot be written.
     """
     if jobs < 1:
-        raise InputError(f"there must be at least 1 process, not {jobs}", fix="give --jobs 1")
+        raise InputError(f"there must be at least 1 process, not {jobs}", fix="give `jobs=1`")
     rows = read_manifest(path)
     place = report or path.with_name(f"{path.stem}.report.jsonl")
     lines = Report(place)
@@ -58,7 +58,7 @@ def run_manifest(
     if taken.meet(lines.path) or taken.meet(lines.table) or lines.path == lines.table:
         raise InputError(
             f"{place}: the report or its table would be the manifest, an output or one another",
-            fix="give another --report, such as all.report.jsonl",
+            fix="give another `report`, such as all.report.jsonl",
         )
     if dry_run:
         lines.read()
@@ -104,5 +104,5 @@ def convert_task(row: Row, overwrite: bool, before: Mapping[str, Any] | None) ->
 
 
 def _died(row: Row) -> Result:
-    why = "its process died, as it does when memory ends: use fewer --jobs"
+    why = "its process died, as it does when memory ends: use fewer `jobs`"
     return Result(key=row.key, row=row.described(), status="failed", error=why)

@@ -1,4 +1,4 @@
-"""What a path to calibrate on means: a file of prompts, a folder of pictures, or texts for a language model."""
+"""Choose the kind of calibration for a path: a file of prompts, a folder of pictures, or texts for a language model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every step sees: pictures, noise and timesteps, drawn from hash(seed, step, sample)."""
+"""Draw the batch of every step: pictures, noise and timesteps, from hash(seed, step, sample)."""
 
 from __future__ import annotations
 

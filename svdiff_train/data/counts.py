@@ -1,4 +1,4 @@
-"""What was found in a folder, counted: for a line on the terminal, and for machines."""
+"""Count the pictures that a folder gave, for a line on the terminal and for machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a picture is cut: at its centre, or where a repeatable draw says."""
+"""Cut a picture at its centre, or at a repeatable random place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether pictures are like what a base has seen: how well its autoencoder brings them back."""
+"""Measure how familiar pictures are to a base: how well its autoencoder brings them back."""
 
 from __future__ import annotations
 

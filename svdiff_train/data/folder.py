@@ -108,5 +108,5 @@ def _refusal(folder: Path, skipped: Mapping[str, InputError], *, every: bool, op
         return InputError(first.message, fix=first.fix)
     others = [*skipped][1:]
     also = f" (and {', '.join(others[: SHOWN - 1])}{', …' if len(others) >= SHOWN else ''})" if others else ""
-    without = ", or go on without (--skip-bad)" if optional else ""
+    without = ", or go on without (`skip_bad=True`)" if optional else ""
     return InputError(f"{first.message}{also}", fix=f"{first.fix}{without}")

@@ -64,7 +64,7 @@ def open_pictures(
         if token is not None and picture.caption is not None and token not in picture.caption.split():
             raise InputError(
                 f"{picture.path}: its caption {picture.caption!r} does not have the token {token!r}",
-                fix="put it into the caption, or name another with --token",
+                fix="put it into the caption, or name another with `token`",
             )
     square = (resolution, resolution)
     sizes = (

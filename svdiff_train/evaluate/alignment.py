@@ -1,4 +1,4 @@
-"""How well pictures follow their prompts, and how much they look like reference pictures (paper, Fig. 9b)."""
+"""Score how well pictures follow their prompts, and how much they look like reference pictures (paper, Fig. 9b)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ _SPELT_AGAINST_SOUND = {"hourglass": "an ", "unicorn": "a "}
 
 
 def article(phrase: str, name: str) -> str:
-    """The phrase with "a", "an" or nothing before it, by its first letter and the subject's name."""
+    """Return the phrase with "a", "an" or nothing before it, by its first letter and the subject's name."""
     if name in PLURAL:
         return phrase
     first = phrase.split()[0]

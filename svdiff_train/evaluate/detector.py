@@ -1,4 +1,4 @@
-"""Which of several subjects each part of a picture shows."""
+"""Detect which of several subjects each part of a picture shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of pictures, and the answers, picture by picture and on the average."""
+"""Score pictures one by one and on the average."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Scores:
         return mean_interval(self.text)
 
     def image_mean(self, measure: str) -> Interval:
-        """Mean image alignment by a measure."""
+        """Return the mean image alignment by a measure."""
         return mean_interval(self.image[measure])
 
     def shares(self) -> dict[str, Interval]:

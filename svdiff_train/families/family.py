@@ -1,4 +1,4 @@
-"""What training must know about a model family: the protocol."""
+"""Define the protocol of a model family: what training must know about one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What families share: an autoencoder's latents, and the noise process of flow matching."""
+"""Share what several families need: an autoencoder's latents, and the noise process of flow matching."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training loop asks of a way to fine-tune: what is trained, and what comes out."""
+"""Define the protocol of a fine-tuning method: what is trained, and what comes out."""
 
 from __future__ import annotations
 

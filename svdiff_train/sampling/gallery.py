@@ -1,4 +1,4 @@
-"""Many pictures in rows and columns: what to paint, the labelled sheet of it, and what each picture says of itself."""
+"""Paint many pictures in rows and columns, on a labelled sheet, each with the facts of how it was painted."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import Progress
 from svdiff_delta.svd.projection import check_same_weight
 
-ASK: Final = "name the folder of a tuned model, or make a delta of it with `svdiff convert --from`"
+ASK: Final = "name the folder of a tuned model, or make a delta of it with `convert(..., from_=...)`"
 """The mend where nothing tells what a file is."""
 
 

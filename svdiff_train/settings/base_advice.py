@@ -1,4 +1,4 @@
-"""What a base says of itself to those who train on it: the block `svdiff` at the head of its model card."""
+"""Read a base's advice to those who train on it: the block `svdiff` at the head of its model card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How prompts of Cut-Mix samples are worded: a noun phrase of each concept, put into a template (section 3.3)."""
+"""Word the prompts of Cut-Mix samples: a noun phrase of each concept, put into a template (section 3.3)."""
 
 from __future__ import annotations
 

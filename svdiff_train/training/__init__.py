@@ -1,1 +1,1 @@
-"""What happens while a run trains: set-up, the loop, each step, its losses, checkpoints and signals."""
+"""Run a training: set-up, the loop, each step, its losses, checkpoints and signals."""

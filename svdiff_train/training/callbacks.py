@@ -1,4 +1,4 @@
-"""Whom a run tells how far it is, and what of."""
+"""Report the progress of a run to whoever watches it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from svdiff_delta.svd.prepare import Progress
 
 @dataclass(frozen=True)
 class Report:
-    """What is known after a step.
+    """The progress of a run after a step.
 
     Attributes:
         step: steps done.
@@ -35,7 +35,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Watch:
-    """Whom to tell: about bases, class pictures, and steps."""
+    """The functions that a run calls: about bases, class pictures and steps, and with remarks."""
 
     basis: Progress | None = None
     class_images: Progress | None = None

@@ -1,4 +1,4 @@
-"""Where a run stands, as a file: what is trained, the optimizer's memory, the step; newest few kept, never pickled."""
+"""Save the state of a run: what is trained, the optimizer's memory, the step; newest few kept, never pickled."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def restore(state: State, path: Path, parameters: Mapping[str, nn.Parameter], op
     found = {key: value.shape for key, value in state.tensors.items() if key.startswith("value/")}
     if wanted != found:
         odd = sorted(set(wanted.items()) ^ set(found.items()))[0][0].removeprefix("value/")
-        raise TrainError(f"{path}: {odd} is not what this run trains", fix="start anew, without --resume")
+        raise TrainError(f"{path}: {odd} is not what this run trains", fix="start anew, without `resume=True`")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state.tensors[f"value/{name}"])
@@ -149,7 +149,7 @@ def check_same(state: State, path: Path, facts: Mapping[str, Any]) -> None:
     if facts.get("steps", state.step) < state.step:
         raise TrainError(
             f"{path}: has {state.step} steps behind it, more than the run's {facts['steps']}",
-            fix=f"set steps to {state.step} or more, or start anew without --resume",
+            fix=f"set steps to {state.step} or more, or start anew without `resume=True`",
         )
 
 
@@ -172,4 +172,4 @@ def _mend(differing: Sequence[str], before: Mapping[str, Any]) -> str:
     if HORIZON in differing:
         ways.append(f"schedule_steps {before[HORIZON]}, for no more steps than that")
     said = ways[0] if len(ways) == 1 else f"{ways[0]} ({'; '.join(ways[1:])})"
-    return f"{said}, or start anew without --resume"
+    return f"{said}, or start anew without `resume=True`"

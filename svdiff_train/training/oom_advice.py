@@ -1,4 +1,4 @@
-"""Where memory is not enough: which settings to lower."""
+"""Name the settings to lower when memory is not enough."""
 
 from __future__ import annotations
 

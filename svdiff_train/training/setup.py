@@ -1,4 +1,4 @@
-"""What a run starts from: the live model's family, checked pictures of every concept, and what draws from them."""
+"""Prepare a run: the live model's family, checked pictures of every concept, and what draws from them."""
 
 from __future__ import annotations
 

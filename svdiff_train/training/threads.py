@@ -1,4 +1,4 @@
-"""How this process computes while it trains a base or measures: its threads, and what it does with tiny numbers."""
+"""Set the threads of this process while it trains a base or measures, and how it treats tiny numbers."""
 
 from __future__ import annotations
 

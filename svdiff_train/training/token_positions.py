@@ -1,4 +1,4 @@
-"""Where a word stands among the tokens that text encoders read."""
+"""Find a word among the tokens that text encoders read."""
 
 from __future__ import annotations
 

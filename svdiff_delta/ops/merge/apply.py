@@ -14,14 +14,14 @@ from svdiff_delta.format.lineage import Record
 from svdiff_delta.format.parameter import Parameter, free_index
 from svdiff_delta.ops.combine import combine_metadata, combine_parameters
 from svdiff_delta.ops.totals import Totals
-from svdiff_delta.ops.weights import Weight, as_weight
+from svdiff_delta.ops.weights import Amount, Weight, WeightedDelta, weigh
 
 from .method import Coordinates, Method, Options, uniform
 from .methods import METHODS
 
 
 def merge(
-    deltas: Sequence[Delta],
+    deltas: Sequence[WeightedDelta],
     *,
     method: str = "linear",
     weights: Sequence[float | Mapping[str, float] | Weight] | None = None,
@@ -36,9 +36,10 @@ def merge(
     Where a method picks coordinates, a tied run is one coordinate and null singular values are none.
 
     Args:
-        deltas: the inputs, in order.
+        deltas: the inputs, in order; one that comes as a pair (delta, weight) has this weight.
         method: a name of `METHODS`.
-        weights: one per input, a number or a mapping from selectors to numbers; all 1 if not given.
+        weights: one per input, a number or a mapping from selectors to numbers; all 1 if not given. Weights in pairs
+            are the same, so they come in one of the two ways.
         density: the share of coordinates that is kept (ties, dare_linear, dare_ties, magnitude).
         alpha: the share of the first of two inputs (slerp).
         seed: of random draws (dare_linear, dare_ties).
@@ -55,21 +56,22 @@ def merge(
         raise InputError(f"{method!r}: no such merge method", fix=f"known are {', '.join(METHODS)}")
     chosen = METHODS[method]
     options = _options(method, chosen, Options(density=density, alpha=alpha, seed=seed))
-    factors = _weights(method, chosen, deltas, weights)
-    parameters = combine_parameters(deltas)
-    by_name = [weight.by_name(delta.metadata, sample_size) for weight, delta in zip(factors, deltas, strict=True)]
+    pairs = _inputs(method, chosen, deltas, weights)
+    inputs = [delta for delta, _ in pairs]
+    parameters = combine_parameters(inputs)
+    by_name = [weight.by_name(delta.metadata, sample_size) for delta, weight in pairs]
     totals = Totals(parameters)
     for name, parameter in parameters.items():
         own = [factor.get(name, 0.0) for factor in by_name]
-        totals[name] = _merge_one(name, parameter, deltas, own, chosen, options)
+        totals[name] = _merge_one(name, parameter, inputs, own, chosen, options)
     arguments = {"method": method, **{key: value for key, value in asdict(options).items() if value is not None}}
     if dtype != "F32":
         arguments["dtype"] = dtype
     if sample_size is not None:
         arguments["sample_size"] = sample_size
     if chosen.weighted:
-        arguments["weights"] = [weight.record() for weight in factors]
-    return totals.result(combine_metadata(deltas, parameters, Record("merge", arguments)), dtype)
+        arguments["weights"] = [weight.record() for _, weight in pairs]
+    return totals.result(combine_metadata(inputs, parameters, Record("merge", arguments)), dtype)
 
 
 def _options(name: str, method: Method, given: Options) -> Options:
@@ -85,23 +87,16 @@ def _options(name: str, method: Method, given: Options) -> Options:
     return Options(**values)
 
 
-def _weights(
-    name: str,
-    method: Method,
-    deltas: Sequence[Delta],
-    weights: Sequence[float | Mapping[str, float] | Weight] | None,
-) -> list[Weight]:
+def _inputs(
+    name: str, method: Method, deltas: Sequence[WeightedDelta], weights: Sequence[Amount] | None
+) -> list[tuple[Delta, Weight]]:
     if not deltas:
         raise InputError("there is nothing to merge", fix="give at least one delta")
     if method.inputs is not None and len(deltas) != method.inputs:
         raise InputError(f"{name} takes {method.inputs} deltas, {len(deltas)} were given")
-    if weights is None:
-        return [Weight()] * len(deltas)
-    if not method.weighted:
+    if not method.weighted and (weights is not None or any(isinstance(item, tuple) for item in deltas)):
         raise InputError(f"{name} takes no weights", fix="use alpha")
-    if len(weights) != len(deltas):
-        raise InputError(f"{len(deltas)} deltas need as many weights, {len(weights)} were given")
-    return [as_weight(weight) for weight in weights]
+    return weigh(deltas, weights)
 
 
 def _merge_one(

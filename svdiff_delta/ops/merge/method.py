@@ -1,4 +1,4 @@
-"""What a merge method is, what it may be told, and how it draws."""
+"""Define a merge method, its options, and its random draws."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from transformers import AutoModel
 
 from svdiff_delta import Delta, add, bake, load, open_base, save, scale, select, zero_delta
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.errors import BaseMismatchError, TensorError
+from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, SelectionError, TensorError
 from svdiff_delta.format.dtypes import Dtype
 from svdiff_train.tiny import base_path, open_tiny
 
@@ -100,6 +101,35 @@ def test_weights_of_deltas_are_factors_on_them(minilm: Base, delta: Delta, tmp_p
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
+def test_weights_may_differ_by_parameter(minilm: Base, delta: Delta, tmp_path: Path) -> None:
+    norms = {"model.encoder.layer.0.*LayerNorm*": 0.5}
+    bake(minilm, [(delta, norms)], tmp_path / "a")
+    bake(minilm, [add((delta, norms))], tmp_path / "b")
+    bake(minilm, [delta], tmp_path / "whole")
+    assert tree(tmp_path / "a") == tree(tmp_path / "b") != tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "match"),
+    [
+        (float("nan"), InputError, "^weights must be finite numbers$"),
+        ({"model.nothing*": 2.0}, SelectionError, "matches none"),
+        ("much", InputError, "^a weight: must be a number, is of type str$"),
+    ],
+)
+def test_a_weight_that_cannot_be_is_refused(
+    minilm: Base, delta: Delta, tmp_path: Path, weight: Any, error: type[DeltaError], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        bake(minilm, [delta, (delta, weight)], tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_delta_without_a_list_around_it_is_refused(minilm: Base, delta: Delta, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^input 1 is neither a delta nor a pair"):
+        bake(minilm, delta, tmp_path / "out")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
 def test_a_given_dtype_is_rounded_to_once(minilm: Base, delta: Delta, tmp_path: Path, dtype: str) -> None:
     bake(minilm, [delta], tmp_path / "wide")
@@ -177,6 +207,7 @@ from svdiff_delta import load, open_base
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import fit
 from pathlib import Path
+from typing import Any
 base, path, cache, out = open_base(sys.argv[1], component="model"), sys.argv[2], sys.argv[3], sys.argv[4]
 delta = load(path)
 cache = BasisCache(Path(cache))

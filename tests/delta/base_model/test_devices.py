@@ -52,5 +52,5 @@ def test_a_device_is_found_by_its_name() -> None:
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(InputError, match=r"^cuda:99: there is no such device here \(.*: use --device cpu$"):
+    with pytest.raises(InputError, match=r"^cuda:99: there is no such device here \(.*: use `device=.cpu.`$"):
         find_device("cuda:99")

@@ -144,16 +144,16 @@ def test_the_remark_and_the_error_have_the_report_s_figure_norms_included(tiny: 
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({}, "kohya: nothing says the rank: give --rank, such as 32, or --energy"),
-        ({"rank": 0}, "--rank must be at least 1, is 0"),
-        ({"energy": 0.0}, r"--energy must be within \(0, 1\], is 0.0"),
-        ({"energy": 1.1}, r"--energy must be within \(0, 1\]"),
-        ({"energy": float("nan")}, r"--energy must be within \(0, 1\]"),
-        ({"energy": 0.5, "max_rank": 0}, "--max-rank must be at least 1, is 0"),
-        ({"rank": 1, "energy": 0.5}, "--rank and --energy contradict each other"),
-        ({"max_rank": 5}, "--max-rank says nothing without --energy"),
-        ({"rank": 1, "dtype": "I8"}, "kohya: cannot be stored as I8, as deltas can: use --dtype F32, F16, BF16"),
-        ({"rank": 1, "min_energy": 0.99}, "is retained, less than the least share of 99.00%: give a higher --rank"),
+        ({}, "kohya: nothing says the rank: give `rank`, such as 32, or `energy`"),
+        ({"rank": 0}, "`rank` must be at least 1, is 0"),
+        ({"energy": 0.0}, r"`energy` must be within \(0, 1\], is 0.0"),
+        ({"energy": 1.1}, r"`energy` must be within \(0, 1\]"),
+        ({"energy": float("nan")}, r"`energy` must be within \(0, 1\]"),
+        ({"energy": 0.5, "max_rank": 0}, "`max_rank` must be at least 1, is 0"),
+        ({"rank": 1, "energy": 0.5}, "`rank` and `energy` contradict each other"),
+        ({"max_rank": 5}, "`max_rank` says nothing without `energy`"),
+        ({"rank": 1, "dtype": "I8"}, "kohya: cannot be stored as I8, as deltas can: use `dtype=.F32.` or"),
+        ({"rank": 1, "min_energy": 0.99}, "is retained, less than the least share of 99.00%: give a higher `rank`"),
     ],
 )
 def test_arguments_that_cannot_work(
@@ -171,7 +171,7 @@ def test_a_delta_of_zeros_has_nothing_to_write(base: Base) -> None:
 
 def test_a_value_beyond_the_format_is_refused_and_nothing_is_written(base: Base, tmp_path: Path) -> None:
     before = listing(tmp_path)
-    with pytest.raises(TensorError, match=r"lora_B\.weight: reaches .*, F16 ends at 65504: use --dtype F32"):
+    with pytest.raises(TensorError, match=r"lora_B\.weight: reaches .*, F16 ends at 65504: use `dtype=\"F32\"`"):
         convert(delta_of(base, a=np.full(12, 1e12)), to="peft", base=base, rank=1, output=tmp_path / "x", dtype="F16")
     assert listing(tmp_path) == before
 

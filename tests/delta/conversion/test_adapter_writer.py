@@ -211,7 +211,7 @@ def test_a_narrower_format_rounds_once(tiny: Base, delta: Delta, dtype: Any, tmp
 def test_norms_are_listed_and_fail_but_for_lycoris(tiny: Base, whole: Delta, dialect: str, tmp_path: Path) -> None:
     before = listing(tmp_path)
     norms = [name for name, parameter in whole.metadata.parameters.items() if parameter.kind == "elementwise"]
-    with pytest.raises(InputError, match=rf"{len(norms)} weights cannot .* \(is a norm, .*--allow-unmatched"):
+    with pytest.raises(InputError, match=rf"{len(norms)} weights cannot .* \(is a norm, .*`allow_unmatched=True`"):
         convert(whole, to=dialect, base=tiny, rank=4, output=tmp_path / "x")
     assert listing(tmp_path) == before
     found = convert(whole, to=dialect, base=tiny, rank=4, output=tmp_path / "x", allow_unmatched=True)

@@ -178,7 +178,7 @@ def test_what_cannot_be_carried_over_is_named_and_refused(
     base: Base, folder: Path, tmp_path: Path, change: dict, key: str, reason: str
 ) -> None:
     tuned = changed(folder, tmp_path / "tuned", {QUERY: moved, **change})
-    match = rf"tuned: 1 weight cannot be carried over: model\.{key} \({reason}\): leave them out with --allow-unmatched"
+    match = rf"tuned: 1 weight cannot be carried over: model\.{key} \({reason}\): leave them out with `allow_unm"
     with pytest.raises(InputError, match=match):
         convert(tuned, base=base, output=tmp_path / "out")
     assert listing(tmp_path) == ["tuned"]
@@ -242,7 +242,7 @@ def test_a_least_energy_that_is_not_reached_fails_and_writes_nothing(base: Base,
     captured = convert(tuned, base=base).captured
     assert 0 < captured < 0.3
     with pytest.raises(
-        InputError, match=rf"^only {captured:.2%} of the change is captured, less .* 30\.00%: .*: lower --min-energy"
+        InputError, match=rf"^only {captured:.2%} of the change is captured, less .* 30\.00%: .*: lower `min_energy`"
     ):
         convert(tuned, base=base, min_energy=0.3, output=tmp_path / "out")
     assert listing(tmp_path) == ["tuned"]

@@ -46,12 +46,12 @@ def test_a_delta_is_not_taken_for_something_else(base: Base, tmp_path: Path) -> 
     save(delta, tmp_path / "delta.safetensors")
     with pytest.raises(InputError, match="a Delta is not full"):
         convert(delta, from_="full", base=base)
-    with pytest.raises(InputError, match=r"delta\.safetensors: is a delta, not full weights: leave --from away"):
+    with pytest.raises(InputError, match=r"delta\.safetensors: is a delta, not full weights: leave `from_` away"):
         convert(tmp_path / "delta.safetensors", from_="full", base=base)
 
 
 def test_a_bare_weight_file_does_not_say_what_it_is(base: Base) -> None:
-    with pytest.raises(InputError, match=r"base\.safetensors: does not say what it is: give --from, one of full"):
+    with pytest.raises(InputError, match=r"base\.safetensors: does not say what it is: give `from_`, one of full"):
         convert(base.path, base=base)
 
 

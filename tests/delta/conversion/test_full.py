@@ -296,7 +296,7 @@ def test_a_delta_of_zeros_has_no_change_to_write(base: Base, tmp_path: Path) -> 
 
 def test_a_change_beyond_the_format_is_refused_and_nothing_is_written(base: Base, tmp_path: Path) -> None:
     before = listing(tmp_path)
-    with pytest.raises(TensorError, match=r"^model\.a\.weight: ΔW reaches .*, F16 ends at 65504: use a wider --dtype"):
+    with pytest.raises(TensorError, match=r"^model\.a\.weight: ΔW reaches .*, F16 ends at 65504: use a wider `dtype`"):
         convert(delta_of(base, a=np.full(12, 1e6)), to="full", base=base, output=tmp_path / "out", dtype="F16")
     assert listing(tmp_path) == before
 

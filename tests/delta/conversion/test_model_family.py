@@ -171,4 +171,4 @@ def test_a_sole_text_encoder_keeps_its_norms(tiny: Base) -> None:
 )
 def test_the_report_says_who_does_not_read_the_file(tiny: Base, delta: Delta, dialect: str, who: str) -> None:
     remarks = convert(delta, to=dialect, base=tiny, rank=100_000).remarks
-    assert [remark.startswith(who) and "--to kohya" in remark for remark in remarks] == [True] * bool(who)
+    assert [remark.startswith(who) and '`to="kohya"`' in remark for remark in remarks] == [True] * bool(who)

@@ -47,7 +47,7 @@ def test_a_field_that_changes_what_the_factors_mean_is_refused(model: Base, tmp_
 def test_an_unknown_field_is_refused_by_name_unless_it_is_empty(model: Base, tmp_path: Path, value: object) -> None:
     path = save_peft(tmp_path / "x", PAIR, r=2, lora_alpha=2, use_newlora=value)
     with pytest.raises(
-        InputError, match=r"does not know what use_newlora means .*: merge it with PEFT, then --from ful"
+        InputError, match=r"does not know what use_newlora means .*: merge it with PEFT, then `from_=.ful"
     ):
         changes(path, "peft", model)
     empty = save_peft(tmp_path / "y", PAIR, r=2, lora_alpha=2, a=None, b=False, c=0, d="", e=[], f={})
@@ -59,7 +59,7 @@ def test_an_initialization_that_changes_the_base_or_is_unknown_is_refused(
     model: Base, tmp_path: Path, start: object
 ) -> None:
     path = save_peft(tmp_path / "x", PAIR, r=2, lora_alpha=2, init_lora_weights=start)
-    with pytest.raises(InputError, match=r"init_lora_weights .*: merge it with PEFT.*, then --from full"):
+    with pytest.raises(InputError, match=r"init_lora_weights .*: merge it with PEFT.*, then `from_=.full.`"):
         changes(path, "peft", model)
 
 

@@ -116,7 +116,7 @@ def test_from_overrides_what_the_keys_say(tmp_path: Path, dialect: str) -> None:
 
 @pytest.mark.parametrize("to", [name for name, dialect in DIALECTS.items() if dialect.low_rank])
 def test_a_low_rank_copy_needs_a_rank_whatever_it_is_made_of(tmp_path: Path, to: str) -> None:
-    with pytest.raises(InputError, match=f"^{to}: nothing says the rank: give --rank"):
+    with pytest.raises(InputError, match=f"^{to}: nothing says the rank: give `rank`"):
         find_way(said("svdiff")(tmp_path), to=to)
     with pytest.raises(InputError, match=f"^{to}: nothing says the rank"):
         find_way(older(tmp_path), to=to)
@@ -125,13 +125,15 @@ def test_a_low_rank_copy_needs_a_rank_whatever_it_is_made_of(tmp_path: Path, to:
 
 @pytest.mark.parametrize("to", ["delta", "full"])
 def test_a_rank_is_refused_where_nothing_has_one(tmp_path: Path, to: str) -> None:
-    with pytest.raises(InputError, match=f"^{to}: has no rank: .* --to one of peft, lycoris, kohya, diffusers"):
+    with pytest.raises(InputError, match=f"^{to}: has no rank: .* one of peft, lycoris, kohya, diffusers as `to`"):
         find_way(older(tmp_path), to=to, ranking=Ranking(rank=2))
 
 
 @pytest.mark.parametrize("to", ["full", "kohya"])
 def test_i8_is_for_deltas_alone(tmp_path: Path, to: str) -> None:
-    with pytest.raises(InputError, match=f"^{to}: cannot be stored as I8, as deltas can: use --dtype F32, F16, BF16"):
+    with pytest.raises(
+        InputError, match=f"^{to}: cannot be stored as I8, as deltas can: use `dtype=.F32.` or .* or `dtype=.BF16.`"
+    ):
         find_way(said("svdiff")(tmp_path), to=to, dtype="I8")
     assert find_way(older(tmp_path), dtype="I8").write is None
 

@@ -63,7 +63,7 @@ def test_factors_themselves_are_read_where_they_are_called_so(base: Base, tmp_pa
     z = 1 + 0.1 * random(2).astype("f4").astype("f8")
     path = saved(tmp_path / "z.safetensors", {UP: z})
     check(base, convert(path, from_="svf", base=base), UP, z.astype("f4").astype("f8"))
-    with pytest.raises(InputError, match=r"z\.safetensors: does not say what it is: give --from, one of .*svf"):
+    with pytest.raises(InputError, match=r"z\.safetensors: does not say what it is: give `from_`, one of .*svf"):
         convert(path, base=base)
 
 

@@ -53,7 +53,7 @@ UNEXPLAINED = {
 @pytest.mark.parametrize("key", UNEXPLAINED)
 def test_a_key_that_no_rule_explains_is_listed_and_fails(tiny: Base, tmp_path: Path, key: str) -> None:
     path = save_tensors(tmp_path / "x.safetensors", {**pair(), key: normal(2, 2)})
-    refused(path, tiny, InputError, rf"1 weight cannot be carried over.*: {key} \({UNEXPLAINED[key]}\): .*--allow-unm")
+    refused(path, tiny, InputError, rf"1 weight cannot be carried over.*: {key} \({UNEXPLAINED[key]}\): .*`allow_unm")
     found = convert(path, base=tiny, min_energy=0.0, allow_unmatched=True)
     assert found.left_out == {key: UNEXPLAINED[key]}
     assert [*found.delta] == [f"unet.{Q}.weight"]
@@ -259,7 +259,7 @@ def test_a_broken_file_is_named(tiny: Base, tmp_path: Path) -> None:
 
 def test_a_file_of_something_else_does_not_say_what_it_is(tiny: Base, tmp_path: Path) -> None:
     path = save_tensors(tmp_path / "x.safetensors", {"a": normal(2, 2)})
-    refused(path, tiny, InputError, r"does not say what it is: give --from, one of full, peft, flux, lycoris, kohya")
+    refused(path, tiny, InputError, r"does not say what it is: give `from_`, one of full, peft, flux, lycoris, kohya")
     refused(path, tiny, BaseMismatchError, "nothing in it fits the base", from_="kohya")
 
 

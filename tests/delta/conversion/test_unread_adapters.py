@@ -92,7 +92,7 @@ def test_another_method_is_called_by_its_name(tiny: Base, tmp_path: Path, method
     line = said(save_tensors(tmp_path / "x.safetensors", tensors), tiny)
     assert f": holds {method} factors (`" in line
     assert line.endswith(
-        "which this program does not read here: merge it with the program that made it, then --from full"
+        'which this program does not read here: merge it with the program that made it, then `from_="full"`'
     )
 
 
@@ -134,7 +134,7 @@ def test_a_lora_on_embeddings_alone_is_not_said_to_be_of_another_base(model: Bas
     path = "embeddings.word_embeddings"
     tensors = {f"{path}.lora_embedding_A": normal(2, 40), f"{path}.lora_embedding_B": normal(16, 2)}
     folder = save_peft(tmp_path / "x", tensors, r=2, lora_alpha=2)
-    with pytest.raises(BaseMismatchError, match="of no kind that can be shifted: give --embeddings"):
+    with pytest.raises(BaseMismatchError, match="of no kind that can be shifted: give `embeddings=True`"):
         convert(folder, base=model, min_energy=0.0)
 
 

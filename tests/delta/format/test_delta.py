@@ -95,7 +95,7 @@ def test_what_is_not_finite_in_float32_is_refused(value: float) -> None:
 
 
 def test_what_float32_cannot_hold_is_refused() -> None:
-    with pytest.raises(TensorError, match=r"^u\.w: δ reaches 1e\+39, F32 ends at 3\.40282e\+38: use a wider --dtype$"):
+    with pytest.raises(TensorError, match=r"^u\.w: δ reaches 1e\+39, F32 ends at 3\.40282e\+38: use a wider `dtype`$"):
         one([0, 0, 1e39, 0, 0, 0])
 
 
@@ -150,7 +150,7 @@ def test_a_projected_shift_is_valid() -> None:
     ("dtype", "value"), [("F16", 65504.5), ("BF16", 3.3896e38), ("F32", 3.403e38), ("F32", np.inf), ("F32", np.nan)]
 )
 def test_a_value_beyond_the_dtype_is_refused(dtype: str, value: float) -> None:
-    with pytest.raises(TensorError, match=rf"^u\.w: δ reaches .* {dtype} ends at .*: use a wider --dtype$"):
+    with pytest.raises(TensorError, match=rf"^u\.w: δ reaches .* {dtype} ends at .*: use a wider `dtype`$"):
         check_range("u.w", np.array([0.0, -value]), dtype)
 
 

@@ -120,7 +120,7 @@ def test_another_dtype_rounds_every_tensor_once() -> None:
 
 def test_a_value_beyond_the_dtype_is_refused_and_nothing_written(tmp_path: Path) -> None:
     large = Delta({name: value * 1e6 for name, value in random_delta(1).items()}, METADATA)
-    with pytest.raises(TensorError, match="F16 ends at 65504: use a wider --dtype"):
+    with pytest.raises(TensorError, match="F16 ends at 65504: use a wider `dtype`"):
         save(large, tmp_path / "dog.safetensors", dtype="F16")
     assert listing(tmp_path) == []
 

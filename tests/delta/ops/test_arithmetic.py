@@ -158,7 +158,7 @@ def test_the_basis_dtype_may_differ_where_the_fingerprint_does_not_and_the_first
 def test_a_result_beyond_the_dtype_is_refused_by_name(dtype: str, largest: str) -> None:
     huge = delta({NORM: np.float32([3e38, 0, 0, 0, 0])})
     with pytest.raises(
-        TensorError, match=f"^{NORM}: δ reaches 6e\\+38, {dtype} ends at {largest}: use a wider --dtype"
+        TensorError, match=f"^{NORM}: δ reaches 6e\\+38, {dtype} ends at {largest}: use a wider `dtype`"
     ):
         add(huge, huge, dtype=dtype)
 

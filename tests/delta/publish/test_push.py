@@ -272,14 +272,14 @@ def test_without_a_licence_one_has_to_be_given(simple: Hub, files: dict[str, byt
     message = refused(InputError)
     assert "the licence could not be taken from the base" in message
     assert reason in message
-    assert "name one with --license" in message
+    assert "name one with `license`" in message
     assert not writes(simple)
     assert push(DOG, "owner/dog", license="mit").changed
 
 
 def test_a_base_that_is_embedded_has_no_card_with_a_licence(simple: Hub) -> None:
     metadata = replace(TRAINED, base=replace(TRAINED.base, repository="tiny", revision=None))
-    assert "name one with --license" in refused(InputError, random_delta(1, metadata), "owner/dog")
+    assert "name one with `license`" in refused(InputError, random_delta(1, metadata), "owner/dog")
     assert "base_model" not in push(random_delta(1, metadata), "owner/dog", license="cc-by-4.0").card
 
 
@@ -297,7 +297,7 @@ def test_a_licence_that_the_hub_does_not_know_is_said(simple: Hub) -> None:
 
 def test_a_base_that_the_delta_does_not_name_has_to_be_named(simple: Hub) -> None:
     unnamed = random_delta(1, replace(TRAINED, base=replace(TRAINED.base, repository=None, revision=None)))
-    assert "name it with --base-model owner/repo" in refused(InputError, unnamed, "owner/dog")
+    assert 'name it with `base_model="owner/repo"`' in refused(InputError, unnamed, "owner/dog")
     assert "base_model: owner/base" in push(unnamed, "owner/dog", base_model="owner/base").card
 
 

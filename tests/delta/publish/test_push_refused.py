@@ -172,7 +172,7 @@ def test_a_repository_of_a_model_is_pushed_to_on_request_only(simple: Hub, name:
     simple.add("owner/dog", {name: b'{"model_type": "x"}', "README.md": b"# model\n"})
     message = refused(OutputError)
     assert f"is a repository of something else, such as a model: it has {name}" in message
-    assert "--force" in message
+    assert "`overwrite=True`" in message
     assert not writes(simple)
     assert push(DOG, "owner/dog", overwrite=True).changed
 
@@ -232,7 +232,7 @@ def test_a_lora_copy_that_is_none_is_refused(simple: Hub, tmp_path: Path, write:
     write(tmp_path / "lora")
     message = refused(InputError, lora=tmp_path / "lora")
     assert reason in message
-    assert "svdiff convert --to diffusers" in message
+    assert '`convert(..., to="diffusers")`' in message
     assert not simple.asked
 
 

@@ -53,6 +53,50 @@ def test_several_deltas_are_all_active_at_first(attached: tuple[nn.Module, Handl
     assert shows(model, DOG, CAT)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_deltas_may_come_with_weights(mode: str) -> None:
+    model = model_of_two()
+    with attach(model, {"dog": (DOG, 0.5), "cat": CAT, "cow": (COW, -2)}, **MODES[mode]) as handle:
+        assert handle.active == {"dog": 0.5, "cat": 1.0, "cow": -2.0}
+        assert shows(model, scale(DOG, 0.5), CAT, scale(COW, -2))
+        handle.set_adapters("dog")
+        assert shows(model, DOG)
+
+
+def test_a_single_delta_may_come_with_its_weight() -> None:
+    model = model_of_two()
+    with attach(model, (DOG, 0.25), name="dog", scale=2.0) as handle:
+        assert handle.active == {"dog": 0.25}
+        assert shows(model, scale(DOG, 0.5))
+
+
+def test_a_training_can_start_from_a_weighted_delta() -> None:
+    model = model_of_two()
+    with attach(model, (DOG, 0.5), trainable=True) as handle, torch.no_grad():
+        assert shows(model, scale(DOG, 0.5))
+        assert {name: values.tolist() for name, values in handle.delta().items()} == {
+            name: values.tolist() for name, values in scale(DOG, 0.5).items()
+        }
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"dog": DOG, "cat": (CAT, float("inf"))}, "^weights must be finite numbers$"),
+        ((DOG, "much"), "^a weight: must be a number, is of type str$"),
+        ({"dog": (DOG, {"*": 0.5})}, r"^the weight of 'dog' has selectors: .*: attach what `add` makes of the delta"),
+        ({"dog": "dog.safetensors"}, "^input 1 is neither a delta nor a pair .* type str: open files with `load`$"),
+        ([DOG, CAT], "^input 1 is neither a delta nor a pair .* type list"),
+        ((DOG, CAT), "^input 1 is neither a delta nor a pair .* type tuple"),
+    ],
+)
+def test_what_cannot_be_attached_leaves_the_model_alone(given: Any, match: str) -> None:
+    model = model_of_two()
+    with pytest.raises(InputError, match=match):
+        attach(model, given)
+    attach(model, DOG).detach()
+
+
 def test_a_single_delta_is_called_default_unless_it_has_a_name() -> None:
     with attach(model_of_two(), DOG) as handle:
         assert handle.adapters == ("default",)

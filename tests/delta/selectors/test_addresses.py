@@ -173,7 +173,7 @@ def test_a_range_that_runs_backwards_is_refused_with_the_one_that_runs_forwards(
 
 
 def test_without_a_sample_size_an_address_is_refused_with_the_option_that_gives_one() -> None:
-    with pytest.raises(SelectionError, match=r"^\(16,down,1\): the file does not say .*: give --sample-size \(64 for"):
+    with pytest.raises(SelectionError, match=r"^\(16,down,1\): the file does not say .*: give `sample_size` \(64 for"):
         match(LAYOUT, ["(16,down,1)"])
 
 

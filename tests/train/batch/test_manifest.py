@@ -75,16 +75,16 @@ WRONG = {
         {**ROW, "output": "b", "min_energy": 1.5},
         r"row 2: the least captured energy must be within \[0, 1\], is 1.5",
     ),
-    "no rank": ({**ROW, "output": "b", "to": "peft"}, "row 2: peft: nothing says the rank: give --rank"),
-    "rank 0": ({**ROW, "output": "b", "to": "peft", "rank": 0}, "row 2: --rank must be at least 1, is 0"),
+    "no rank": ({**ROW, "output": "b", "to": "peft"}, "row 2: peft: nothing says the rank: give `rank`"),
+    "rank 0": ({**ROW, "output": "b", "to": "peft", "rank": 0}, "row 2: `rank` must be at least 1, is 0"),
     "half a rank": ({**ROW, "to": "peft", "rank": 1.5}, "row 2: rank: must be a whole number, is 1.5"),
     "rank and energy": (
         {**ROW, "output": "b", "to": "peft", "rank": 2, "energy": 0.5},
-        "row 2: --rank and --energy contradict each other",
+        "row 2: `rank` and `energy` contradict each other",
     ),
     "a rank alone at the most": (
         {**ROW, "output": "b", "to": "peft", "max_rank": 2},
-        "row 2: --max-rank says nothing without --energy",
+        "row 2: `max_rank` says nothing without `energy`",
     ),
     "a rank of a delta": ({**ROW, "output": "b", "rank": 2}, "row 2: delta: has no rank"),
     "a format for deltas": (

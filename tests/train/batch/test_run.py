@@ -135,7 +135,7 @@ def test_a_row_whose_process_dies_fails_and_the_rest_goes_on(folder: Path, monke
     monkeypatch.setattr(run_module, "share_out", share_out)
     found = run_manifest(folder / "all.jsonl", jobs=2)
     assert statuses(found) == ["converted", "failed", "failed", "converted"]
-    assert found[2].error == "its process died, as it does when memory ends: use fewer --jobs"
+    assert found[2].error == "its process died, as it does when memory ends: use fewer `jobs`"
 
 
 # --- Kills ---
@@ -221,7 +221,7 @@ def test_something_else_in_the_place_of_the_table_is_left_alone(folder: Path) ->
     (folder / "all.report.txt").write_text("mine")
     for dry_run in (True, False):
         with pytest.raises(
-            InputError, match=r"all\.report\.txt: is not the table of a report: name another .* --report"
+            InputError, match=r"all\.report\.txt: is not the table of a report: name another .* `report`"
         ):
             run_manifest(folder / "all.jsonl", dry_run=dry_run)
     assert listing(folder) == sorted([*listing(folder), "all.report.txt"][:-1])
@@ -267,7 +267,7 @@ def test_a_row_from_one_dialect_to_another_says_what_was_captured_and_what_retai
 @pytest.mark.parametrize("text", ["hello\n", '{"status": "converted"}\n', "[1]\n", "hello"])
 def test_a_file_that_is_no_report_is_left_alone(folder: Path, text: str) -> None:
     (folder / "all.report.jsonl").write_text(text)
-    with pytest.raises(InputError, match=r"all\.report\.jsonl: .* report: name another file with --report"):
+    with pytest.raises(InputError, match=r"all\.report\.jsonl: .* report: name another file with `report`"):
         run_manifest(folder / "all.jsonl")
     assert (folder / "all.report.jsonl").read_text() == text
 

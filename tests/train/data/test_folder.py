@@ -81,7 +81,7 @@ def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
         broken(tmp_path / name)
     said = refusal(tmp_path)
     assert said.startswith("a.png: could not be read as a picture (")
-    assert said.endswith("(and c.png, d.png, …): remove or replace it, or go on without (--skip-bad)")
+    assert said.endswith("(and c.png, d.png, …): remove or replace it, or go on without (`skip_bad=True`)")
 
 
 def test_unreadable_pictures_are_left_out_on_request_and_listed(tmp_path: Path) -> None:
