@@ -26,7 +26,7 @@ WAITING: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
-    "look": ("info", "verify", "lineage"),
+    "inspect": ("info", "verify", "lineage"),
     "calculate": ("add", "interpolate", "scale", "slice", "truncate", "quantize"),
     "merge": ("merge",),
     "compare": ("diff", "correlate", "interfere"),
