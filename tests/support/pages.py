@@ -31,7 +31,7 @@ PLAIN = ("mkdir", "cp", "rm", "printf")
 ELSEWHERE = ("make", "pip", "git", "hf", "torchrun", "python")
 """Commands that a page may show and that are not run."""
 
-FEWER = {"steps": 2, "class_images": 2, "seeds": 1, "calibrate_steps": 2, "jobs": 1}
+FEWER = {"steps": 2, "class_images": 1, "seeds": 1, "calibrate_steps": 2, "jobs": 1}
 """What a command is told beside what its line says: whether it runs does not hang on how long it takes."""
 
 

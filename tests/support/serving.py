@@ -17,7 +17,7 @@ from .hub import Hub, folder_files
 
 
 def serve_dog(hub: Hub, folder: Path | None = None) -> Delta:
-    """Put the embedded base, or another one, and a delta of it on a Hub as alice/base and alice/dog; return the delta."""
+    """Put the embedded base, or another one, and a delta of it on a Hub as alice/base and alice/dog; return that."""
     folder = folder or base_path()
     zero = zero_delta(open_base(folder), "mid-ca")
     shifted = {name: shift + np.float32(0.2) for name, shift in zero.items()}
