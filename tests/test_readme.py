@@ -154,3 +154,27 @@ def test_every_link_to_a_page_leads_somewhere(page: str) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(README.split()) <= 2_000
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+
+
+def test_the_map_of_the_sources_is_true() -> None:
+    (tree,) = re.findall(r"^```\n(svdiff_delta/.*?)^```$", CONTRIBUTING, re.MULTILINE | re.DOTALL)
+    top, above, rooms = "", "", []
+    for indent, names in re.findall(r"^( *)([\w./]+(?:, [\w./]+)*)  ", tree, re.MULTILINE):
+        parent = {0: "", 2: top, 4: above}[len(indent)]
+        paths = [parent + name for name in names.split(", ")]
+        top, above = (paths[0], above) if not indent else (top, paths[0] if len(indent) == 2 else above)
+        rooms.extend(paths)
+    assert [room for room in rooms if not (ROOT / room).exists()] == []
+    for package in ("svdiff_delta", "svdiff_train"):
+        folders = {path.parent.relative_to(ROOT).as_posix() + "/" for path in (ROOT / package).glob("*/__init__.py")}
+        assert folders <= {*rooms}
+
+
+def test_every_file_that_contributing_names_is_there() -> None:
+    named = [path for path in re.findall(r"`([\w./-]+\.(?:py|md|toml|yml))`", CONTRIBUTING) if "/" in path]
+    roots = (ROOT, ROOT / "svdiff_delta", ROOT / "reproduce" / "paper")
+    assert len(named) > 15
+    assert [path for path in named if not any((root / path).is_file() for root in roots)] == []
