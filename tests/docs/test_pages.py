@@ -82,6 +82,18 @@ def test_lines_that_the_hub_is_asked_for_say_that_they_need_the_network() -> Non
     assert [line for line in named if reason(line) != "needs the network"] == []
 
 
+def test_what_else_is_shown_exists() -> None:
+    lines = [line for text in TEXTS.values() for sh in fences(text, "sh") for line in shell_lines(sh)]
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = {word for line in lines if line.startswith("make ") for word in line.split()[1:2]}
+    assert targets
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    paper = (ROOT / "reproduce" / "paper" / "__main__.py").read_text("utf-8")
+    flags = {word for line in lines if " -m reproduce.paper" in line for word in line.split() if word.startswith("--")}
+    assert flags
+    assert [flag for flag in flags if f'"{flag}"' not in paper] == []
+
+
 def test_what_does_not_run_would_be_noticed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     for line, match in [
