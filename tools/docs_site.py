@@ -7,11 +7,14 @@ looks only at links to pages.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -32,6 +35,7 @@ ROOMS: Final = {
     "conversion": "Other formats",
     "publish": "The Hub",
     "errors": "Errors",
+    "_util": "Errors",
 }
 """The heading under which names stand, by the room that they are defined in; the headings in their order."""
 
@@ -97,19 +101,43 @@ def targets(root: Path, path: str) -> Iterator[tuple[str, Path]]:
 
 
 def undocumented(package: ModuleType) -> Iterator[str]:
-    """Yield every public name of a package that has no docstring, and such members of its public classes."""
+    """Yield every public name of a package that has no docstring of its own, and such members of its public classes."""
     for name in public(package):
         value = getattr(package, name)
-        if not inspect.getdoc(value):
+        if not docstring(package, name):
             yield name
         if inspect.isclass(value):
             yield from (f"{name}.{member}" for member, own in vars(value).items() if is_bare(member, own))
 
 
+def docstring(package: ModuleType, name: str) -> str | None:
+    """Return the docstring of a public name: its own, not an inherited or generated one, or the text below an alias."""
+    value = getattr(package, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        text = value.__doc__
+        return None if text is None or text.startswith(f"{name}(") else text  # which dataclasses generate
+    body = ast.parse(inspect.getsource(import_module(f".{home(package, name)}", package.__name__))).body
+    for statement, below in pairwise(body):
+        if name in assigned(statement) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            return str(below.value.value)
+    return None
+
+
+def assigned(statement: ast.stmt) -> set[str]:
+    """Return the names that a statement of a module assigns to."""
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def home(package: ModuleType, name: str) -> str:
+    """Return the module that a lazily imported name comes from, below its package."""
+    return str(vars(package)["_HOME"][name])
+
+
 def is_bare(member: str, value: object) -> bool:
     """Return whether a member of a class is public, is a function or property, and has no docstring."""
     of_kind = inspect.isfunction(value) or isinstance(value, (property, classmethod, staticmethod))
-    return of_kind and not member.startswith("_") and not inspect.getdoc(value)
+    return of_kind and not member.startswith("_") and not value.__doc__
 
 
 def public(package: ModuleType) -> list[str]:
@@ -121,8 +149,7 @@ def reference(package: ModuleType) -> str:
     """Return Markdown in which mkdocstrings shows every public name of a package, grouped by room."""
     groups: dict[str, list[str]] = {heading: [] for heading in ROOMS.values()}
     for name in public(package):
-        room = getattr(package, name).__module__.split(".")[1]
-        groups.setdefault(ROOMS.get(room, "More"), []).append(name)
+        groups.setdefault(ROOMS.get(home(package, name).split(".")[0], "More"), []).append(name)
     parts = (
         f"## {heading}\n\n" + "\n\n".join(f"::: {package.__name__}.{name}" for name in names)
         for heading, names in groups.items()

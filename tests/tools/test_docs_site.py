@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
@@ -19,17 +19,25 @@ def test_every_public_name_is_documented_and_in_the_reference_once() -> None:
     assert sorted(shown) == sorted(public(svdiff_delta))
 
 
-def test_names_and_members_without_a_docstring_are_found() -> None:
-    class Bare:
-        """Documented, but for its member."""
-
-        def member(self) -> None: ...
-
-        def _own(self) -> None: ...
-
-    module = ModuleType("package")
-    vars(module).update(__all__=["Bare", "f", "__version__"], Bare=Bare, f=lambda: None)
-    assert [*undocumented(module)] == ["Bare.member", "f"]
+def test_names_and_members_without_a_docstring_of_their_own_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shown").mkdir()
+    (tmp_path / "shown" / "__init__.py").write_text("__all__ = [*'ABCDEFG', '__version__']\n")
+    (tmp_path / "shown" / "parts.py").write_text(
+        "from dataclasses import dataclass\n"
+        "class A:\n    'Has one.'\n    def bare(self): pass\n    def _own(self): pass\n"
+        "class B(A): pass\n"  # inherits A's
+        "@dataclass\nclass C:\n    x: int\n"  # gets one that is generated
+        "def D(): pass\n"
+        "def E(): 'Has one.'\n"
+        "F = int | str\n'Has one.'\n"
+        "G = int | bytes\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    package, parts = import_module("shown"), import_module("shown.parts")
+    vars(package).update(_HOME=dict.fromkeys("ABCDEFG", "parts"), **{name: vars(parts)[name] for name in "ABCDEFG"})
+    assert [*undocumented(package)] == ["A.bare", "B", "C", "D", "G"]
 
 
 def test_links_that_lead_nowhere_are_found_and_code_is_no_link(tmp_path: Path) -> None:
