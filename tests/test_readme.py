@@ -1,4 +1,4 @@
-"""What the README shows is so: its example runs, its commands parse, its table and its links are complete."""
+"""What the README shows is so: its examples run, its commands parse, its table and its links are complete."""
 
 from __future__ import annotations
 
@@ -6,91 +6,44 @@ import json
 import re
 import shlex
 import socket
-from collections.abc import Iterator
-from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 
 import click
-import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 from support.commands import svdiff
-from support.hub import Hub, folder_files
+from support.hub import Hub
+from support.pages import ROOT, command_lines, fences, leaves, links, parse, run_page
+from support.serving import serve_dog
 
 from svdiff_cli.main import main
-from svdiff_delta import load, open_base, push
-from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.file import dumps
-from svdiff_delta.svd.build import zero_delta
+from svdiff_delta import load, push
 from svdiff_train.tiny import base_path
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+HUB = (ROOT / "docs" / "hub.md").read_text("utf-8")
 
 
-def fences(language: str, page: str = README) -> list[str]:
-    """Return the contents of all fences in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-
-
-def command_lines() -> list[str]:
-    """Return every `svdiff` command line in a shell fence, and those in the text that have arguments."""
-    shown = [line for text in fences("sh") for line in text.replace("\\\n", "").splitlines()]
-    return [line for line in [*shown, *re.findall(r"`(svdiff [^`]* -[^`]*)`", README)] if line.startswith("svdiff ")]
-
-
-def leaves(group: click.Group, path: str = "svdiff") -> Iterator[str]:
-    """Yield every command of a group that is not a group itself, by its whole name."""
-    context = click.Context(group)
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        assert command is not None, name
-        if isinstance(command, click.Group):
-            yield from leaves(command, f"{path} {name}")
-        else:
-            yield f"{path} {name}"
-
-
-def parse(group: click.Group, words: list[str], parent: click.Context | None = None) -> click.Context:
-    """Let click parse a command line without running it."""
-    command = group.get_command(click.Context(group), words[0])
-    assert command is not None, f"there is no command {words[0]!r}"
-    if isinstance(command, click.Group):
-        return parse(command, words[1:], parent)
-    return command.make_context(words[0], words[1:], parent)
-
-
-def test_the_library_example_runs_offline_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_of_it_runs_offline_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("the example needs the network")
 
-    example, _ = fences("python")
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
-    assert load("dog.safetensors").metadata.base.repository == "tiny"
-    with Image.open("both.png") as picture:
-        assert picture.size == (64, 64)
-    assert (tmp_path / "baked" / "model_index.json").is_file()
+    (tmp_path / "svdiff_train").symlink_to(ROOT / "svdiff_train")  # as in a clone
+    run_page(ROOT / "README.md", tmp_path)
+    assert load(tmp_path / "dog.safetensors").metadata.base.repository == "tiny"
+    check_picture(tmp_path / "both.png")
+    for folder in ("baked", "sum-model"):
+        assert (tmp_path / folder / "model_index.json").is_file()
 
 
 def test_the_library_example_has_about_ten_lines() -> None:
-    example, _ = fences("python")
+    (example,) = fences(README, "python")
     lines = [line for line in example.splitlines() if line and not line.startswith(("import", "from"))]
     assert len(lines) <= 12
-
-
-def serve_dog(hub: Hub, folder: Path | None = None) -> None:
-    """Put the embedded base, or another one, and a delta of it on a Hub, under the names of the example."""
-    folder = folder or base_path()
-    zero = zero_delta(open_base(folder), "mid-ca")
-    shifted = {name: shift + np.float32(0.2) for name, shift in zero.items()}
-    base = replace(zero.metadata.base, repository="alice/base", revision=hub.add("alice/base", folder_files(folder)))
-    dog = Delta(shifted, replace(zero.metadata, base=base, training={"prompt": "a photo of a sks dog"}))
-    hub.add("alice/dog", {"svdiff.safetensors": dumps(dog)})
 
 
 @pytest.fixture(scope="module")
@@ -119,23 +72,23 @@ def check_picture(path: Path) -> None:
 def test_from_the_name_of_a_repository_to_a_picture_in_five_lines(
     hub: Hub, few_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, example = fences("python")
+    (example,) = fences(HUB, "python")
     assert len(list(filter(None, example.splitlines()))) == 5
     serve_dog(hub)
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(example, "hub.md", "exec"), {"__name__": "hub"})
     check_picture(tmp_path / "dog.png")
 
 
 def test_the_five_lines_paint_with_a_base_in_half_precision(
     hub: Hub, half: Path, few_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, example = fences("python")
+    (example,) = fences(HUB, "python")
     serve_dog(hub, half)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError, match="same dtype"):  # what diffusers loads of such a base by itself does not run
         DiffusionPipeline.from_pretrained("alice/base")("a dog")
-    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(example, "hub.md", "exec"), {"__name__": "hub"})
     check_picture(tmp_path / "dog.png")
 
 
@@ -144,7 +97,7 @@ def test_the_lines_of_a_card_paint_with_a_base_in_half_precision(
 ) -> None:
     serve_dog(hub, half)
     push(load("alice/dog"), "owner/dog", license="mit")
-    (code,) = fences("python", hub.files("owner/dog")["README.md"].decode())
+    (code,) = fences(hub.files("owner/dog")["README.md"].decode(), "python")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "card", "exec"), {"__name__": "card"})
     check_picture(tmp_path / "picture.png")
@@ -156,17 +109,17 @@ def test_the_lines_of_a_card_run_as_they_stand(
     serve_dog(hub)
     push(load("alice/dog"), "owner/dog", license="mit")
     card = hub.files("owner/dog")["README.md"].decode()
-    (code,) = fences("python", card)
+    (code,) = fences(card, "python")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "card", "exec"), {"__name__": "card"})
     check_picture(tmp_path / "picture.png")
-    (line,) = (line for text in fences("sh", card) for line in text.splitlines() if line.startswith("svdiff"))
+    (line,) = (line for text in fences(card, "sh") for line in text.splitlines() if line.startswith("svdiff"))
     outcome = svdiff(*shlex.split(line)[1:], "--force", "--steps", "2")
     assert outcome.code == 0, outcome.err
     check_picture(tmp_path / "picture.png")
 
 
-@pytest.mark.parametrize("line", command_lines())
+@pytest.mark.parametrize("line", command_lines(README))
 def test_every_command_line_parses(line: str) -> None:
     parse(main, shlex.split(line, comments=True)[1:])
 
@@ -184,16 +137,44 @@ def test_the_table_lists_every_command_and_no_other() -> None:
 
 def test_every_make_target_exists() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    targets = set(re.findall(r"\bmake ([a-z-]+)", "\n".join(fences("sh"))))
+    targets = set(re.findall(r"\bmake ([a-z-]+)", "\n".join(fences(README, "sh"))))
     assert targets == {"demo", "test"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "spec/v1/spec.md", "spec/CHANGELOG.md"]
+    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "spec/v1/spec.md", "spec/CHANGELOG.md"]
 )
 def test_every_link_to_a_page_leads_somewhere(page: str) -> None:
     path = ROOT / page
-    links = re.findall(r"(?<!!)\[[^\]]*\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text("utf-8"))
-    local = [link for link in links if "://" not in link]
+    local = links(path.read_text("utf-8"))
+
     assert [link for link in local if not (path.parent / link).exists()] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 2_000
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+
+
+def test_the_map_of_the_sources_is_true() -> None:
+    (tree,) = re.findall(r"^```\n(svdiff_delta/.*?)^```$", CONTRIBUTING, re.MULTILINE | re.DOTALL)
+    top, above, rooms = "", "", []
+    for indent, names in re.findall(r"^( *)([\w./]+(?:, [\w./]+)*)  ", tree, re.MULTILINE):
+        parent = {0: "", 2: top, 4: above}[len(indent)]
+        paths = [parent + name for name in names.split(", ")]
+        top, above = (paths[0], above) if not indent else (top, paths[0] if len(indent) == 2 else above)
+        rooms.extend(paths)
+    assert [room for room in rooms if not (ROOT / room).exists()] == []
+    for package in ("svdiff_delta", "svdiff_train"):
+        folders = {path.parent.relative_to(ROOT).as_posix() + "/" for path in (ROOT / package).glob("*/__init__.py")}
+        assert folders <= {*rooms}
+
+
+def test_every_file_that_contributing_names_is_there() -> None:
+    named = [path for path in re.findall(r"`([\w./-]+\.(?:py|md|toml|yml))`", CONTRIBUTING) if "/" in path]
+    roots = (ROOT, ROOT / "svdiff_delta", ROOT / "reproduce" / "paper")
+    assert len(named) > 15
+    assert [path for path in named if not any((root / path).is_file() for root in roots)] == []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.checkpoints import bert, changed
 from support.files import listing
+from support.pages import fences
 
 from svdiff_cli import convert as commands
 from svdiff_cli.convert_manifest import convert_many
@@ -186,9 +187,9 @@ def test_neither_report_nor_table_may_be_the_manifest_an_output_or_one_another(f
             run_manifest(path, folder / name)
 
 
-def test_the_readme_s_manifest_is_one(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
-    (text,) = [text for text in re.findall(r"^```yaml\n(.*?)^```$", readme, re.M | re.S) if "files:" in text]
+def test_the_manifest_of_the_docs_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "many-files.md").read_text("utf-8")
+    (text,) = fences(page, "yaml")
     (tmp_path / "all.yaml").write_text(text)
     rows = read_manifest(tmp_path / "all.yaml")
     assert [row.to for row in rows] == ["delta", "delta", "kohya"]
