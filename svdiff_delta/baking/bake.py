@@ -28,7 +28,7 @@ from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.ops.totals import weighted_total
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.fingerprint import TORCH_DTYPE
-from svdiff_delta.svd.prepare import Progress, fit
+from svdiff_delta.svd.prepare import Progress, verify_and_prepare
 
 from .plan import FLOATING, TORCH_NAMES, Item, Plan, Unchanged, layout_of, plan_bake
 
@@ -179,7 +179,7 @@ class _Writer:
         if name is None or shift is None or not shift.any():
             return plan.base.read(f"{slot}.{key}").to(target)
         owner = next(delta for delta in plan.deltas if name in delta)
-        prepared = fit(plan.base, name, owner, plan.cache)
+        prepared = verify_and_prepare(plan.base, name, owner, plan.cache)
         change = prepared.delta_weight(torch.from_numpy(shift))
         weight = prepared.weight
         half, wide = ITEM_SIZE[dtype] == 2, torch.promote_types(weight.dtype, change.dtype)

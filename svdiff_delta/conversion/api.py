@@ -34,7 +34,7 @@ from svdiff_delta.svd.build import prepare_all
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.calibration import Calibration, Factors, Moments, Probe, bytes_of, calibrate_change, factors_of
 from svdiff_delta.svd.energy import Energy, OutputEnergy, total_output
-from svdiff_delta.svd.prepare import Prepared, Progress, prepare
+from svdiff_delta.svd.prepare import Prepared, Progress, prepare_weight
 from svdiff_delta.svd.projection import check_same_weight, project_change, project_shift
 
 from .dialect import Changes, Job, Meter
@@ -201,7 +201,7 @@ def _projections(
 
 
 def _prepared(name: str, changes: Changes, job: Job) -> Prepared:
-    return prepare(job.base, name, *changes.kinds[name], job.cache, dtype=changes.basis_dtype(name))
+    return prepare_weight(job.base, name, *changes.kinds[name], job.cache, dtype=changes.basis_dtype(name))
 
 
 def _probes(changes: Changes, job: Job) -> dict[str, Probe]:

@@ -22,7 +22,7 @@ from svdiff_delta.format.metadata import Metadata
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.svd.energy import Energy
 from svdiff_delta.svd.projection import squared_norm
-from svdiff_delta.svd.verify import fit_all, fitted
+from svdiff_delta.svd.verify import prepare_base, prepare_verified
 
 from .dialect import Changes, Job, Meter
 from .lazy_tensors import Ref, TensorFile, open_tensors, peek
@@ -95,7 +95,7 @@ def write_difference(delta: Delta, job: Job) -> Conversion:
     if not parameters:
         raise InputError("δ is 0 throughout: there is no change to write", fix="convert a delta that shifts something")
     _check_names(delta, job)
-    fit_all(job.base, [delta], job.cache, job.progress)
+    prepare_base(job.base, [delta], job.cache, job.progress)
     strings = meta.dump(copied_facts(delta, parameters, {"to": "full"}, job), key=KEY, form=FORMAT)
     header = header_bytes([(name, job.dtype, parameter.shape) for name, parameter in parameters.items()], strings)
     layers: dict[str, Energy] = {}
@@ -135,7 +135,7 @@ def _changes(
     """Yield the bytes and the energy of ΔW of each parameter."""
     meter = Meter(job, _elements(parameters))
     for name, parameter in parameters.items():
-        prepared = fitted(job.base, name, delta, job.cache)
+        prepared = prepare_verified(job.base, name, delta, job.cache)
         change = prepared.delta_weight(torch.from_numpy(delta[name].astype(np.float64)))
         largest = float(change.abs().max())
         if not largest <= LARGEST[job.dtype]:

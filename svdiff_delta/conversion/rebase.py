@@ -24,9 +24,9 @@ from svdiff_delta.ops.combine import combine_metadata
 from svdiff_delta.svd.build import prepare_all
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.energy import Energy
-from svdiff_delta.svd.prepare import Progress, fit, prepare
+from svdiff_delta.svd.prepare import Progress, prepare_weight, verify_and_prepare
 from svdiff_delta.svd.projection import is_same_weight, project_change, squared_norm
-from svdiff_delta.svd.verify import check_base, fit_all
+from svdiff_delta.svd.verify import prepare_base, verify_base
 
 from .result import Conversion, check_arguments, check_captured, check_left_out, recorded_share
 
@@ -71,7 +71,7 @@ def rebase(
     check_arguments(min_energy, dtype)
     old_base, new_base = named_like(old_base, delta), named_like(new_base, delta)
     work = _Work(delta, old_base, new_base, cache or BasisCache(), dtype)
-    check_base(old_base, delta)
+    verify_base(old_base, delta)
     left_out = {name: reason for name in delta if (reason := work.obstacle(name))}
     check_left_out(left_out, "the delta", allow_unmatched=allow_unmatched)
     names = [name for name in delta if name not in left_out]
@@ -114,7 +114,7 @@ class _Work:
 
     def compute_bases(self, names: Sequence[str], progress: Progress | None) -> None:
         """See to it that every basis is in the cache, several at once."""
-        fit_all(self.old, [self.delta], self.cache, progress)
+        prepare_base(self.old, [self.delta], self.cache, progress)
         said = self.delta.metadata.parameters
         fresh = [name for name in names if not is_same_weight(self.new, name, said[name])]
         prepare_all(
@@ -123,13 +123,13 @@ class _Work:
 
     def carry(self, name: str) -> None:
         """Carry one parameter over."""
-        said, old = self.delta.metadata.parameters[name], fit(self.old, name, self.delta, self.cache)
+        said, old = self.delta.metadata.parameters[name], verify_and_prepare(self.old, name, self.delta, self.cache)
         change = old.delta_weight(torch.from_numpy(self.delta[name].astype(np.float64)))
         if is_same_weight(self.new, name, said):
             energy = squared_norm(change)
             self._keep(name, said, Energy(energy, energy))
             return
-        prepared = prepare(self.new, name, said.kind, said.axis, self.cache)
+        prepared = prepare_weight(self.new, name, said.kind, said.axis, self.cache)
         shift, found = project_change(prepared, change, name=name)
         if said.kind == "elementwise":
             self._keep(name, prepared.parameter, found)

@@ -251,7 +251,7 @@ def save(delta: Delta, path: str | PathLike[str], *, overwrite: bool = False, dt
         stream.write(content)
 
 
-def identify(delta: Delta) -> tuple[str, Source]:
+def file_digest(delta: Delta) -> tuple[str, Source]:
     """Return the SHA-256 of the file a delta came from, or would be, and its entry for a lineage."""
     if delta.origin is not None:
         content, data = delta.origin.content, delta.origin.data

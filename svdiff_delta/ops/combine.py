@@ -9,7 +9,7 @@ from functools import partial
 from svdiff_delta._util.json import JSON
 from svdiff_delta.errors import BaseMismatchError, InputError
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.file import identify
+from svdiff_delta.format.file import file_digest
 from svdiff_delta.format.lineage import Lineage, Record, Source, bounded
 from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.format.modelspec import combine_modelspec
@@ -71,7 +71,7 @@ def combine_metadata(deltas: Sequence[Delta], parameters: Mapping[str, Parameter
     """Return the metadata of a result: what all inputs agree on, with `record` and every input in the lineage."""
     combined = Combined()
     for delta in deltas:
-        combined.add(delta, partial(identify, delta))
+        combined.add(delta, partial(file_digest, delta))
     return combined.metadata(parameters, record)
 
 

@@ -17,8 +17,8 @@ from svdiff_delta.ops.combine import combine_parameters, unite
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize
 from svdiff_delta.svd.fingerprint import round_weight
-from svdiff_delta.svd.prepare import Prepared, fit, prepare
-from svdiff_delta.svd.verify import check_base, fit_all
+from svdiff_delta.svd.prepare import Prepared, prepare_weight, verify_and_prepare
+from svdiff_delta.svd.verify import prepare_base, verify_base
 
 from .claim import claim_of
 from .gain_map import Form, additive
@@ -120,7 +120,7 @@ def find_places(
     slots = [name.partition(".")[0] for name in parameters]
     base = base or find_base(target, models, slots)
     if base is not None:
-        fit_all(base, list(deltas.values()), cache)  # several bases at once
+        prepare_base(base, list(deltas.values()), cache)  # several bases at once
     owners, parents = _owners(models), parents_of(models.values())
     places: dict[str, Place] = {}
     taken: dict[int, str] = {}
@@ -173,11 +173,11 @@ def _identify(weights: Base | LiveWeights, name: str, deltas: Mapping[str, Delta
     delta = next(delta for delta in deltas.values() if name in delta)
     if isinstance(weights, Base):
         said = delta.metadata.parameters[name]
-        return prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
+        return prepare_weight(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
     try:
-        return fit(weights, name, delta, cache)
+        return verify_and_prepare(weights, name, delta, cache)
     except BaseMismatchError as error:
-        check_base(weights, delta)  # says which others differ too
+        verify_base(weights, delta)  # says which others differ too
         raise error from None
 
 

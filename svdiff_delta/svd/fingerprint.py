@@ -55,7 +55,7 @@ class Identity(NamedTuple):
     fingerprint: str
 
 
-def identify(weight: Tensor, name: str, axis: int, dtype: Dtype | None = None) -> Identity:
+def fingerprint_stored(weight: Tensor, name: str, axis: int, dtype: Dtype | None = None) -> Identity:
     """Return basis dtype and fingerprint of a weight as it stands in the base.
 
     Args:

@@ -19,7 +19,7 @@ from svdiff_delta.format.parameter import Kind, Parameter
 
 from .cache import BasisCache
 from .decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize, unmatricize
-from .fingerprint import identify, round_weight
+from .fingerprint import fingerprint_stored, round_weight
 from .fingerprint_cache import Known, recall, remember
 
 Progress = Callable[[int, int], None]
@@ -69,7 +69,7 @@ class Prepared:
         return unmatricize(change, self.parameter.shape, axis)
 
 
-def prepare(
+def prepare_weight(
     weights: Weights,
     name: str,
     kind: Kind,
@@ -94,19 +94,21 @@ def prepare(
         BaseError: the weight is missing, not floating-point, or not finite.
     """
     remembered = known or _recall(weights, name, axis, dtype)
-    known, basis = remembered or identity(weights, name, axis, dtype), None
+    known, basis = remembered or fingerprint_weight(weights, name, axis, dtype), None
     if kind == "spectral":
         basis = cache.get(known.fingerprint)
         if basis is None or (cache.two_sided and not _is_whole(basis)):
             if remembered:  # nothing is computed under a fingerprint that is not the values' own
-                known = identity(weights, name, axis, dtype, fresh=True)
+                known = fingerprint_weight(weights, name, axis, dtype, fresh=True)
             basis = cache.obtain(known.fingerprint, round_weight(weights.read(name), known.dtype), axis)
     runs = find_runs(basis.sigma) if basis else Runs((), 0)
     parameter = Parameter(known.shape, kind, axis, known.dtype, known.fingerprint, runs.tied, runs.null)
     return Prepared(parameter, basis, partial(weights.read, name))
 
 
-def identity(weights: Weights, name: str, axis: int, dtype: Dtype | None = None, *, fresh: bool = False) -> Known:
+def fingerprint_weight(
+    weights: Weights, name: str, axis: int, dtype: Dtype | None = None, *, fresh: bool = False
+) -> Known:
     """Return basis dtype, fingerprint and shape of one weight, as remembered or else from its values.
 
     Args:
@@ -125,7 +127,7 @@ def identity(weights: Weights, name: str, axis: int, dtype: Dtype | None = None,
     if isinstance(weights, Base):
         weights.check_format(name)
     weight = weights.read(name)
-    known = Known(*identify(weight, name, axis, dtype), tuple(weight.shape))
+    known = Known(*fingerprint_stored(weight, name, axis, dtype), tuple(weight.shape))
     if isinstance(weights, Base):
         remember(weights, name, axis, dtype, known)
     return known
@@ -136,7 +138,7 @@ def _recall(weights: Weights, name: str, axis: int, dtype: Dtype | None) -> Know
     return recall(weights, name, axis, dtype) if isinstance(weights, Base) else None
 
 
-def difference(weights: Weights, name: str, said: Parameter) -> str | None:
+def weight_mismatch(weights: Weights, name: str, said: Parameter) -> str | None:
     """Return what tells a weight from the one that a delta was made for; None if it is that one.
 
     Raises:
@@ -151,13 +153,13 @@ def _compared(weights: Weights, name: str, said: Parameter) -> Known | str:
     shape = weights.shape(name) if isinstance(weights, Base) else tuple(weights.read(name).shape)
     if shape != said.shape:
         return f"the delta was made for a weight of shape {list(said.shape)}, the base has {list(shape)}"
-    known = identity(weights, name, said.axis, said.dtype)
+    known = fingerprint_weight(weights, name, said.axis, said.dtype)
     if known.fingerprint != said.fingerprint:
         return f"the delta was made for another base (fingerprint {said.fingerprint}, here {known.fingerprint})"
     return known
 
 
-def check_weight_of(weights: Weights, name: str, said: Parameter) -> Known:
+def verify_weight(weights: Weights, name: str, said: Parameter) -> Known:
     """Check that a weight is the one that a delta says it was made for, and return what it is identified as.
 
     Raises:
@@ -170,17 +172,17 @@ def check_weight_of(weights: Weights, name: str, said: Parameter) -> Known:
     return found
 
 
-def fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
+def verify_and_prepare(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
     """Prepare the weight that a delta shifts, and check that it is the one the delta was made for.
 
     Raises:
         BaseMismatchError: another weight stands there.
         TensorError: δ differs where the singular values are tied, or is not 0 where they are null.
-        BaseError: as `prepare`.
+        BaseError: as `prepare_weight`.
     """
     said = delta.metadata.parameters[name]
-    known = check_weight_of(weights, name, said)
-    prepared = prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype, known=known)
+    known = verify_weight(weights, name, said)
+    prepared = prepare_weight(weights, name, said.kind, said.axis, cache, dtype=said.dtype, known=known)
     if prepared.parameter.fingerprint != said.fingerprint:  # the file was changed under a remembered fingerprint
         raise BaseMismatchError(f"{name}: the base's file has changed", fix="name the base the delta was made for")
     if prepared.basis is not None:
@@ -192,11 +194,11 @@ def sigmas_of(base: Base, delta: Delta, cache: BasisCache | None = None) -> dict
     """Return the singular values (size,) that a delta shifts, by parameter name; its weights are checked on the way.
 
     Raises:
-        BaseMismatchError, BaseError: as `fit`.
+        BaseMismatchError, BaseError: as `verify_and_prepare`.
     """
     cache, found = cache or BasisCache(), {}
     for name in delta:
-        basis = fit(base, name, delta, cache).basis
+        basis = verify_and_prepare(base, name, delta, cache).basis
         if basis is not None:
             found[name] = basis.sigma.numpy()
     return found

@@ -17,13 +17,13 @@ from svdiff_delta.hub_client.reference import cached_revisions, parse_reference
 
 from .build import cost, share_out
 from .cache import BasisCache
-from .prepare import Prepared, Progress, Weights, difference, fit, prepare
+from .prepare import Prepared, Progress, Weights, prepare_weight, verify_and_prepare, weight_mismatch
 
 SHOWN: Final = 3
 """How many parameters an error names."""
 
 
-def check_base(weights: Weights, delta: Delta, *, progress: Progress | None = None) -> None:
+def verify_base(weights: Weights, delta: Delta, *, progress: Progress | None = None) -> None:
     """Check that every weight that a delta shifts is the one it was made for.
 
     Args:
@@ -40,7 +40,7 @@ def check_base(weights: Weights, delta: Delta, *, progress: Progress | None = No
     for count, (name, said) in enumerate(delta.metadata.parameters.items(), 1):
         if why := _absence(weights, name):
             missing[name] = why
-        elif why := difference(weights, name, said):
+        elif why := weight_mismatch(weights, name, said):
             different[name] = why
         if progress is not None:
             progress(count, len(delta))
@@ -57,7 +57,9 @@ def check_base(weights: Weights, delta: Delta, *, progress: Progress | None = No
     raise kind(message, fix=_damage(weights, different) or _advice(weights, delta))
 
 
-def fit_all(weights: Weights, deltas: Sequence[Delta], cache: BasisCache, progress: Progress | None = None) -> None:
+def prepare_base(
+    weights: Weights, deltas: Sequence[Delta], cache: BasisCache, progress: Progress | None = None
+) -> None:
     """Check every delta against a base, and see to it that every basis is in the cache: several at once.
 
     Args:
@@ -67,28 +69,28 @@ def fit_all(weights: Weights, deltas: Sequence[Delta], cache: BasisCache, progre
         progress: called with the work done and in all, once the identity of all weights is known.
 
     Raises:
-        BaseMismatchError, BaseError: as `check_base`.
+        BaseMismatchError, BaseError: as `verify_base`.
         TensorError: a δ is not projected on the runs of its basis.
     """
     for delta in deltas:
-        check_base(weights, delta)
+        verify_base(weights, delta)
     places = {f"{name} {index}": (name, delta) for index, delta in enumerate(deltas) for name in delta}
 
     def work(key: str, wait: bool) -> None:
         name, delta = places[key]
-        fit(weights, name, delta, cache if wait else cache.impatient())
+        verify_and_prepare(weights, name, delta, cache if wait else cache.impatient())
 
     said = {key: delta.metadata.parameters[name] for key, (name, delta) in places.items()}
     share_out({key: cost(item.shape, item.kind, item.axis) for key, item in said.items()}, work, progress)
 
 
-def fitted(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
-    """Prepare a weight that `fit_all` has found to be the delta's; errors are those of `prepare`."""
+def prepare_verified(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
+    """Prepare a weight that `prepare_base` has found to be the delta's; errors are those of `prepare_weight`."""
     said = delta.metadata.parameters[name]
-    return prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
+    return prepare_weight(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
 
 
-def find_fitting(weights: Weights, delta: Delta) -> str | None:
+def find_matching_base(weights: Weights, delta: Delta) -> str | None:
     """Return what to name as BASE instead: a revision in the local Hub cache that the delta was made for.
 
     The repositories looked at are the base's own, and the one that the delta names. The smallest weights are compared
@@ -122,7 +124,7 @@ def _fits(reference: str, variant: str | None, delta: Delta) -> bool:
     with suppress(DeltaError):
         base = open_base(reference, component=slots.pop() if len(slots) == 1 else None, variant=variant, fetch=False)
         names = sorted(parameters, key=lambda name: (prod(parameters[name].shape), name))
-        return all(difference(base, name, parameters[name]) is None for name in names)
+        return all(weight_mismatch(base, name, parameters[name]) is None for name in names)
     return False
 
 
@@ -139,7 +141,7 @@ def _damage(weights: Weights, names: Iterable[str]) -> str | None:
 
 
 def _advice(weights: Weights, delta: Delta) -> str:
-    if fitting := find_fitting(weights, delta):
+    if fitting := find_matching_base(weights, delta):
         return f"{fitting} is in the local Hub cache and fits"
     said = delta.metadata.base
     if not isinstance(weights, Base):
