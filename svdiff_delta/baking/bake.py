@@ -28,7 +28,8 @@ from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.ops.totals import weighted_total
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.fingerprint import TORCH_DTYPE
-from svdiff_delta.svd.prepare import Progress, verify_and_prepare
+from svdiff_delta.svd.prepare import Progress
+from svdiff_delta.svd.verify import VerifiedBase
 
 from .plan import FLOATING, TORCH_NAMES, Item, Plan, Unchanged, layout_of, plan_bake
 
@@ -105,14 +106,26 @@ def bake(
     """
     output = Path(output)
     plan = plan_bake(base, deltas, output, dtype=dtype, overwrite=overwrite, unchanged=unchanged, cache=cache)
-    plan.check_weights(building)
-    return write_bake(plan, overwrite=overwrite, progress=progress)
+    verified = plan.check_weights(building)
+    return write_bake(plan, verified, overwrite=overwrite, progress=progress)
 
 
 @on_host
-def write_bake(plan: Plan, *, overwrite: bool = False, progress: Progress | None = None) -> Baked:
-    """Do what was planned. Arguments and errors are those of `bake`."""
-    writer = _Writer(plan, progress)
+def write_bake(
+    plan: Plan, verified: VerifiedBase, *, overwrite: bool = False, progress: Progress | None = None
+) -> Baked:
+    """Write what was planned.
+
+    Args:
+        plan: the bake.
+        verified: the plan's base, as `plan.check_weights` returns it; its weights are not verified again.
+        overwrite: whether an existing output may be replaced.
+        progress: called with the numbers of bytes written and in all.
+
+    Raises:
+        OutputError, BaseMismatchError, BaseError, TensorError: as `bake`.
+    """
+    writer = _Writer(plan, verified, progress)
     if plan.base.path.is_file():
         with replace_file(plan.output, overwrite=overwrite) as stream:
             writer.weights(plan.items[0], stream)
@@ -128,8 +141,8 @@ def write_bake(plan: Plan, *, overwrite: bool = False, progress: Progress | None
 class _Writer:
     """Writes the files of a plan, counts bytes, and notes what rounding loses."""
 
-    def __init__(self, plan: Plan, progress: Progress | None) -> None:
-        self.plan, self.progress = plan, progress
+    def __init__(self, plan: Plan, verified: VerifiedBase, progress: Progress | None) -> None:
+        self.plan, self.verified, self.progress = plan, verified, progress
         self.done, self.total = 0, sum(item.bytes for item in plan.items)
         self.losses: dict[str, Loss] = {}
 
@@ -178,10 +191,9 @@ class _Writer:
             shift = weighted_total(name, plan.parameters[name], plan.deltas, plan.factors)
         if name is None or shift is None or not shift.any():
             return plan.base.read(f"{slot}.{key}").to(target)
-        owner = next(delta for delta in plan.deltas if name in delta)
-        prepared = verify_and_prepare(plan.base, name, owner, plan.cache)
-        change = prepared.delta_weight(torch.from_numpy(shift))
+        prepared = self.verified.prepare(name, plan.cache)
         weight = prepared.weight
+        change = prepared.delta_weight(torch.from_numpy(shift), weight)
         half, wide = ITEM_SIZE[dtype] == 2, torch.promote_types(weight.dtype, change.dtype)
         found = change.to(wide) + weight if half else change.to(wide).add_(weight)
         found = found.to(target)

@@ -23,7 +23,7 @@ from svdiff_delta.ops.combine import combine_parameters
 from svdiff_delta.ops.weights import Weight
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import Progress
-from svdiff_delta.svd.verify import prepare_base, verify_base
+from svdiff_delta.svd.verify import VerifiedBase, prepare_base, verify_base
 
 FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
 WEIGHT_SUFFIXES: Final = PICKLE_SUFFIXES | {".safetensors", ".onnx", ".msgpack", ".h5", ".pb"}
@@ -170,18 +170,20 @@ class Plan:
             BaseMismatchError: a delta was made for another base.
             BaseError: a weight in the base cannot be used.
         """
-        for delta in self.deltas:
-            verify_base(self.base, delta)
+        verify_base(self.base, self.deltas)
 
-    def check_weights(self, progress: Progress | None = None) -> None:
+    def check_weights(self, progress: Progress | None = None) -> VerifiedBase:
         """Check every delta against the base's weights, and see to it that every basis is in the cache.
+
+        Returns:
+            The base as `write_bake` takes it.
 
         Raises:
             BaseMismatchError: a delta was made for another base.
             BaseError: a weight in the base cannot be used.
             TensorError: a δ is not projected on the runs of its basis.
         """
-        prepare_base(self.base, self.deltas, self.cache, progress)
+        return prepare_base(self.base, self.deltas, self.cache, progress)
 
 
 def plan_bake(

@@ -22,7 +22,7 @@ from svdiff_delta.format.metadata import Metadata
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.svd.energy import Energy
 from svdiff_delta.svd.projection import squared_norm
-from svdiff_delta.svd.verify import prepare_base, prepare_verified
+from svdiff_delta.svd.verify import VerifiedBase, prepare_base
 
 from .dialect import Changes, Job, Meter
 from .lazy_tensors import Ref, TensorFile, open_tensors, peek
@@ -95,7 +95,7 @@ def write_difference(delta: Delta, job: Job) -> Conversion:
     if not parameters:
         raise InputError("δ is 0 throughout: there is no change to write", fix="convert a delta that shifts something")
     _check_names(delta, job)
-    prepare_base(job.base, [delta], job.cache, job.progress)
+    verified = prepare_base(job.base, [delta], job.cache, job.progress)
     strings = meta.dump(copied_facts(delta, parameters, {"to": "full"}, job), key=KEY, form=FORMAT)
     header = header_bytes([(name, job.dtype, parameter.shape) for name, parameter in parameters.items()], strings)
     layers: dict[str, Energy] = {}
@@ -105,7 +105,7 @@ def write_difference(delta: Delta, job: Job) -> Conversion:
     with target as stream:
         if stream is not None:
             stream.write(header)
-        for name, raw, energy in _changes(delta, parameters, job):
+        for name, raw, energy in _changes(verified, delta, parameters, job):
             if stream is not None:
                 stream.write(raw)
             layers[name] = energy
@@ -130,12 +130,12 @@ def _check_names(delta: Delta, job: Job) -> None:
 
 
 def _changes(
-    delta: Delta, parameters: Mapping[str, Parameter], job: Job
+    verified: VerifiedBase, delta: Delta, parameters: Mapping[str, Parameter], job: Job
 ) -> Iterator[tuple[str, memoryview | bytes, Energy]]:
     """Yield the bytes and the energy of ΔW of each parameter."""
     meter = Meter(job, _elements(parameters))
     for name, parameter in parameters.items():
-        prepared = prepare_verified(job.base, name, delta, job.cache)
+        prepared = verified.prepare(name, job.cache)
         change = prepared.delta_weight(torch.from_numpy(delta[name].astype(np.float64)))
         largest = float(change.abs().max())
         if not largest <= LARGEST[job.dtype]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -57,15 +57,20 @@ class Prepared:
         """Its values in the basis dtype, as float32, read and rounded now."""
         return round_weight(self.source(), self.parameter.dtype)
 
-    def delta_weight(self, shift: Tensor) -> Tensor:
+    def delta_weight(self, shift: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return ΔW in the weight's own shape for δ (size,) in float64, scaled and summed before (spec, section 6.6).
 
         Float32 for spectral parameters; for elementwise ones ΔW is δ itself, float64.
+
+        Args:
+            shift: δ, (size,).
+            weight: the weight's values where they were read already.
         """
         if self.basis is None:
             return shift.reshape(self.parameter.shape)
         axis = self.parameter.axis
-        change = self.basis.delta_weight(matricize(self.rounded, axis), shift)
+        rounded = round_weight(self.source() if weight is None else weight, self.parameter.dtype)
+        change = self.basis.delta_weight(matricize(rounded, axis), shift)
         return unmatricize(change, self.parameter.shape, axis)
 
 
@@ -78,6 +83,7 @@ def prepare_weight(
     *,
     dtype: Dtype | None = None,
     known: Known | None = None,
+    hashed: bool = False,
 ) -> Prepared:
     """Identify one weight, and obtain its basis. What is remembered and kept is neither read nor hashed again.
 
@@ -89,26 +95,25 @@ def prepare_weight(
         cache: where bases are kept.
         dtype: the basis dtype that a file gives; None chooses it from the values, as a writer does.
         known: what the weight was identified as just now, if it was.
+        hashed: whether that was by its values, and not by what is remembered of its file.
 
     Raises:
         BaseError: the weight is missing, not floating-point, or not finite.
     """
-    remembered = known or _recall(weights, name, axis, dtype)
-    known, basis = remembered or fingerprint_weight(weights, name, axis, dtype), None
-    if kind == "spectral":
-        basis = cache.get(known.fingerprint)
-        if basis is None or (cache.two_sided and not _is_whole(basis)):
-            if remembered:  # nothing is computed under a fingerprint that is not the values' own
-                known = fingerprint_weight(weights, name, axis, dtype, fresh=True)
-            basis = cache.obtain(known.fingerprint, round_weight(weights.read(name), known.dtype), axis)
+    known = known or recall_weight(weights, name, axis, dtype)
+    if known is None:
+        known, hashed = fingerprint_weight(weights, name, axis, dtype), True
+    basis = cache.get(known.fingerprint) if kind == "spectral" else None
+    if kind == "spectral" and (basis is None or (cache.two_sided and not _is_whole(basis))):
+        if not hashed:  # nothing is computed under a fingerprint that is not the values' own
+            known = fingerprint_weight(weights, name, axis, dtype)
+        basis = cache.obtain(known.fingerprint, round_weight(weights.read(name), known.dtype), axis)
     runs = find_runs(basis.sigma) if basis else Runs((), 0)
     parameter = Parameter(known.shape, kind, axis, known.dtype, known.fingerprint, runs.tied, runs.null)
     return Prepared(parameter, basis, partial(weights.read, name))
 
 
-def fingerprint_weight(
-    weights: Weights, name: str, axis: int, dtype: Dtype | None = None, *, fresh: bool = False
-) -> Known:
+def identify_weight(weights: Weights, name: str, axis: int, dtype: Dtype | None = None) -> Known:
     """Return basis dtype, fingerprint and shape of one weight, as remembered or else from its values.
 
     Args:
@@ -116,14 +121,20 @@ def fingerprint_weight(
         name: the parameter.
         axis: the axis of output channels.
         dtype: the basis dtype that a file gives; None chooses it from the values, as a writer does.
-        fresh: whether to read it in any case.
 
     Raises:
         BaseError: the weight is missing, not floating-point, or not finite.
     """
-    known = None if fresh else _recall(weights, name, axis, dtype)
-    if known is not None:
-        return known
+    return recall_weight(weights, name, axis, dtype) or fingerprint_weight(weights, name, axis, dtype)
+
+
+def recall_weight(weights: Weights, name: str, axis: int, dtype: Dtype | None) -> Known | None:
+    """Return what is remembered of a file's weight; nothing is of a live model's."""
+    return recall(weights, name, axis, dtype) if isinstance(weights, Base) else None
+
+
+def fingerprint_weight(weights: Weights, name: str, axis: int, dtype: Dtype | None) -> Known:
+    """Read a weight, fingerprint its values and remember that; arguments and errors are those of `identify_weight`."""
     if isinstance(weights, Base):
         weights.check_format(name)
     weight = weights.read(name)
@@ -131,11 +142,6 @@ def fingerprint_weight(
     if isinstance(weights, Base):
         remember(weights, name, axis, dtype, known)
     return known
-
-
-def _recall(weights: Weights, name: str, axis: int, dtype: Dtype | None) -> Known | None:
-    """Return what is remembered of a file's weight; nothing is of a live model's."""
-    return recall(weights, name, axis, dtype) if isinstance(weights, Base) else None
 
 
 def weight_mismatch(weights: Weights, name: str, said: Parameter) -> str | None:
@@ -150,13 +156,25 @@ def weight_mismatch(weights: Weights, name: str, said: Parameter) -> str | None:
 
 def _compared(weights: Weights, name: str, said: Parameter) -> Known | str:
     """Return what a weight is identified as; if it is not the one that a delta was made for, what tells it."""
-    shape = weights.shape(name) if isinstance(weights, Base) else tuple(weights.read(name).shape)
-    if shape != said.shape:
-        return f"the delta was made for a weight of shape {list(said.shape)}, the base has {list(shape)}"
-    known = fingerprint_weight(weights, name, said.axis, said.dtype)
-    if known.fingerprint != said.fingerprint:
-        return f"the delta was made for another base (fingerprint {said.fingerprint}, here {known.fingerprint})"
-    return known
+    if why := shape_mismatch(weights, name, said.shape):
+        return why
+    known = identify_weight(weights, name, said.axis, said.dtype)
+    return fingerprint_mismatch(known, said) or known
+
+
+def shape_mismatch(weights: Weights, name: str, shape: tuple[int, ...]) -> str:
+    """Return what tells a weight's shape from the one that a delta was made for; empty if nothing does."""
+    found = weights.shape(name) if isinstance(weights, Base) else tuple(weights.read(name).shape)
+    if found == shape:
+        return ""
+    return f"the delta was made for a weight of shape {list(shape)}, the base has {list(found)}"
+
+
+def fingerprint_mismatch(known: Known, said: Parameter) -> str:
+    """Return what tells a weight's fingerprint from the one that a delta was made for; empty if nothing does."""
+    if known.fingerprint == said.fingerprint:
+        return ""
+    return f"the delta was made for another base (fingerprint {said.fingerprint}, here {known.fingerprint})"
 
 
 def verify_weight(weights: Weights, name: str, said: Parameter) -> Known:
@@ -181,12 +199,35 @@ def verify_and_prepare(weights: Weights, name: str, delta: Delta, cache: BasisCa
         BaseError: as `prepare_weight`.
     """
     said = delta.metadata.parameters[name]
-    known = verify_weight(weights, name, said)
-    prepared = prepare_weight(weights, name, said.kind, said.axis, cache, dtype=said.dtype, known=known)
+    return prepare_known(weights, name, [delta], cache, verify_weight(weights, name, said))
+
+
+def prepare_known(
+    weights: Weights, name: str, deltas: Sequence[Delta], cache: BasisCache, known: Known, *, hashed: bool = False
+) -> Prepared:
+    """Prepare a weight that was found to be the one that deltas shift.
+
+    Args:
+        weights: where to read it.
+        name: the parameter.
+        deltas: the deltas that shift it; they agree about it.
+        cache: where bases are kept.
+        known: what the weight was identified as.
+        hashed: whether that was by its values just now.
+
+    Raises:
+        BaseMismatchError: its file has changed since.
+        TensorError: a δ differs where the singular values are tied, or is not 0 where they are null.
+        BaseError: as `prepare_weight`.
+    """
+    said = deltas[0].metadata.parameters[name]
+    prepared = prepare_weight(weights, name, said.kind, said.axis, cache, dtype=said.dtype, known=known, hashed=hashed)
     if prepared.parameter.fingerprint != said.fingerprint:  # the file was changed under a remembered fingerprint
         raise BaseMismatchError(f"{name}: the base's file has changed", fix="name the base the delta was made for")
     if prepared.basis is not None:
-        check_runs(name, delta[name], find_runs(prepared.basis.sigma, READER_TOLERANCE))
+        runs = find_runs(prepared.basis.sigma, READER_TOLERANCE)
+        for delta in deltas:
+            check_runs(name, delta[name], runs)
     return prepared
 
 

@@ -2,48 +2,237 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from math import prod
-from typing import Final
+from typing import Final, NamedTuple
 
+from svdiff_delta._util.file_state import State, state
 from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.base_model.layout import variants
 from svdiff_delta.errors import BaseError, BaseMismatchError, DeltaError
 from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.dtypes import Dtype
+from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.hub_client.blobs import blob_name, is_sound
 from svdiff_delta.hub_client.names import EMBEDDED
 from svdiff_delta.hub_client.reference import cached_revisions, parse_reference
 
 from .build import cost, share_out
 from .cache import BasisCache
-from .prepare import Prepared, Progress, Weights, prepare_weight, verify_and_prepare, weight_mismatch
+from .fingerprint_cache import Known
+from .prepare import (
+    Prepared,
+    Progress,
+    Weights,
+    fingerprint_mismatch,
+    fingerprint_weight,
+    prepare_known,
+    recall_weight,
+    shape_mismatch,
+    verify_weight,
+    weight_mismatch,
+)
 
 SHOWN: Final = 3
 """How many parameters an error names."""
 
 
-def verify_base(weights: Weights, delta: Delta, *, progress: Progress | None = None) -> None:
-    """Check that every weight that a delta shifts is the one it was made for.
+@dataclass(frozen=True, eq=False)
+class VerifiedBase:
+    """A base whose weights are the ones that deltas were made for: `verify_base` makes it, and nothing else should.
+
+    Who holds it need not verify again. A weight is verified anew only where its file is not in the state in which it
+    was verified, or the weights are a live model's, whose state nothing tells.
+
+    Attributes:
+        weights: an opened base, or a live model's weights.
+        deltas: the deltas that were verified against it.
+        found: what each weight that they shift was identified as, by parameter name.
+    """
+
+    weights: Weights
+    deltas: Sequence[Delta]
+    found: Mapping[str, Verified]
+
+    def prepare(self, name: str, cache: BasisCache) -> Prepared:
+        """Prepare a weight that the deltas shift, with its basis.
+
+        Raises:
+            BaseMismatchError: the base's file was changed since it was verified.
+            TensorError: a δ is not projected on the runs of its basis.
+            BaseError: the weight cannot be read any more.
+        """
+        mine = [delta for delta in self.deltas if name in delta]
+        verified = self.found[name]
+        if verified.state is None or verified.state != _file_state(self.weights, name):
+            known = verify_weight(self.weights, name, mine[0].metadata.parameters[name])
+            return prepare_known(self.weights, name, mine, cache, known)
+        return prepare_known(self.weights, name, mine, cache, verified.known, hashed=verified.hashed)
+
+    def prepare_all(self, cache: BasisCache, progress: Progress | None = None) -> None:
+        """See to it that the basis of every weight is in the cache, several at once.
+
+        Args:
+            cache: where bases are kept.
+            progress: called with the work done and in all.
+
+        Raises:
+            BaseMismatchError, TensorError, BaseError: as `prepare`.
+        """
+
+        def work(name: str, wait: bool) -> None:
+            self.prepare(name, cache if wait else cache.impatient())
+
+        said = {name: item for delta in self.deltas for name, item in delta.metadata.parameters.items()}
+        share_out({name: cost(item.shape, item.kind, item.axis) for name, item in said.items()}, work, progress)
+
+
+class Verified(NamedTuple):
+    """What a weight was identified as.
+
+    Attributes:
+        known: that.
+        hashed: whether its values said so; else what is remembered of its file did.
+        state: its file's, before it was read; None for a live model's weight, or where the system does not tell.
+    """
+
+    known: Known
+    hashed: bool
+    state: State | None
+
+
+def verify_base(weights: Weights, deltas: Sequence[Delta], *, progress: Progress | None = None) -> VerifiedBase:
+    """Check that every weight that deltas shift is the one it was made for; each is fingerprinted at most once.
 
     Args:
         weights: an opened base, or a live model's weights.
-        delta: the delta.
+        deltas: the deltas.
         progress: called with the numbers of parameters checked and in all.
+
+    Returns:
+        The base and what its weights were identified as, for whoever goes on with them.
 
     Raises:
         BaseMismatchError: weights have another shape or other values. The message says which, how many, and which
             revision in the local Hub cache fits.
         BaseError: weights are missing, and all others fit; or one cannot be used.
     """
-    missing, different = {}, {}
-    for count, (name, said) in enumerate(delta.metadata.parameters.items(), 1):
-        if why := _absence(weights, name):
-            missing[name] = why
-        elif why := weight_mismatch(weights, name, said):
-            different[name] = why
+    asked = dict.fromkeys(Question.of(*item) for delta in deltas for item in delta.metadata.parameters.items())
+    answers = _answers(weights, list(asked), progress)
+    for delta in deltas:
+        _check(weights, delta, answers)
+    found = {asked.name: answer for asked, answer in reversed(answers.items()) if isinstance(answer, Verified)}
+    return VerifiedBase(weights, tuple(deltas), found)
+
+
+def prepare_base(
+    weights: Weights, deltas: Sequence[Delta], cache: BasisCache, progress: Progress | None = None
+) -> VerifiedBase:
+    """Check every delta against a base, and see to it that every basis is in the cache: several at once.
+
+    Args:
+        weights: an opened base, or a live model's weights.
+        deltas: the deltas.
+        cache: where bases are kept.
+        progress: called with the work done and in all, once the identity of all weights is known.
+
+    Raises:
+        BaseMismatchError, BaseError: as `verify_base`.
+        TensorError: a δ is not projected on the runs of its basis.
+    """
+    verified = verify_base(weights, deltas)
+    verified.prepare_all(cache, progress)
+    return verified
+
+
+class Question(NamedTuple):
+    """What is asked of a weight: whether it has this shape, and its fingerprint with this axis and basis dtype."""
+
+    name: str
+    axis: int
+    dtype: Dtype
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def of(name: str, said: Parameter) -> Question:
+        """Return what is asked where a delta says this of a parameter."""
+        return Question(name, said.axis, said.dtype, said.shape)
+
+
+class Mismatch(NamedTuple):
+    """Why a weight is not the one that was asked for, and whether there is none at all."""
+
+    why: str
+    missing: bool
+
+
+Answer = Verified | Mismatch | DeltaError
+"""What was found: the weight's fingerprint, that there is no such weight, or why it cannot be used."""
+
+
+def _answers(weights: Weights, asked: Sequence[Question], progress: Progress | None) -> dict[Question, Answer]:
+    """Return what is found of each weight; those that nothing is remembered of are hashed, several at once.
+
+    Errors are returned, not raised, so that the first in the order asked is told, whichever thread meets one first.
+    """
+    count = 0
+
+    def done(*_: int) -> None:
+        nonlocal count
+        count += 1
         if progress is not None:
-            progress(count, len(delta))
+            progress(count, len(asked))
+
+    found: dict[Question, Answer] = {}
+    for each in asked:
+        if answer := _remembered(weights, each):
+            found[each] = answer
+            done()
+    left = {str(index): each for index, each in enumerate(asked) if each not in found}
+    if left:
+        costs = {key: prod(each.shape) for key, each in left.items()}
+        hashed = share_out(costs, lambda key, _: _hashed(weights, left[key]), done)
+        found |= {left[key]: answer for key, answer in hashed.items()}
+    return {each: found[each] for each in asked}
+
+
+def _remembered(weights: Weights, asked: Question) -> Answer | None:
+    """Return what can be found of a weight without reading it; None if it must be read."""
+    if why := _absence(weights, asked.name):
+        return Mismatch(why, missing=True)
+    before = _file_state(weights, asked.name)
+    try:
+        if why := shape_mismatch(weights, asked.name, asked.shape):
+            return Mismatch(why, missing=False)
+        known = recall_weight(weights, asked.name, asked.axis, asked.dtype)
+    except DeltaError as error:
+        return error
+    return None if known is None else Verified(known, False, before)
+
+
+def _hashed(weights: Weights, asked: Question) -> Answer:
+    """Return what a weight's values say."""
+    before = _file_state(weights, asked.name)
+    try:
+        return Verified(fingerprint_weight(weights, asked.name, asked.axis, asked.dtype), True, before)
+    except DeltaError as error:
+        return error
+
+
+def _check(weights: Weights, delta: Delta, answers: Mapping[Question, Answer]) -> None:
+    """Raise the error that says which weights are not those that a delta was made for, if any is not."""
+    missing: dict[str, str] = {}
+    different: dict[str, str] = {}
+    for name, said in delta.metadata.parameters.items():
+        answer = answers[Question.of(name, said)]
+        if isinstance(answer, DeltaError):
+            raise answer
+        if isinstance(answer, Mismatch):
+            (missing if answer.missing else different)[name] = answer.why
+        elif why := fingerprint_mismatch(answer.known, said):
+            different[name] = why
     if not missing and not different:
         return
     kind = BaseMismatchError if different else BaseError
@@ -57,37 +246,13 @@ def verify_base(weights: Weights, delta: Delta, *, progress: Progress | None = N
     raise kind(message, fix=_damage(weights, different) or _advice(weights, delta))
 
 
-def prepare_base(
-    weights: Weights, deltas: Sequence[Delta], cache: BasisCache, progress: Progress | None = None
-) -> None:
-    """Check every delta against a base, and see to it that every basis is in the cache: several at once.
-
-    Args:
-        weights: an opened base, or a live model's weights.
-        deltas: the deltas.
-        cache: where bases are kept.
-        progress: called with the work done and in all, once the identity of all weights is known.
-
-    Raises:
-        BaseMismatchError, BaseError: as `verify_base`.
-        TensorError: a δ is not projected on the runs of its basis.
-    """
-    for delta in deltas:
-        verify_base(weights, delta)
-    places = {f"{name} {index}": (name, delta) for index, delta in enumerate(deltas) for name in delta}
-
-    def work(key: str, wait: bool) -> None:
-        name, delta = places[key]
-        verify_and_prepare(weights, name, delta, cache if wait else cache.impatient())
-
-    said = {key: delta.metadata.parameters[name] for key, (name, delta) in places.items()}
-    share_out({key: cost(item.shape, item.kind, item.axis) for key, item in said.items()}, work, progress)
-
-
-def prepare_verified(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
-    """Prepare a weight that `prepare_base` has found to be the delta's; errors are those of `prepare_weight`."""
-    said = delta.metadata.parameters[name]
-    return prepare_weight(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
+def _file_state(weights: Weights, name: str) -> State | None:
+    """Return the state of the file that holds a weight; None if there is none, or the system does not tell."""
+    if not isinstance(weights, Base):
+        return None
+    with suppress(BaseError, OSError):
+        return state(weights.locate(name)[2].stat())
+    return None
 
 
 def find_matching_base(weights: Weights, delta: Delta) -> str | None:

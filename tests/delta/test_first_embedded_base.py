@@ -27,7 +27,7 @@ def old() -> Delta:
 def test_a_weight_of_the_same_shape_is_refused_by_its_fingerprint(old: Delta) -> None:
     name = "text_encoder.encoder.layers.0.self_attn.q_proj.weight"
     with pytest.raises(BaseMismatchError) as caught:
-        verify_base(open_tiny(), old)
+        verify_base(open_tiny(), [old])
     assert caught.value.message.startswith(
         f"{name}: the delta was made for another base (fingerprint {old.metadata.parameters[name].fingerprint}, here "
     )
@@ -38,13 +38,13 @@ def test_a_weight_of_the_same_shape_is_refused_by_its_fingerprint(old: Delta) ->
 def test_a_weight_of_another_shape_gets_the_same_word(old: Delta) -> None:
     part = select(old, "unet")
     with pytest.raises(BaseMismatchError, match=r"of shape \[160, 128\], the base has \[128, 128\]") as caught:
-        verify_base(open_tiny(), part)
+        verify_base(open_tiny(), [part])
     assert WORD in (caught.value.fix or "")
 
 
 def test_a_base_that_is_not_called_tiny_gets_another_word(old: Delta) -> None:
     with pytest.raises(BaseMismatchError) as caught:
-        verify_base(open_base(base_path()), old)
+        verify_base(open_base(base_path()), [old])
     assert WORD not in (caught.value.fix or "")
     assert "by its own words tiny" in (caught.value.fix or "")
 

@@ -35,4 +35,4 @@ def test_the_trainer_lowers_the_loss_and_the_shifts_are_a_delta_of_the_base(
     assert losses[-1] < 0.9 * losses[0]
     delta = load(tmp_path / "pairs.safetensors")
     assert all(np.any(delta[name]) for name in delta)
-    verify_base(open_base(MINILM), delta)
+    verify_base(open_base(MINILM), [delta])

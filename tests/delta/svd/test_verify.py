@@ -46,13 +46,13 @@ def changed(tmp_path: Path, **change: torch.Tensor | None) -> Base:
 
 def refused(base: Base, delta: Delta) -> BaseError:
     with pytest.raises(BaseError) as caught:
-        verify_base(base, delta)
+        verify_base(base, [delta])
     return caught.value
 
 
 def test_the_base_that_a_delta_was_made_for_fits(delta: Delta) -> None:
     seen: list[tuple[int, int]] = []
-    verify_base(open_tiny(), delta, progress=lambda done, total: seen.append((done, total)))
+    verify_base(open_tiny(), [delta], progress=lambda done, total: seen.append((done, total)))
     assert seen == [(count, len(delta)) for count in range(1, len(delta) + 1)]
 
 
@@ -138,7 +138,7 @@ def test_another_revision_in_the_cache_that_fits_is_named(cache: Path, delta: De
     fill_cache(cache, "owner/tiny", tuned(files))
     error = refused(open_base("owner/tiny"), delta)
     assert error.fix == f"owner/tiny@{old} is in the local Hub cache and fits"
-    verify_base(open_base(f"owner/tiny@{old}"), delta)
+    verify_base(open_base(f"owner/tiny@{old}"), [delta])
 
 
 def test_the_repository_that_the_delta_names_is_looked_at(cache: Path, tmp_path: Path, delta: Delta) -> None:
