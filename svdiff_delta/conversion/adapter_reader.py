@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from torch import Tensor
-
 from svdiff_delta._text.printable import counted
 from svdiff_delta._util.json import as_object, strict_json
 from svdiff_delta.base_model.coverage import misnamed
@@ -18,7 +16,7 @@ from svdiff_delta.format.lineage import Source
 from svdiff_delta.format.metadata import Metadata, parse
 
 from .architecture import looks_like
-from .dialect import Changes, Job
+from .dialect import Changes, Job, WeightChange
 from .key_map import Names
 from .lazy_tensors import Ref, TensorFile
 from .provenance import foreign_facts, name_source
@@ -157,8 +155,8 @@ class Adapter:
             fix = "name the base that it was made for"
         return BaseMismatchError(f"{self.what}: nothing in it fits the base{hint}; {example}: {reason}", fix=fix)
 
-    def _reader(self, job: Job) -> Callable[[str], Tensor]:
-        return lambda name: self.updates[name].change(job.base.read(name))
+    def _reader(self, job: Job) -> Callable[[str], WeightChange]:
+        return lambda name: WeightChange(self.updates[name].change(job.base.read(name)))
 
     def _hint(self, job: Job) -> str:
         """Return what the adapter and the base look like, where they do not look alike."""
@@ -186,7 +184,7 @@ class Adapter:
     def _sources(self) -> list[tuple[str, Source]]:
         found = []
         for file in self.files:
-            sha256, source = name_source(file.path, document(file) or foreign_facts([file.header]))
+            sha256, source = name_source(file, document(file) or foreign_facts([file.header]))
             found.append((sha256, replace(source, extra={**source.extra, **self.extra})))
         return found
 

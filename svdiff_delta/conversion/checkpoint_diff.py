@@ -17,7 +17,8 @@ from svdiff_delta.base_model.matching import paired
 from svdiff_delta.errors import BaseError, InputError
 from svdiff_delta.format.container import Entry
 
-from .dialect import Changes, Job, Meter
+from .dialect import Changes, Job, Meter, WeightChange
+from .lazy_tensors import open_tensors
 from .provenance import foreign_facts, name_source
 
 REAL: Final = frozenset({"F64", "F32", "F16", "BF16"})
@@ -82,8 +83,8 @@ def read_tuned(source: str, job: Job) -> Changes:
     headers = {file: tuned.components[slot].headers[file] for slot in slots for file in tuned.components[slot].files}
     return Changes(
         kinds=shifted,
-        read=lambda name: tuned.read(name).double() - job.base.read(name).double(),
-        sources=lambda: [name_source(file, foreign_facts([header])) for file, header in headers.items()],
+        read=lambda name: WeightChange(tuned.read(name).double() - job.base.read(name).double()),
+        sources=lambda: [name_source(open_tensors(file), foreign_facts([header])) for file, header in headers.items()],
         left_out=dict(sorted(found.left_out.items())),
         unchanged=found.unchanged,
         remarks=found.remarks,

@@ -18,7 +18,7 @@ from .dialect import Changes, Dialect, Job
 from .energy_limits import LEAST
 from .key_map import Names
 from .kohya import plain_layer
-from .lazy_tensors import Modules, Ref, TensorFile, Tensors, open_tensors, peek
+from .lazy_tensors import Modules, OpenedAdapter, Ref, TensorFile, Tensors
 from .module_keys import decomposed
 from .peft_config import PeftConfig, low_rank_config, parse_config
 from .weight_updates import Decomposed, LowRank, Update
@@ -44,9 +44,9 @@ TEXT: Final[Mapping[str, str]] = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v
 """Attention layers of text encoders, as older versions of diffusers called them."""
 
 
-def recognizes(path: Path) -> bool:
+def recognizes(source: OpenedAdapter) -> bool:
     """Tell whether this is diffusers' file, or the folder with it."""
-    header = peek(_file(path))
+    header = source.header(_file(source.path))
     return header is not None and any(
         (match := _KEY.fullmatch(key)) and not match["alpha"] and not key.startswith("lora_") for key in header.entries
     )
@@ -56,15 +56,15 @@ def _file(path: Path) -> Path:
     return path / WEIGHTS if (path / WEIGHTS).is_file() else path
 
 
-def read(source: str, job: Job) -> Changes:
+def read(source: OpenedAdapter, job: Job) -> Changes:
     """Return the changes of diffusers' file.
 
     Raises:
         InputError, FormatError: it cannot be read, or its tensors do not fit each other.
         BaseMismatchError: nothing in it fits the base.
     """
-    file = open_tensors(_file(Path(source)))
-    adapter, names = Adapter(source, [file]), Names(job.base)
+    file = source.file(_file(source.path))
+    adapter, names = Adapter(source.name, [file]), Names(job.base)
     read_tensors(file, _configs(file, names), names, adapter)
     return adapter.changes(job)
 

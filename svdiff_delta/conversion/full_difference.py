@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 from typing import IO, Final
 
 import numpy as np
@@ -24,8 +23,8 @@ from svdiff_delta.svd.energy import Energy
 from svdiff_delta.svd.projection import squared_norm
 from svdiff_delta.svd.verify import VerifiedBase, prepare_base
 
-from .dialect import Changes, Job, Meter
-from .lazy_tensors import Ref, TensorFile, open_tensors, peek
+from .dialect import Changes, Job, Meter, WeightChange
+from .lazy_tensors import OpenedAdapter, Ref, TensorFile
 from .provenance import copied_facts, foreign_facts, name_source
 from .result import Conversion, check_retained
 
@@ -35,28 +34,28 @@ KEY: Final = "svdiff.difference"
 FORMAT: Final = "svdiff-difference"
 
 
-def is_difference(path: Path) -> bool:
+def is_difference(source: OpenedAdapter) -> bool:
     """Tell whether a file says that it is a full difference."""
-    header = peek(path)
+    header = source.header()
     return header is not None and KEY in header.metadata
 
 
 # --- Reading ---
 
 
-def read_difference(path: Path) -> Changes:
+def read_difference(source: OpenedAdapter) -> Changes:
     """Return the changes in a full difference.
 
     Raises:
         InputError: the file cannot be read.
         FormatError: its bytes are not a valid full difference; the message names the file.
     """
-    file = open_tensors(path)
+    file = source.file()
     metadata = _document(file)
     return Changes(
         kinds={name: (parameter.kind, parameter.axis) for name, parameter in metadata.parameters.items()},
-        read=lambda name: Ref(file, name).load(),
-        sources=lambda: [name_source(path, metadata)],
+        read=lambda name: WeightChange(Ref(file, name).load()),
+        sources=lambda: [name_source(file, metadata)],
         expected=metadata.parameters,
         metadata=replace(metadata, foreign=foreign_facts([file.header]).foreign),
     )
