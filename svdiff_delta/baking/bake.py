@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import isfinite, sqrt
 from os import PathLike
 from pathlib import Path
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 
 from svdiff_delta._util.atomic import replace_file, replace_folder
-from svdiff_delta._util.parallel import Threads
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import on_host
 from svdiff_delta.base_model.layout import is_index, read_json
@@ -27,11 +25,13 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.ops.totals import weighted_total
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_delta.svd.fingerprint import TORCH_DTYPE
+from svdiff_delta.svd.fingerprint import PIECE, TORCH_DTYPE
 from svdiff_delta.svd.prepare import Progress
 from svdiff_delta.svd.verify import VerifiedBase
+from svdiff_delta.svd.workspace import Workspace
 
 from .plan import FLOATING, TORCH_NAMES, Item, Plan, Unchanged, layout_of, plan_bake
+from .write_queue import WriteQueue
 
 
 class Loss(NamedTuple):
@@ -145,6 +145,7 @@ class _Writer:
         self.plan, self.verified, self.progress = plan, verified, progress
         self.done, self.total = 0, sum(item.bytes for item in plan.items)
         self.losses: dict[str, Loss] = {}
+        self.space = Workspace()
 
     def count(self, size: int) -> None:
         self.done += size
@@ -164,17 +165,24 @@ class _Writer:
         self.count(item.bytes)
 
     def weights(self, item: Item, stream: IO[bytes]) -> None:
-        """Write a weight file in the order of the base's file; one tensor is written while the next is made."""
+        """Write a weight file in the order of the base's file; what is made is written while the next is made."""
         slot = item.slot or ""
         layout, metadata, sizes = layout_of(self.plan.base.components[slot], item.source, self.plan.dtype)
         stream.write(header_bytes(layout, metadata, sizes))
-        with Threads[int](1) as writing:
-            written = writing.submit(int)
+        turns: dict[int, int] = {}
+        with WriteQueue(stream, self.count) as queue:
             for key, dtype, _ in layout:
-                raw = self.raw(slot, key, dtype).numpy().data
-                self.count(written.result())
-                written = writing.submit(partial(stream.write, raw))
-            self.count(written.result())
+                if spectral := self.is_spectral(slot, key):
+                    self.space.advance()
+                    queue.wait(turns.get(self.space.turn, 0))  # the memory of that one is taken now
+                number = queue.put(self.raw(slot, key, dtype).numpy().data)
+                if spectral:
+                    turns[self.space.turn] = number
+
+    def is_spectral(self, slot: str, key: str) -> bool:
+        """Tell whether a tensor is a weight whose singular values are shifted."""
+        name = self.plan.keys.get((slot, key))
+        return name is not None and self.plan.parameters[name].kind == "spectral"
 
     def raw(self, slot: str, key: str, dtype: str) -> Tensor:
         """Return the bytes of a tensor as they stand in the output: those of the base where it is no weight."""
@@ -193,15 +201,36 @@ class _Writer:
             return plan.base.read(f"{slot}.{key}").to(target)
         prepared = self.verified.prepare(name, plan.cache)
         weight = prepared.weight
-        change = prepared.delta_weight(torch.from_numpy(shift), weight)
+        change = prepared.delta_weight(torch.from_numpy(shift), weight, self.space)
+        if change.dtype == weight.dtype == target == torch.float32:
+            return _sum(name, change, weight, self.space)
         half, wide = ITEM_SIZE[dtype] == 2, torch.promote_types(weight.dtype, change.dtype)
         found = change.to(wide) + weight if half else change.to(wide).add_(weight)
         found = found.to(target)
-        if not all(map(isfinite, torch.stack(torch.aminmax(found)).tolist())):
-            raise TensorError(f"{name}: the baked weight is too large for {dtype}", fix="use --dtype BF16 or F32")
+        _check_finite(name, torch.aminmax(found), dtype)
         if half:
             self.losses[name] = _loss(weight.to(target), found, change)
         return found
+
+
+def _sum(name: str, change: Tensor, weight: Tensor, space: Workspace) -> Tensor:
+    """Return W + ΔW in float32, added and checked in pieces that stay in the cache; `change` is overwritten.
+
+    Raises:
+        TensorError: it is too large.
+    """
+    total = change if change.is_contiguous() else space.result("sum", tuple(change.shape)).copy_(change)
+    extremes: list[Tensor] = []
+    for part, own in zip(total.view(-1).split(PIECE), weight.reshape(-1).split(PIECE), strict=True):
+        extremes += torch.aminmax(part.add_(own))
+    _check_finite(name, extremes, "F32")
+    return total
+
+
+def _check_finite(name: str, extremes: Sequence[Tensor], dtype: str) -> None:
+    """Raise TensorError unless the least and largest numbers of a baked weight are finite."""
+    if not all(map(isfinite, torch.stack(list(extremes)).tolist())):
+        raise TensorError(f"{name}: the baked weight is too large for {dtype}", fix="use --dtype BF16 or F32")
 
 
 def _loss(before: Tensor, after: Tensor, change: Tensor) -> Loss:

@@ -19,8 +19,9 @@ from svdiff_delta.format.parameter import Kind, Parameter
 
 from .cache import BasisCache
 from .decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize, unmatricize
-from .fingerprint import fingerprint_stored, round_weight
+from .fingerprint import fingerprint_stored, round_into, round_weight
 from .fingerprint_cache import Known, recall, remember
+from .workspace import Workspace
 
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is in all."""
@@ -57,7 +58,7 @@ class Prepared:
         """Its values in the basis dtype, as float32, read and rounded now."""
         return round_weight(self.source(), self.parameter.dtype)
 
-    def delta_weight(self, shift: Tensor, weight: Tensor | None = None) -> Tensor:
+    def delta_weight(self, shift: Tensor, weight: Tensor | None = None, space: Workspace | None = None) -> Tensor:
         """Return ΔW in the weight's own shape for δ (size,) in float64, scaled and summed before (spec, section 6.6).
 
         Float32 for spectral parameters; for elementwise ones ΔW is δ itself, float64.
@@ -65,12 +66,14 @@ class Prepared:
         Args:
             shift: δ, (size,).
             weight: the weight's values where they were read already.
+            space: memory to use again, in which the result is one; new memory if not given.
         """
         if self.basis is None:
             return shift.reshape(self.parameter.shape)
-        axis = self.parameter.axis
-        rounded = round_weight(self.source() if weight is None else weight, self.parameter.dtype)
-        change = self.basis.delta_weight(matricize(rounded, axis), shift)
+        axis, space = self.parameter.axis, space or Workspace()
+        weight = self.source() if weight is None else weight
+        rounded = round_into(weight, self.parameter.dtype, space.take("rounded", tuple(weight.shape)))
+        change = self.basis.delta_weight(matricize(rounded, axis), shift, space)
         return unmatricize(change, self.parameter.shape, axis)
 
 
@@ -199,36 +202,44 @@ def verify_and_prepare(weights: Weights, name: str, delta: Delta, cache: BasisCa
         BaseError: as `prepare_weight`.
     """
     said = delta.metadata.parameters[name]
-    return prepare_known(weights, name, [delta], cache, verify_weight(weights, name, said))
+    prepared = prepare_known(weights, name, said, cache, verify_weight(weights, name, said))
+    check_projected(name, [delta], prepared)
+    return prepared
 
 
 def prepare_known(
-    weights: Weights, name: str, deltas: Sequence[Delta], cache: BasisCache, known: Known, *, hashed: bool = False
+    weights: Weights, name: str, said: Parameter, cache: BasisCache, known: Known, *, hashed: bool = False
 ) -> Prepared:
-    """Prepare a weight that was found to be the one that deltas shift.
+    """Prepare a weight that was found to be the one that a delta shifts.
 
     Args:
         weights: where to read it.
         name: the parameter.
-        deltas: the deltas that shift it; they agree about it.
+        said: what the delta says of it.
         cache: where bases are kept.
         known: what the weight was identified as.
         hashed: whether that was by its values just now.
 
     Raises:
         BaseMismatchError: its file has changed since.
-        TensorError: a δ differs where the singular values are tied, or is not 0 where they are null.
         BaseError: as `prepare_weight`.
     """
-    said = deltas[0].metadata.parameters[name]
     prepared = prepare_weight(weights, name, said.kind, said.axis, cache, dtype=said.dtype, known=known, hashed=hashed)
     if prepared.parameter.fingerprint != said.fingerprint:  # the file was changed under a remembered fingerprint
         raise BaseMismatchError(f"{name}: the base's file has changed", fix="name the base the delta was made for")
+    return prepared
+
+
+def check_projected(name: str, deltas: Sequence[Delta], prepared: Prepared) -> None:
+    """Check that deltas are projected on the runs of a weight's basis, at a reader's tolerance.
+
+    Raises:
+        TensorError: a δ differs where the singular values are tied, or is not 0 where they are null.
+    """
     if prepared.basis is not None:
         runs = find_runs(prepared.basis.sigma, READER_TOLERANCE)
         for delta in deltas:
             check_runs(name, delta[name], runs)
-    return prepared
 
 
 def sigmas_of(base: Base, delta: Delta, cache: BasisCache | None = None) -> dict[str, NDArray[np.float64]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Final, NamedTuple
 
@@ -26,6 +26,7 @@ from .prepare import (
     Prepared,
     Progress,
     Weights,
+    check_projected,
     fingerprint_mismatch,
     fingerprint_weight,
     prepare_known,
@@ -50,11 +51,13 @@ class VerifiedBase:
         weights: an opened base, or a live model's weights.
         deltas: the deltas that were verified against it.
         found: what each weight that they shift was identified as, by parameter name.
+        projected: the parameters whose δ were found to be projected on the runs of their basis.
     """
 
     weights: Weights
     deltas: Sequence[Delta]
     found: Mapping[str, Verified]
+    projected: set[str] = field(default_factory=set)
 
     def prepare(self, name: str, cache: BasisCache) -> Prepared:
         """Prepare a weight that the deltas shift, with its basis.
@@ -64,12 +67,15 @@ class VerifiedBase:
             TensorError: a δ is not projected on the runs of its basis.
             BaseError: the weight cannot be read any more.
         """
-        mine = [delta for delta in self.deltas if name in delta]
-        verified = self.found[name]
+        mine, verified = [delta for delta in self.deltas if name in delta], self.found[name]
+        said, known, hashed = mine[0].metadata.parameters[name], verified.known, verified.hashed
         if verified.state is None or verified.state != _file_state(self.weights, name):
-            known = verify_weight(self.weights, name, mine[0].metadata.parameters[name])
-            return prepare_known(self.weights, name, mine, cache, known)
-        return prepare_known(self.weights, name, mine, cache, verified.known, hashed=verified.hashed)
+            known, hashed = verify_weight(self.weights, name, said), False
+        prepared = prepare_known(self.weights, name, said, cache, known, hashed=hashed)
+        if name not in self.projected:
+            check_projected(name, mine, prepared)
+            self.projected.add(name)
+        return prepared
 
     def prepare_all(self, cache: BasisCache, progress: Progress | None = None) -> None:
         """See to it that the basis of every weight is in the cache, several at once.
