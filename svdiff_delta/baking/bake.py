@@ -19,18 +19,19 @@ from svdiff_delta._util.atomic import replace_file, replace_folder
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import on_host
 from svdiff_delta.base_model.layout import is_index, read_json
+from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
 from svdiff_delta.errors import OutputError, TensorError
 from svdiff_delta.format.container import ITEM_SIZE, header_bytes
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.dtypes import Dtype
+from svdiff_delta.format.dtypes import FLOATING, Dtype
 from svdiff_delta.ops.totals import weighted_total
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_delta.svd.fingerprint import PIECE, TORCH_DTYPE
+from svdiff_delta.svd.fingerprint import PIECE
 from svdiff_delta.svd.prepare import Progress
 from svdiff_delta.svd.verify import VerifiedBase
 from svdiff_delta.svd.workspace import Workspace
 
-from .plan import FLOATING, TORCH_NAMES, Item, Plan, Unchanged, layout_of, plan_bake
+from .plan import TORCH_NAMES, Item, Plan, Unchanged, layout_of, plan_bake
 from .write_queue import WriteQueue
 
 
@@ -193,7 +194,7 @@ class _Writer:
     def baked(self, slot: str, key: str, dtype: str) -> Tensor:
         """Return a weight as it stands in the output; W itself where δ is 0."""
         plan, name = self.plan, self.plan.keys.get((slot, key))
-        target = torch.float64 if dtype == "F64" else TORCH_DTYPE.get(dtype)  # type: ignore[call-overload]
+        target = TORCH_DTYPES[dtype]
         shift = None
         if name is not None:
             shift = weighted_total(name, plan.parameters[name], plan.deltas, plan.factors)

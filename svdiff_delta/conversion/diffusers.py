@@ -12,7 +12,7 @@ from svdiff_delta._util.json import JSON, as_object, canonical_json, strict_json
 from svdiff_delta.errors import MetadataError
 from svdiff_delta.format.parameter import Parameter
 
-from .adapter_reader import BIAS, NO_HALF, NO_MAGNITUDE, NO_MODULE, Adapter, scale_of_one, width
+from .adapter_reader import BIAS, NO_HALF, NO_MAGNITUDE, NO_MODULE, Adapter, width
 from .adapter_writer import adapter_writer
 from .dialect import Changes, Dialect, Job
 from .energy_limits import LEAST
@@ -88,18 +88,15 @@ def read_tensors(
             unknown.append(key)
         else:
             modules.take(match["path"], _part(match), Ref(tensors, key))
-    assumed = []
     for path, refs in modules.items():
         adapter.widths[path] = width(refs["down"]) if "down" in refs else 0
         place = _place(path, names)
         if place is None:
             adapter.leave((ref.key for ref in refs.values()), NO_MODULE)
         elif _read_module(*place, refs, configs, adapter) and not scaled:
-            assumed.append(path)
+            adapter.assume_scale(path)
     for key in unknown:
         adapter.spoil([key], _owner(key, names))
-    if assumed:
-        adapter.remarks.append(scale_of_one(assumed))
 
 
 def _read_module(

@@ -12,7 +12,7 @@ from torch import Tensor
 from svdiff_delta.errors import InputError, MissingExtraError
 from svdiff_delta.format.foreign import module_of
 
-from .adapter_reader import BIAS, NO_HALF, NO_LAYOUT, NO_RULE, Adapter, scale_of_one, width
+from .adapter_reader import BIAS, NO_HALF, NO_LAYOUT, NO_RULE, Adapter, width
 from .dialect import Changes, Dialect, Job
 from .diffusers import read_tensors
 from .energy_limits import LEAST
@@ -59,21 +59,19 @@ def read(source: OpenedAdapter, job: Job) -> Changes:
     file, names = source.file(), Names(job.base)
     adapter = Adapter(source.name, [file])
     converted: dict[str, Tensor] = {}
-    without = []
     for path, refs in _modules(file).items():
         adapter.widths[path] = max(map(width, refs.values()))
         if place_of(path, names):
             parts = {key.removeprefix(f"{path}."): ref for key, ref in refs.items()}
-            without += [path] * bool(read_module(path, parts, names, adapter))
+            if read_module(path, parts, names, adapter):
+                adapter.assume_scale(path)
             continue
         found = _convert_module(path, refs, adapter)
         if found and not any(key.endswith(".alpha") and ref.number() for key, ref in refs.items()):
-            without.append(path)
+            adapter.assume_scale(path)
         if twice := converted.keys() & found.keys():
             raise InputError(f"{source.name}: two sets of keys become {min(twice)}, one of them {path}", fix="keep one")
         converted |= found
-    if without:
-        adapter.remarks.append(scale_of_one(without))
     read_tensors(MemoryTensors(source.name, converted), {}, names, adapter, scaled=True)
     return adapter.changes(job)
 

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from svdiff_delta._util.atomic import replace_file
-from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, TensorError
+from svdiff_delta.errors import DeltaError, InputError, TensorError
 from svdiff_delta.format import metadata as meta
-from svdiff_delta.format.container import header_bytes
-from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.dtypes import DTYPES, ITEM_SIZE, LARGEST, encode, is_dtype
+from svdiff_delta.format.container import ITEM_SIZE, header_bytes
+from svdiff_delta.format.delta import Delta, check_range
+from svdiff_delta.format.dtypes import DTYPES, encode, is_dtype
 from svdiff_delta.format.metadata import Metadata
 from svdiff_delta.format.parameter import Parameter
+from svdiff_delta.ops.combine import note_weight
 from svdiff_delta.svd.energy import Energy
 from svdiff_delta.svd.projection import squared_norm
 from svdiff_delta.svd.verify import VerifiedBase, prepare_base
@@ -122,10 +123,7 @@ def _check_names(delta: Delta, job: Job) -> None:
     """Raise BaseMismatchError if two names of a delta are those of one weight."""
     places: dict[str, str] = {}
     for name in delta:
-        stored = job.base.stored_name(name)
-        if other := places.get(stored):
-            raise BaseMismatchError(f"{name}: shifts the same weight as {other}", fix="keep one of the two names")
-        places[stored] = name
+        note_weight(places, job.base.stored_name(name), name)
 
 
 def _changes(
@@ -136,12 +134,9 @@ def _changes(
     for name, parameter in parameters.items():
         prepared = verified.prepare(name, job.cache)
         change = prepared.delta_weight(torch.from_numpy(delta[name].astype(np.float64)))
-        largest = float(change.abs().max())
-        if not largest <= LARGEST[job.dtype]:
-            raise TensorError(
-                f"{name}: ΔW reaches {largest:g}, {job.dtype} ends at {LARGEST[job.dtype]:g}", fix="use a wider --dtype"
-            )
-        stored = encode(change.contiguous().flatten().numpy(), job.dtype)
+        values = change.contiguous().flatten().numpy()
+        check_range(name, values, job.dtype, what="ΔW ")
+        stored = encode(values, job.dtype)
         kept = squared_norm(torch.from_numpy(stored.decode()))
         yield name, stored.data, Energy(squared_norm(change), kept)
         meter.add(prod(parameter.shape))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
@@ -12,7 +11,7 @@ from svdiff_delta.errors import InputError
 from svdiff_delta.format.foreign import method_of
 from svdiff_delta.format.parameter import Parameter
 
-from .adapter_reader import NO_MODULE, Adapter, scale_of_one, unexplained, width
+from .adapter_reader import NO_MODULE, Adapter, unexplained, width
 from .adapter_writer import adapter_writer
 from .dialect import Changes, Dialect, Job
 from .energy_limits import LEAST
@@ -51,17 +50,15 @@ def read(source: OpenedAdapter, job: Job) -> Changes:
 def read_modules(file: TensorFile, names: Names) -> Adapter:
     """Return the updates in a file whose keys are a module's flat name, a dot and a suffix."""
     _check_algorithm(file)
-    adapter, assumed = Adapter(file.name, [file]), defaultdict[str, list[str]](list)
+    adapter = Adapter(file.name, [file])
     modules = Modules()
     for key in file.keys():  # noqa: SIM118 - it is no mapping
         module, _, suffix = key.partition(".")
         modules.take(module, suffix, Ref(file, key))
     for module, refs in modules.items():
         adapter.widths[module] = max((width(refs[suffix]) for suffix in INPUTS if suffix in refs), default=0)
-        for remark in read_module(module, refs, names, adapter):
-            assumed[remark].append(module)
-    for remark, where in sorted(assumed.items()):
-        adapter.remarks.append(scale_of_one(where, remark))
+        for missing in read_module(module, refs, names, adapter):
+            adapter.assume_scale(module, missing)
     return adapter
 
 

@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 
 from svdiff_delta.base_model.layout import PICKLE_SUFFIXES
 from svdiff_delta.errors import InputError, TensorError
+from svdiff_delta.format.dtypes import FLOATING
 
 from .lazy_tensors import OpenedAdapter, Ref, Shape, TensorFile
-
-REAL: Final = frozenset({"F64", "F32", "F16", "BF16"})
-"""Number formats of shifts that can be read."""
 
 UNPICKLE: Final = (
     'convert it once where you trust it: python -c "import sys, torch, safetensors.torch as s; '
@@ -34,7 +32,7 @@ def open_vectors(source: OpenedAdapter, path: Path) -> TensorFile:
     check_no_pickle(path)
     file = source.file(path)
     for key, entry in file.header.entries.items():
-        if entry.dtype not in REAL:
+        if entry.dtype not in FLOATING:
             raise TensorError(f"{key}: {path} has it as {entry.dtype}", fix="use the file as it was trained")
     return file
 

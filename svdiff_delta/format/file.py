@@ -16,11 +16,10 @@ from svdiff_delta._util.atomic import replace_file
 from svdiff_delta.errors import DeltaError, InputError, MetadataError, TensorError
 
 from . import metadata as meta
-from .container import LARGEST_HEADER, Entries, Entry, Header, header_bytes, read_header
+from .container import ITEM_SIZE, LARGEST_HEADER, Entries, Entry, Header, header_bytes, read_header
 from .content import IN_MEMORY, Content, InMemory, open_content
 from .delta import Delta, Origin, check_range
 from .dtypes import (
-    ITEM_SIZE,
     STORED_DTYPES,
     Raw,
     Stored,

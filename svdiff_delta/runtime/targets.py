@@ -13,7 +13,7 @@ from svdiff_delta.base_model.kinds import kind_of, weight_of
 from svdiff_delta.errors import AttachError, BaseMismatchError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.parameter import Parameter
-from svdiff_delta.ops.combine import combine_parameters, unite
+from svdiff_delta.ops.combine import combine_parameters, note_weight, unite
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize
 from svdiff_delta.svd.fingerprint import round_weight
@@ -126,8 +126,7 @@ def find_places(
     taken: dict[int, str] = {}
     for name, parameter in parameters.items():
         module = layer(models, name)
-        if (other := taken.setdefault(id(weight_of(module)), name)) != name:
-            raise AttachError(f"{name}: shifts the same weight as {other}", fix="keep one of the two names")
+        note_weight(taken, id(weight_of(module)), name, AttachError)
         sharers = owners.get(id(weight_of(module)), [])
         twins = tuple(other for slot, other in sharers if other is not module and slot == name.partition(".")[0])
         for each in (module, *twins):

@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
 from svdiff_delta.errors import BaseError
 from svdiff_delta.format.dtypes import Dtype
-
-TORCH_DTYPE: Final[dict[Dtype, torch.dtype]] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 LARGEST_LOSS: Final = 0.01
 """Relative Frobenius loss up to which float16 serves as basis dtype."""
@@ -156,12 +155,12 @@ def _sums(weight: Tensor) -> tuple[float, float]:
 def narrow(values: Tensor, dtype: Dtype) -> Tensor:
     """Return values in the basis dtype; those of float64 are rounded to float32 before (spec, section 6.1)."""
     single = values.to(torch.float32) if values.dtype == torch.float64 else values  # first to F32, then on
-    return single.to(TORCH_DTYPE[dtype])
+    return single.to(TORCH_DTYPES[dtype])
 
 
 def _is_exact(weight: Tensor, dtype: Dtype) -> bool:
     """Tell whether every element is exact in a dtype; the first piece with one that is not ends the search."""
-    if weight.dtype == TORCH_DTYPE[dtype]:
+    if weight.dtype == TORCH_DTYPES[dtype]:
         return True
     some = weight.detach().flatten()[:PROBE]  # of most weights that are not, hardly any element is
     return all(torch.equal(narrow(piece, dtype).to(piece.dtype), piece) for piece in (some, *_pieces(weight)))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseMismatchError, TensorError
-from svdiff_delta.format.delta import Delta, Shift
+from svdiff_delta.format.delta import Delta, Shift, differing_run, shifts_null
 from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.format.parameter import Kind, Parameter
 
@@ -262,10 +262,9 @@ def check_runs(name: str, shift: Shift, runs: Runs) -> None:
     Raises:
         TensorError: it is not.
     """
-    for first, last in runs.tied:
-        if (shift[first : last + 1] != shift[first]).any():
-            raise TensorError(f"{name}: δ differs within {first}-{last}, where the base's singular values are tied")
-    if runs.null and shift[shift.size - runs.null :].any():
+    if run := differing_run(shift, runs.tied):
+        raise TensorError(f"{name}: δ differs within {run[0]}-{run[1]}, where the base's singular values are tied")
+    if shifts_null(shift, runs.null):
         raise TensorError(f"{name}: δ must be 0 on the {runs.null} singular values that are null in the base")
 
 

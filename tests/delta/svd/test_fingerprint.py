@@ -10,9 +10,10 @@ import torch
 from support.weights import normal
 from torch import Tensor
 
+from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
 from svdiff_delta.errors import BaseError
 from svdiff_delta.format.dtypes import Dtype
-from svdiff_delta.svd.fingerprint import PIECE, TORCH_DTYPE, choose_dtype, fingerprint, fingerprint_stored, round_weight
+from svdiff_delta.svd.fingerprint import PIECE, choose_dtype, fingerprint, fingerprint_stored, round_weight
 
 LONG = PIECE + 7  # more than one piece
 
@@ -69,10 +70,10 @@ def plain_choice(weight: Tensor) -> Dtype:
 
 def plain_fingerprint(weight: Tensor, dtype: Dtype, axis: int) -> str:
     """Section 6.2 as it is written."""
-    rounded = weight.float().to(TORCH_DTYPE[dtype]).float() + 0.0
+    rounded = weight.float().to(TORCH_DTYPES[dtype]).float() + 0.0
     name, values = "F32", rounded
     for candidate in ("F16", "BF16"):
-        narrow = rounded.to(TORCH_DTYPE[candidate])  # type: ignore[index]
+        narrow = rounded.to(TORCH_DTYPES[candidate])  # type: ignore[index]
         if torch.equal(narrow.float(), rounded):
             name, values = candidate, narrow
             break
