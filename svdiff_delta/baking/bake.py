@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite, sqrt
 from os import PathLike
 from pathlib import Path
@@ -32,6 +33,7 @@ from svdiff_delta.svd.verify import VerifiedBase
 from svdiff_delta.svd.workspace import Workspace
 
 from .plan import TORCH_NAMES, Item, Plan, Unchanged, layout_of, plan_bake
+from .workers import Workers
 from .write_queue import WriteQueue
 
 
@@ -146,7 +148,6 @@ class _Writer:
         self.plan, self.verified, self.progress = plan, verified, progress
         self.done, self.total = 0, sum(item.bytes for item in plan.items)
         self.losses: dict[str, Loss] = {}
-        self.space = Workspace()
 
     def count(self, size: int) -> None:
         self.done += size
@@ -170,28 +171,25 @@ class _Writer:
         slot = item.slot or ""
         layout, metadata, sizes = layout_of(self.plan.base.components[slot], item.source, self.plan.dtype)
         stream.write(header_bytes(layout, metadata, sizes))
-        turns: dict[int, int] = {}
-        with WriteQueue(stream, self.count) as queue:
+        with WriteQueue(stream, self.count) as queue, Workers(queue) as workers:
             for key, dtype, _ in layout:
-                if spectral := self.is_spectral(slot, key):
-                    self.space.advance()
-                    queue.wait(turns.get(self.space.turn, 0))  # the memory of that one is taken now
-                number = queue.put(self.raw(slot, key, dtype).numpy().data)
-                if spectral:
-                    turns[self.space.turn] = number
+                if self.is_spectral(slot, key):
+                    workers.compute(partial(self.raw, slot, key, dtype))
+                else:
+                    workers.pass_on(partial(self.raw, slot, key, dtype))
 
     def is_spectral(self, slot: str, key: str) -> bool:
         """Tell whether a tensor is a weight whose singular values are shifted."""
         name = self.plan.keys.get((slot, key))
         return name is not None and self.plan.parameters[name].kind == "spectral"
 
-    def raw(self, slot: str, key: str, dtype: str) -> Tensor:
+    def raw(self, slot: str, key: str, dtype: str, space: Workspace | None = None) -> Tensor:
         """Return the bytes of a tensor as they stand in the output: those of the base where it is no weight."""
         if dtype not in FLOATING:
             return self.plan.base.read_bytes(f"{slot}.{key}")
-        return self.baked(slot, key, dtype).contiguous().flatten().view(torch.uint8)
+        return self.baked(slot, key, dtype, space or Workspace()).contiguous().flatten().view(torch.uint8)
 
-    def baked(self, slot: str, key: str, dtype: str) -> Tensor:
+    def baked(self, slot: str, key: str, dtype: str, space: Workspace) -> Tensor:
         """Return a weight as it stands in the output; W itself where δ is 0."""
         plan, name = self.plan, self.plan.keys.get((slot, key))
         target = TORCH_DTYPES[dtype]
@@ -202,9 +200,9 @@ class _Writer:
             return plan.base.read(f"{slot}.{key}").to(target)
         prepared = self.verified.prepare(name, plan.cache)
         weight = prepared.weight
-        change = prepared.delta_weight(torch.from_numpy(shift), weight, self.space)
+        change = prepared.delta_weight(torch.from_numpy(shift), weight, space)
         if change.dtype == weight.dtype == target == torch.float32:
-            return _sum(name, change, weight, self.space)
+            return _sum(name, change, weight, space)
         half, wide = ITEM_SIZE[dtype] == 2, torch.promote_types(weight.dtype, change.dtype)
         found = change.to(wide) + weight if half else change.to(wide).add_(weight)
         found = found.to(target)
@@ -220,7 +218,7 @@ def _sum(name: str, change: Tensor, weight: Tensor, space: Workspace) -> Tensor:
     Raises:
         TensorError: it is too large.
     """
-    total = change if change.is_contiguous() else space.result("sum", tuple(change.shape)).copy_(change)
+    total = change if change.is_contiguous() else space.take("rows", tuple(change.shape)).copy_(change)
     extremes: list[Tensor] = []
     for part, own in zip(total.view(-1).split(PIECE), weight.reshape(-1).split(PIECE), strict=True):
         extremes += torch.aminmax(part.add_(own))

@@ -80,7 +80,7 @@ class Basis:
         Args:
             matrix: the matricized *rounded* weight, (rows, columns) float32.
             shift: δ, (K,) float64, already scaled and summed.
-            space: memory to use again, in which the result is one; new memory if not given.
+            space: memory to use again, new memory if not given; the result takes the place of "rounded".
         """
         space = space or Workspace()
         start, stop = self.split
@@ -90,7 +90,7 @@ class Basis:
         torch.mm(self.factor[:start], work, out=rows[:start])
         rows[:start] *= (change[:start] / self.sigma[:start]).float()[:, None]
         torch.mul(self.tail, change[start:stop].float()[:, None], out=rows[start:])
-        product = space.result("product", (work.shape[0], work.shape[1]))
+        product = space.take("rounded", (work.shape[0], work.shape[1]))
         result = torch.mm(self.factor[:stop].T, rows, out=product)
         return result if self.left else result.T
 

@@ -66,7 +66,7 @@ class Prepared:
         Args:
             shift: δ, (size,).
             weight: the weight's values where they were read already.
-            space: memory to use again, in which the result is one; new memory if not given.
+            space: memory to use again, which the result lies in; new memory if not given.
         """
         if self.basis is None:
             return shift.reshape(self.parameter.shape)
