@@ -17,7 +17,8 @@ from support.models import base_delta
 from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.errors import BaseError, BaseMismatchError
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.svd.verify import find_matching_base, verify_base
+from svdiff_delta.svd.matching_base import find_matching_base
+from svdiff_delta.svd.verify import verify_base
 from svdiff_train.tiny import base_path, open_tiny
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
