@@ -34,7 +34,7 @@ Unchanged = Literal["copy", "hardlink", "symlink"]
 """How files that the bake does not change come to the output."""
 
 LIBRARIES: Final = 400_000_000  # bytes that Python and torch take before they do anything
-PER_NUMBER: Final = 32  # bytes: two as stored; of them and of one that is written, two in float32
+PER_NUMBER: Final = 24  # bytes: of two weights at a time, as stored and twice in float32
 
 
 @dataclass(frozen=True)

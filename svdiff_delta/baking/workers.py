@@ -21,7 +21,7 @@ from svdiff_delta.svd.workspace import Workspace
 from .write_queue import WriteQueue
 
 WORKERS: Final = 2
-"""Weights that are computed at a time: each takes memory for two of its size, beside the one that is written."""
+"""Weights that are computed or written at a time: each takes memory for two of its size in float32."""
 
 
 class _Made(NamedTuple):
@@ -43,7 +43,7 @@ class Workers:
         count = min(WORKERS, self._limit)
         self._share = self._limit // count
         self._threads: Threads[Tensor] = Threads(count)
-        self._free = [Workspace() for _ in range(count + 1)]
+        self._free = [Workspace() for _ in range(WORKERS)]
         self._made: deque[_Made] = deque()
         self._lent: deque[tuple[int, Workspace]] = deque()
 
