@@ -32,7 +32,8 @@ import json, sys, time
 from pathlib import Path
 import torch
 from common.process import watched
-from svdiff_delta import bake, cache, load, open_base
+from svdiff_delta import bake, load, open_base
+from svdiff_delta.svd import cache
 
 torch.set_num_threads(int(sys.argv[5]))
 opening = 0.0

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from svdiff_delta import open_base
 from svdiff_delta._util import file_state
 from svdiff_delta.svd.fingerprint_cache import _documents, flush
-from svdiff_delta.svd.prepare import identity
+from svdiff_delta.svd.prepare import identify_weight
 
 SPEED = 0.5
 AGAIN = 0.05
@@ -59,7 +59,7 @@ def hash_file(path: Path) -> None:
 def identify_all(path: Path) -> None:
     base = open_base(path)
     for name in base.names():
-        identity(base, name, 0)
+        identify_weight(base, name, 0)
 
 
 def forget(home: Path) -> None:

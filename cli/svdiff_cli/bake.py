@@ -82,9 +82,9 @@ def bake(
         echo_json({**facts, "written": False}) if as_json else _tell(facts, quiet=quiet)
         return
     with Bar("computing bases", quiet=silent) as bar:
-        plan.check_weights(bar)
+        verified = plan.check_weights(bar)
     with Bar("baking", quiet=silent) as bar:
-        baked = write_bake(plan, overwrite=force, progress=bar)
+        baked = write_bake(plan, verified, overwrite=force, progress=bar)
     losses = {name: loss.share for name, loss in baked.losses.items()}
     if as_json:
         echo_json({**facts, "written": True, "lost": baked.loss.share, "losses": losses})

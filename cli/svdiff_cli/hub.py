@@ -115,7 +115,7 @@ def push(
 
 @click.command(cls=options.LightCommand)
 @click.argument("reference", metavar="REPO")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write a copy of the file here.")
+@options.output("Also write a copy of the file here.", required=False)
 @options.force
 @click.option("--dry-run", is_flag=True, help="Only say what would be fetched.")
 @options.as_json

@@ -131,10 +131,10 @@ def _replay_line(replayed: dict[str, Any]) -> str:
 def _check_fit(delta: Delta, reference: str, *, quiet: bool) -> None:
     base = open_reference(reference, sole_component([delta]))
     from svdiff_delta.svd.cache import BasisCache
-    from svdiff_delta.svd.verify import fit_all
+    from svdiff_delta.svd.verify import prepare_base
 
     with Bar("checking against the base", quiet=quiet) as bar:
-        fit_all(base, [delta], BasisCache(), bar)
+        prepare_base(base, [delta], BasisCache(), bar)
 
 
 def _facts(delta: Delta, *, layers: bool) -> dict[str, Any]:

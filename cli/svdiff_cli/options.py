@@ -23,9 +23,9 @@ class LightCommand(click.Command):
         return super().invoke(ctx)
 
 
-def output(what: str) -> Callable[[Command], Command]:
+def output(what: str, *, required: bool = True) -> Callable[[Command], Command]:
     """Return the option -o/--output."""
-    return click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=what)
+    return click.option("-o", "--output", required=required, type=click.Path(path_type=Path), help=what)
 
 
 force = click.option(

@@ -17,20 +17,24 @@ import torch
 from torch import Tensor
 
 from svdiff_delta._util.atomic import replace_file, replace_folder
-from svdiff_delta._util.parallel import Threads
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import on_host
 from svdiff_delta.base_model.layout import is_index, read_json
+from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
 from svdiff_delta.errors import OutputError, TensorError
 from svdiff_delta.format.container import ITEM_SIZE, header_bytes
-from svdiff_delta.format.dtypes import Dtype
+from svdiff_delta.format.dtypes import FLOATING, Dtype
 from svdiff_delta.ops.totals import weighted_total
 from svdiff_delta.ops.weights import WeightedDelta
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_delta.svd.fingerprint import TORCH_DTYPE
-from svdiff_delta.svd.prepare import Progress, fit
+from svdiff_delta.svd.fingerprint import PIECE
+from svdiff_delta.svd.prepare import Progress
+from svdiff_delta.svd.verify import VerifiedBase
+from svdiff_delta.svd.workspace import Workspace
 
-from .plan import FLOATING, TORCH_NAMES, Item, Plan, Unchanged, layout_of, plan_bake
+from .plan import TORCH_NAMES, Item, Plan, Unchanged, layout_of, plan_bake
+from .workers import Workers
+from .write_queue import WriteQueue
 
 
 class Loss(NamedTuple):
@@ -106,14 +110,26 @@ def bake(
     """
     output = Path(output)
     plan = plan_bake(base, deltas, output, dtype=dtype, overwrite=overwrite, unchanged=unchanged, cache=cache)
-    plan.check_weights(building)
-    return write_bake(plan, overwrite=overwrite, progress=progress)
+    verified = plan.check_weights(building)
+    return write_bake(plan, verified, overwrite=overwrite, progress=progress)
 
 
 @on_host
-def write_bake(plan: Plan, *, overwrite: bool = False, progress: Progress | None = None) -> Baked:
-    """Do what was planned. Arguments and errors are those of `bake`."""
-    writer = _Writer(plan, progress)
+def write_bake(
+    plan: Plan, verified: VerifiedBase, *, overwrite: bool = False, progress: Progress | None = None
+) -> Baked:
+    """Write what was planned.
+
+    Args:
+        plan: the bake.
+        verified: the plan's base, as `plan.check_weights` returns it; its weights are not verified again.
+        overwrite: whether an existing output may be replaced.
+        progress: called with the numbers of bytes written and in all.
+
+    Raises:
+        OutputError, BaseMismatchError, BaseError, TensorError: as `bake`.
+    """
+    writer = _Writer(plan, verified, progress)
     if plan.base.path.is_file():
         with replace_file(plan.output, overwrite=overwrite) as stream:
             writer.weights(plan.items[0], stream)
@@ -129,8 +145,8 @@ def write_bake(plan: Plan, *, overwrite: bool = False, progress: Progress | None
 class _Writer:
     """Writes the files of a plan, counts bytes, and notes what rounding loses."""
 
-    def __init__(self, plan: Plan, progress: Progress | None) -> None:
-        self.plan, self.progress = plan, progress
+    def __init__(self, plan: Plan, verified: VerifiedBase, progress: Progress | None) -> None:
+        self.plan, self.verified, self.progress = plan, verified, progress
         self.done, self.total = 0, sum(item.bytes for item in plan.items)
         self.losses: dict[str, Loss] = {}
 
@@ -152,47 +168,69 @@ class _Writer:
         self.count(item.bytes)
 
     def weights(self, item: Item, stream: IO[bytes]) -> None:
-        """Write a weight file in the order of the base's file; one tensor is written while the next is made."""
+        """Write a weight file in the order of the base's file; what is made is written while the next is made."""
         slot = item.slot or ""
         layout, metadata, sizes = layout_of(self.plan.base.components[slot], item.source, self.plan.dtype)
         stream.write(header_bytes(layout, metadata, sizes))
-        with Threads[int](1) as writing:
-            written = writing.submit(int)
+        with WriteQueue(stream, self.count) as queue, Workers(queue) as workers:
             for key, dtype, _ in layout:
-                raw = self.raw(slot, key, dtype).numpy().data
-                self.count(written.result())
-                written = writing.submit(partial(stream.write, raw))
-            self.count(written.result())
+                if self.is_spectral(slot, key):
+                    workers.compute(partial(self.raw, slot, key, dtype))
+                else:
+                    workers.pass_on(partial(self.raw, slot, key, dtype))
 
-    def raw(self, slot: str, key: str, dtype: str) -> Tensor:
+    def is_spectral(self, slot: str, key: str) -> bool:
+        """Tell whether a tensor is a weight whose singular values are shifted."""
+        name = self.plan.keys.get((slot, key))
+        return name is not None and self.plan.parameters[name].kind == "spectral"
+
+    def raw(self, slot: str, key: str, dtype: str, space: Workspace | None = None) -> Tensor:
         """Return the bytes of a tensor as they stand in the output: those of the base where it is no weight."""
         if dtype not in FLOATING:
             return self.plan.base.read_bytes(f"{slot}.{key}")
-        return self.baked(slot, key, dtype).contiguous().flatten().view(torch.uint8)
+        return self.baked(slot, key, dtype, space or Workspace()).contiguous().flatten().view(torch.uint8)
 
-    def baked(self, slot: str, key: str, dtype: str) -> Tensor:
+    def baked(self, slot: str, key: str, dtype: str, space: Workspace) -> Tensor:
         """Return a weight as it stands in the output; W itself where δ is 0."""
         plan, name = self.plan, self.plan.keys.get((slot, key))
-        target = torch.float64 if dtype == "F64" else TORCH_DTYPE.get(dtype)  # type: ignore[call-overload]
+        target = TORCH_DTYPES[dtype]
         shift = None
         if name is not None:
             shift = weighted_total(name, plan.parameters[name], plan.deltas, [of.get(name, 0.0) for of in plan.factors])
         if name is None or shift is None or not shift.any():
             return plan.base.read(f"{slot}.{key}").to(target)
-        owner = next(delta for delta in plan.deltas if name in delta)
-        prepared = fit(plan.base, name, owner, plan.cache)
-        change = prepared.delta_weight(torch.from_numpy(shift))
+        prepared = self.verified.prepare(name, plan.cache)
         weight = prepared.weight
+        change = prepared.delta_weight(torch.from_numpy(shift), weight, space)
+        if change.dtype == weight.dtype == target == torch.float32:
+            return _sum(name, change, weight, space)
         half, wide = ITEM_SIZE[dtype] == 2, torch.promote_types(weight.dtype, change.dtype)
         found = change.to(wide) + weight if half else change.to(wide).add_(weight)
         found = found.to(target)
-        if not all(map(isfinite, torch.stack(torch.aminmax(found)).tolist())):
-            raise TensorError(
-                f"{name}: the baked weight is too large for {dtype}", fix='use `dtype="BF16"` or `dtype="F32"`'
-            )
+        _check_finite(name, torch.aminmax(found), dtype)
         if half:
             self.losses[name] = _loss(weight.to(target), found, change)
         return found
+
+
+def _sum(name: str, change: Tensor, weight: Tensor, space: Workspace) -> Tensor:
+    """Return W + ΔW in float32, added and checked in pieces that stay in the cache; `change` is overwritten.
+
+    Raises:
+        TensorError: it is too large.
+    """
+    total = change if change.is_contiguous() else space.take("rows", tuple(change.shape)).copy_(change)
+    extremes: list[Tensor] = []
+    for part, own in zip(total.view(-1).split(PIECE), weight.reshape(-1).split(PIECE), strict=True):
+        extremes += torch.aminmax(part.add_(own))
+    _check_finite(name, extremes, "F32")
+    return total
+
+
+def _check_finite(name: str, extremes: Sequence[Tensor], dtype: str) -> None:
+    """Raise TensorError unless the least and largest numbers of a baked weight are finite."""
+    if not all(map(isfinite, torch.stack(list(extremes)).tolist())):
+        raise TensorError(f"{name}: the baked weight is too large for {dtype}", fix="use --dtype BF16 or F32")
 
 
 def _loss(before: Tensor, after: Tensor, change: Tensor) -> Loss:

@@ -14,31 +14,27 @@ from svdiff_delta._util.paths import check_apart, check_links
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.component import Component
 from svdiff_delta.base_model.layout import PICKLE_SUFFIXES, is_index, part_folders, shard_names, variants
-from svdiff_delta.errors import BaseError, BaseMismatchError, InputError, OutputError
+from svdiff_delta.errors import BaseError, InputError, OutputError
 from svdiff_delta.format.container import ITEM_SIZE, header_bytes
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.dtypes import Dtype
+from svdiff_delta.format.dtypes import FLOATING, VARIANT_DTYPES, Dtype
 from svdiff_delta.format.parameter import Parameter
-from svdiff_delta.ops.combine import combine_parameters
+from svdiff_delta.ops.combine import combine_parameters, note_weight
 from svdiff_delta.ops.weights import WeightedDelta, weigh
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import Progress
-from svdiff_delta.svd.verify import check_base, fit_all
+from svdiff_delta.svd.verify import VerifiedBase, prepare_base, verify_base
 
-FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
 WEIGHT_SUFFIXES: Final = PICKLE_SUFFIXES | {".safetensors", ".onnx", ".msgpack", ".h5", ".pb"}
 
 TORCH_NAMES: Final[Mapping[str, str]] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """What torch and transformers call dtypes."""
 
-VARIANT_DTYPES: Final[Mapping[str, str]] = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
-"""The number formats that variants are named for."""
-
 Unchanged = Literal["copy", "hardlink", "symlink"]
 """How files that the bake does not change come to the output."""
 
 LIBRARIES: Final = 400_000_000  # bytes that Python and torch take before they do anything
-PER_NUMBER: Final = 24  # bytes: a weight as stored, rounded, projected, its change, their sum, and that as stored
+PER_NUMBER: Final = 24  # bytes: of two weights at a time, as stored and twice in float32
 
 
 @dataclass(frozen=True)
@@ -170,18 +166,20 @@ class Plan:
             BaseMismatchError: a delta was made for another base.
             BaseError: a weight in the base cannot be used.
         """
-        for delta in self.deltas:
-            check_base(self.base, delta)
+        verify_base(self.base, self.deltas)
 
-    def check_weights(self, progress: Progress | None = None) -> None:
+    def check_weights(self, progress: Progress | None = None) -> VerifiedBase:
         """Check every delta against the base's weights, and see to it that every basis is in the cache.
+
+        Returns:
+            The base as `write_bake` takes it.
 
         Raises:
             BaseMismatchError: a delta was made for another base.
             BaseError: a weight in the base cannot be used.
             TensorError: a δ is not projected on the runs of its basis.
         """
-        fit_all(self.base, self.deltas, self.cache, progress)
+        return prepare_base(self.base, self.deltas, self.cache, progress)
 
 
 def plan_bake(
@@ -213,8 +211,7 @@ def plan_bake(
     keys: dict[tuple[str, str], str] = {}
     for name in parameters:
         place = name.partition(".")[0], base.locate(name)[1]
-        if place in keys:
-            raise BaseMismatchError(f"{name}: shifts the same weight as {keys[place]}", fix="keep one of the two names")
+        note_weight(keys, place, name)
         keys |= {(place[0], key): name for key in base.twins(name)}  # tied weights stay tied
     rewritten = {*base.components} if dtype else {slot for slot, _ in keys}
     items = list(_items(base, rewritten, dtype))

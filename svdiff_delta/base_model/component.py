@@ -15,7 +15,7 @@ from torch import nn
 
 from svdiff_delta._util.reading import regular_file
 from svdiff_delta.errors import BaseError, DeltaError
-from svdiff_delta.format.container import Entry, Header, read_header, read_prefix
+from svdiff_delta.format.container import Entry, Header, read_foreign_header
 
 from .layout import PICKLE_SUFFIXES, check_variant, file_names, part_folders, read_json, weight_files
 from .mapped_tensor import TORCH_DTYPES, map_bytes, map_tensor
@@ -244,8 +244,7 @@ def read_file_header(path: Path) -> tuple[Header, os.stat_result]:
     """
     try:
         with regular_file(path, BaseError) as stream:
-            about = os.fstat(stream.fileno())
-            return read_header(read_prefix(stream, about.st_size), about.st_size, foreign=True), about
+            return read_foreign_header(stream)
     except BaseError:
         raise
     except DeltaError as error:

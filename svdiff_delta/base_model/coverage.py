@@ -12,11 +12,12 @@ from typing import Final
 
 from svdiff_delta.errors import BaseError
 from svdiff_delta.format.container import Entry
+from svdiff_delta.format.dtypes import FLOATING
 
 from .base import Base
 from .component import Component, aliases
 from .kinds import shiftable
-from .quantized import SHIFTABLE, quantized
+from .quantized import quantized
 
 SHOWN: Final = 3
 """How many names a line shows."""
@@ -136,7 +137,7 @@ def _lacking(component: Component) -> dict[str, tuple[int, ...]]:
 
 def _could_be_shifted(key: str, entry: Entry) -> bool:
     leaf = key.rpartition(".")[2]
-    if entry.dtype not in SHIFTABLE or not entry.shape:
+    if entry.dtype not in FLOATING or not entry.shape:
         return False
     return leaf in NORM_LEAVES if len(entry.shape) == 1 else not leaf.endswith("bias")
 

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from svdiff_delta.errors import BaseError
-
-SHIFTABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})
-"""Dtypes of weights that have singular values of their own (spec, section 6.1)."""
+from svdiff_delta.format.dtypes import FLOATING
 
 PACKED: Final[Mapping[str, str]] = {
     "{stem}._weight_qdata": "torchao",
@@ -48,13 +46,13 @@ def quantized(key: str, dtypes: Mapping[str, str], config: Mapping[str, Any]) ->
         beside = (other for other in dtypes if other.rpartition(".")[0] == stem)
         parts = (other for other in beside if not other.endswith(("bias", ".weight")))
         return next((f"{method}, in {other} as {dtypes[other]}" for other in parts), None)
-    return method or None if dtypes.get(key, "F32") not in SHIFTABLE else None
+    return method or None if dtypes.get(key, "F32") not in FLOATING else None
 
 
 def refuse(name: str, key: str, dtypes: Mapping[str, str], config: Mapping[str, Any]) -> None:
     """Raise BaseError if a weight's number format has no singular values to shift; it names dtype and scheme."""
     dtype, scheme = dtypes.get(key), quantized(key, dtypes, config)
-    if scheme is None and (dtype is None or dtype in SHIFTABLE):
+    if scheme is None and (dtype is None or dtype in FLOATING):
         return
     parts = ", ".join(part for part in (dtype and f"dtype {dtype}", scheme) if part)
     what = "is quantized" if scheme else "is complex" if (dtype or "").startswith("C") else "is not floating-point"

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from svdiff_delta.errors import BaseError, SelectionError
+from svdiff_delta.format.dtypes import FLOATING
 from svdiff_delta.format.parameter import Kind
 from svdiff_delta.selectors.match import match
 
@@ -15,7 +16,7 @@ from .base import Base
 from .component import Component
 from .coverage import lost_error, lost_weights
 from .kinds import base_kinds, shiftable
-from .quantized import SHIFTABLE, quantized
+from .quantized import quantized
 
 
 def choose_kinds(
@@ -105,7 +106,7 @@ def _of_no_kind(base: Base, name: str) -> BaseError:
     slot, _, key = name.partition(".")
     component = base.components[slot]
     found = _find(component, key)
-    if component.dtypes.get(key, "F32") not in SHIFTABLE:
+    if component.dtypes.get(key, "F32") not in FLOATING:
         why = f"its dtype {component.dtypes[key]} has no singular values"
     elif found is None:
         why = f"{component.class_name} has no weight of this name, so nothing says its kind"

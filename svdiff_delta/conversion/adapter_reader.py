@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
-
-from torch import Tensor
 
 from svdiff_delta._text.printable import counted
 from svdiff_delta._util.json import as_object, strict_json
@@ -18,7 +16,7 @@ from svdiff_delta.format.lineage import Source
 from svdiff_delta.format.metadata import Metadata, parse
 
 from .architecture import looks_like
-from .dialect import Changes, Job
+from .dialect import Changes, Job, WeightChange
 from .key_map import Names
 from .lazy_tensors import Ref, TensorFile
 from .provenance import foreign_facts, name_source
@@ -33,6 +31,7 @@ FORMAT: Final = "svdiff-adapter"
 OWN_MEMBERS: Final = ("names", "retained")
 """Members of the document that delta files do not have."""
 
+NO_ALPHA: Final = "no alpha"
 NO_RULE: Final = "no rule explains this key"
 NO_MODULE: Final = "the base has no such layer"
 NO_LAYOUT: Final = "this layout of names is not known"
@@ -57,6 +56,7 @@ class Adapter:
         extra: unknown members for the lineage entries of its files.
         keys: the file's keys by the parameter that they change.
         spoiled: by parameter a key of its module that is not understood: nothing of that module is taken.
+        unscaled: modules that say no scale, by what is missing.
     """
 
     what: str
@@ -69,6 +69,7 @@ class Adapter:
     extra: dict[str, str] = field(default_factory=dict)
     keys: dict[str, list[str]] = field(default_factory=dict)
     spoiled: dict[str, str] = field(default_factory=dict)
+    unscaled: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, name: str, update: Update, keys: Iterable[str] = ()) -> None:
         """Take an update of a parameter, which these keys make.
@@ -81,6 +82,10 @@ class Adapter:
         if name in self.updates:
             raise InputError(f"{self.what}: two sets of keys change {name}", fix="keep one of them")
         self.updates[name], self.keys[name] = update, sorted(keys)
+
+    def assume_scale(self, module: str, missing: str = NO_ALPHA) -> None:
+        """Note that a module says no scale, for which 1 is taken."""
+        self.unscaled.setdefault(missing, []).append(module)
 
     def leave(self, keys: Iterable[str], reason: str) -> None:
         """Leave keys out that change no parameter of the base."""
@@ -137,7 +142,7 @@ class Adapter:
             expected={name: known for name, known in said.parameters.items() if name in fitting},
             left_out=dict(sorted(left_out.items())),
             metadata=said,
-            remarks=tuple(self.remarks),
+            remarks=(*self.remarks, *self._scales_of_one()),
             hint=hint,
         )
 
@@ -157,8 +162,8 @@ class Adapter:
             fix = "name the base that it was made for"
         return BaseMismatchError(f"{self.what}: nothing in it fits the base{hint}; {example}: {reason}", fix=fix)
 
-    def _reader(self, job: Job) -> Callable[[str], Tensor]:
-        return lambda name: self.updates[name].change(job.base.read(name))
+    def _reader(self, job: Job) -> Callable[[str], WeightChange]:
+        return lambda name: WeightChange(self.updates[name].change(job.base.read(name)))
 
     def _hint(self, job: Job) -> str:
         """Return what the adapter and the base look like, where they do not look alike."""
@@ -183,17 +188,17 @@ class Adapter:
             extra={key: value for key, value in first.extra.items() if key not in OWN_MEMBERS},
         )
 
+    def _scales_of_one(self) -> Iterator[str]:
+        """Yield what to remark of modules for which a scale of 1 is taken."""
+        for what, modules in sorted(self.unscaled.items()):
+            yield f"{what} in {counted(len(modules), 'module')} ({modules[0]}, …): taken to be the rank, a scale of 1"
+
     def _sources(self) -> list[tuple[str, Source]]:
         found = []
         for file in self.files:
-            sha256, source = name_source(file.path, document(file) or foreign_facts([file.header]))
+            sha256, source = name_source(file, document(file) or foreign_facts([file.header]))
             found.append((sha256, replace(source, extra={**source.extra, **self.extra})))
         return found
-
-
-def scale_of_one(modules: Sequence[str], what: str = "no alpha") -> str:
-    """Return the remark that modules say no scale, for which 1 is taken."""
-    return f"{what} in {counted(len(modules), 'module')} ({modules[0]}, …): taken to be the rank, a scale of 1"
 
 
 def unexplained(key: str) -> str:

@@ -19,7 +19,7 @@ from svdiff_delta.format.modelspec import HASH, known_modelspec
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.svd.decomposition import matricize
 from svdiff_delta.svd.energy import Energy, total_energy
-from svdiff_delta.svd.verify import fit_all, fitted
+from svdiff_delta.svd.verify import VerifiedBase, prepare_base
 
 from .adapter_reader import FORMAT, KEY
 from .dialect import Job, Meter
@@ -65,7 +65,7 @@ class _Work:
             OutputError: as `Target.write`.
         """
         self._find_places()
-        fit_all(self.job.base, [self.delta], self.job.cache, self.job.progress)
+        verified = prepare_base(self.job.base, [self.delta], self.job.cache, self.job.progress)
         meter = Meter(self.job, sum(prod(self._parameter(name).shape) for name in self.places))
         with ExitStack() as stack:
             folder = None if self.job.output is None else self.job.output.absolute().parent
@@ -74,7 +74,7 @@ class _Work:
                 for file in sorted({keys.file for keys in self.places.values()})
             }
             for name, keys in self.places.items():
-                self._convert(name, spools[keys.file])
+                self._convert(verified, name, spools[keys.file])
                 meter.add(prod(self._parameter(name).shape))
             check_retained(self.layers.values(), self.job.min_energy)
             size = self.target.write(self.job, {file: self._part(file, spool) for file, spool in spools.items()})
@@ -112,10 +112,10 @@ class _Work:
                 fix="convert a delta that shifts something else, or name another dialect as `to`",
             )
 
-    def _convert(self, name: str, spool: Spool) -> None:
+    def _convert(self, verified: VerifiedBase, name: str, spool: Spool) -> None:
         """Calculate the update of one parameter, and put it aside."""
         keys = self.places[name]
-        prepared = fitted(self.job.base, name, self.delta, self.job.cache)
+        prepared = verified.prepare(name, self.job.cache)
         shift = self.delta[name].astype(np.float64)
         if prepared.basis is None:
             spool.add(keys.whole, shift, prepared.parameter.shape)

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import cast
 
@@ -34,10 +34,11 @@ from svdiff_delta.svd.build import prepare_all
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.calibration import Calibration, Factors, Moments, Probe, bytes_of, calibrate_change, factors_of
 from svdiff_delta.svd.energy import Energy, OutputEnergy, total_output
-from svdiff_delta.svd.prepare import Prepared, Progress, prepare
+from svdiff_delta.svd.prepare import Prepared, Progress, prepare_weight
 from svdiff_delta.svd.projection import check_same_weight, project_change, project_shift
 
-from .dialect import Changes, Job, Meter
+from .dialect import Changes, Job, Meter, ShiftReader, WeightChange
+from .lazy_tensors import OpenedAdapter
 from .rank_policy import make_ranking
 from .registry import DELTA
 from .result import DECIMALS, Conversion, check_captured, check_left_out, recorded_share
@@ -126,9 +127,8 @@ def convert(
     if way.read is None:
         delta = input if isinstance(input, Delta) else load(input)
         return _written(way, delta, job)
-    path = fspath(cast("str", input))
     if way.write is not None:
-        projected = _project(path, way, replace(job, dtype="F32"))  # what is between is not rounded as the result is
+        projected = _project(way, replace(job, dtype="F32"))  # what is between is not rounded as the result is
         written = _written(way, projected.delta, replace(job, min_energy=min_energy or 0.0))
         return replace(
             projected,
@@ -139,7 +139,7 @@ def convert(
             remarks=projected.remarks + written.remarks,
             retained=written.layers,
         )
-    projected = _project(path, way, job)
+    projected = _project(way, job)
     if target is not None:
         save(projected.delta, target, overwrite=overwrite)
     return replace(projected, output=target)
@@ -150,11 +150,12 @@ def _written(way: Way, delta: Delta, job: Job) -> Conversion:
     return write(delta, replace(job, base=named_like(job.base, delta)))
 
 
-def _project(path: str, way: Way, job: Job) -> Conversion:
+def _project(way: Way, job: Job) -> Conversion:
     """Return the delta that is nearest to what an input changes, and the energy that it captures."""
-    read = cast("Callable[[str, Job], Changes]", way.read)
+    read, opened = cast("Callable[[OpenedAdapter, Job], Changes]", way.read), cast("OpenedAdapter", way.opened)
+    path = opened.name
     with system_errors(path, InputError):
-        changes = read(path, job)
+        changes = read(opened, job)
     check_left_out(changes.left_out, path, allow_unmatched=job.allow_unmatched, hint=changes.hint)
     job = replace(job, base=named_like(job.base, changes.kinds))
     for name, parameter in changes.expected.items():
@@ -187,13 +188,14 @@ def _projections(
     sizes = {name: prod(job.base.shape(name)) for name in changes.kinds}
     meter = Meter(job, sum(sizes.values()))
     for name in changes.kinds:
-        prepared, found = _prepared(name, changes, job), changes.read(name)
-        if not isinstance(found, Tensor):
-            shift, energy = project_shift(prepared, *found(prepared))
-        elif name in moments:
-            shift, energy, outputs[name] = _calibrated(name, prepared, found, moments[name])
-        else:
-            shift, energy = project_change(prepared, found, name=name)
+        prepared = _prepared(name, changes, job)
+        match changes.read(name):
+            case ShiftReader(read):
+                shift, energy = project_shift(prepared, *read(prepared))
+            case WeightChange(change) if name in moments:
+                shift, energy, outputs[name] = _calibrated(name, prepared, change, moments[name])
+            case WeightChange(change):
+                shift, energy = project_change(prepared, change, name=name)
         if energy.whole:
             values[name], parameters[name], layers[name] = shift, prepared.parameter, energy
         meter.add(sizes[name])
@@ -201,17 +203,19 @@ def _projections(
 
 
 def _prepared(name: str, changes: Changes, job: Job) -> Prepared:
-    return prepare(job.base, name, *changes.kinds[name], job.cache, dtype=changes.basis_dtype(name))
+    return prepare_weight(job.base, name, *changes.kinds[name], job.cache, dtype=changes.basis_dtype(name))
 
 
 def _probes(changes: Changes, job: Job) -> dict[str, Probe]:
     """Return what is to be measured of each layer with a matrix that changes."""
 
     def make(name: str) -> Factors:
-        found = changes.read(name)
-        if not isinstance(found, Tensor):
-            raise InputError("the input holds shifts: there is nothing to calibrate", fix="leave the calibration away")
-        return factors_of(_prepared(name, changes, job), found)
+        match changes.read(name):
+            case WeightChange(change):
+                return factors_of(_prepared(name, changes, job), change)
+            case ShiftReader():
+                why = "the input holds shifts: there is nothing to calibrate"
+                raise InputError(why, fix="leave the calibration away")
 
     return {
         name: Probe(bytes_of(job.base.shape(name), axis), functools.partial(make, name))

@@ -16,12 +16,11 @@ from svdiff_delta.base_model.kinds import base_kinds
 from svdiff_delta.base_model.matching import paired
 from svdiff_delta.errors import BaseError, InputError
 from svdiff_delta.format.container import Entry
+from svdiff_delta.format.dtypes import FLOATING
 
-from .dialect import Changes, Job, Meter
+from .dialect import Changes, Job, Meter, WeightChange
+from .lazy_tensors import open_tensors
 from .provenance import foreign_facts, name_source
-
-REAL: Final = frozenset({"F64", "F32", "F16", "BF16"})
-"""Dtypes of weights that can be subtracted."""
 
 WHOLE: Final = frozenset({"BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"})
 """Dtypes of whole numbers: indices, masks and counters, or weights that are packed, which no name is left without."""
@@ -82,8 +81,8 @@ def read_tuned(source: str, job: Job) -> Changes:
     headers = {file: tuned.components[slot].headers[file] for slot in slots for file in tuned.components[slot].files}
     return Changes(
         kinds=shifted,
-        read=lambda name: tuned.read(name).double() - job.base.read(name).double(),
-        sources=lambda: [name_source(file, foreign_facts([header])) for file, header in headers.items()],
+        read=lambda name: WeightChange(tuned.read(name).double() - job.base.read(name).double()),
+        sources=lambda: [name_source(open_tensors(file), foreign_facts([header])) for file, header in headers.items()],
         left_out=dict(sorted(found.left_out.items())),
         unchanged=found.unchanged,
         remarks=found.remarks,
@@ -144,13 +143,13 @@ def _compare_one(name: str, tuned: Base, base: Base, there: Entry, found: Compar
     if there.shape != here.shape:
         found.left_out[name] = f"has shape {list(there.shape)}, the base has {list(here.shape)}"
         return
-    if there.dtype not in REAL:
+    if there.dtype not in FLOATING:
         _compare_bytes(name, tuned, base, (there, here), found)
         return
     new = tuned.read(name)
     if not torch.isfinite(new).all():
         raise BaseError(f"{name}: {tuned.path} holds NaN or infinity", fix="fetch the checkpoint again")
-    if here.dtype not in REAL:
+    if here.dtype not in FLOATING:
         found.left_out[name] = f"differs, and is {there.dtype} where the base has {here.dtype}"
     elif torch.equal(base.read(name).to(new.dtype), new):
         found.unchanged += 1

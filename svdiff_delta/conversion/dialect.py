@@ -20,11 +20,35 @@ from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.calibration import Calibration
 from svdiff_delta.svd.prepare import Prepared, Progress
 
+from .lazy_tensors import OpenedAdapter
 from .rank_policy import Ranking
 from .result import Conversion
 
-Given = Callable[[Prepared], tuple[NDArray[np.float64], float]]
-"""What an input has that holds δ itself: of a weight of the base it makes δ (size,), and ‖ΔW‖² by its own formula."""
+
+@dataclass(frozen=True)
+class WeightChange:
+    """What an input does to a weight: it adds ΔW.
+
+    Attributes:
+        values: ΔW in the weight's own shape, of any floating-point dtype, on the CPU.
+    """
+
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class ShiftReader:
+    """What an input has of a weight that holds δ itself.
+
+    Attributes:
+        read: returns δ (size,) of the base's weight, and ‖ΔW‖² by the input's own formula.
+    """
+
+    read: Callable[[Prepared], tuple[NDArray[np.float64], float]]
+
+
+Change = WeightChange | ShiftReader
+"""What an input says of one weight."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +103,7 @@ class Changes:
 
     Attributes:
         kinds: kind and axis of each parameter that changes, by sorted name.
-        read: returns ΔW of one of them in the weight's own shape, of any floating-point dtype, on the CPU; or, where
-            the input holds δ, what makes that of the base's weight.
+        read: returns what the input says of one of them.
         sources: returns SHA-256 and lineage entry of each input file, in order; called once, at the end.
         expected: what the input says about the base's weights, which must fit; empty if it says nothing.
         left_out: what changes and cannot be shifted, with the reason.
@@ -92,7 +115,7 @@ class Changes:
     """
 
     kinds: Mapping[str, tuple[Kind, int]]
-    read: Callable[[str], Tensor | Given]
+    read: Callable[[str], Change]
     sources: Callable[[], list[tuple[str, Source]]]
     expected: Mapping[str, Parameter] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -114,7 +137,7 @@ class Dialect:
 
     Attributes:
         about: what it is, in a few words.
-        recognizes: tells from the outside of a file or folder whether it is in this dialect.
+        recognizes: tells from the names of a file or folder, and of its tensors, whether it is in this dialect.
         read: returns the changes that an input makes; None if it cannot be read.
         write: writes a delta in this dialect; None if it cannot be written.
         min_energy: the least share of a change that a delta must capture, if nobody says another.
@@ -122,8 +145,8 @@ class Dialect:
     """
 
     about: str
-    recognizes: Callable[[Path], bool]
-    read: Callable[[str, Job], Changes] | None = None
+    recognizes: Callable[[OpenedAdapter], bool]
+    read: Callable[[OpenedAdapter, Job], Changes] | None = None
     write: Callable[[Delta, Job], Conversion] | None = None
     min_energy: float = 0.0
     low_rank: bool = False

@@ -12,13 +12,13 @@ from svdiff_delta._util.json import JSON, as_object, canonical_json, strict_json
 from svdiff_delta.errors import MetadataError
 from svdiff_delta.format.parameter import Parameter
 
-from .adapter_reader import BIAS, NO_HALF, NO_MAGNITUDE, NO_MODULE, Adapter, scale_of_one, width
+from .adapter_reader import BIAS, NO_HALF, NO_MAGNITUDE, NO_MODULE, Adapter, width
 from .adapter_writer import adapter_writer
 from .dialect import Changes, Dialect, Job
 from .energy_limits import LEAST
 from .key_map import Names
 from .kohya import plain_layer
-from .lazy_tensors import Modules, Ref, TensorFile, Tensors, open_tensors, peek
+from .lazy_tensors import Modules, OpenedAdapter, Ref, TensorFile, Tensors
 from .module_keys import decomposed
 from .peft_config import PeftConfig, low_rank_config, parse_config
 from .weight_updates import Decomposed, LowRank, Update
@@ -44,9 +44,9 @@ TEXT: Final[Mapping[str, str]] = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v
 """Attention layers of text encoders, as older versions of diffusers called them."""
 
 
-def recognizes(path: Path) -> bool:
+def recognizes(source: OpenedAdapter) -> bool:
     """Tell whether this is diffusers' file, or the folder with it."""
-    header = peek(_file(path))
+    header = source.header(_file(source.path))
     return header is not None and any(
         (match := _KEY.fullmatch(key)) and not match["alpha"] and not key.startswith("lora_") for key in header.entries
     )
@@ -56,15 +56,15 @@ def _file(path: Path) -> Path:
     return path / WEIGHTS if (path / WEIGHTS).is_file() else path
 
 
-def read(source: str, job: Job) -> Changes:
+def read(source: OpenedAdapter, job: Job) -> Changes:
     """Return the changes of diffusers' file.
 
     Raises:
         InputError, FormatError: it cannot be read, or its tensors do not fit each other.
         BaseMismatchError: nothing in it fits the base.
     """
-    file = open_tensors(_file(Path(source)))
-    adapter, names = Adapter(source, [file]), Names(job.base)
+    file = source.file(_file(source.path))
+    adapter, names = Adapter(source.name, [file]), Names(job.base)
     read_tensors(file, _configs(file, names), names, adapter)
     return adapter.changes(job)
 
@@ -88,18 +88,15 @@ def read_tensors(
             unknown.append(key)
         else:
             modules.take(match["path"], _part(match), Ref(tensors, key))
-    assumed = []
     for path, refs in modules.items():
         adapter.widths[path] = width(refs["down"]) if "down" in refs else 0
         place = _place(path, names)
         if place is None:
             adapter.leave((ref.key for ref in refs.values()), NO_MODULE)
         elif _read_module(*place, refs, configs, adapter) and not scaled:
-            assumed.append(path)
+            adapter.assume_scale(path)
     for key in unknown:
         adapter.spoil([key], _owner(key, names))
-    if assumed:
-        adapter.remarks.append(scale_of_one(assumed))
 
 
 def _read_module(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -13,13 +12,13 @@ from torch import Tensor
 from svdiff_delta.errors import InputError, MissingExtraError
 from svdiff_delta.format.foreign import module_of
 
-from .adapter_reader import BIAS, NO_HALF, NO_LAYOUT, NO_RULE, Adapter, scale_of_one, width
+from .adapter_reader import BIAS, NO_HALF, NO_LAYOUT, NO_RULE, Adapter, width
 from .dialect import Changes, Dialect, Job
 from .diffusers import read_tensors
 from .energy_limits import LEAST
 from .key_map import Names
 from .kohya import begins, place_of, read_module
-from .lazy_tensors import MemoryTensors, Modules, Ref, TensorFile, open_tensors
+from .lazy_tensors import MemoryTensors, Modules, OpenedAdapter, Ref, TensorFile
 
 STARTS: Final = (
     "lora_unet_double_blocks_",
@@ -41,12 +40,12 @@ _BIASES: Final = (".diff_b", ".lora_B.bias")
 """Ends of keys that change a layer's bias, and not its weight."""
 
 
-def recognizes(path: Path) -> bool:
+def recognizes(source: OpenedAdapter) -> bool:
     """Tell whether a file names Flux's blocks in another way than diffusers does."""
-    return begins(path, *STARTS)
+    return begins(source, *STARTS)
 
 
-def read(source: str, job: Job) -> Changes:
+def read(source: OpenedAdapter, job: Job) -> Changes:
     """Return the changes of a LoRA for Flux.
 
     diffusers' converter drops what it has no place for. It is given one module at a time, in float64 and at a scale of
@@ -57,25 +56,23 @@ def read(source: str, job: Job) -> Changes:
         BaseMismatchError: nothing in it fits the base.
         MissingExtraError: diffusers is needed and not installed.
     """
-    file, names = open_tensors(Path(source)), Names(job.base)
-    adapter = Adapter(source, [file])
+    file, names = source.file(), Names(job.base)
+    adapter = Adapter(source.name, [file])
     converted: dict[str, Tensor] = {}
-    without = []
     for path, refs in _modules(file).items():
         adapter.widths[path] = max(map(width, refs.values()))
         if place_of(path, names):
             parts = {key.removeprefix(f"{path}."): ref for key, ref in refs.items()}
-            without += [path] * bool(read_module(path, parts, names, adapter))
+            if read_module(path, parts, names, adapter):
+                adapter.assume_scale(path)
             continue
         found = _convert_module(path, refs, adapter)
         if found and not any(key.endswith(".alpha") and ref.number() for key, ref in refs.items()):
-            without.append(path)
+            adapter.assume_scale(path)
         if twice := converted.keys() & found.keys():
-            raise InputError(f"{source}: two sets of keys become {min(twice)}, one of them {path}", fix="keep one")
+            raise InputError(f"{source.name}: two sets of keys become {min(twice)}, one of them {path}", fix="keep one")
         converted |= found
-    if without:
-        adapter.remarks.append(scale_of_one(without))
-    read_tensors(MemoryTensors(source, converted), {}, names, adapter, scaled=True)
+    read_tensors(MemoryTensors(source.name, converted), {}, names, adapter, scaled=True)
     return adapter.changes(job)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from svdiff_delta.errors import InputError
@@ -11,28 +10,28 @@ from svdiff_delta.format.metadata import KEY
 from .checkpoint_diff import read_tuned
 from .dialect import Changes, Dialect, Job
 from .full_difference import is_difference, read_difference, write_difference
-from .lazy_tensors import peek
+from .lazy_tensors import OpenedAdapter
 
 
-def recognizes(path: Path) -> bool:
+def recognizes(source: OpenedAdapter) -> bool:
     """Tell whether this is a file of ΔW or a model's folder; a bare weight file could be anything."""
-    return is_difference(path) or (path / "model_index.json").is_file() or (path / "config.json").is_file()
+    path = source.path
+    return is_difference(source) or (path / "model_index.json").is_file() or (path / "config.json").is_file()
 
 
-def read(source: str, job: Job) -> Changes:
+def read(source: OpenedAdapter, job: Job) -> Changes:
     """Return the changes that a file of ΔW, or a tuned checkpoint, makes in the base.
 
     Raises:
         InputError: it is a delta file.
         DeltaError: as `read_difference` and `read_tuned`.
     """
-    path = Path(source)
-    if is_difference(path):
-        return read_difference(path)
-    header = peek(path)
+    if is_difference(source):
+        return read_difference(source)
+    header = source.header()
     if header is not None and KEY in header.metadata:
-        raise InputError(f"{path}: is a delta, not full weights", fix="leave `from_` away")
-    return read_tuned(source, job)
+        raise InputError(f"{source.path}: is a delta, not full weights", fix="leave `from_` away")
+    return read_tuned(source.name, job)
 
 
 full: Final = Dialect("full weights: a tuned checkpoint, or a file of ΔW", recognizes, read, write_difference)

@@ -6,26 +6,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 from typing import IO, Final
 
 import numpy as np
 import torch
 
 from svdiff_delta._util.atomic import replace_file
-from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError, TensorError
+from svdiff_delta.errors import DeltaError, InputError, TensorError
 from svdiff_delta.format import metadata as meta
-from svdiff_delta.format.container import header_bytes
-from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.dtypes import DTYPES, ITEM_SIZE, LARGEST, encode, is_dtype
+from svdiff_delta.format.container import ITEM_SIZE, header_bytes
+from svdiff_delta.format.delta import Delta, check_range
+from svdiff_delta.format.dtypes import DTYPES, encode, is_dtype
 from svdiff_delta.format.metadata import Metadata
 from svdiff_delta.format.parameter import Parameter
+from svdiff_delta.ops.combine import note_weight
 from svdiff_delta.svd.energy import Energy
 from svdiff_delta.svd.projection import squared_norm
-from svdiff_delta.svd.verify import fit_all, fitted
+from svdiff_delta.svd.verify import VerifiedBase, prepare_base
 
-from .dialect import Changes, Job, Meter
-from .lazy_tensors import Ref, TensorFile, open_tensors, peek
+from .dialect import Changes, Job, Meter, WeightChange
+from .lazy_tensors import OpenedAdapter, Ref, TensorFile
 from .provenance import copied_facts, foreign_facts, name_source
 from .result import Conversion, check_retained
 
@@ -35,28 +35,28 @@ KEY: Final = "svdiff.difference"
 FORMAT: Final = "svdiff-difference"
 
 
-def is_difference(path: Path) -> bool:
+def is_difference(source: OpenedAdapter) -> bool:
     """Tell whether a file says that it is a full difference."""
-    header = peek(path)
+    header = source.header()
     return header is not None and KEY in header.metadata
 
 
 # --- Reading ---
 
 
-def read_difference(path: Path) -> Changes:
+def read_difference(source: OpenedAdapter) -> Changes:
     """Return the changes in a full difference.
 
     Raises:
         InputError: the file cannot be read.
         FormatError: its bytes are not a valid full difference; the message names the file.
     """
-    file = open_tensors(path)
+    file = source.file()
     metadata = _document(file)
     return Changes(
         kinds={name: (parameter.kind, parameter.axis) for name, parameter in metadata.parameters.items()},
-        read=lambda name: Ref(file, name).load(),
-        sources=lambda: [name_source(path, metadata)],
+        read=lambda name: WeightChange(Ref(file, name).load()),
+        sources=lambda: [name_source(file, metadata)],
         expected=metadata.parameters,
         metadata=replace(metadata, foreign=foreign_facts([file.header]).foreign),
     )
@@ -95,7 +95,7 @@ def write_difference(delta: Delta, job: Job) -> Conversion:
     if not parameters:
         raise InputError("δ is 0 throughout: there is no change to write", fix="convert a delta that shifts something")
     _check_names(delta, job)
-    fit_all(job.base, [delta], job.cache, job.progress)
+    verified = prepare_base(job.base, [delta], job.cache, job.progress)
     strings = meta.dump(copied_facts(delta, parameters, {"to": "full"}, job), key=KEY, form=FORMAT)
     header = header_bytes([(name, job.dtype, parameter.shape) for name, parameter in parameters.items()], strings)
     layers: dict[str, Energy] = {}
@@ -105,7 +105,7 @@ def write_difference(delta: Delta, job: Job) -> Conversion:
     with target as stream:
         if stream is not None:
             stream.write(header)
-        for name, raw, energy in _changes(delta, parameters, job):
+        for name, raw, energy in _changes(verified, delta, parameters, job):
             if stream is not None:
                 stream.write(raw)
             layers[name] = energy
@@ -123,26 +123,20 @@ def _check_names(delta: Delta, job: Job) -> None:
     """Raise BaseMismatchError if two names of a delta are those of one weight."""
     places: dict[str, str] = {}
     for name in delta:
-        stored = job.base.stored_name(name)
-        if other := places.get(stored):
-            raise BaseMismatchError(f"{name}: shifts the same weight as {other}", fix="keep one of the two names")
-        places[stored] = name
+        note_weight(places, job.base.stored_name(name), name)
 
 
 def _changes(
-    delta: Delta, parameters: Mapping[str, Parameter], job: Job
+    verified: VerifiedBase, delta: Delta, parameters: Mapping[str, Parameter], job: Job
 ) -> Iterator[tuple[str, memoryview | bytes, Energy]]:
     """Yield the bytes and the energy of ΔW of each parameter."""
     meter = Meter(job, _elements(parameters))
     for name, parameter in parameters.items():
-        prepared = fitted(job.base, name, delta, job.cache)
+        prepared = verified.prepare(name, job.cache)
         change = prepared.delta_weight(torch.from_numpy(delta[name].astype(np.float64)))
-        largest = float(change.abs().max())
-        if not largest <= LARGEST[job.dtype]:
-            raise TensorError(
-                f"{name}: ΔW reaches {largest:g}, {job.dtype} ends at {LARGEST[job.dtype]:g}", fix="use a wider `dtype`"
-            )
-        stored = encode(change.contiguous().flatten().numpy(), job.dtype)
+        values = change.contiguous().flatten().numpy()
+        check_range(name, values, job.dtype, what="ΔW ")
+        stored = encode(values, job.dtype)
         kept = squared_norm(torch.from_numpy(stored.decode()))
         yield name, stored.data, Energy(squared_norm(change), kept)
         meter.add(prod(parameter.shape))

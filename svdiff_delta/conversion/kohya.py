@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.foreign import method_of
 from svdiff_delta.format.parameter import Parameter
 
-from .adapter_reader import NO_MODULE, Adapter, scale_of_one, unexplained, width
+from .adapter_reader import NO_MODULE, Adapter, unexplained, width
 from .adapter_writer import adapter_writer
 from .dialect import Changes, Dialect, Job
 from .energy_limits import LEAST
 from .key_map import PREFIXES, Names
-from .lazy_tensors import Modules, Ref, TensorFile, open_tensors, peek
+from .lazy_tensors import Modules, OpenedAdapter, Ref, TensorFile
 from .module_keys import INPUTS, read_group
 from .sgm_names import SgmNames
 from .unread_adapters import MERGE
@@ -27,43 +25,40 @@ from .write_target import Keys, Target
 TEXT: Final = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
 
 
-def begins(path: Path, *starts: str) -> bool:
+def begins(source: OpenedAdapter, *starts: str) -> bool:
     """Tell whether a file has keys that begin so."""
-    header = peek(path)
+    header = source.header()
     return header is not None and any(key.startswith(starts) for key in header.entries)
 
 
-def recognizes(path: Path) -> bool:
+def recognizes(source: OpenedAdapter) -> bool:
     """Tell whether a file has kohya's keys."""
-    return begins(path, "lora_unet_", "lora_transformer_", *TEXT)
+    return begins(source, "lora_unet_", "lora_transformer_", *TEXT)
 
 
-def read(source: str, job: Job) -> Changes:
+def read(source: OpenedAdapter, job: Job) -> Changes:
     """Return the changes of a file with keys of kohya or LyCORIS.
 
     Raises:
         InputError, FormatError: it cannot be read, or its tensors do not fit each other.
         BaseMismatchError: nothing in it fits the base.
     """
-    file = open_tensors(Path(source))
-    adapter = read_modules(file, Names(job.base))
+    adapter = read_modules(source.file(), Names(job.base))
     return adapter.changes(job)
 
 
 def read_modules(file: TensorFile, names: Names) -> Adapter:
     """Return the updates in a file whose keys are a module's flat name, a dot and a suffix."""
     _check_algorithm(file)
-    adapter, assumed = Adapter(file.name, [file]), defaultdict[str, list[str]](list)
+    adapter = Adapter(file.name, [file])
     modules = Modules()
     for key in file.keys():  # noqa: SIM118 - it is no mapping
         module, _, suffix = key.partition(".")
         modules.take(module, suffix, Ref(file, key))
     for module, refs in modules.items():
         adapter.widths[module] = max((width(refs[suffix]) for suffix in INPUTS if suffix in refs), default=0)
-        for remark in read_module(module, refs, names, adapter):
-            assumed[remark].append(module)
-    for remark, where in sorted(assumed.items()):
-        adapter.remarks.append(scale_of_one(where, remark))
+        for missing in read_module(module, refs, names, adapter):
+            adapter.assume_scale(module, missing)
     return adapter
 
 

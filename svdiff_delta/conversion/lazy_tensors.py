@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Final, Protocol
 
-import safetensors
+import numpy as np
 import torch
 from torch import Tensor
 
 from svdiff_delta._util.reading import regular_file
 from svdiff_delta.base_model.mapped_tensor import FOREIGN_DTYPES, TORCH_DTYPES
 from svdiff_delta.errors import DeltaError, HeaderError, InputError, TensorError
-from svdiff_delta.format.container import Header, read_header, read_prefix
+from svdiff_delta.format.container import Header, read_foreign_header
 
 Shape = tuple[int, ...]
 
-
-def peek(path: Path) -> Header | None:
-    """Return the header of a safetensors file; None if it has none that is valid."""
-    try:
-        return file_header(path)
-    except DeltaError:
-        return None
-
-
-def file_header(path: Path) -> Header:
-    """Return the header of a safetensors file.
-
-    Raises:
-        InputError: the file cannot be read.
-        HeaderError: it is broken; the message names the file.
-    """
-    try:
-        with regular_file(path) as stream:
-            size = stream.seek(0, 2)
-            stream.seek(0)
-            return read_header(read_prefix(stream, size), size, foreign=True)
-    except HeaderError as error:
-        raise HeaderError(f"{path}: {error.message}", fix=error.fix) from None
+BLOCK: Final = 1 << 20
+"""Bytes of a file that are hashed at a time."""
 
 
 class Tensors(Protocol):
@@ -62,12 +43,16 @@ class Tensors(Protocol):
         """Return a tensor as it is."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TensorFile:
-    """A safetensors file whose header was checked."""
+    """A safetensors file that was opened once: its checked header, and its bytes as pages of the file.
+
+    Whatever stands at its path later, its header, its tensors and its digest are those of one and the same file.
+    """
 
     path: Path
     header: Header
+    pages: mmap.mmap
 
     @property
     def name(self) -> str:
@@ -83,25 +68,30 @@ class TensorFile:
         return self.header.entries[key].shape
 
     def load(self, key: str) -> Tensor:
-        """Return a tensor as it is.
+        """Return a tensor as it is, in memory of its own.
 
         Raises:
-            TensorError: it cannot be read, or its number format is packed, without values of its own.
+            TensorError: its number format is packed, without values of its own.
         """
-        if (dtype := self.header.entries[key].dtype) not in {*TORCH_DTYPES, *FOREIGN_DTYPES}:
+        entry = self.header.entries[key]
+        dtype = TORCH_DTYPES.get(entry.dtype) or FOREIGN_DTYPES.get(entry.dtype)
+        if dtype is None:
             raise TensorError(
-                f"{key}: {self.path} has it as {dtype}, which has no values that can be read one by one",
+                f"{key}: {self.path} has it as {entry.dtype}, which has no values that can be read one by one",
                 fix="use the adapter as it was trained, before it was quantized",
             )
-        try:
-            found: Tensor = self._opened.get_tensor(key)
-        except (safetensors.SafetensorError, KeyError, TypeError, OSError) as error:
-            raise TensorError(f"{key}: could not be read from {self.path} ({error})") from None
-        return found
+        start = self.header.data + entry.start
+        raw = np.frombuffer(self.pages, np.uint8, entry.stop - entry.start, start).copy()
+        return torch.from_numpy(raw).view(dtype).reshape(entry.shape)
 
-    @cached_property
-    def _opened(self) -> Any:
-        return safetensors.safe_open(self.path, "pt")
+    def digests(self) -> tuple[str, str]:
+        """Return the SHA-256 of the whole file and of its data section, in hexadecimal."""
+        whole, data = hashlib.sha256(self.pages[: self.header.data]), hashlib.sha256()
+        for start in range(self.header.data, len(self.pages), BLOCK):
+            block = self.pages[start : start + BLOCK]
+            whole.update(block)
+            data.update(block)
+        return whole.hexdigest(), data.hexdigest()
 
 
 def open_tensors(path: Path) -> TensorFile:
@@ -111,7 +101,54 @@ def open_tensors(path: Path) -> TensorFile:
         InputError: it cannot be read.
         HeaderError: it is broken; the message names the file.
     """
-    return TensorFile(path, file_header(path))
+    try:
+        with regular_file(path) as stream:
+            header, _ = read_foreign_header(stream)
+            return TensorFile(path, header, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    except HeaderError as error:
+        raise HeaderError(f"{path}: {error.message}", fix=error.fix) from None
+
+
+def peek(path: Path) -> Header | None:
+    """Return the header of a safetensors file; None if it has none that is valid."""
+    return OpenedAdapter(path).header()
+
+
+class OpenedAdapter:
+    """The input of a conversion, a file or a folder, in which each file is opened once, whoever looks at it.
+
+    Args:
+        source: its path.
+    """
+
+    def __init__(self, source: str | PathLike[str]) -> None:
+        self.name, self.path = fspath(source), Path(source)
+        self._files: dict[Path, TensorFile | DeltaError] = {}
+
+    def file(self, path: Path | None = None) -> TensorFile:
+        """Return a safetensors file of it: itself, or one in its folder.
+
+        Raises:
+            InputError: it cannot be read.
+            HeaderError: it is broken; the message names the file.
+        """
+        path = self.path if path is None else path
+        if path not in self._files:
+            try:
+                self._files[path] = open_tensors(path)
+            except DeltaError as error:
+                self._files[path] = error
+        opened = self._files[path]
+        if isinstance(opened, DeltaError):
+            raise opened
+        return opened
+
+    def header(self, path: Path | None = None) -> Header | None:
+        """Return the header of a safetensors file of it; None if that has none that is valid."""
+        try:
+            return self.file(path).header
+        except DeltaError:
+            return None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.svd.decomposition import Basis, one_thread
 from svdiff_delta.svd.energy import Energy
-from svdiff_delta.svd.fingerprint import round_weight
+from svdiff_delta.svd.fingerprint import narrow
 
 from .rank_policy import Ranking
 
@@ -85,9 +85,15 @@ def _rows(basis: Basis, work: Tensor, dtype: Dtype, kept: Tensor) -> tuple[Tenso
     high = kept < start
     divided = short[high] / basis.sigma[kept[high], None].float()
     step = max(1, PIECE // max(1, work.shape[0]))
+    space = torch.empty(work.shape[0] * step)
+    product = torch.empty(divided.shape[0], work.shape[1])
     for place in range(0, work.shape[1], step):
         piece = work[:, place : place + step]
-        long[high, place : place + step] = divided @ round_weight(piece, dtype)
+        rounded = space[: piece.numel()].view(piece.shape)
+        # −0 stays: what it adds to a sum is nothing, and the writer makes +0 of a sum that is −0
+        rounded.copy_(narrow(piece, dtype).float())
+        torch.mm(divided, rounded, out=product[:, place : place + step])
+    long[high] = product
     long[~high] = basis.tail[kept[~high] - start]
     return short, long
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from svdiff_delta.format.parameter import Parameter
@@ -12,7 +11,7 @@ from .adapter_writer import adapter_writer
 from .dialect import Dialect
 from .energy_limits import LEAST
 from .kohya import begins, plain_layer, read, text_module
-from .lazy_tensors import peek
+from .lazy_tensors import OpenedAdapter
 from .module_keys import CORES, LOHA, LOKR
 from .write_target import Keys, Target
 
@@ -25,11 +24,11 @@ TEXT_NORM: Final = (
 WEB: Final = 'AUTOMATIC1111 does not know the keys of the UNet in this file: for it use `to="kohya"`'
 
 
-def recognizes(path: Path) -> bool:
+def recognizes(source: OpenedAdapter) -> bool:
     """Tell whether a file has keys of LyCORIS."""
-    header = peek(path)
-    return begins(path, "lycoris_") or (
-        begins(path, "lora_")
+    header = source.header()
+    return begins(source, "lycoris_") or (
+        begins(source, "lora_")
         and header is not None
         and any(key.partition(".")[2] in SUFFIXES for key in header.entries)
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from .adapter_reader import NO_ALPHA
 from .lazy_tensors import Ref
 from .weight_updates import Decomposed, Hadamard, Kronecker, LowRank, Update, Whole
 
@@ -80,7 +81,7 @@ class _Scale:
     def over(self, rank: int) -> float:
         """Return the factor for a rank."""
         if self._alpha is None:
-            self._group.remarks.append("no alpha")
+            self._group.remarks.append(NO_ALPHA)
             return 1.0
         alpha = self._alpha.number()
         if alpha == 0:

@@ -24,7 +24,7 @@ from .copies import check_copy, same_as_base
 from .dialect import Changes, Dialect, Job
 from .energy_limits import LEAST
 from .key_map import Names
-from .lazy_tensors import Modules, Ref, TensorFile, open_tensors
+from .lazy_tensors import Modules, OpenedAdapter, Ref, TensorFile
 from .peft_config import PeftConfig, low_rank_config, read_config
 from .weight_updates import Decomposed, LowRank, Update, Whole
 from .write_target import Keys, Part, Target
@@ -64,12 +64,12 @@ def folders(path: Path) -> list[Path]:
     return [path] if (path / CONFIG).is_file() else inner
 
 
-def recognizes(path: Path) -> bool:
+def recognizes(source: OpenedAdapter) -> bool:
     """Tell whether this is PEFT's folder, or holds some, one for each component."""
-    return bool(folders(path))
+    return bool(folders(source.path))
 
 
-def read(source: str, job: Job) -> Changes:
+def read(source: OpenedAdapter, job: Job) -> Changes:
     """Return the changes that PEFT's folder makes, or those that the folders in it make, one for each component.
 
     Raises:
@@ -77,24 +77,28 @@ def read(source: str, job: Job) -> Changes:
         FormatError: a file is broken, or its tensors do not fit each other.
         BaseMismatchError: nothing in it fits the base.
     """
-    found = folders(Path(source))
+    found = folders(source.path)
     if not found:
-        raise InputError(f"{source}: has no {CONFIG}", fix=f"name the folder with {CONFIG} and {WEIGHTS}")
-    names, adapter, kinds = Names(job.base), Adapter(source, [], prefix=PREFIX), base_kinds(job.base, on_request=True)
+        raise InputError(f"{source.name}: has no {CONFIG}", fix=f"name the folder with {CONFIG} and {WEIGHTS}")
+    names, adapter, kinds = (
+        Names(job.base),
+        Adapter(source.name, [], prefix=PREFIX),
+        base_kinds(job.base, on_request=True),
+    )
     for folder in found:
-        config, file = read_config(folder / CONFIG), _open_weights(folder)
+        config, file = read_config(folder / CONFIG), _open_weights(source, folder)
         adapter.files.append(file)
         adapter.extra[CONFIG] = hashlib.sha256(read_bytes(folder / CONFIG, CONFIGURATION.bytes)).hexdigest()
         _read_folder(file, config, _component(folder, file, names), names, kinds, adapter)
     return adapter.changes(job)
 
 
-def _open_weights(folder: Path) -> TensorFile:
+def _open_weights(source: OpenedAdapter, folder: Path) -> TensorFile:
     if (folder / PICKLE).is_file() and not (folder / WEIGHTS).exists():
         raise InputError(
             f"{folder}: has its weights only as a pickle ({PICKLE}), which is never opened", fix=CONVERT_PICKLE
         )
-    return open_tensors(folder / WEIGHTS)
+    return source.file(folder / WEIGHTS)
 
 
 def _component(folder: Path, file: TensorFile, names: Names) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from svdiff_delta._util.json import JSON
-from svdiff_delta._util.reading import regular_file
-from svdiff_delta.format.container import Header, read_header, read_prefix
+from svdiff_delta.format.container import Header
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.lineage import Record, Source
 from svdiff_delta.format.metadata import BaseInfo, Metadata
@@ -19,9 +16,7 @@ from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.ops.combine import combine_metadata
 
 from .dialect import Job
-
-BLOCK: Final = 1 << 20
-"""Bytes of a file that are hashed at a time."""
+from .lazy_tensors import TensorFile
 
 STRUCTURE: Final = ("format", "lora_adapter_metadata", "svdiff")
 """Keys of `__metadata__` that say how a file is built; they mean nothing in another format."""
@@ -62,23 +57,14 @@ def copied_facts(
     return replace(combined, modelspec=spec if job.title is None else {**spec, "title": job.title})
 
 
-def name_source(path: Path, said: Metadata) -> tuple[str, Source]:
-    """Return the SHA-256 of a safetensors file, and its entry for a lineage; the file is read once.
+def name_source(file: TensorFile, said: Metadata) -> tuple[str, Source]:
+    """Return the SHA-256 of a safetensors file, and its entry for a lineage.
 
     Args:
-        path: the file.
+        file: the file.
         said: what it says of itself.
     """
-    whole, data = hashlib.sha256(), hashlib.sha256()
-    with regular_file(path) as stream:
-        size = stream.seek(0, 2)
-        stream.seek(0)
-        header = read_prefix(stream, size)
-        read_header(header, size, foreign=True)
-        whole.update(header)
-        while block := stream.read(BLOCK):
-            whole.update(block)
-            data.update(block)
+    whole, data = file.digests()
     lineage = said.lineage
     record, extra = (lineage.record, lineage.extra) if lineage else (None, {})
-    return whole.hexdigest(), Source(data.hexdigest(), said.title, said.training, record, extra)
+    return whole, Source(data, said.title, said.training, record, extra)

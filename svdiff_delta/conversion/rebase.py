@@ -24,9 +24,9 @@ from svdiff_delta.ops.combine import combine_metadata
 from svdiff_delta.svd.build import prepare_all
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.energy import Energy
-from svdiff_delta.svd.prepare import Progress, fit, prepare
+from svdiff_delta.svd.prepare import Progress, prepare_weight
 from svdiff_delta.svd.projection import is_same_weight, project_change, squared_norm
-from svdiff_delta.svd.verify import check_base, fit_all
+from svdiff_delta.svd.verify import VerifiedBase, verify_base
 
 from .result import Conversion, check_arguments, check_captured, check_left_out, recorded_share
 
@@ -70,8 +70,7 @@ def rebase(
     """
     check_arguments(min_energy, dtype)
     old_base, new_base = named_like(old_base, delta), named_like(new_base, delta)
-    work = _Work(delta, old_base, new_base, cache or BasisCache(), dtype)
-    check_base(old_base, delta)
+    work = _Work(delta, verify_base(old_base, [delta]), new_base, cache or BasisCache(), dtype)
     left_out = {name: reason for name in delta if (reason := work.obstacle(name))}
     check_left_out(left_out, "the delta", allow_unmatched=allow_unmatched)
     names = [name for name in delta if name not in left_out]
@@ -94,7 +93,7 @@ class _Work:
     """A rebase in progress, one parameter at a time."""
 
     delta: Delta
-    old: Base
+    old: VerifiedBase
     new: Base
     cache: BasisCache
     dtype: StoredDtype
@@ -102,6 +101,7 @@ class _Work:
     parameters: dict[str, Parameter] = field(default_factory=dict)
     layers: dict[str, Energy] = field(default_factory=dict)
     unchanged: int = 0
+    same: set[str] = field(default_factory=set)
 
     def obstacle(self, name: str) -> str:
         """Return why a parameter cannot be carried over; empty if it can."""
@@ -114,22 +114,23 @@ class _Work:
 
     def compute_bases(self, names: Sequence[str], progress: Progress | None) -> None:
         """See to it that every basis is in the cache, several at once."""
-        fit_all(self.old, [self.delta], self.cache, progress)
+        self.old.prepare_all(self.cache, progress)
         said = self.delta.metadata.parameters
-        fresh = [name for name in names if not is_same_weight(self.new, name, said[name])]
+        self.same = {name for name in names if is_same_weight(self.new, name, said[name])}
+        fresh = [name for name in names if name not in self.same]
         prepare_all(
             self.new, {name: (said[name].kind, said[name].axis) for name in fresh}, self.cache, progress=progress
         )
 
     def carry(self, name: str) -> None:
         """Carry one parameter over."""
-        said, old = self.delta.metadata.parameters[name], fit(self.old, name, self.delta, self.cache)
+        said, old = self.delta.metadata.parameters[name], self.old.prepare(name, self.cache)
         change = old.delta_weight(torch.from_numpy(self.delta[name].astype(np.float64)))
-        if is_same_weight(self.new, name, said):
+        if name in self.same:
             energy = squared_norm(change)
             self._keep(name, said, Energy(energy, energy))
             return
-        prepared = prepare(self.new, name, said.kind, said.axis, self.cache)
+        prepared = prepare_weight(self.new, name, said.kind, said.axis, self.cache)
         shift, found = project_change(prepared, change, name=name)
         if said.kind == "elementwise":
             self._keep(name, prepared.parameter, found)

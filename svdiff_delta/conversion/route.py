@@ -18,7 +18,7 @@ from svdiff_delta.format.metadata import KEY
 
 from .dialect import Changes, Job
 from .key_map import Names
-from .lazy_tensors import file_header, peek
+from .lazy_tensors import OpenedAdapter
 from .rank_policy import Ranking
 from .registry import DELTA, DIALECTS
 from .result import Conversion, check_arguments
@@ -36,18 +36,20 @@ class Way:
     Attributes:
         source: the dialect of the input.
         read: reads it; None if it is a delta.
+        opened: the input as the reader takes it; None if it is a `Delta`.
         write: writes the result; None if that is a delta.
         min_energy: the least share of the change that must be captured.
     """
 
     source: str
-    read: Callable[[str, Job], Changes] | None
+    read: Callable[[OpenedAdapter, Job], Changes] | None
+    opened: OpenedAdapter | None
     write: Callable[[Delta, Job], Conversion] | None
     min_energy: float
 
 
 def find_way(
-    source: str | PathLike[str] | Delta,
+    source: str | PathLike[str] | OpenedAdapter | Delta,
     *,
     to: str = DELTA,
     from_: str | None = None,
@@ -78,8 +80,9 @@ def find_way(
             raise InputError(f"{name!r}: there is no such dialect", fix=f"known are {_known()}")
     if isinstance(source, Delta) and from_ not in (None, DELTA):
         raise InputError(f"a Delta is not {from_}", fix="leave from_ away")
-    with system_errors(source, InputError):
-        found = DELTA if isinstance(source, Delta) else from_ or _recognized(Path(source), base, ask)
+    opened = None if isinstance(source, Delta) else _opened(source)
+    with system_errors(opened.name if opened else source, InputError):
+        found = DELTA if opened is None else from_ or _recognized(opened, base, ask)
     if found == to:
         raise InputError(
             f"the input is {found} already", fix=f"choose another of {_known()}; for another base, use `svdiff rebase`"
@@ -92,7 +95,11 @@ def find_way(
         raise InputError(f"{to}: can be read and not written", fix="convert to another dialect")
     _check_target(to, dtype, ranking)
     least = given.min_energy if given else 0.0
-    return Way(found, read, write, least if min_energy is None else min_energy)
+    return Way(found, read, opened, write, least if min_energy is None else min_energy)
+
+
+def _opened(source: str | PathLike[str] | OpenedAdapter) -> OpenedAdapter:
+    return source if isinstance(source, OpenedAdapter) else OpenedAdapter(source)
 
 
 def _known() -> str:
@@ -112,18 +119,19 @@ def _check_target(to: str, dtype: StoredDtype, ranking: Ranking | None) -> None:
         raise InputError(f"{to}: has no rank", fix=f"leave `rank` and `energy` away, or use one of {copies} as `to`")
 
 
-def _recognized(path: Path, base: Base | None, ask: str) -> str:
+def _recognized(opened: OpenedAdapter, base: Base | None, ask: str) -> str:
+    path = opened.path
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
-    header = peek(path)
+    header = opened.header()
     if header is not None and KEY in header.metadata:
         return DELTA
     for name, dialect in DIALECTS.items():
-        if dialect.recognizes(path):
+        if dialect.recognizes(opened):
             return name
     check_no_pickle(path)
     if path.suffix == ".safetensors" or _is_pointer(path):
-        file_header(path)  # what is broken says more than that it is not known
+        opened.file()  # what is broken says more than that it is not known
     if header is not None and adapter_in(header.entries):
         names = None if base is None else Names(base)
         error = unread(str(path), methods=header.entries, layers=header.entries, names=names)

@@ -19,8 +19,8 @@ from svdiff_delta.errors import BaseMismatchError, InputError
 from svdiff_delta.format.parameter import Kind
 from svdiff_delta.svd.prepare import Prepared
 
-from .dialect import Changes, Job
-from .lazy_tensors import Ref, Shape, TensorFile
+from .dialect import Changes, Job, ShiftReader
+from .lazy_tensors import OpenedAdapter, Ref, Shape, TensorFile
 from .provenance import foreign_facts, name_source
 from .vector_files import length, open_vectors, read_vector
 
@@ -58,7 +58,7 @@ class _Found:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def read_shifts(paths: Sequence[Path], form: Format, job: Job) -> Changes:
+def read_shifts(source: OpenedAdapter, paths: Sequence[Path], form: Format, job: Job) -> Changes:
     """Return the shifts in files of one program, each file for one component of the base.
 
     Which component that is shows in the names and lengths. Embeddings are shifted where the file shifts them.
@@ -69,7 +69,7 @@ def read_shifts(paths: Sequence[Path], form: Format, job: Job) -> Changes:
         FormatError: a file is broken.
         BaseError: the base does not say which classes its models have.
     """
-    found, files = _Found(), [open_vectors(path) for path in paths]
+    found, files = _Found(), [open_vectors(source, path) for path in paths]
     for file in files:
         slot = _component(file, form, job.base)
         part = replace(job.base, components={slot: job.base.components[slot]})
@@ -79,8 +79,8 @@ def read_shifts(paths: Sequence[Path], form: Format, job: Job) -> Changes:
 
     return Changes(
         kinds=dict(sorted(found.kinds.items())),
-        read=lambda name: partial(_make, name, found.places[name], form),
-        sources=lambda: [name_source(file.path, foreign_facts([file.header])) for file in files],
+        read=lambda name: ShiftReader(partial(_make, name, found.places[name], form)),
+        sources=lambda: [name_source(file, foreign_facts([file.header])) for file in files],
         left_out=dict(sorted(found.left_out.items())),
         metadata=foreign_facts([file.header for file in files]),
         dtype="F32",  # they were trained on the unrounded weight

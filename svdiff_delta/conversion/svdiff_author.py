@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Final
 
 from svdiff_delta.svd.prepare import Prepared
 
 from .dialect import Changes, Dialect, Job
-from .lazy_tensors import peek
+from .lazy_tensors import OpenedAdapter
 from .spectral_files import Format, Shift, read_shifts, weight_keys
 from .svdiff_pytorch import make_shift as spectral_shift
 
@@ -35,19 +34,19 @@ def make_shift(given: Shift, prepared: Prepared) -> tuple[Shift, float]:
 FORM: Final = Format("the paper's author", weight_key, make_shift)
 
 
-def recognizes(path: Path) -> bool:
+def recognizes(source: OpenedAdapter) -> bool:
     """Tell whether a file has `eigenvalues_delta` in it."""
-    header = peek(path)
+    header = source.header()
     return header is not None and bool(weight_keys(header.entries, FORM))
 
 
-def read(source: str, job: Job) -> Changes:
+def read(source: OpenedAdapter, job: Job) -> Changes:
     """Return the shifts in a file.
 
     Raises:
         DeltaError: as `read_shifts`.
     """
-    return read_shifts([Path(source)], FORM, job)
+    return read_shifts(source, [source.path], FORM, job)
 
 
 svdiff_author: Final = Dialect("shifts of the paper's author", recognizes, read)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -13,7 +12,7 @@ from svdiff_delta.format.parameter import Kind
 from svdiff_delta.svd.prepare import Prepared
 
 from .dialect import Changes, Dialect, Job
-from .lazy_tensors import peek
+from .lazy_tensors import OpenedAdapter
 from .spectral_files import Format, Shift, read_shifts
 from .vector_files import check_no_pickle
 
@@ -69,30 +68,31 @@ def _shifts(kind: Kind, axis: int, shape: tuple[int, ...]) -> bool:
 FORM: Final = Format("svdiff-pytorch", weight_key, make_shift, scalar_norms=True, shifts=_shifts)
 
 
-def recognizes(path: Path) -> bool:
+def recognizes(source: OpenedAdapter) -> bool:
     """Tell whether this is a file with keys that end in `.delta`, or the folder of such files."""
+    path = source.path
     if path.is_dir():
         return any((path / name).is_file() for name in FILES)
-    header = peek(path)
+    header = source.header()
     return header is not None and any(map(weight_key, header.entries))
 
 
-def read(source: str, job: Job) -> Changes:
+def read(source: OpenedAdapter, job: Job) -> Changes:
     """Return the shifts in a file, or in both files of a folder.
 
     Raises:
         InputError: the folder has none of the files.
         DeltaError: as `read_shifts`.
     """
-    path = Path(source)
+    path = source.path
     if not path.is_dir():
-        return read_shifts([path], FORM, job)
+        return read_shifts(source, [path], FORM, job)
     paths = [path / name for name in FILES if (path / name).is_file()]
     if not paths:
         for file in sorted(path.iterdir()):
             check_no_pickle(file)
         raise InputError(f"{path}: has neither {' nor '.join(FILES)}", fix="name the file itself")
-    return read_shifts(paths, FORM, job)
+    return read_shifts(source, paths, FORM, job)
 
 
 svdiff_pytorch: Final = Dialect("shifts of svdiff-pytorch", recognizes, read)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from svdiff_delta._util.reading import system_errors
 from svdiff_delta.errors import OutputError, TensorError
-from svdiff_delta.format.container import header_bytes
-from svdiff_delta.format.dtypes import ITEM_SIZE, LARGEST, Dtype, StoredDtype, encode
+from svdiff_delta.format.container import ITEM_SIZE, header_bytes
+from svdiff_delta.format.delta import check_range
+from svdiff_delta.format.dtypes import Dtype, StoredDtype, encode
 
 PIECE: Final = 1 << 20
 """Bytes that are copied at a time."""
@@ -63,11 +64,7 @@ class Spool:
         dtype_, flat = dtype or self._dtype, np.ascontiguousarray(values).ravel()
         if key in self._tensors:
             raise TensorError(f"{key}: two weights have this key", fix="convert them to two files, with `svdiff slice`")
-        largest = float(np.abs(flat).max(initial=0.0))
-        if not largest <= LARGEST[dtype_]:
-            raise TensorError(
-                f"{key}: reaches {largest:g}, {dtype_} ends at {LARGEST[dtype_]:g}", fix='use `dtype="F32"`'
-            )
+        check_range(key, flat, dtype_, what="", fix='use `dtype="F32"`')
         data = encode(flat, dtype_).data
         try:
             self._stream.write(data)

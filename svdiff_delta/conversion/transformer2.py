@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -12,7 +11,7 @@ from svdiff_delta.format.parameter import Kind
 from svdiff_delta.svd.prepare import Prepared
 
 from .dialect import Changes, Dialect, Job
-from .lazy_tensors import TensorFile, peek
+from .lazy_tensors import OpenedAdapter
 from .spectral_files import Format, Shift, read_shifts
 from .vector_files import length
 
@@ -58,35 +57,34 @@ LOGITS: Final = Format("Transformer²", weight_key, from_logits, shifts=_matrice
 FACTORS: Final = Format("SVF", weight_key, from_factors, shifts=_matrices)
 
 
-def recognizes(path: Path) -> bool:
+def recognizes(source: OpenedAdapter) -> bool:
     """Tell whether a file has a vector for weights of MLPs alone, with a negative number, which no factor z is."""
-    header = peek(path)
+    header = source.header()
     if header is None or not header.entries:
         return False
     entries = header.entries
     if not all("mlp" in key and weight_key(key) and length(entry.shape) is not None for key, entry in entries.items()):
         return False
-    file = TensorFile(path, header)
-    return any(bool((file.load(key) < 0).any()) for key in entries)
+    return any(bool((source.file().load(key) < 0).any()) for key in entries)
 
 
-def read_logits(source: str, job: Job) -> Changes:
+def read_logits(source: OpenedAdapter, job: Job) -> Changes:
     """Return the shifts in a file of `learnable_params` of Transformer².
 
     Raises:
         DeltaError: as `read_shifts`.
     """
-    return read_shifts([Path(source)], LOGITS, job)
+    return read_shifts(source, [source.path], LOGITS, job)
 
 
-def read_factors(source: str, job: Job) -> Changes:
+def read_factors(source: OpenedAdapter, job: Job) -> Changes:
     """Return the shifts in a file of factors z.
 
     Raises:
         DeltaError: as `read_shifts`.
     """
-    return read_shifts([Path(source)], FACTORS, job)
+    return read_shifts(source, [source.path], FACTORS, job)
 
 
 transformer2: Final = Dialect("learnable_params of Transformer², whose sigmoid is z", recognizes, read_logits)
-svf: Final = Dialect("factors z of singular values", lambda path: False, read_factors)  # noqa: ARG005
+svf: Final = Dialect("factors z of singular values", lambda source: False, read_factors)  # noqa: ARG005

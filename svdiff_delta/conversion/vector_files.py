@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 
 from svdiff_delta.base_model.layout import PICKLE_SUFFIXES
 from svdiff_delta.errors import InputError, TensorError
+from svdiff_delta.format.dtypes import FLOATING
 
-from .lazy_tensors import Ref, Shape, TensorFile, open_tensors
-
-REAL: Final = frozenset({"F64", "F32", "F16", "BF16"})
-"""Number formats of shifts that can be read."""
+from .lazy_tensors import OpenedAdapter, Ref, Shape, TensorFile
 
 UNPICKLE: Final = (
     'convert it once where you trust it: python -c "import sys, torch, safetensors.torch as s; '
@@ -23,8 +21,8 @@ UNPICKLE: Final = (
 )
 
 
-def open_vectors(path: Path) -> TensorFile:
-    """Open a file of vectors; only its header is read.
+def open_vectors(source: OpenedAdapter, path: Path) -> TensorFile:
+    """Open a file of vectors of an input; only its header is read.
 
     Raises:
         InputError: it cannot be read, or is a pickle.
@@ -32,9 +30,9 @@ def open_vectors(path: Path) -> TensorFile:
         TensorError: a tensor is not floating-point.
     """
     check_no_pickle(path)
-    file = open_tensors(path)
+    file = source.file(path)
     for key, entry in file.header.entries.items():
-        if entry.dtype not in REAL:
+        if entry.dtype not in FLOATING:
             raise TensorError(f"{key}: {path} has it as {entry.dtype}", fix="use the file as it was trained")
     return file
 

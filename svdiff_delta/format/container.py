@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Iterable, Mapping
@@ -119,6 +120,17 @@ def read_prefix(stream: IO[bytes], size: int) -> bytes:
     prefix = stream.read(8)
     length = int.from_bytes(prefix, "little")
     return prefix + stream.read(min(length if length <= LARGEST_FOREIGN else len(LFS), size))
+
+
+def read_foreign_header(stream: IO[bytes]) -> tuple[Header, os.stat_result]:
+    """Return the checked header of an open file that another program may have written, and what the system says of it.
+
+    Raises:
+        OSError: it cannot be read.
+        HeaderError: as `read_header`.
+    """
+    about = os.fstat(stream.fileno())
+    return read_header(read_prefix(stream, about.st_size), about.st_size, foreign=True), about
 
 
 def _check_length(length: int, largest: int) -> None:

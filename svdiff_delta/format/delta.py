@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import fsum, nan
 from typing import Any
@@ -165,11 +165,20 @@ def check_shift(name: str, parameter: Parameter, shift: NDArray[np.floating]) ->
         raise TensorError(f"{name}: δ has shape {list(shift.shape)}, its weight needs [{parameter.size}]")
     if not np.isfinite(shift).all():
         raise TensorError(f"{name}: δ holds NaN or infinity", fix="train or convert it again")
-    for first, last in parameter.tied:
-        if (shift[first : last + 1] != shift[first]).any():
-            raise TensorError(f"{name}: δ differs within the tied run {first}-{last}, where it must be equal")
-    if parameter.null and shift[parameter.size - parameter.null :].any():
+    if run := differing_run(shift, parameter.tied):
+        raise TensorError(f"{name}: δ differs within the tied run {run[0]}-{run[1]}, where it must be equal")
+    if shifts_null(shift, parameter.null):
         raise TensorError(f"{name}: δ must be 0 on the {parameter.null} null singular values")
+
+
+def differing_run(shift: NDArray[np.floating], tied: Iterable[tuple[int, int]]) -> tuple[int, int] | None:
+    """Return the first tied run (first, last), inclusive, in which δ is not equal; None if it is in all."""
+    return next((run for run in tied if (shift[run[0] : run[1] + 1] != shift[run[0]]).any()), None)
+
+
+def shifts_null(shift: NDArray[np.floating], null: int) -> bool:
+    """Tell whether δ is not 0 on some of the `null` smallest singular values."""
+    return bool(null and shift[shift.size - null :].any())
 
 
 def project(parameter: Parameter, shift: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -197,10 +206,23 @@ def _exact_sum(values: NDArray[np.float64]) -> float:
         return nan
 
 
-def check_range(name: str, shift: NDArray[np.float64], dtype: StoredDtype) -> None:
-    """Raise TensorError if a value is too large for `dtype`, or not finite."""
-    largest = np.abs(shift).max(initial=0.0)
+def check_range(
+    name: str,
+    values: NDArray[np.floating],
+    dtype: StoredDtype,
+    *,
+    what: str = "δ ",
+    fix: str = "use a wider `dtype`",
+) -> None:
+    """Raise TensorError if a value is too large for `dtype`, or not finite.
+
+    Args:
+        name: what errors call the tensor.
+        values: its values.
+        dtype: what they are to be stored in.
+        what: what they are, with a space behind.
+        fix: what mends it.
+    """
+    largest = np.abs(values).max(initial=0.0)
     if not largest <= LARGEST[dtype]:
-        raise TensorError(
-            f"{name}: δ reaches {largest:g}, {dtype} ends at {LARGEST[dtype]:g}", fix="use a wider `dtype`"
-        )
+        raise TensorError(f"{name}: {what}reaches {largest:g}, {dtype} ends at {LARGEST[dtype]:g}", fix=fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, TypeGuard, get_args
 
 import numpy as np
@@ -17,7 +18,12 @@ Raw = bytes | memoryview
 
 DTYPES: Final[tuple[Dtype, ...]] = get_args(Dtype)
 STORED_DTYPES: Final[tuple[StoredDtype, ...]] = get_args(StoredDtype)
-ITEM_SIZE: Final[dict[StoredDtype, int]] = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1}
+
+FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
+"""The floating-point dtypes of weights, of 16 bits or more: those that have singular values (spec, section 6.1)."""
+
+VARIANT_DTYPES: Final[Mapping[str, Dtype]] = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
+"""The number formats that variants of models, and ways of training in mixed precision, are named for."""
 
 BLOCK: Final = 64
 """Values of an I8 tensor that share a scale."""

@@ -16,11 +16,10 @@ from svdiff_delta._util.atomic import replace_file
 from svdiff_delta.errors import DeltaError, InputError, MetadataError, TensorError
 
 from . import metadata as meta
-from .container import LARGEST_HEADER, Entries, Entry, Header, header_bytes, read_header
+from .container import ITEM_SIZE, LARGEST_HEADER, Entries, Entry, Header, header_bytes, read_header
 from .content import IN_MEMORY, Content, InMemory, open_content
 from .delta import Delta, Origin, check_range
 from .dtypes import (
-    ITEM_SIZE,
     STORED_DTYPES,
     Raw,
     Stored,
@@ -251,7 +250,7 @@ def save(delta: Delta, path: str | PathLike[str], *, overwrite: bool = False, dt
         stream.write(content)
 
 
-def identify(delta: Delta) -> tuple[str, Source]:
+def file_digest(delta: Delta) -> tuple[str, Source]:
     """Return the SHA-256 of the file a delta came from, or would be, and its entry for a lineage."""
     if delta.origin is not None:
         content, data = delta.origin.content, delta.origin.data

@@ -12,7 +12,7 @@ from svdiff_delta._util.parallel import Task, Threads
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import StoredDtype
-from svdiff_delta.format.file import identify
+from svdiff_delta.format.file import file_digest
 from svdiff_delta.format.lineage import Record, Source
 from svdiff_delta.selectors.match import match
 
@@ -165,7 +165,7 @@ def total(
     pending: deque[Task[tuple[str, Source]]] = deque()
     with Threads[tuple[str, Source]](2) as pool:  # hashing leaves the interpreter to others
         for delta, weight in inputs:
-            pending.append(pool.submit(partial(identify, delta)))
+            pending.append(pool.submit(partial(file_digest, delta)))
             combined.add(delta, pending[-1].result)
             totals.add(delta, weight, sample_size)
             weights.append(weight)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from svdiff_delta._util.json import JSON
-from svdiff_delta.errors import BaseMismatchError, InputError
+from svdiff_delta.errors import BaseMismatchError, DeltaError, InputError
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.file import identify
+from svdiff_delta.format.file import file_digest
 from svdiff_delta.format.lineage import Lineage, Record, Source, bounded
 from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.format.modelspec import combine_modelspec
 from svdiff_delta.format.parameter import Parameter
+
+K = TypeVar("K")
 
 
 def combine_parameters(deltas: Sequence[Delta]) -> dict[str, Parameter]:
@@ -26,6 +29,19 @@ def combine_parameters(deltas: Sequence[Delta]) -> dict[str, Parameter]:
     for delta in deltas:
         result = unite(result, delta.metadata.parameters)
     return dict(result)
+
+
+def note_weight(taken: dict[K, str], weight: K, name: str, error: type[DeltaError] = BaseMismatchError) -> None:
+    """Note the name of a weight; raise `error` if another name of it was noted before.
+
+    Args:
+        taken: the names so far, by what tells weights apart.
+        weight: the weight.
+        name: the parameter's name.
+        error: the class of the error.
+    """
+    if (other := taken.setdefault(weight, name)) != name:
+        raise error(f"{name}: shifts the same weight as {other}", fix="keep one of the two names")
 
 
 def unite(known: Mapping[str, Parameter], more: Mapping[str, Parameter]) -> Mapping[str, Parameter]:
@@ -71,7 +87,7 @@ def combine_metadata(deltas: Sequence[Delta], parameters: Mapping[str, Parameter
     """Return the metadata of a result: what all inputs agree on, with `record` and every input in the lineage."""
     combined = Combined()
     for delta in deltas:
-        combined.add(delta, partial(identify, delta))
+        combined.add(delta, partial(file_digest, delta))
     return combined.metadata(parameters, record)
 
 

@@ -13,6 +13,7 @@ from svdiff_delta.format.metadata import Metadata
 from svdiff_delta.format.parameter import Parameter
 
 from .combine import unite
+from .flat_layout import FlatLayout, flat_values
 from .weights import Weight
 
 
@@ -24,26 +25,26 @@ class Totals:
     """
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
-        self.parameters: Mapping[str, Parameter] = {}
+        self._layout, self._flat = FlatLayout({}), np.zeros(0)
         self._lay_out(parameters)
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """What is summed so far, by sorted name."""
+        return self._layout.parameters
 
     def _lay_out(self, parameters: Mapping[str, Parameter]) -> None:
         old = {name: self[name] for name in self.parameters}
-        self.parameters = parameters
-        self._slices: dict[str, slice] = {}
-        position = 0
-        for name, parameter in parameters.items():
-            self._slices[name] = slice(position, position + parameter.size)
-            position += parameter.size
-        self._flat = np.zeros(position)
+        self._layout = FlatLayout(parameters)
+        self._flat = np.zeros(self._layout.size)
         for name, values in old.items():
             self[name] = values
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
-        return self._flat[self._slices[name]]
+        return self._flat[self._layout.slices[name]]
 
     def __setitem__(self, name: str, values: NDArray[np.float64]) -> None:
-        self._flat[self._slices[name]] = values
+        self._flat[self._layout.slices[name]] = values
 
     def add(self, delta: Delta, weight: Weight, sample_size: int | None = None) -> None:
         """Add one delta; addresses in its weight count from `sample_size`, or from what it says itself.
@@ -57,18 +58,16 @@ class Totals:
         if self.parameters != parameters:
             union = unite(self.parameters, parameters)
             if union.keys() == self.parameters.keys():
-                self.parameters = union  # only runs were widened
+                self._layout.parameters = union  # only runs were widened
             else:
                 self._lay_out(union)
-        values = delta.flat() if self.parameters == parameters and not weight.where else None
+        values = flat_values(delta) if self.parameters == parameters and not weight.where else None
         with np.errstate(over="ignore", invalid="ignore"):  # `result` refuses what overflowed, by name
-            wide = None if values is None else values.astype(np.float64)
-            if wide is not None and _valid(wide, parameters):
-                wide *= weight.default
-                self._flat += wide
+            if values is not None:
+                self._flat += np.multiply(values, weight.default, dtype=np.float64)
                 return
             for name, factor in weight.by_name(delta.metadata, sample_size).items():
-                self._flat[self._slices[name]] += factor * delta[name].astype(np.float64)
+                self._flat[self._layout.slices[name]] += factor * delta[name].astype(np.float64)
 
     def result(self, metadata: Metadata, dtype: StoredDtype) -> Delta:
         """Return the sums, projected on tied and null runs and rounded once.
@@ -83,14 +82,6 @@ class Totals:
             check_range(name, values, dtype)
             stored[name] = encode(values, dtype)
         return Delta.from_stored(stored, metadata)
-
-
-def _valid(values: NDArray[np.float64], parameters: Mapping[str, Parameter]) -> bool:
-    """Tell whether a flat δ is finite and no parameter has runs that would have to be checked one by one.
-
-    A float64 sum of float32 numbers is finite if and only if all of them are.
-    """
-    return bool(np.isfinite(values.sum())) and not any(item.tied or item.null for item in parameters.values())
 
 
 def weighted_total(

@@ -13,6 +13,7 @@ from svdiff_delta.format.delta import Delta, project
 from svdiff_delta.format.dtypes import LARGEST
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.ops.combine import combine_parameters, unite
+from svdiff_delta.ops.flat_layout import FlatLayout, flat_values
 from svdiff_delta.svd.decomposition import Runs
 from svdiff_delta.svd.prepare import check_runs
 
@@ -30,7 +31,7 @@ class Flat:
     values: NDArray[np.float32]
 
 
-class Sums:
+class Sums(FlatLayout):
     """A table of parameters laid out one after the other, D numbers in all.
 
     Args:
@@ -39,13 +40,8 @@ class Sums:
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], runs: Mapping[str, Runs]) -> None:
-        self.parameters, self.runs = parameters, runs
-        self.slices: dict[str, slice] = {}
-        position = 0
-        for name, parameter in parameters.items():
-            self.slices[name] = slice(position, position + parameter.size)
-            position += parameter.size
-        self.size = position
+        super().__init__(parameters)
+        self.runs = runs
         self._fitting: Mapping[str, Parameter] = {}
 
     def flatten(self, delta: Delta) -> Flat:
@@ -59,7 +55,7 @@ class Sums:
         if delta.metadata.parameters is not self._fitting:  # files of one base share theirs
             self._check(delta.metadata.parameters)
             self._fitting = delta.metadata.parameters
-        values = self._at_once(delta)
+        values = flat_values(delta) if len(delta) == len(self.parameters) else None
         if values is None:
             values = np.zeros(self.size, np.float32)
             for name, shift in delta.items():
@@ -76,20 +72,6 @@ class Sums:
                 fix="detach, and attach all deltas together, as in `attach(model, {name: delta, …})`",
             )
         unite({name: self.parameters[name] for name in found}, found)
-
-    def _at_once(self, delta: Delta) -> NDArray[np.float32] | None:
-        """Return all values as they are stored, if they stand there one after the other and need no further check."""
-        parameters = delta.metadata.parameters
-        if len(parameters) != len(self.parameters) or any(item.tied or item.null for item in parameters.values()):
-            return None
-        values = delta.flat()
-        if values is None:
-            stored = [delta.stored[name] for name in parameters]
-            if any(item.dtype != "F32" for item in stored):
-                return None
-            values = np.frombuffer(b"".join(item.data for item in stored), "<f4")
-        # A float64 sum of float32 numbers is finite if and only if all of them are.
-        return values if len(values) == self.size and np.isfinite(values.sum(dtype=np.float64)) else None
 
     def total(self, terms: Sequence[tuple[Flat, float]], out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Return Σ wᵢ δᵢ (D,), in the order given, projected on tied and null runs.

@@ -13,12 +13,12 @@ from svdiff_delta.base_model.kinds import kind_of, weight_of
 from svdiff_delta.errors import AttachError, BaseMismatchError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.parameter import Parameter
-from svdiff_delta.ops.combine import combine_parameters, unite
+from svdiff_delta.ops.combine import combine_parameters, note_weight, unite
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize
 from svdiff_delta.svd.fingerprint import round_weight
-from svdiff_delta.svd.prepare import Prepared, fit, prepare
-from svdiff_delta.svd.verify import check_base, fit_all
+from svdiff_delta.svd.prepare import Prepared, verify_and_prepare
+from svdiff_delta.svd.verify import prepare_base, verify_base
 
 from .claim import claim_of
 from .gain_map import Form, additive
@@ -118,22 +118,21 @@ def find_places(
     """
     parameters = combine_parameters(list(deltas.values()))
     slots = [name.partition(".")[0] for name in parameters]
-    base = base or find_base(target, models, slots)
+    base, verified = base or find_base(target, models, slots), None
     if base is not None:
-        fit_all(base, list(deltas.values()), cache)  # several bases at once
+        verified = prepare_base(base, list(deltas.values()), cache)  # several bases at once
     owners, parents = _owners(models), parents_of(models.values())
     places: dict[str, Place] = {}
     taken: dict[int, str] = {}
     for name, parameter in parameters.items():
         module = layer(models, name)
-        if (other := taken.setdefault(id(weight_of(module)), name)) != name:
-            raise AttachError(f"{name}: shifts the same weight as {other}", fix="keep one of the two names")
+        note_weight(taken, id(weight_of(module)), name, AttachError)
         sharers = owners.get(id(weight_of(module)), [])
         twins = tuple(other for slot, other in sharers if other is not module and slot == name.partition(".")[0])
         for each in (module, *twins):
             check_layer(name, each, parameter)
             check_projection(name, each, parents)
-        here = _identify(base or LiveWeights(models), name, deltas, cache)
+        here = verified.prepare(name, cache) if verified else _prepare_live(models, name, deltas, cache)
         united = unite({name: parameter}, {name: here.parameter})[name]
         runs = find_runs(here.basis.sigma, READER_TOLERANCE) if here.basis else Runs((), 0)
         read, cast_ = _readers(name, module, base)
@@ -165,19 +164,18 @@ def check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
         )
 
 
-def _identify(weights: Base | LiveWeights, name: str, deltas: Mapping[str, Delta], cache: BasisCache) -> Prepared:
-    """Return the weight that deltas shift, identified; a file's was compared before with what they say.
+def _prepare_live(
+    models: Mapping[str, nn.Module], name: str, deltas: Mapping[str, Delta], cache: BasisCache
+) -> Prepared:
+    """Return a live weight that deltas shift, verified.
 
     They agree among themselves, so the first one that names it speaks for all.
     """
-    delta = next(delta for delta in deltas.values() if name in delta)
-    if isinstance(weights, Base):
-        said = delta.metadata.parameters[name]
-        return prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
+    delta, weights = next(delta for delta in deltas.values() if name in delta), LiveWeights(models)
     try:
-        return fit(weights, name, delta, cache)
+        return verify_and_prepare(weights, name, delta, cache)
     except BaseMismatchError as error:
-        check_base(weights, delta)  # says which others differ too
+        verify_base(weights, [delta])  # says which others differ too
         raise error from None
 
 

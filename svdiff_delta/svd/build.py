@@ -22,7 +22,7 @@ from svdiff_delta.format.modelspec import known_modelspec
 from svdiff_delta.format.parameter import Kind, Parameter
 
 from .cache import BasisCache, BusyError
-from .prepare import Progress, prepare
+from .prepare import Progress, prepare_weight
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ def prepare_all(
 
     def work(name: str, wait: bool) -> Parameter:
         cache_ = cache if wait else cache.impatient()
-        return prepare(base, name, *kinds[name], cache_, dtype=given.get(name)).parameter
+        return prepare_weight(base, name, *kinds[name], cache_, dtype=given.get(name)).parameter
 
     return share_out(costs, work, progress, workers or (None if cache.device.type == "cpu" else 2))
 

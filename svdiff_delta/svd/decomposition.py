@@ -12,6 +12,8 @@ from torch import Tensor
 
 from svdiff_delta.base_model.devices import load_linear_algebra
 
+from .workspace import Workspace
+
 TOLERANCE: Final = 1e-7
 """Of σ₁: neighbours at most this far apart are tied, values at most this large are null."""
 
@@ -72,21 +74,24 @@ class Basis:
         rows[start:stop] = self.tail
         return rows
 
-    def delta_weight(self, matrix: Tensor, shift: Tensor) -> Tensor:
+    def delta_weight(self, matrix: Tensor, shift: Tensor, space: Workspace | None = None) -> Tensor:
         """Return ΔW = U diag(max(δ, −σ)) Vᵀ, (rows, columns) float32 (Eq. 2 without cancellation).
 
         Args:
             matrix: the matricized *rounded* weight, (rows, columns) float32.
             shift: δ, (K,) float64, already scaled and summed.
+            space: memory to use again, new memory if not given; the result takes the place of "rounded".
         """
+        space = space or Workspace()
         start, stop = self.split
         change = torch.maximum(shift.double(), -self.sigma)
         work = matrix if self.left else matrix.T
-        rows = torch.empty(stop, work.shape[1])
+        rows = space.take("rows", (stop, work.shape[1]))
         torch.mm(self.factor[:start], work, out=rows[:start])
         rows[:start] *= (change[:start] / self.sigma[:start]).float()[:, None]
         torch.mul(self.tail, change[start:stop].float()[:, None], out=rows[start:])
-        result = self.factor[:stop].T @ rows
+        product = space.take("rounded", (work.shape[0], work.shape[1]))
+        result = torch.mm(self.factor[:stop].T, rows, out=product)
         return result if self.left else result.T
 
 

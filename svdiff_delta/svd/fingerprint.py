@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
 from svdiff_delta.errors import BaseError
 from svdiff_delta.format.dtypes import Dtype
-
-TORCH_DTYPE: Final[dict[Dtype, torch.dtype]] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 LARGEST_LOSS: Final = 0.01
 """Relative Frobenius loss up to which float16 serves as basis dtype."""
@@ -55,7 +54,7 @@ class Identity(NamedTuple):
     fingerprint: str
 
 
-def identify(weight: Tensor, name: str, axis: int, dtype: Dtype | None = None) -> Identity:
+def fingerprint_stored(weight: Tensor, name: str, axis: int, dtype: Dtype | None = None) -> Identity:
     """Return basis dtype and fingerprint of a weight as it stands in the base.
 
     Args:
@@ -103,8 +102,15 @@ def check_weight(weight: Tensor, name: str) -> None:
 
 def round_weight(weight: Tensor, dtype: Dtype) -> Tensor:
     """Round to the basis dtype and return the values as contiguous float32; −0 becomes +0."""
-    wide = _round(weight, dtype).to(torch.float32).contiguous()
+    wide = narrow(weight, dtype).to(torch.float32).contiguous()
     return wide + 0.0 if wide.data_ptr() == weight.data_ptr() else wide.add_(0.0)
+
+
+def round_into(weight: Tensor, dtype: Dtype, out: Tensor) -> Tensor:
+    """Do as `round_weight` into memory that is given, float32 and contiguous, in pieces that stay in the cache."""
+    for piece, place in zip(_pieces(weight), out.view(-1).split(PIECE), strict=True):
+        place.copy_(narrow(piece, dtype)).add_(0.0)
+    return out
 
 
 def fingerprint(rounded: Tensor, axis: int) -> str:
@@ -124,7 +130,7 @@ def _choose(weight: Tensor) -> Dtype:
     lost, square = 0.0, 0.0
     for piece in _pieces(weight):
         single = piece.float()
-        error = _round(piece, "F16").float() - single  # exact in float32
+        error = narrow(piece, "F16").float() - single  # exact in float32
         lost += float(torch.dot(error, error))
         square += float(torch.dot(single, single))
         if not math.isfinite(lost):
@@ -141,22 +147,23 @@ def _sums(weight: Tensor) -> tuple[float, float]:
     lost, square = 0.0, 0.0
     for piece in _pieces(weight):
         wide = piece.double()
-        lost += float((_round(piece, "F16").double() - wide).square().sum())
+        lost += float((narrow(piece, "F16").double() - wide).square().sum())
         square += float(wide.square().sum())
     return lost, square
 
 
-def _round(values: Tensor, dtype: Dtype) -> Tensor:
+def narrow(values: Tensor, dtype: Dtype) -> Tensor:
+    """Return values in the basis dtype; those of float64 are rounded to float32 before (spec, section 6.1)."""
     single = values.to(torch.float32) if values.dtype == torch.float64 else values  # first to F32, then on
-    return single.to(TORCH_DTYPE[dtype])
+    return single.to(TORCH_DTYPES[dtype])
 
 
 def _is_exact(weight: Tensor, dtype: Dtype) -> bool:
     """Tell whether every element is exact in a dtype; the first piece with one that is not ends the search."""
-    if weight.dtype == TORCH_DTYPE[dtype]:
+    if weight.dtype == TORCH_DTYPES[dtype]:
         return True
     some = weight.detach().flatten()[:PROBE]  # of most weights that are not, hardly any element is
-    return all(torch.equal(_round(piece, dtype).to(piece.dtype), piece) for piece in (some, *_pieces(weight)))
+    return all(torch.equal(narrow(piece, dtype).to(piece.dtype), piece) for piece in (some, *_pieces(weight)))
 
 
 def _digest(weight: Tensor, dtype: Dtype, axis: int) -> tuple[str, bool]:
@@ -165,9 +172,9 @@ def _digest(weight: Tensor, dtype: Dtype, axis: int) -> tuple[str, bool]:
     shape = "x".join(map(str, weight.shape))
     digest, finite = hashlib.sha256(f"svdiff 1 {format_} {shape} {axis}\n".encode()), True
     for piece in _pieces(weight):
-        narrow = _round(_round(piece, dtype), format_)
-        bits = _bits(narrow)
-        finite = finite and _is_finite(bits, narrow.dtype)
+        rounded = narrow(narrow(piece, dtype), format_)
+        bits = _bits(rounded)
+        finite = finite and _is_finite(bits, rounded.dtype)
         digest.update(_without_negative_zero(bits).data)
     return base64.urlsafe_b64encode(digest.digest()[:16]).decode().rstrip("="), finite
 
@@ -179,7 +186,7 @@ def _narrowest(weight: Tensor, dtype: Dtype) -> Dtype:
         if candidate == dtype:
             return candidate
         some = weight.detach().flatten()[:PROBE]
-        if all(_is_exact(_round(piece, dtype), candidate) for piece in (some, *_pieces(weight))):
+        if all(_is_exact(narrow(piece, dtype), candidate) for piece in (some, *_pieces(weight))):
             return candidate
     return "F32"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -13,14 +13,15 @@ from torch import Tensor
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseMismatchError, TensorError
-from svdiff_delta.format.delta import Delta, Shift
+from svdiff_delta.format.delta import Delta, Shift, differing_run, shifts_null
 from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.format.parameter import Kind, Parameter
 
 from .cache import BasisCache
 from .decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize, unmatricize
-from .fingerprint import identify, round_weight
+from .fingerprint import fingerprint_stored, round_into, round_weight
 from .fingerprint_cache import Known, recall, remember
+from .workspace import Workspace
 
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is in all."""
@@ -57,19 +58,26 @@ class Prepared:
         """Its values in the basis dtype, as float32, read and rounded now."""
         return round_weight(self.source(), self.parameter.dtype)
 
-    def delta_weight(self, shift: Tensor) -> Tensor:
+    def delta_weight(self, shift: Tensor, weight: Tensor | None = None, space: Workspace | None = None) -> Tensor:
         """Return ΔW in the weight's own shape for δ (size,) in float64, scaled and summed before (spec, section 6.6).
 
         Float32 for spectral parameters; for elementwise ones ΔW is δ itself, float64.
+
+        Args:
+            shift: δ, (size,).
+            weight: the weight's values where they were read already.
+            space: memory to use again, which the result lies in; new memory if not given.
         """
         if self.basis is None:
             return shift.reshape(self.parameter.shape)
-        axis = self.parameter.axis
-        change = self.basis.delta_weight(matricize(self.rounded, axis), shift)
+        axis, space = self.parameter.axis, space or Workspace()
+        weight = self.source() if weight is None else weight
+        rounded = round_into(weight, self.parameter.dtype, space.take("rounded", tuple(weight.shape)))
+        change = self.basis.delta_weight(matricize(rounded, axis), shift, space)
         return unmatricize(change, self.parameter.shape, axis)
 
 
-def prepare(
+def prepare_weight(
     weights: Weights,
     name: str,
     kind: Kind,
@@ -78,6 +86,7 @@ def prepare(
     *,
     dtype: Dtype | None = None,
     known: Known | None = None,
+    hashed: bool = False,
 ) -> Prepared:
     """Identify one weight, and obtain its basis. What is remembered and kept is neither read nor hashed again.
 
@@ -89,24 +98,25 @@ def prepare(
         cache: where bases are kept.
         dtype: the basis dtype that a file gives; None chooses it from the values, as a writer does.
         known: what the weight was identified as just now, if it was.
+        hashed: whether that was by its values, and not by what is remembered of its file.
 
     Raises:
         BaseError: the weight is missing, not floating-point, or not finite.
     """
-    remembered = known or _recall(weights, name, axis, dtype)
-    known, basis = remembered or identity(weights, name, axis, dtype), None
-    if kind == "spectral":
-        basis = cache.get(known.fingerprint)
-        if basis is None or (cache.two_sided and not _is_whole(basis)):
-            if remembered:  # nothing is computed under a fingerprint that is not the values' own
-                known = identity(weights, name, axis, dtype, fresh=True)
-            basis = cache.obtain(known.fingerprint, round_weight(weights.read(name), known.dtype), axis)
+    known = known or recall_weight(weights, name, axis, dtype)
+    if known is None:
+        known, hashed = fingerprint_weight(weights, name, axis, dtype), True
+    basis = cache.get(known.fingerprint) if kind == "spectral" else None
+    if kind == "spectral" and (basis is None or (cache.two_sided and not _is_whole(basis))):
+        if not hashed:  # nothing is computed under a fingerprint that is not the values' own
+            known = fingerprint_weight(weights, name, axis, dtype)
+        basis = cache.obtain(known.fingerprint, round_weight(weights.read(name), known.dtype), axis)
     runs = find_runs(basis.sigma) if basis else Runs((), 0)
     parameter = Parameter(known.shape, kind, axis, known.dtype, known.fingerprint, runs.tied, runs.null)
     return Prepared(parameter, basis, partial(weights.read, name))
 
 
-def identity(weights: Weights, name: str, axis: int, dtype: Dtype | None = None, *, fresh: bool = False) -> Known:
+def identify_weight(weights: Weights, name: str, axis: int, dtype: Dtype | None = None) -> Known:
     """Return basis dtype, fingerprint and shape of one weight, as remembered or else from its values.
 
     Args:
@@ -114,29 +124,30 @@ def identity(weights: Weights, name: str, axis: int, dtype: Dtype | None = None,
         name: the parameter.
         axis: the axis of output channels.
         dtype: the basis dtype that a file gives; None chooses it from the values, as a writer does.
-        fresh: whether to read it in any case.
 
     Raises:
         BaseError: the weight is missing, not floating-point, or not finite.
     """
-    known = None if fresh else _recall(weights, name, axis, dtype)
-    if known is not None:
-        return known
+    return recall_weight(weights, name, axis, dtype) or fingerprint_weight(weights, name, axis, dtype)
+
+
+def recall_weight(weights: Weights, name: str, axis: int, dtype: Dtype | None) -> Known | None:
+    """Return what is remembered of a file's weight; nothing is of a live model's."""
+    return recall(weights, name, axis, dtype) if isinstance(weights, Base) else None
+
+
+def fingerprint_weight(weights: Weights, name: str, axis: int, dtype: Dtype | None) -> Known:
+    """Read a weight, fingerprint its values and remember that; arguments and errors are those of `identify_weight`."""
     if isinstance(weights, Base):
         weights.check_format(name)
     weight = weights.read(name)
-    known = Known(*identify(weight, name, axis, dtype), tuple(weight.shape))
+    known = Known(*fingerprint_stored(weight, name, axis, dtype), tuple(weight.shape))
     if isinstance(weights, Base):
         remember(weights, name, axis, dtype, known)
     return known
 
 
-def _recall(weights: Weights, name: str, axis: int, dtype: Dtype | None) -> Known | None:
-    """Return what is remembered of a file's weight; nothing is of a live model's."""
-    return recall(weights, name, axis, dtype) if isinstance(weights, Base) else None
-
-
-def difference(weights: Weights, name: str, said: Parameter) -> str | None:
+def weight_mismatch(weights: Weights, name: str, said: Parameter) -> str | None:
     """Return what tells a weight from the one that a delta was made for; None if it is that one.
 
     Raises:
@@ -148,16 +159,28 @@ def difference(weights: Weights, name: str, said: Parameter) -> str | None:
 
 def _compared(weights: Weights, name: str, said: Parameter) -> Known | str:
     """Return what a weight is identified as; if it is not the one that a delta was made for, what tells it."""
-    shape = weights.shape(name) if isinstance(weights, Base) else tuple(weights.read(name).shape)
-    if shape != said.shape:
-        return f"the delta was made for a weight of shape {list(said.shape)}, the base has {list(shape)}"
-    known = identity(weights, name, said.axis, said.dtype)
-    if known.fingerprint != said.fingerprint:
-        return f"the delta was made for another base (fingerprint {said.fingerprint}, here {known.fingerprint})"
-    return known
+    if why := shape_mismatch(weights, name, said.shape):
+        return why
+    known = identify_weight(weights, name, said.axis, said.dtype)
+    return fingerprint_mismatch(known, said) or known
 
 
-def check_weight_of(weights: Weights, name: str, said: Parameter) -> Known:
+def shape_mismatch(weights: Weights, name: str, shape: tuple[int, ...]) -> str:
+    """Return what tells a weight's shape from the one that a delta was made for; empty if nothing does."""
+    found = weights.shape(name) if isinstance(weights, Base) else tuple(weights.read(name).shape)
+    if found == shape:
+        return ""
+    return f"the delta was made for a weight of shape {list(shape)}, the base has {list(found)}"
+
+
+def fingerprint_mismatch(known: Known, said: Parameter) -> str:
+    """Return what tells a weight's fingerprint from the one that a delta was made for; empty if nothing does."""
+    if known.fingerprint == said.fingerprint:
+        return ""
+    return f"the delta was made for another base (fingerprint {said.fingerprint}, here {known.fingerprint})"
+
+
+def verify_weight(weights: Weights, name: str, said: Parameter) -> Known:
     """Check that a weight is the one that a delta says it was made for, and return what it is identified as.
 
     Raises:
@@ -170,33 +193,64 @@ def check_weight_of(weights: Weights, name: str, said: Parameter) -> Known:
     return found
 
 
-def fit(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
+def verify_and_prepare(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
     """Prepare the weight that a delta shifts, and check that it is the one the delta was made for.
 
     Raises:
         BaseMismatchError: another weight stands there.
         TensorError: δ differs where the singular values are tied, or is not 0 where they are null.
-        BaseError: as `prepare`.
+        BaseError: as `prepare_weight`.
     """
     said = delta.metadata.parameters[name]
-    known = check_weight_of(weights, name, said)
-    prepared = prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype, known=known)
+    prepared = prepare_known(weights, name, said, cache, verify_weight(weights, name, said))
+    check_projected(name, [delta], prepared)
+    return prepared
+
+
+def prepare_known(
+    weights: Weights, name: str, said: Parameter, cache: BasisCache, known: Known, *, hashed: bool = False
+) -> Prepared:
+    """Prepare a weight that was found to be the one that a delta shifts.
+
+    Args:
+        weights: where to read it.
+        name: the parameter.
+        said: what the delta says of it.
+        cache: where bases are kept.
+        known: what the weight was identified as.
+        hashed: whether that was by its values just now.
+
+    Raises:
+        BaseMismatchError: its file has changed since.
+        BaseError: as `prepare_weight`.
+    """
+    prepared = prepare_weight(weights, name, said.kind, said.axis, cache, dtype=said.dtype, known=known, hashed=hashed)
     if prepared.parameter.fingerprint != said.fingerprint:  # the file was changed under a remembered fingerprint
         raise BaseMismatchError(f"{name}: the base's file has changed", fix="name the base the delta was made for")
-    if prepared.basis is not None:
-        check_runs(name, delta[name], find_runs(prepared.basis.sigma, READER_TOLERANCE))
     return prepared
+
+
+def check_projected(name: str, deltas: Sequence[Delta], prepared: Prepared) -> None:
+    """Check that deltas are projected on the runs of a weight's basis, at a reader's tolerance.
+
+    Raises:
+        TensorError: a δ differs where the singular values are tied, or is not 0 where they are null.
+    """
+    if prepared.basis is not None:
+        runs = find_runs(prepared.basis.sigma, READER_TOLERANCE)
+        for delta in deltas:
+            check_runs(name, delta[name], runs)
 
 
 def sigmas_of(base: Base, delta: Delta, cache: BasisCache | None = None) -> dict[str, NDArray[np.float64]]:
     """Return the singular values (size,) that a delta shifts, by parameter name; its weights are checked on the way.
 
     Raises:
-        BaseMismatchError, BaseError: as `fit`.
+        BaseMismatchError, BaseError: as `verify_and_prepare`.
     """
     cache, found = cache or BasisCache(), {}
     for name in delta:
-        basis = fit(base, name, delta, cache).basis
+        basis = verify_and_prepare(base, name, delta, cache).basis
         if basis is not None:
             found[name] = basis.sigma.numpy()
     return found
@@ -208,10 +262,9 @@ def check_runs(name: str, shift: Shift, runs: Runs) -> None:
     Raises:
         TensorError: it is not.
     """
-    for first, last in runs.tied:
-        if (shift[first : last + 1] != shift[first]).any():
-            raise TensorError(f"{name}: δ differs within {first}-{last}, where the base's singular values are tied")
-    if runs.null and shift[shift.size - runs.null :].any():
+    if run := differing_run(shift, runs.tied):
+        raise TensorError(f"{name}: δ differs within {run[0]}-{run[1]}, where the base's singular values are tied")
+    if shifts_null(shift, runs.null):
         raise TensorError(f"{name}: δ must be 0 on the {runs.null} singular values that are null in the base")
 
 

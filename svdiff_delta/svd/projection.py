@@ -18,7 +18,7 @@ from svdiff_delta.format.parameter import Parameter
 
 from .decomposition import Basis, matricize
 from .energy import Energy
-from .prepare import Prepared, difference
+from .prepare import Prepared, weight_mismatch
 
 PIECE: Final = 1 << 22
 """Numbers of a weight that are float64 at a time: 32 MiB."""
@@ -136,7 +136,7 @@ def is_same_weight(base: Base, name: str, parameter: Parameter) -> bool:
     Raises:
         BaseError: the base has no such parameter, or it cannot be read.
     """
-    return difference(base, name, parameter) is None
+    return weight_mismatch(base, name, parameter) is None
 
 
 def check_same_weight(base: Base, name: str, parameter: Parameter, what: str) -> None:

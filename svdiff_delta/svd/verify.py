@@ -1,49 +1,240 @@
-"""Verify that a base is the one a delta was made for, and find the revision that is, if this one is not."""
+"""Verify that a base is the one a delta was made for: all parameters at once, each of them once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from math import prod
-from typing import Final
+from typing import Final, NamedTuple
 
-from svdiff_delta.base_model.base import Base, open_base
-from svdiff_delta.base_model.layout import variants
+from svdiff_delta._util.file_state import State, state
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseError, BaseMismatchError, DeltaError
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.hub_client.blobs import blob_name, is_sound
-from svdiff_delta.hub_client.names import EMBEDDED
-from svdiff_delta.hub_client.reference import cached_revisions, parse_reference
+from svdiff_delta.format.dtypes import Dtype
+from svdiff_delta.format.parameter import Parameter
 
 from .build import cost, share_out
 from .cache import BasisCache
-from .prepare import Prepared, Progress, Weights, difference, fit, prepare
+from .fingerprint_cache import Known
+from .matching_base import advise, find_damage
+from .prepare import (
+    Prepared,
+    Progress,
+    Weights,
+    check_projected,
+    fingerprint_mismatch,
+    fingerprint_weight,
+    prepare_known,
+    recall_weight,
+    shape_mismatch,
+    verify_weight,
+)
 
 SHOWN: Final = 3
 """How many parameters an error names."""
 
 
-def check_base(weights: Weights, delta: Delta, *, progress: Progress | None = None) -> None:
-    """Check that every weight that a delta shifts is the one it was made for.
+@dataclass(frozen=True, eq=False)
+class VerifiedBase:
+    """A base whose weights are the ones that deltas were made for: `verify_base` makes it, and nothing else should.
+
+    Who holds it need not verify again. A weight is verified anew only where its file is not in the state in which it
+    was verified, or the weights are a live model's, whose state nothing tells.
+
+    Attributes:
+        weights: an opened base, or a live model's weights.
+        deltas: the deltas that were verified against it.
+        found: what each weight that they shift was identified as, by parameter name.
+        projected: the parameters whose δ were found to be projected on the runs of their basis.
+    """
+
+    weights: Weights
+    deltas: Sequence[Delta]
+    found: Mapping[str, Verified]
+    projected: set[str] = field(default_factory=set)
+
+    def prepare(self, name: str, cache: BasisCache) -> Prepared:
+        """Prepare a weight that the deltas shift, with its basis.
+
+        Raises:
+            BaseMismatchError: the base's file was changed since it was verified.
+            TensorError: a δ is not projected on the runs of its basis.
+            BaseError: the weight cannot be read any more.
+        """
+        mine, verified = [delta for delta in self.deltas if name in delta], self.found[name]
+        said, known, hashed = mine[0].metadata.parameters[name], verified.known, verified.hashed
+        if verified.state is None or verified.state != _file_state(self.weights, name):
+            known, hashed = verify_weight(self.weights, name, said), False
+        prepared = prepare_known(self.weights, name, said, cache, known, hashed=hashed)
+        if name not in self.projected:
+            check_projected(name, mine, prepared)
+            self.projected.add(name)
+        return prepared
+
+    def prepare_all(self, cache: BasisCache, progress: Progress | None = None) -> None:
+        """See to it that the basis of every weight is in the cache, several at once.
+
+        Args:
+            cache: where bases are kept.
+            progress: called with the work done and in all.
+
+        Raises:
+            BaseMismatchError, TensorError, BaseError: as `prepare`.
+        """
+
+        def work(name: str, wait: bool) -> None:
+            self.prepare(name, cache if wait else cache.impatient())
+
+        said = {name: item for delta in self.deltas for name, item in delta.metadata.parameters.items()}
+        share_out({name: cost(item.shape, item.kind, item.axis) for name, item in said.items()}, work, progress)
+
+
+class Verified(NamedTuple):
+    """What a weight was identified as.
+
+    Attributes:
+        known: that.
+        hashed: whether its values said so; else what is remembered of its file did.
+        state: its file's, before it was read; None for a live model's weight, or where the system does not tell.
+    """
+
+    known: Known
+    hashed: bool
+    state: State | None
+
+
+def verify_base(weights: Weights, deltas: Sequence[Delta], *, progress: Progress | None = None) -> VerifiedBase:
+    """Check that every weight that deltas shift is the one it was made for; each is fingerprinted at most once.
 
     Args:
         weights: an opened base, or a live model's weights.
-        delta: the delta.
+        deltas: the deltas.
         progress: called with the numbers of parameters checked and in all.
+
+    Returns:
+        The base and what its weights were identified as, for whoever goes on with them.
 
     Raises:
         BaseMismatchError: weights have another shape or other values. The message says which, how many, and which
             revision in the local Hub cache fits.
         BaseError: weights are missing, and all others fit; or one cannot be used.
     """
-    missing, different = {}, {}
-    for count, (name, said) in enumerate(delta.metadata.parameters.items(), 1):
-        if why := _absence(weights, name):
-            missing[name] = why
-        elif why := difference(weights, name, said):
-            different[name] = why
+    asked = dict.fromkeys(Question.of(*item) for delta in deltas for item in delta.metadata.parameters.items())
+    answers = _answers(weights, list(asked), progress)
+    for delta in deltas:
+        _check(weights, delta, answers)
+    found = {asked.name: answer for asked, answer in reversed(answers.items()) if isinstance(answer, Verified)}
+    return VerifiedBase(weights, tuple(deltas), found)
+
+
+def prepare_base(
+    weights: Weights, deltas: Sequence[Delta], cache: BasisCache, progress: Progress | None = None
+) -> VerifiedBase:
+    """Check every delta against a base, and see to it that every basis is in the cache: several at once.
+
+    Args:
+        weights: an opened base, or a live model's weights.
+        deltas: the deltas.
+        cache: where bases are kept.
+        progress: called with the work done and in all, once the identity of all weights is known.
+
+    Raises:
+        BaseMismatchError, BaseError: as `verify_base`.
+        TensorError: a δ is not projected on the runs of its basis.
+    """
+    verified = verify_base(weights, deltas)
+    verified.prepare_all(cache, progress)
+    return verified
+
+
+class Question(NamedTuple):
+    """What is asked of a weight: whether it has this shape, and its fingerprint with this axis and basis dtype."""
+
+    name: str
+    axis: int
+    dtype: Dtype
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def of(name: str, said: Parameter) -> Question:
+        """Return what is asked where a delta says this of a parameter."""
+        return Question(name, said.axis, said.dtype, said.shape)
+
+
+class Mismatch(NamedTuple):
+    """Why a weight is not the one that was asked for, and whether there is none at all."""
+
+    why: str
+    missing: bool
+
+
+Answer = Verified | Mismatch | DeltaError
+"""What was found: the weight's fingerprint, that there is no such weight, or why it cannot be used."""
+
+
+def _answers(weights: Weights, asked: Sequence[Question], progress: Progress | None) -> dict[Question, Answer]:
+    """Return what is found of each weight; those that nothing is remembered of are hashed, several at once.
+
+    Errors are returned, not raised, so that the first in the order asked is told, whichever thread meets one first.
+    """
+    count = 0
+
+    def done(*_: int) -> None:
+        nonlocal count
+        count += 1
         if progress is not None:
-            progress(count, len(delta))
+            progress(count, len(asked))
+
+    found: dict[Question, Answer] = {}
+    for each in asked:
+        if answer := _remembered(weights, each):
+            found[each] = answer
+            done()
+    left = {str(index): each for index, each in enumerate(asked) if each not in found}
+    if left:
+        costs = {key: prod(each.shape) for key, each in left.items()}
+        hashed = share_out(costs, lambda key, _: _hashed(weights, left[key]), done)
+        found |= {left[key]: answer for key, answer in hashed.items()}
+    return {each: found[each] for each in asked}
+
+
+def _remembered(weights: Weights, asked: Question) -> Answer | None:
+    """Return what can be found of a weight without reading it; None if it must be read."""
+    if why := _absence(weights, asked.name):
+        return Mismatch(why, missing=True)
+    before = _file_state(weights, asked.name)
+    try:
+        if why := shape_mismatch(weights, asked.name, asked.shape):
+            return Mismatch(why, missing=False)
+        known = recall_weight(weights, asked.name, asked.axis, asked.dtype)
+    except DeltaError as error:
+        return error
+    return None if known is None else Verified(known, False, before)
+
+
+def _hashed(weights: Weights, asked: Question) -> Answer:
+    """Return what a weight's values say."""
+    before = _file_state(weights, asked.name)
+    try:
+        return Verified(fingerprint_weight(weights, asked.name, asked.axis, asked.dtype), True, before)
+    except DeltaError as error:
+        return error
+
+
+def _check(weights: Weights, delta: Delta, answers: Mapping[Question, Answer]) -> None:
+    """Raise the error that says which weights are not those that a delta was made for, if any is not."""
+    missing: dict[str, str] = {}
+    different: dict[str, str] = {}
+    for name, said in delta.metadata.parameters.items():
+        answer = answers[Question.of(name, said)]
+        if isinstance(answer, DeltaError):
+            raise answer
+        if isinstance(answer, Mismatch):
+            (missing if answer.missing else different)[name] = answer.why
+        elif why := fingerprint_mismatch(answer.known, said):
+            different[name] = why
     if not missing and not different:
         return
     kind = BaseMismatchError if different else BaseError
@@ -54,55 +245,15 @@ def check_base(weights: Weights, delta: Delta, *, progress: Progress | None = No
         more = ", …" if len(found) > SHOWN else ""
         what = "do not fit" if different else "are not there"
         message += f"; {len(found)} of {len(delta)} parameters {what}: {', '.join(list(found)[:SHOWN])}{more}"
-    raise kind(message, fix=_damage(weights, different) or _advice(weights, delta))
+    raise kind(message, fix=find_damage(weights, different) or advise(weights, delta))
 
 
-def fit_all(weights: Weights, deltas: Sequence[Delta], cache: BasisCache, progress: Progress | None = None) -> None:
-    """Check every delta against a base, and see to it that every basis is in the cache: several at once.
-
-    Args:
-        weights: an opened base, or a live model's weights.
-        deltas: the deltas.
-        cache: where bases are kept.
-        progress: called with the work done and in all, once the identity of all weights is known.
-
-    Raises:
-        BaseMismatchError, BaseError: as `check_base`.
-        TensorError: a δ is not projected on the runs of its basis.
-    """
-    for delta in deltas:
-        check_base(weights, delta)
-    places = {f"{name} {index}": (name, delta) for index, delta in enumerate(deltas) for name in delta}
-
-    def work(key: str, wait: bool) -> None:
-        name, delta = places[key]
-        fit(weights, name, delta, cache if wait else cache.impatient())
-
-    said = {key: delta.metadata.parameters[name] for key, (name, delta) in places.items()}
-    share_out({key: cost(item.shape, item.kind, item.axis) for key, item in said.items()}, work, progress)
-
-
-def fitted(weights: Weights, name: str, delta: Delta, cache: BasisCache) -> Prepared:
-    """Prepare a weight that `fit_all` has found to be the delta's; errors are those of `prepare`."""
-    said = delta.metadata.parameters[name]
-    return prepare(weights, name, said.kind, said.axis, cache, dtype=said.dtype)
-
-
-def find_fitting(weights: Weights, delta: Delta) -> str | None:
-    """Return what to name as BASE instead: a revision in the local Hub cache that the delta was made for.
-
-    The repositories looked at are the base's own, and the one that the delta names. The smallest weights are compared
-    first, so a revision that does not fit costs little.
-    """
-    known = weights.repository if isinstance(weights, Base) else None
-    names = [name for name in (known, delta.metadata.base.repository) if name]
-    for repository in dict.fromkeys(names):
-        if parse_reference(repository) is None:
-            continue
-        for commit, folder in cached_revisions(repository).items():
-            for variant in (None, *variants(path.name for path in folder.rglob("*"))):
-                if _fits(f"hf://{repository}@{commit}", variant, delta):
-                    return f"{repository}@{commit}" + (f" with the variant {variant}" if variant else "")
+def _file_state(weights: Weights, name: str) -> State | None:
+    """Return the state of the file that holds a weight; None if there is none, or the system does not tell."""
+    if not isinstance(weights, Base):
+        return None
+    with suppress(BaseError, OSError):
+        return state(weights.locate(name)[2].stat())
     return None
 
 
@@ -114,42 +265,3 @@ def _absence(weights: Weights, name: str) -> str | None:
         except BaseError as error:
             return error.message.removeprefix(f"{name}: ")
     return None
-
-
-def _fits(reference: str, variant: str | None, delta: Delta) -> bool:
-    parameters = delta.metadata.parameters
-    slots = {name.partition(".")[0] for name in parameters}
-    with suppress(DeltaError):
-        base = open_base(reference, component=slots.pop() if len(slots) == 1 else None, variant=variant, fetch=False)
-        names = sorted(parameters, key=lambda name: (prod(parameters[name].shape), name))
-        return all(difference(base, name, parameters[name]) is None for name in names)
-    return False
-
-
-def _damage(weights: Weights, names: Iterable[str]) -> str | None:
-    """Return what mends a file of a Hub cache that does not hold what the Hub said; None if no weight stands in one."""
-    if not isinstance(weights, Base):
-        return None
-    for path in sorted({weights.locate(name)[2] for name in names}):
-        blob = blob_name(path)
-        with suppress(OSError):
-            if blob is not None and not is_sound(path, blob):
-                return f"{path.resolve()} is damaged, by the hash that is its name: remove it, and fetch the base again"
-    return None
-
-
-def _advice(weights: Weights, delta: Delta) -> str:
-    if fitting := find_fitting(weights, delta):
-        return f"{fitting} is in the local Hub cache and fits"
-    said = delta.metadata.base
-    if not isinstance(weights, Base):
-        return "name its base with `base=` if the model was cast or fused, else load the model the delta was made for"
-    if said.repository == weights.repository == EMBEDDED:  # it has no revisions, but versions ship different ones
-        return (
-            "the embedded base changed in this version: train the delta anew, or use it with the version of "
-            "svdiff-delta that made it"
-        )
-    if said.repository and weights.repository != said.repository:
-        made_for = said.repository + (f"@{said.revision}" if said.revision else "")
-        return f"name the base that the delta was made for, by its own words {made_for}"
-    return "name the base that the delta was made for"

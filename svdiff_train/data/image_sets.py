@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -101,11 +101,18 @@ class FolderPictures:
 
     def digest(self) -> str:
         """Return a digest of what is trained on: the pictures' bytes and what describes them, in order."""
-        total = hashlib.sha256()
-        for index, picture in enumerate(self.found.pictures):
-            for part in (read_bytes(picture.path, PICTURE), self.prompt(index).encode()):
-                total.update(hashlib.sha256(part).digest())
-        return total.hexdigest()
+        pictures = enumerate(self.found.pictures)
+        return _digest(
+            part for i, item in pictures for part in (read_bytes(item.path, PICTURE), self.prompt(i).encode())
+        )
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    """Return the SHA-256 of the digests of parts, in order, in hexadecimal."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(hashlib.sha256(part).digest())
+    return total.hexdigest()
 
 
 class ClassPictures:
@@ -126,10 +133,7 @@ class ClassPictures:
 
     def digest(self) -> str:
         """Return a digest of what they show, and of their prompt, in order."""
-        total = hashlib.sha256(hashlib.sha256(self.text.encode()).digest())
-        for image in self.images:
-            total.update(hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest())
-        return total.hexdigest()
+        return _digest((self.text.encode(), *(f"{image.size}".encode() + image.tobytes() for image in self.images)))
 
     def open(self, index: int, size: Size, cut: Cut) -> Loaded:
         """Return a picture, scaled and cut to a size."""

@@ -11,7 +11,7 @@ from svdiff_delta._util.json import JSON
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.file import identify
+from svdiff_delta.format.file import file_digest
 from svdiff_delta.runtime import Handle, attach
 from svdiff_delta.svd.cache import BasisCache
 
@@ -90,5 +90,5 @@ class Stage:
 def part_facts(part: Part, weight: float) -> dict[str, JSON]:
     """Return what a picture says of a part: its content by SHA-256, as lineages name it, and its weight."""
     if isinstance(part, Delta):
-        return {"kind": "delta", "sha256": identify(part)[0], "weight": weight}
+        return {"kind": "delta", "sha256": file_digest(part)[0], "weight": weight}
     return {"kind": "difference", "sha256": part.identify(), "weight": weight}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import find_device
+from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
 from svdiff_delta.errors import BaseError, MissingExtraError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 SAMPLES = 32
 """Values of each weight that tell one base from another: those of two trainings differ in nearly all."""
-
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_pipeline(base: Base, *, device: str | torch.device = "cpu", dtype: str = "F32") -> DiffusionPipeline:
@@ -53,7 +52,7 @@ def load_pipeline(base: Base, *, device: str | torch.device = "cpu", dtype: str 
     transformers.utils.logging.disable_progress_bar()
     try:
         pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(
-            str(base.path), dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True
+            str(base.path), dtype=TORCH_DTYPES[dtype], use_safetensors=True, local_files_only=True
         )
     except Exception as error:
         if is_out_of_memory(error):

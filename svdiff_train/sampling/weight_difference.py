@@ -16,8 +16,8 @@ from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.base_model.component import aliases
 from svdiff_delta.base_model.matching import paired
 from svdiff_delta.conversion.checkpoint_diff import compare
-from svdiff_delta.conversion.dialect import Changes, Job
-from svdiff_delta.conversion.lazy_tensors import peek
+from svdiff_delta.conversion.dialect import Changes, Job, ShiftReader, WeightChange
+from svdiff_delta.conversion.lazy_tensors import OpenedAdapter
 from svdiff_delta.conversion.result import check_left_out
 from svdiff_delta.conversion.route import find_way
 from svdiff_delta.errors import AttachError, InputError
@@ -97,12 +97,13 @@ def open_difference(
     job = Job(base, cache or BasisCache(), progress=progress)
     if (place / "model_index.json").is_file() or (place / "config.json").is_file():
         return _of_model(place, job)
-    header = peek(place)
+    opened = OpenedAdapter(place)
+    header = opened.header()
     if header is not None and KEY in header.metadata:
         raise InputError(f"{place}: is a delta, no difference of weights", fix="open it with `load`")
-    way = find_way(place, base=base, ask=ASK)
-    read = cast("Callable[[str, Job], Changes]", way.read)  # what is no delta has one
-    return _of_changes(place, read(str(place), job), base)
+    way = find_way(opened, base=base, ask=ASK)
+    read = cast("Callable[[OpenedAdapter, Job], Changes]", way.read)  # what is no delta has one
+    return _of_changes(place, read(opened, job), base)
 
 
 def _of_model(path: Path, job: Job) -> Difference:
@@ -128,10 +129,11 @@ def _of_changes(path: Path, changes: Changes, base: Base) -> Difference:
         check_same_weight(base, name, parameter, str(path))
 
     def read(name: str) -> Tensor:
-        found = changes.read(name)
-        if not isinstance(found, Tensor):
-            raise InputError(f"{path}: holds shifts, not weights", fix="make a delta of it with `svdiff convert`")
-        return found
+        match changes.read(name):
+            case WeightChange(change):
+                return change
+            case ShiftReader():
+                raise InputError(f"{path}: holds shifts, not weights", fix="make a delta of it with `svdiff convert`")
 
     if not changes.kinds:
         raise InputError(f"{path}: changes nothing in the base", fix="name what differs from the base")

@@ -10,7 +10,9 @@ import torch
 from accelerate.accelerator import Accelerator
 from torch import Tensor
 
+from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
 from svdiff_delta.errors import TrainError
+from svdiff_delta.format.dtypes import VARIANT_DTYPES
 from svdiff_train.data.batches import Batch, Batches, Texts
 from svdiff_train.methods import Tuned
 
@@ -18,7 +20,7 @@ from .loss import prior_preserving_loss
 from .processes import mean
 from .setup import Opened
 
-HALF: Final[Mapping[str, torch.dtype]] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+HALF: Final[Mapping[str, torch.dtype]] = {name: TORCH_DTYPES[VARIANT_DTYPES[name]] for name in ("fp16", "bf16")}
 
 
 class Stepper:

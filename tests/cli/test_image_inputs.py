@@ -17,7 +17,7 @@ from support.pipelines import small_sd3
 from support.tuned import tuned_base
 
 from svdiff_delta import load, style_mix
-from svdiff_delta.format.file import identify
+from svdiff_delta.format.file import file_digest
 from svdiff_train.sampling.png import read_facts
 from svdiff_train.tiny import open_tiny, pictures_path
 
@@ -78,7 +78,7 @@ def test_a_picture_says_how_it_was_painted_and_no_path() -> None:
     facts = read_facts(Path("out.png"))
     deltas = [load(f"{name}.safetensors") for name in ("a", "b")]
     assert json.loads(facts.pop("deltas")) == [
-        {"kind": "delta", "sha256": identify(delta)[0], "weight": weight}
+        {"kind": "delta", "sha256": file_digest(delta)[0], "weight": weight}
         for delta, weight in zip(deltas, (0.5, 1), strict=True)
     ]
     assert facts == {

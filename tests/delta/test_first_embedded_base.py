@@ -12,7 +12,7 @@ from svdiff_delta.errors import BaseMismatchError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.io import load
 from svdiff_delta.ops.select import select
-from svdiff_delta.svd.verify import check_base
+from svdiff_delta.svd.verify import verify_base
 from svdiff_train.tiny import base_path, open_tiny
 
 FILE = Path(__file__).parents[1] / "data" / "first_embedded_base.safetensors"
@@ -27,7 +27,7 @@ def old() -> Delta:
 def test_a_weight_of_the_same_shape_is_refused_by_its_fingerprint(old: Delta) -> None:
     name = "text_encoder.encoder.layers.0.self_attn.q_proj.weight"
     with pytest.raises(BaseMismatchError) as caught:
-        check_base(open_tiny(), old)
+        verify_base(open_tiny(), [old])
     assert caught.value.message.startswith(
         f"{name}: the delta was made for another base (fingerprint {old.metadata.parameters[name].fingerprint}, here "
     )
@@ -38,13 +38,13 @@ def test_a_weight_of_the_same_shape_is_refused_by_its_fingerprint(old: Delta) ->
 def test_a_weight_of_another_shape_gets_the_same_word(old: Delta) -> None:
     part = select(old, "unet")
     with pytest.raises(BaseMismatchError, match=r"of shape \[160, 128\], the base has \[128, 128\]") as caught:
-        check_base(open_tiny(), part)
+        verify_base(open_tiny(), [part])
     assert WORD in (caught.value.fix or "")
 
 
 def test_a_base_that_is_not_called_tiny_gets_another_word(old: Delta) -> None:
     with pytest.raises(BaseMismatchError) as caught:
-        check_base(open_base(base_path()), old)
+        verify_base(open_base(base_path()), [old])
     assert WORD not in (caught.value.fix or "")
     assert "by its own words tiny" in (caught.value.fix or "")
 

@@ -38,7 +38,7 @@ from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.calibration import Moments, calibrate_change
 from svdiff_delta.svd.decomposition import find_runs, tail_length
 from svdiff_delta.svd.fingerprint import fingerprint, round_weight
-from svdiff_delta.svd.prepare import prepare
+from svdiff_delta.svd.prepare import prepare_weight
 
 ROOT = Path(__file__).parents[2]
 SPEC = (ROOT / "spec" / "v1" / "spec.md").read_text("utf-8")
@@ -292,7 +292,7 @@ def test_projection_is_the_snippet(snippets: dict[str, Any]) -> None:
 
 def test_calibration_is_the_snippet(snippets: dict[str, Any]) -> None:
     weight = torch.diag(torch.tensor([3.0, 2.0, 2.0, 1.0, 0.0]))
-    prepared = prepare(SimpleNamespace(read=lambda name: weight), "a.weight", "spectral", 0, BasisCache())
+    prepared = prepare_weight(SimpleNamespace(read=lambda name: weight), "a.weight", "spectral", 0, BasisCache())
     assert (prepared.parameter.tied, prepared.parameter.null) == (((1, 2),), 1)
     draw = np.random.default_rng(2)
     for _ in range(50):

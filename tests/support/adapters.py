@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.conversion import DIALECTS
 from svdiff_delta.conversion.dialect import Changes, Job
+from svdiff_delta.conversion.lazy_tensors import OpenedAdapter
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.sampling.sample import Sampling, generate
@@ -37,7 +38,7 @@ def read_changes(path: Path, dialect: str, base: Base) -> Changes:
     """Return what a reader finds in an adapter's file or folder."""
     read = DIALECTS[dialect].read
     assert read is not None
-    return read(str(path), Job(base, BasisCache()))
+    return read(OpenedAdapter(str(path)), Job(base, BasisCache()))
 
 
 def apart(a: Iterable[Image.Image], b: Iterable[Image.Image]) -> int:

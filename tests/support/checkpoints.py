@@ -20,7 +20,7 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.format.parameter import Kind
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_delta.svd.prepare import prepare
+from svdiff_delta.svd.prepare import prepare_weight
 
 WEIGHTS = "model.safetensors"
 
@@ -67,7 +67,7 @@ def delta_of(base: Base, kind: Kind = "spectral", axis: int = 0, **shifts: NDArr
     cache = BasisCache()
     names = {f"model.{name}.weight": shift for name, shift in shifts.items()}
     kinds: dict[str, Kind] = {name: "elementwise" if len(base.shape(name)) == 1 else kind for name in names}
-    parameters = {name: prepare(base, name, kinds[name], axis, cache).parameter for name in names}
+    parameters = {name: prepare_weight(base, name, kinds[name], axis, cache).parameter for name in names}
     return Delta(names, Metadata(BaseInfo({"model": ""}), parameters))
 
 

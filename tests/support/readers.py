@@ -9,7 +9,8 @@ from torch import Tensor
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.conversion import DIALECTS
-from svdiff_delta.conversion.dialect import Changes, Job
+from svdiff_delta.conversion.dialect import Changes, Job, WeightChange
+from svdiff_delta.conversion.lazy_tensors import OpenedAdapter
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.tiny import open_tiny
 
@@ -27,7 +28,14 @@ GROWN, TEXT_WIDE = open_tiny().shape(f"text_encoder.{TEXT}.weight")
 def changes(path: Path, dialect: str, base: Base) -> Changes:
     found = DIALECTS[dialect].read
     assert found is not None
-    return found(str(path), Job(base, BasisCache()))
+    return found(OpenedAdapter(str(path)), Job(base, BasisCache()))
+
+
+def change_of(found: Changes, name: str) -> Tensor:
+    """Return ΔW of one weight that changes hold."""
+    change = found.read(name)
+    assert isinstance(change, WeightChange)
+    return change.values
 
 
 def only(path: Path, dialect: str, base: Base, name: str) -> Tensor:
@@ -35,7 +43,7 @@ def only(path: Path, dialect: str, base: Base, name: str) -> Tensor:
     found = changes(path, dialect, base)
     assert [*found.kinds] == [name]
     assert found.left_out == {}
-    change = found.read(name)
+    change = change_of(found, name)
     assert change.dtype == torch.float64
     assert change.shape == base.shape(name)
     return change

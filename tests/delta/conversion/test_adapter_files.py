@@ -22,7 +22,7 @@ from svdiff_delta import Delta, convert, load, open_base, save
 from svdiff_delta._util.atomic import MARKER
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseMismatchError, InputError, OutputError, TensorError
-from svdiff_delta.format.file import identify
+from svdiff_delta.format.file import file_digest
 
 DIALECTS = ("peft", "diffusers", "kohya", "lycoris")
 KEY = "svdiff.adapter"
@@ -68,7 +68,7 @@ def test_the_file_says_what_it_retains_and_where_it_comes_from(
     assert said["retained"]["parameters"] == [round(found.layers[name].captured, 6) for name in delta]
     assert said["lineage"]["operation"] == "convert"
     assert said["lineage"]["arguments"] == {"to": dialect, "energy": 0.6, "max_rank": 9}
-    assert said["lineage"]["inputs"] == [identify(given)[0]]
+    assert said["lineage"]["inputs"] == [file_digest(given)[0]]
     raw = weights_file(tmp_path / "x").read_bytes()
     length = int.from_bytes(raw[:8], "little")
     strings = json.loads(raw[8 : 8 + length])["__metadata__"]
@@ -87,7 +87,7 @@ def test_the_file_says_what_it_retains_and_where_it_comes_from(
     (between,) = back.lineage.record.inputs
     record = back.lineage.files[between].record
     assert record is not None
-    assert record.inputs == (identify(given)[0],)
+    assert record.inputs == (file_digest(given)[0],)
 
 
 def test_what_another_program_says_in_its_file_goes_along(tiny: Base, delta: Delta, tmp_path: Path) -> None:

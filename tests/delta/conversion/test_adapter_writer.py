@@ -17,6 +17,7 @@ from support.files import listing
 
 from svdiff_delta import Delta, convert, select
 from svdiff_delta.base_model.base import Base
+from svdiff_delta.conversion.dialect import WeightChange
 from svdiff_delta.errors import InputError
 from svdiff_delta.svd import cache as cache_module
 from svdiff_delta.svd.cache import BasisCache
@@ -127,8 +128,8 @@ def test_rank_1_is_the_largest_change_alone_and_a_rank_above_k_is_the_whole(
         found = convert(given, to=dialect, base=tiny, rank=rank, output=tmp_path / f"{rank}")
         assert found.ranks == {name: min(rank, count)}
         copy = read_changes(tmp_path / f"{rank}", dialect, tiny).read(name)
-        assert isinstance(copy, torch.Tensor)
-        assert float((copy - whole).norm()) == pytest.approx(error, abs=1e-6 * float(sigma.norm()))
+        assert isinstance(copy, WeightChange)
+        assert float((copy.values - whole).norm()) == pytest.approx(error, abs=1e-6 * float(sigma.norm()))
 
 
 def test_a_rank_above_what_changes_is_cut(base: Base) -> None:

@@ -12,7 +12,8 @@ from support.checkpoints import delta_of, single
 from svdiff_delta import convert, save
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.conversion import DIALECTS
-from svdiff_delta.conversion.dialect import Changes, Dialect, Job
+from svdiff_delta.conversion.dialect import Changes, Dialect, Job, WeightChange
+from svdiff_delta.conversion.lazy_tensors import OpenedAdapter
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.lineage import Source
 
@@ -68,14 +69,16 @@ def test_an_unknown_number_format_is_refused(base: Base) -> None:
 def other(base: Base) -> Dialect:
     """A dialect that can only be read: each weight is doubled."""
 
-    def read(source: str, job: Job) -> Changes:
+    def read(source: OpenedAdapter, job: Job) -> Changes:
         names = [*job.base.names()]
         sha256 = "0" * 64
         return Changes(
-            dict.fromkeys(names, ("spectral", 0)), job.base.read, lambda: [(sha256, Source(sha256, Path(source).name))]
+            dict.fromkeys(names, ("spectral", 0)),
+            lambda name: WeightChange(job.base.read(name)),
+            lambda: [(sha256, Source(sha256, source.path.name))],
         )
 
-    return Dialect("twice the base", lambda path: path.suffix == ".twice", read)
+    return Dialect("twice the base", lambda source: source.path.suffix == ".twice", read)
 
 
 def test_a_dialect_is_one_entry_with_a_reader(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +105,7 @@ def test_one_dialect_becomes_another_by_way_of_delta(
 
 def test_a_dialect_without_a_writer_or_reader_says_so(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DIALECTS, "twice", other(base))  # type: ignore[arg-type]
-    monkeypatch.setitem(DIALECTS, "none", Dialect("nothing", lambda path: False))  # type: ignore[arg-type]
+    monkeypatch.setitem(DIALECTS, "none", Dialect("nothing", lambda source: False))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="twice: can be read and not written"):
         convert(delta_of(base, a=np.ones(3)), to="twice", base=base)
     with pytest.raises(InputError, match="none: can be written and not read"):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from support.adapters import kohya_changes, read_changes, save_tensors, taken, true_changes
 from support.models import base_delta
+from support.readers import change_of
 from support.weights import normal, relative
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -203,9 +204,9 @@ def test_flux_s_fused_layers_are_taken_apart(tmp_path: Path, prefix: str) -> Non
     assert found.left_out == {}
     for index, part in enumerate("qkv"):
         expected = product(tensors, fused)[index * INNER : (index + 1) * INNER]
-        assert relative(found.read(f"transformer.{STREAM}.to_{part}.weight"), expected) < 1e-14
-    assert relative(found.read(f"transformer.{STREAM}.to_add_out.weight"), product(tensors, out)) < 1e-14
-    last = found.read("transformer.single_transformer_blocks.0.proj_out.weight")
+        assert relative(change_of(found, f"transformer.{STREAM}.to_{part}.weight"), expected) < 1e-14
+    assert relative(change_of(found, f"transformer.{STREAM}.to_add_out.weight"), product(tensors, out)) < 1e-14
+    last = change_of(found, "transformer.single_transformer_blocks.0.proj_out.weight")
     assert relative(last, product(tensors, single)) < 1e-14
     assert len(found.kinds) == 5
 
@@ -245,7 +246,8 @@ def test_flux_without_alpha_says_what_was_assumed(tmp_path: Path) -> None:
     tensors = pair("lora_unet_double_blocks_0_img_attn_proj", INNER, INNER, alpha=None)
     found = read_changes(save_tensors(tmp_path / "x.safetensors", tensors), "flux", base)
     assert (
-        relative(found.read(f"transformer.{STREAM}.to_out.0.weight"), product(tensors, next(iter(tensors))[:-15])) < 1
+        relative(change_of(found, f"transformer.{STREAM}.to_out.0.weight"), product(tensors, next(iter(tensors))[:-15]))
+        < 1
     )
     assert found.remarks == (
         "no alpha in 1 module (lora_unet_double_blocks_0_img_attn_proj, …): taken to be the rank, a scale of 1",

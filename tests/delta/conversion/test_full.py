@@ -31,7 +31,7 @@ from svdiff_delta.errors import (
     TensorError,
     VersionError,
 )
-from svdiff_delta.format.file import dumps, identify
+from svdiff_delta.format.file import dumps, file_digest
 from svdiff_delta.svd.build import cost
 from svdiff_delta.svd.cache import BasisCache
 
@@ -149,7 +149,7 @@ def test_the_file_is_no_delta_file(full: Path) -> None:
 def test_the_document_says_base_parameters_and_lineage(delta: Delta, full: Path) -> None:
     found = document(full, KEY)
     assert (found["format"], found["version"]) == ("svdiff-difference", 1)
-    sha256, source = identify(delta)
+    sha256, source = file_digest(delta)
     lineage = {"operation": "convert", "arguments": {"to": "full"}, "inputs": [sha256]}
     assert found["lineage"] == {**lineage, "files": {sha256: {"digest": source.digest}}}
     Draft202012Validator(SCHEMA).validate({**found, "format": "svdiff-delta"})
@@ -162,8 +162,8 @@ def test_what_comes_back_goes_back_to_the_first_delta(base: Base, delta: Delta, 
     (between,) = lineage.record.inputs
     source = lineage.files[between].record
     assert source is not None
-    assert source.inputs == (identify(delta)[0],)
-    assert set(lineage.files) == {between, identify(delta)[0]}
+    assert source.inputs == (file_digest(delta)[0],)
+    assert set(lineage.files) == {between, file_digest(delta)[0]}
 
 
 def test_what_a_delta_says_of_itself_goes_there_and_back(base: Base, delta: Delta, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.adapters import save_tensors
-from support.readers import CONTEXT, CONV, GROWN, KEY, TEXT, TEXT_WIDE, WIDE, changes, factors, module, only
+from support.readers import CONTEXT, CONV, GROWN, KEY, TEXT, TEXT_WIDE, WIDE, change_of, changes, factors, module, only
 from support.weights import normal, relative
 from torch import Tensor
 
@@ -127,8 +127,8 @@ def test_full_differences_and_norms(tiny: Base, tmp_path: Path) -> None:
     flat = f"lycoris_{norm.replace('.', '_')}"
     path = lycoris(tmp_path, module(CONV, "lycoris", diff=whole) | {f"{flat}.w_norm": w, f"{flat}.b_norm": b})
     found = changes(path, "lycoris", tiny)
-    assert torch.equal(found.read(f"unet.{CONV}.weight"), whole.double())
-    assert torch.equal(found.read(f"unet.{norm}.weight"), w.double())
+    assert torch.equal(change_of(found, f"unet.{CONV}.weight"), whole.double())
+    assert torch.equal(change_of(found, f"unet.{norm}.weight"), w.double())
     assert found.left_out == {f"unet.{norm}.bias": "changes, and is of no kind that can be shifted"}
     assert found.kinds[f"unet.{norm}.weight"] == ("elementwise", 0)
 

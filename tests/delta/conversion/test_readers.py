@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.adapters import save_peft, save_tensors, taken
 from support.checkpoints import true_shift
-from support.readers import GROWN, TEXT, TEXT_WIDE, WIDE, Q, changes, factors, module, only
+from support.readers import GROWN, TEXT, TEXT_WIDE, WIDE, Q, change_of, changes, factors, module, only
 from support.weights import normal, relative
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from svdiff_delta import convert
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.conversion import DIALECTS
 from svdiff_delta.conversion.dialect import Job
+from svdiff_delta.conversion.lazy_tensors import OpenedAdapter
 from svdiff_delta.svd.cache import BasisCache
 
 QUERY = "encoder.layer.0.attention.self.query"  # 16 x 16
@@ -92,8 +93,8 @@ def test_mixed_ranks_each_have_their_own_scale(model: Base, tmp_path: Path) -> N
     a, b = factors(16, 2, 16), factors(16, 5, 24, seed=2)
     tensors = lora(QUERY, *a) | lora(SHRINK, *b)
     found = changes(save_peft(tmp_path / "lora", tensors, r=2, rank_pattern={SHRINK: 5}, lora_alpha=4), "peft", model)
-    assert relative(found.read(f"model.{QUERY}.weight"), 2.0 * a[0].double() @ a[1].double()) < 1e-14
-    assert relative(found.read(f"model.{SHRINK}.weight"), 0.8 * b[0].double() @ b[1].double()) < 1e-14
+    assert relative(change_of(found, f"model.{QUERY}.weight"), 2.0 * a[0].double() @ a[1].double()) < 1e-14
+    assert relative(change_of(found, f"model.{SHRINK}.weight"), 0.8 * b[0].double() @ b[1].double()) < 1e-14
 
 
 def test_peft_s_dora(model: Base, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_peft_s_embedding(model: Base, tmp_path: Path) -> None:
     assert found.left_out == {f"model.{path}.weight": "changes, and is of no kind that can be shifted"}
     read = DIALECTS["peft"].read
     assert read is not None
-    change = read(str(folder), Job(model, BasisCache(), embeddings=True)).read(f"model.{path}.weight")
+    change = change_of(read(OpenedAdapter(folder), Job(model, BasisCache(), embeddings=True)), f"model.{path}.weight")
     assert relative(change, 2 * (b.double() @ a.double()).T) < 1e-14
 
 
@@ -134,7 +135,7 @@ def test_gpt2_s_layers_are_stored_transposed(tmp_path: Path) -> None:
     found = changes(path, "peft", base)
     (name,) = found.kinds
     assert base.shape(name) == (8, 24)
-    assert relative(found.read(name), (up.double() @ down.double()).T) < 1e-14
+    assert relative(change_of(found, name), (up.double() @ down.double()).T) < 1e-14
 
 
 def test_a_module_that_was_saved_whole_replaces_the_base_s(model: Base, tmp_path: Path) -> None:
@@ -152,13 +153,13 @@ def test_biases_are_listed_where_they_differ_from_the_base_s(model: Base, tmp_pa
     prefix = "base_model.model."
     assert found.left_out == {f"{prefix}{GROW}.bias": "is a bias", f"{prefix}{QUERY}.lora_B.bias": "is a bias"}
     a, b = (tensors[f"{QUERY}.lora_{side}.weight"].double() for side in "BA")
-    assert relative(found.read(f"model.{QUERY}.weight"), a @ b) < 1e-14
+    assert relative(change_of(found, f"model.{QUERY}.weight"), a @ b) < 1e-14
 
 
 def test_a_config_without_alpha_has_peft_s_default_and_says_so(model: Base, tmp_path: Path) -> None:
     up, down = factors(16, 4, 16)
     found = changes(save_peft(tmp_path / "lora", lora(QUERY, up, down), r=4), "peft", model)
-    assert relative(found.read(f"model.{QUERY}.weight"), 2 * up.double() @ down.double()) < 1e-14
+    assert relative(change_of(found, f"model.{QUERY}.weight"), 2 * up.double() @ down.double()) < 1e-14
     assert found.remarks == ("adapter_config.json gives no lora_alpha: taken to be 8, as PEFT does",)
 
 
@@ -169,7 +170,7 @@ def test_folders_for_each_component_are_read_together(tiny: Base, tmp_path: Path
     save_peft(tmp_path / "lora" / "text_encoder", lora(f"text_model.{TEXT}", *b), r=2, lora_alpha=4)
     found = changes(tmp_path / "lora", "peft", tiny)
     assert [*found.kinds] == [f"text_encoder.{TEXT}.weight", f"unet.{Q}.weight"]
-    assert relative(found.read(f"text_encoder.{TEXT}.weight"), 2 * b[0].double() @ b[1].double()) < 1e-14
+    assert relative(change_of(found, f"text_encoder.{TEXT}.weight"), 2 * b[0].double() @ b[1].double()) < 1e-14
     assert len(found.sources()) == 2
 
 
@@ -200,7 +201,7 @@ def test_peft_itself_makes_the_same_of_what_it_wrote(model: Base, tmp_path: Path
     merged = wrapped.merge_and_unload().state_dict()
     for name in found.kinds:
         key = name.removeprefix("model.")
-        assert relative(found.read(name), merged[key] - before[key]) < 1e-6, name  # PEFT keeps factors in float32
+        assert relative(change_of(found, name), merged[key] - before[key]) < 1e-6, name  # PEFT keeps factors in float32
 
 
 # --- diffusers ---

@@ -18,7 +18,7 @@ from torch import Tensor
 from svdiff_delta import Delta, load, open_base, rebase, save, scale
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseError, BaseMismatchError, InputError
-from svdiff_delta.format.file import dumps, identify
+from svdiff_delta.format.file import dumps, file_digest
 from svdiff_delta.ops.replay import replay
 
 SIGMA = torch.linspace(3, 1, 8)
@@ -158,7 +158,7 @@ def test_the_result_says_the_new_base_and_how_it_was_made(tmp_path: Path) -> Non
     assert (metadata.title, metadata.training) == ("Dog", {"steps": 5})
     assert metadata.modelspec["architecture"] == "BertModel/svdiff"
     assert metadata.lineage is not None
-    sha256, source = identify(delta)
+    sha256, source = file_digest(delta)
     assert metadata.lineage.record.inputs == (sha256,)
     assert metadata.lineage.files == {sha256: source}
     assert metadata.lineage.record.arguments == {

@@ -15,7 +15,8 @@ from support.laws import law
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.conversion import DIALECTS
-from svdiff_delta.conversion.dialect import Job
+from svdiff_delta.conversion.dialect import Job, WeightChange
+from svdiff_delta.conversion.lazy_tensors import OpenedAdapter
 from svdiff_delta.conversion.module_keys import CORES, LOHA, LOKR, LORA
 from svdiff_delta.errors import DeltaError
 from svdiff_delta.svd.cache import BasisCache
@@ -43,7 +44,7 @@ def outcome(path: Path, dialect: str, base: Base) -> dict[str, object] | str:
     read = DIALECTS[dialect].read
     assert read is not None
     try:
-        changes = read(str(path), Job(base, BasisCache()))
+        changes = read(OpenedAdapter(str(path)), Job(base, BasisCache()))
         return {name: changes.read(name) for name in changes.kinds}
     except DeltaError as error:
         return error.message
@@ -57,8 +58,8 @@ def check(path: Path, dialect: str, base: Base) -> None:
         return
     assert f"model.{OTHER}.weight" in found
     for name, change in found.items():
-        assert isinstance(change, torch.Tensor)
-        assert change.shape == base.shape(name)
+        assert isinstance(change, WeightChange)
+        assert change.values.shape == base.shape(name)
 
 
 @law

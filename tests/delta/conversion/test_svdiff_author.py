@@ -15,7 +15,7 @@ from svdiff_delta.base_model.base import Base
 from svdiff_delta.conversion.svdiff_author import make_shift
 from svdiff_delta.errors import InputError
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_delta.svd.prepare import fit, prepare
+from svdiff_delta.svd.prepare import prepare_weight, verify_and_prepare
 
 KEY = "{}.parametrizations.weight.0.eigenvalues_delta"
 
@@ -34,7 +34,9 @@ def test_matrices_are_shifted_on_singular_values_and_norms_on_elements(base: Bas
     name = "model.encoder.conv1.weight"
     weight = base.read(name)
     expected = svdiff_pytorch(weight, *given.values()) - weight.double().numpy()
-    change = fit(base, name, found.delta, BasisCache()).delta_weight(torch.from_numpy(found.delta[name].astype("f8")))
+    change = verify_and_prepare(base, name, found.delta, BasisCache()).delta_weight(
+        torch.from_numpy(found.delta[name].astype("f8"))
+    )
     assert np.linalg.norm(change.double().numpy() - expected) <= 1e-6 * np.linalg.norm(expected)
     assert np.array_equal(found.delta["model.encoder.layer_norm.weight"], norm)
     assert found.delta.metadata.lineage is not None
@@ -50,7 +52,7 @@ def test_a_norm_of_one_element_is_added_to_and_not_stretched() -> None:
             return weight
 
     assert norm.weight.shape == weight.shape
-    prepared = prepare(Weights(), "model.norm.weight", "elementwise", 0, BasisCache(), dtype="F32")
+    prepared = prepare_weight(Weights(), "model.norm.weight", "elementwise", 0, BasisCache(), dtype="F32")
     shift, energy = make_shift(np.array([0.5]), prepared)
     assert (shift.tolist(), energy) == ([0.5], 0.25)
 

@@ -18,7 +18,7 @@ from svdiff_delta import Delta, convert, open_base
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseMismatchError, HeaderError, InputError, TensorError
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_delta.svd.prepare import fit
+from svdiff_delta.svd.prepare import verify_and_prepare
 from svdiff_train.tiny import open_tiny
 
 ENCODER = {
@@ -46,7 +46,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 def applied(base: Base, delta: Delta, name: str) -> np.ndarray:
     """ΔW of one parameter as the library materializes it."""
     return (
-        fit(base, name, delta, BasisCache()).delta_weight(torch.from_numpy(delta[name].astype("f8"))).double().numpy()
+        verify_and_prepare(base, name, delta, BasisCache())
+        .delta_weight(torch.from_numpy(delta[name].astype("f8")))
+        .double()
+        .numpy()
     )
 
 

@@ -14,7 +14,7 @@ from svdiff_delta import convert, open_base
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import InputError
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_delta.svd.prepare import fit
+from svdiff_delta.svd.prepare import verify_and_prepare
 
 UP, DOWN = "layers.0.mlp.up_proj.weight", "layers.0.mlp.down_proj.weight"
 
@@ -41,7 +41,9 @@ def random(seed: int) -> np.ndarray:
 def check(base: Base, found: object, key: str, z: np.ndarray) -> None:
     name = f"model.{key}"
     delta = found.delta  # type: ignore[attr-defined]
-    change = fit(base, name, delta, BasisCache()).delta_weight(torch.from_numpy(delta[name].astype("f8")))
+    change = verify_and_prepare(base, name, delta, BasisCache()).delta_weight(
+        torch.from_numpy(delta[name].astype("f8"))
+    )
     weight = base.read(name)
     expected = transformer2(weight, z) - weight.double().numpy()
     assert np.linalg.norm(change.double().numpy() - expected) <= 1e-6 * np.linalg.norm(expected)

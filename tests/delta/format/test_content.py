@@ -18,7 +18,7 @@ from support.deltas import METADATA, NORM, QUERY, random_delta
 from svdiff_delta.errors import DeltaError, InputError
 from svdiff_delta.format import content, file
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.file import dumps, identify, save
+from svdiff_delta.format.file import dumps, file_digest, save
 from svdiff_delta.io import load
 from svdiff_delta.ops.arithmetic import scale
 from svdiff_delta.ops.select import select
@@ -74,7 +74,7 @@ def test_a_loaded_delta_outlives_its_file(path: Path, damage: str) -> None:
     assert dumps(delta) == content
 
 
-@pytest.mark.parametrize("use", [dumps, identify, lambda delta: delta[QUERY], pickle.dumps])
+@pytest.mark.parametrize("use", [dumps, file_digest, lambda delta: delta[QUERY], pickle.dumps])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_large_delta_whose_file_was_changed_says_so(
     large: None, path: Path, damage: str, use: Callable[[Delta], object]
@@ -100,7 +100,7 @@ def test_a_large_delta_is_read_and_identified_as_a_small_one(path: Path, monkeyp
     monkeypatch.setattr(file, "IN_MEMORY", 64)
     assert load(path) == small
     assert dumps(load(path)) == raw
-    assert identify(load(path)) == identify(small)
+    assert file_digest(load(path)) == file_digest(small)
 
 
 def descriptors() -> int:
@@ -148,7 +148,7 @@ def test_a_copy_is_equal_and_as_immutable(
     twin = COPIES[way](delta)
     assert twin == delta
     assert dumps(twin) == dumps(delta)
-    assert identify(twin) == identify(delta)
+    assert file_digest(twin) == file_digest(delta)
     for name in delta:
         assert np.array_equal(twin[name], delta[name])
         with pytest.raises(ValueError, match="read-only"):

@@ -28,7 +28,7 @@ from svdiff_delta.errors import (
 )
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import Dtype
-from svdiff_delta.format.file import dumps, identify, loads, save
+from svdiff_delta.format.file import dumps, file_digest, loads, save
 from svdiff_delta.format.lineage import Lineage, Record
 from svdiff_delta.io import load
 
@@ -236,7 +236,7 @@ def test_metadata_that_cannot_be_written_leave_no_file(tmp_path: Path) -> None:
 def test_a_file_is_identified_by_its_sha256_and_its_tensors_by_theirs(tmp_path: Path) -> None:
     raw = delta_file(**{"modelspec.title": "Dog"})
     (tmp_path / "dog.safetensors").write_bytes(raw)
-    sha256, source = identify(load(tmp_path / "dog.safetensors"))
+    sha256, source = file_digest(load(tmp_path / "dog.safetensors"))
     assert sha256 == hashlib.sha256(raw).hexdigest()
     assert source.digest == hashlib.sha256(struct.pack("<3f", *VALUES)).hexdigest()
     assert source.title == "Dog"
@@ -245,5 +245,5 @@ def test_a_file_is_identified_by_its_sha256_and_its_tensors_by_theirs(tmp_path: 
 def test_a_delta_in_memory_is_identified_by_the_file_it_would_be(tmp_path: Path) -> None:
     delta = random_delta(1, title="Dog")
     save(delta, tmp_path / "dog.safetensors")
-    assert identify(delta) == identify(load(tmp_path / "dog.safetensors"))
-    assert identify(delta)[0] == hashlib.sha256((tmp_path / "dog.safetensors").read_bytes()).hexdigest()
+    assert file_digest(delta) == file_digest(load(tmp_path / "dog.safetensors"))
+    assert file_digest(delta)[0] == hashlib.sha256((tmp_path / "dog.safetensors").read_bytes()).hexdigest()

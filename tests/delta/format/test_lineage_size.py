@@ -10,7 +10,7 @@ import pytest
 from support.deltas import METADATA, NORM, part, random_delta
 
 from svdiff_delta import Delta, add, scale
-from svdiff_delta.format.file import dumps, identify, loads
+from svdiff_delta.format.file import dumps, file_digest, loads
 from svdiff_delta.format.lineage import LIMIT, Lineage, Record, Source, bounded, dump_lineage
 
 SMALL = part(METADATA, NORM)
@@ -124,7 +124,7 @@ def test_nested_inputs_stand_once_each_however_often_they_were_used() -> None:
     both = add(a, b)
     twice = add(both, a, both, scale(both, 2), b)
     found = lineage_of(twice)
-    expected = {identify(delta)[0] for delta in (a, b, both, scale(both, 2))}
+    expected = {file_digest(delta)[0] for delta in (a, b, both, scale(both, 2))}
     assert found.files.keys() == expected
     assert len(found.record.inputs) == 5
     assert found.record.inputs[0] == found.record.inputs[2]

@@ -13,7 +13,7 @@ from support.deltas import METADATA, NORM, part, random_delta, saved
 
 from svdiff_delta import Delta, add, load, merge, scale
 from svdiff_delta.errors import InputError
-from svdiff_delta.format.file import dumps, identify, loads
+from svdiff_delta.format.file import dumps, file_digest, loads
 from svdiff_delta.format.lineage import Lineage, Record, Source, bounded
 from svdiff_delta.format.metadata import Metadata
 from svdiff_delta.ops.lineage_tree import LARGEST, draw
@@ -101,7 +101,7 @@ def test_such_a_file_is_written_read_and_calculated_with_soon(metadata: Metadata
     given = metadata.lineage
     in_time(lambda: bounded(given))
     in_time(lambda: loads(dumps(delta)))
-    in_time(lambda: identify(delta))
+    in_time(lambda: file_digest(delta))
     in_time(lambda: add(delta, scale(delta, 2), delta))
     in_time(lambda: merge([delta, delta], method="linear"))
 

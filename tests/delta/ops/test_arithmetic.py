@@ -27,7 +27,7 @@ from support.deltas import (
 from svdiff_delta import add, interpolate, scale, select
 from svdiff_delta.errors import BaseMismatchError, InputError, MetadataError, TensorError
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.file import dumps, identify, loads
+from svdiff_delta.format.file import dumps, file_digest, loads
 from svdiff_delta.format.lineage import Record
 from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.format.parameter import Parameter
@@ -279,10 +279,10 @@ def test_a_lineage_goes_back_to_every_file_once() -> None:
     dog, cat = random_delta(1, trained, title="Dog"), random_delta(2, trained, title="Cat")
     both = add(dog, cat)
     last = add(scale(both, 0.5), both, dog).metadata.lineage
-    known = {identify(delta)[0]: identify(delta)[1] for delta in (dog, cat, both, scale(both, 0.5))}
+    known = {file_digest(delta)[0]: file_digest(delta)[1] for delta in (dog, cat, both, scale(both, 0.5))}
     assert last.files == known
     assert {source.title for source in last.files.values() if source.training} == {"Dog", "Cat"}
-    assert last.files[identify(both)[0]].record == both.metadata.lineage.record
+    assert last.files[file_digest(both)[0]].record == both.metadata.lineage.record
 
 
 def test_a_factor_beyond_float64_is_refused() -> None:

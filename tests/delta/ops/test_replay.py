@@ -13,7 +13,7 @@ from support.deltas import METADATA, NORM, QUERY, part, random_delta, saved
 
 from svdiff_delta import Delta, add, interpolate, load, merge, quantize, save, scale, select, truncate
 from svdiff_delta.errors import DeltaError, InputError
-from svdiff_delta.format.file import dumps, identify
+from svdiff_delta.format.file import dumps, file_digest
 from svdiff_delta.format.lineage import Lineage, Record, Source
 from svdiff_delta.ops.replay import perform, replay
 from svdiff_delta.ops.weights import Weight
@@ -77,8 +77,8 @@ def test_files_between_are_made_again_once_and_reported(folder: Path) -> None:
     save(add(half, b, half), folder / "out.safetensors")
     outcome = replay(folder / "out.safetensors", folder / "in")
     assert outcome.same
-    assert outcome.made == (identify(half)[0],)
-    assert sorted(outcome.found) == sorted([identify(a)[0], identify(b)[0]])
+    assert outcome.made == (file_digest(half)[0],)
+    assert sorted(outcome.found) == sorted([file_digest(a)[0], file_digest(b)[0]])
 
 
 def test_a_file_between_that_is_there_is_not_made_again(folder: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_lineage_that_cannot_be_followed_is_refused(
 
 def test_an_input_that_comes_out_different_is_refused(folder: Path) -> None:
     source, _ = inputs(folder)
-    record = Record("scale", {"factor": 2}, (identify(source)[0],))
+    record = Record("scale", {"factor": 2}, (file_digest(source)[0],))
     path = forged(folder, Record("scale", {"factor": 2}, (HASH,)), {HASH: replace(TRAINED, record=record)})
     with pytest.raises(InputError, match="was made again from its own inputs, and came out different: put that file"):
         replay(path, folder / "in")

@@ -248,3 +248,15 @@ def test_no_input_is_kept_when_the_sum_is_done(many: list[Path]) -> None:
     lineage = total.metadata.lineage
     assert lineage is not None
     assert len(lineage.record.inputs) == 20
+
+
+def test_values_of_another_length_are_refused_by_name_even_where_all_lengths_together_fit() -> None:
+    whole = Delta({name: np.zeros(item.size) for name, item in PLAIN.parameters.items()}, PLAIN)
+    longer, shorter = [name for name in PLAIN.parameters if PLAIN.parameters[name].size > 1][:2]
+    stored = dict(whole.stored)
+    data = {name: bytes(stored[name].data) for name in (longer, shorter)}
+    stored[longer] = stored[longer]._replace(data=data[longer] + data[shorter][:4])
+    stored[shorter] = stored[shorter]._replace(data=data[shorter][4:])
+    totals = Totals(PLAIN.parameters)
+    with pytest.raises(TensorError, match=f"^{longer}: δ has shape"):
+        totals.add(Delta.from_stored(stored, PLAIN), Weight())

@@ -20,7 +20,7 @@ from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.calibration import Probe, bytes_of, calibrate_change, factors_of
 from svdiff_delta.svd.decomposition import matricize
 from svdiff_delta.svd.energy import Energy, OutputEnergy
-from svdiff_delta.svd.prepare import Prepared, prepare
+from svdiff_delta.svd.prepare import Prepared, prepare_weight
 from svdiff_delta.svd.projection import project_change
 
 NAME = "model.layer.weight"
@@ -39,7 +39,7 @@ def correlated(count: int, size: int, seed: int = 3) -> Tensor:
 def prepared_of(model: nn.Sequential) -> Prepared:
     kind = kind_of(model[0])
     assert kind is not None
-    return prepare(LiveWeights({"model": model}), NAME, *kind, BasisCache())
+    return prepare_weight(LiveWeights({"model": model}), NAME, *kind, BasisCache())
 
 
 def calibrated(
@@ -169,7 +169,7 @@ def test_a_small_budget_of_memory_gives_the_same_in_several_runs() -> None:
 
     probes = {}
     for index in range(3):
-        prepared = prepare(LiveWeights({"model": model}), f"model.{index}.weight", "spectral", 0, BasisCache())
+        prepared = prepare_weight(LiveWeights({"model": model}), f"model.{index}.weight", "spectral", 0, BasisCache())
         factors = factors_of(prepared, normal(6, 6, seed=index))
         probes[f"model.{index}.weight"] = Probe(bytes_of((6, 6), 0), lambda factors=factors: factors)
     once = measure(model, probes, run)

@@ -10,9 +10,10 @@ import torch
 from support.weights import normal
 from torch import Tensor
 
+from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
 from svdiff_delta.errors import BaseError
 from svdiff_delta.format.dtypes import Dtype
-from svdiff_delta.svd.fingerprint import PIECE, TORCH_DTYPE, choose_dtype, fingerprint, identify, round_weight
+from svdiff_delta.svd.fingerprint import PIECE, choose_dtype, fingerprint, fingerprint_stored, round_weight
 
 LONG = PIECE + 7  # more than one piece
 
@@ -69,10 +70,10 @@ def plain_choice(weight: Tensor) -> Dtype:
 
 def plain_fingerprint(weight: Tensor, dtype: Dtype, axis: int) -> str:
     """Section 6.2 as it is written."""
-    rounded = weight.float().to(TORCH_DTYPE[dtype]).float() + 0.0
+    rounded = weight.float().to(TORCH_DTYPES[dtype]).float() + 0.0
     name, values = "F32", rounded
     for candidate in ("F16", "BF16"):
-        narrow = rounded.to(TORCH_DTYPE[candidate])  # type: ignore[index]
+        narrow = rounded.to(TORCH_DTYPES[candidate])  # type: ignore[index]
         if torch.equal(narrow.float(), rounded):
             name, values = candidate, narrow
             break
@@ -96,19 +97,19 @@ def test_the_weights_here_are_of_every_basis_dtype() -> None:
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_the_fingerprint_is_the_specification_s(name: str, dtype: Dtype | None) -> None:
     weight = WEIGHTS[name]
-    found = identify(weight, name, 0, dtype)
+    found = fingerprint_stored(weight, name, 0, dtype)
     assert found.dtype == (dtype or plain_choice(weight))
     assert found.fingerprint == plain_fingerprint(weight, found.dtype, 0)
     assert found.fingerprint == fingerprint(round_weight(weight, found.dtype), 0)
 
 
 def test_the_axis_is_part_of_the_fingerprint() -> None:
-    assert identify(normal(4, 4), "w", 0).fingerprint != identify(normal(4, 4), "w", 1).fingerprint
+    assert fingerprint_stored(normal(4, 4), "w", 0).fingerprint != fingerprint_stored(normal(4, 4), "w", 1).fingerprint
 
 
 def test_identifying_leaves_the_weight_as_it_is() -> None:
     weight = torch.tensor([[-0.0, 1.0]]).half()
-    identify(weight, "w", 0)
+    fingerprint_stored(weight, "w", 0)
     assert weight.view(torch.int16).tolist() == [[-32768, 15360]]
 
 
@@ -118,26 +119,26 @@ def test_identifying_leaves_the_weight_as_it_is() -> None:
 def test_what_is_not_finite_is_refused_by_name(bad: float, format_: torch.dtype, dtype: Dtype | None) -> None:
     weight = with_last(normal(1, LONG), bad).to(format_)
     with pytest.raises(BaseError, match=r"unet\.x\.weight: the base's weight holds NaN or infinity"):
-        identify(weight, "unet.x.weight", 0, dtype)
+        fingerprint_stored(weight, "unet.x.weight", 0, dtype)
 
 
 def test_a_number_that_no_basis_dtype_holds_is_refused() -> None:
     with pytest.raises(BaseError, match="NaN or infinity"):
-        identify(torch.tensor([[1e300]], dtype=torch.float64), "w", 0)
+        fingerprint_stored(torch.tensor([[1e300]], dtype=torch.float64), "w", 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.bool])
 def test_what_is_not_floating_point_of_16_bits_is_refused_by_dtype(dtype: torch.dtype) -> None:
     with pytest.raises(BaseError, match=str(dtype).removeprefix("torch.")):
-        identify(torch.zeros(2, 2).to(dtype), "w", 0)
+        fingerprint_stored(torch.zeros(2, 2).to(dtype), "w", 0)
 
 
 def test_a_weight_that_a_given_dtype_cannot_hold_has_a_fingerprint_of_its_own() -> None:
     large = torch.tensor([[1e6, 1.0]])
-    assert identify(large, "w", 0, "F16").fingerprint != identify(large, "w", 0).fingerprint
+    assert fingerprint_stored(large, "w", 0, "F16").fingerprint != fingerprint_stored(large, "w", 0).fingerprint
 
 
 def test_large_weights_are_gone_through_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = identify(normal(50, 60), "w", 0)
+    whole = fingerprint_stored(normal(50, 60), "w", 0)
     monkeypatch.setattr("svdiff_delta.svd.fingerprint.PIECE", 7)
-    assert identify(normal(50, 60), "w", 0) == whole
+    assert fingerprint_stored(normal(50, 60), "w", 0) == whole

@@ -27,10 +27,10 @@ from svdiff_delta.errors import BaseError, BaseMismatchError
 from svdiff_delta.hub_client.blobs import is_sound, remove_blob
 from svdiff_delta.svd import fingerprint_cache
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_delta.svd.fingerprint import fingerprint, identify, round_weight
+from svdiff_delta.svd.fingerprint import fingerprint, fingerprint_stored, round_weight
 from svdiff_delta.svd.fingerprint_cache import Known, flush, recall
-from svdiff_delta.svd.prepare import fit, identity, prepare
-from svdiff_delta.svd.verify import check_base
+from svdiff_delta.svd.prepare import identify_weight, prepare_weight, verify_and_prepare
+from svdiff_delta.svd.verify import verify_base
 
 NAME = "model.a.weight"
 
@@ -98,14 +98,14 @@ def unreadable(path: Path, reference: str | None = None) -> Unreadable:
 
 
 def test_what_was_identified_once_is_remembered_by_the_next_process(path: Path) -> None:
-    first = identity(open_base(path), NAME, 0)
+    first = identify_weight(open_base(path), NAME, 0)
     forget_process()
-    assert identity(unreadable(path), NAME, 0) == first == Known("F16", first.fingerprint, (6, 8))
+    assert identify_weight(unreadable(path), NAME, 0) == first == Known("F16", first.fingerprint, (6, 8))
 
 
 def test_what_was_chosen_is_known_where_a_file_gives_that_dtype(path: Path) -> None:
-    first = identity(open_base(path), NAME, 0)
-    assert identity(unreadable(path), NAME, 0, "F16") == first
+    first = identify_weight(open_base(path), NAME, 0)
+    assert identify_weight(unreadable(path), NAME, 0, "F16") == first
 
 
 @pytest.mark.parametrize(("axis", "dtype"), [(1, None), (0, "F32"), (0, "BF16")])
@@ -113,23 +113,23 @@ def test_another_axis_or_dtype_is_another_fingerprint(
     path: Path, axis: int, dtype: fingerprint_cache.Dtype | None
 ) -> None:
     base = open_base(path)
-    first = identity(base, NAME, 0)
+    first = identify_weight(base, NAME, 0)
     assert recall(base, NAME, axis, dtype) is None
-    assert identity(base, NAME, axis, dtype).fingerprint != first.fingerprint
+    assert identify_weight(base, NAME, axis, dtype).fingerprint != first.fingerprint
 
 
 def test_a_warm_basis_needs_no_weight(path: Path) -> None:
     cache = BasisCache()
-    cold = prepare(open_base(path), NAME, "spectral", 0, cache)
-    warm = prepare(unreadable(path), NAME, "spectral", 0, cache)
+    cold = prepare_weight(open_base(path), NAME, "spectral", 0, cache)
+    warm = prepare_weight(unreadable(path), NAME, "spectral", 0, cache)
     assert warm.parameter == cold.parameter
 
 
 def test_a_delta_fits_without_a_weight_being_read(path: Path) -> None:
     base = open_base(path.parent / path.name)
-    parameter = prepare(base, NAME, "spectral", 0, BasisCache()).parameter
+    parameter = prepare_weight(base, NAME, "spectral", 0, BasisCache()).parameter
     delta = delta_for(NAME, parameter)
-    assert fit(unreadable(path), NAME, delta, BasisCache()).parameter == parameter
+    assert verify_and_prepare(unreadable(path), NAME, delta, BasisCache()).parameter == parameter
 
 
 def delta_for(name: str, parameter: fingerprint_cache.Any) -> fingerprint_cache.Any:
@@ -143,7 +143,7 @@ def delta_for(name: str, parameter: fingerprint_cache.Any) -> fingerprint_cache.
 
 @pytest.mark.parametrize("change", ["size", "time", "inode", "content"])
 def test_a_file_that_changed_is_read_again(path: Path, change: str) -> None:
-    first = identity(open_base(path), NAME, 0)
+    first = identify_weight(open_base(path), NAME, 0)
     forget_process()
     about = path.stat()
     weight = normal(6, 9) if change == "size" else normal(6, 8, seed=1)
@@ -155,19 +155,19 @@ def test_a_file_that_changed_is_read_again(path: Path, change: str) -> None:
     else:
         os.utime(path, (time.time() - 30,) * 2)
     settled(path)
-    assert identity(open_base(path), NAME, 0).fingerprint != first.fingerprint
+    assert identify_weight(open_base(path), NAME, 0).fingerprint != first.fingerprint
 
 
 def test_a_file_that_changed_since_it_was_opened_is_not_recalled(path: Path) -> None:
     base = open_base(path)
-    identity(base, NAME, 0)
+    identify_weight(base, NAME, 0)
     os.utime(path, (time.time() - 30,) * 2)
     assert recall(base, NAME, 0, None) is None
 
 
 def test_a_file_that_has_just_changed_is_not_remembered(path: Path, home: Path) -> None:
     save_file({"a.weight": normal(6, 8)}, path)
-    identity(open_base(path), NAME, 0)
+    identify_weight(open_base(path), NAME, 0)
     flush()
     assert not (home / "fingerprints").exists()
 
@@ -176,7 +176,7 @@ def test_a_file_that_was_young_when_it_was_read_is_not_remembered_later(path: Pa
     save_file({"a.weight": normal(6, 8)}, path)
     base = open_base(path)
     assert recall(base, NAME, 0, None) is None
-    known = Known(*identify(base.read(NAME), NAME, 0), (6, 8))
+    known = Known(*fingerprint_stored(base.read(NAME), NAME, 0), (6, 8))
     settled(path)
     fingerprint_cache.remember(base, NAME, 0, None, known)  # it may have changed after it was read, in the same granule
     flush()
@@ -185,7 +185,7 @@ def test_a_file_that_was_young_when_it_was_read_is_not_remembered_later(path: Pa
 
 def test_a_time_in_the_future_is_not_trusted(path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_state.time, "time_ns", lambda: path.stat().st_ctime_ns - 10**11)
-    identity(open_base(path), NAME, 0)
+    identify_weight(open_base(path), NAME, 0)
     flush()
     assert not (home / "fingerprints").exists()
 
@@ -305,8 +305,8 @@ WAYS: dict[str, Callable[[Path, bytes], None]] = {
 def test_another_base_in_the_same_place_with_the_same_times_is_refused(path: Path, way: str, forgotten: bool) -> None:
     os.utime(path, (1_000_000_000,) * 2)  # as reproducible archives have it
     settled(path)
-    delta = delta_for(NAME, prepare(open_base(path), NAME, "spectral", 0, BasisCache()).parameter)
-    fit(unreadable(path), NAME, delta, BasisCache())  # it is remembered
+    delta = delta_for(NAME, prepare_weight(open_base(path), NAME, "spectral", 0, BasisCache()).parameter)
+    verify_and_prepare(unreadable(path), NAME, delta, BasisCache())  # it is remembered
     if forgotten:
         forget_process()
     before = path.stat()
@@ -314,7 +314,7 @@ def test_another_base_in_the_same_place_with_the_same_times_is_refused(path: Pat
     after = path.stat()
     assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
     with pytest.raises(BaseMismatchError, match="made for another base"):
-        fit(open_base(path), NAME, delta, BasisCache())
+        verify_and_prepare(open_base(path), NAME, delta, BasisCache())
 
 
 def test_a_link_that_is_turned_to_and_fro_leads_to_what_it_leads_to(path: Path, tmp_path: Path) -> None:
@@ -323,39 +323,39 @@ def test_a_link_that_is_turned_to_and_fro_leads_to_what_it_leads_to(path: Path, 
     for target in (path, other, path, other):
         link.unlink(missing_ok=True)
         link.symlink_to(target)
-        found.append(identity(open_base(link), NAME, 0).fingerprint)
+        found.append(identify_weight(open_base(link), NAME, 0).fingerprint)
     assert found == [fingerprint(round_weight(normal(6, 8, seed=seed), "F16"), 0) for seed in (0, 1, 0, 1)]
 
 
 def test_a_folder_that_becomes_a_link_to_another_is_another_base(path: Path) -> None:
     folder, other = path.parent, path.parent.with_name("other")
-    delta = delta_for(NAME, prepare(open_base(path), NAME, "spectral", 0, BasisCache()).parameter)
+    delta = delta_for(NAME, prepare_weight(open_base(path), NAME, "spectral", 0, BasisCache()).parameter)
     other.mkdir()
     (other / path.name).write_bytes(save({"a.weight": normal(6, 8, seed=1)}))
     shutil.copystat(path, other / path.name)
     folder.rename(folder.with_name("aside"))
     folder.symlink_to(other)
     with pytest.raises(BaseMismatchError, match="made for another base"):
-        fit(open_base(path), NAME, delta, BasisCache())
+        verify_and_prepare(open_base(path), NAME, delta, BasisCache())
 
 
 def test_stores_through_one_map_are_all_seen(path: Path) -> None:
     with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as pages:
         pages[-1] = pages[-1]  # this one moves the time, and later ones do not until the page is written
         settled(path)
-        found = [identity(open_base(path), NAME, 0)]
-        assert identity(unreadable(path), NAME, 0) == found[0]
+        found = [identify_weight(open_base(path), NAME, 0)]
+        assert identify_weight(unreadable(path), NAME, 0) == found[0]
         for _ in range(2):
             pages[-1] ^= 1
-            found.append(identity(open_base(path), NAME, 0))
+            found.append(identify_weight(open_base(path), NAME, 0))
             forget_process()
-            found.append(identity(open_base(path), NAME, 0))
+            found.append(identify_weight(open_base(path), NAME, 0))
         assert found[0] != found[1] == found[2]
         assert found[0] == found[3] == found[4]
 
 
 def test_another_model_is_told_even_where_the_system_says_nothing(path: Path) -> None:
-    first = identity(open_base(path), NAME, 0)
+    first = identify_weight(open_base(path), NAME, 0)
     flush()
     ((place, found),) = fingerprint_cache._documents
     fingerprint_cache._documents.clear()
@@ -365,7 +365,7 @@ def test_another_model_is_told_even_where_the_system_says_nothing(path: Path) ->
     content = json.loads(kept.read_text())
     assert content["state"] == list(found)
     kept.write_text(json.dumps(content | {"state": list(file_state.state(path.stat()))}))  # as if nothing had moved
-    assert identity(open_base(path), NAME, 0) != first
+    assert identify_weight(open_base(path), NAME, 0) != first
 
 
 # Blobs of a Hub cache
@@ -396,24 +396,24 @@ def test_a_blob_of_the_hub_is_known_by_its_name_wherever_it_lies(
         settled(blob_of(tmp_path / name))
         base = open_base("owner/repo", fetch=False)
         assert (recall(base, NAME, 0, None) is None) == (name == "one")
-        found.append(identity(base, NAME, 0))
+        found.append(identify_weight(base, NAME, 0))
         forget_process()
     assert found[0] == found[1]
 
 
 def test_a_blob_is_hashed_once_while_it_does_not_change(blob: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = identity(open_base("owner/repo", fetch=False), NAME, 0)
+    first = identify_weight(open_base("owner/repo", fetch=False), NAME, 0)
     forget_process()
     monkeypatch.setattr(fingerprint_cache, "is_sound", lambda *_: pytest.fail("hashed again"))
-    assert identity(unreadable(blob, "owner/repo"), NAME, 0) == first
+    assert identify_weight(unreadable(blob, "owner/repo"), NAME, 0) == first
 
 
 def test_a_blob_whose_times_changed_is_hashed_again_and_then_known(blob: Path) -> None:
-    first = identity(open_base("owner/repo", fetch=False), NAME, 0)
+    first = identify_weight(open_base("owner/repo", fetch=False), NAME, 0)
     forget_process()
     blob.touch()
     settled(blob)
-    assert identity(unreadable(blob, "owner/repo"), NAME, 0) == first
+    assert identify_weight(unreadable(blob, "owner/repo"), NAME, 0) == first
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -422,13 +422,13 @@ def test_an_edited_blob_is_refused_and_named(blob: Path, way: str) -> None:
     forget_process()
     WAYS[way](blob, OTHER)
     with pytest.raises(BaseMismatchError, match="made for another base") as caught:
-        check_base(open_base("owner/repo", fetch=False), delta)
+        verify_base(open_base("owner/repo", fetch=False), [delta])
     assert caught.value.fix.startswith(f"{blob.resolve()} is damaged") or way == "linked to another"
 
 
 def blob_delta() -> fingerprint_cache.Any:
     base = open_base("owner/repo", fetch=False)
-    return delta_for(NAME, prepare(base, NAME, "spectral", 0, BasisCache()).parameter)
+    return delta_for(NAME, prepare_weight(base, NAME, "spectral", 0, BasisCache()).parameter)
 
 
 def test_a_snapshot_that_leads_to_another_blob_is_another_base(blob: Path, cache: Path) -> None:
@@ -440,20 +440,20 @@ def test_a_snapshot_that_leads_to_another_blob_is_another_base(blob: Path, cache
     link.unlink()
     link.symlink_to(other)
     with pytest.raises(BaseMismatchError, match="made for another base") as caught:
-        check_base(open_base("owner/repo", fetch=False), delta)
+        verify_base(open_base("owner/repo", fetch=False), [delta])
     assert "damaged" not in caught.value.fix
 
 
 def test_a_blob_that_is_kept_once_for_several_repositories_is_known_by_its_name(blob: Path, cache: Path) -> None:
-    delta, first = blob_delta(), identity(open_base("owner/repo", fetch=False), NAME, 0)
+    delta, first = blob_delta(), identify_weight(open_base("owner/repo", fetch=False), NAME, 0)
     forget_process()
     share_blobs(cache)
     settled(blob)
-    assert identity(unreadable(blob, "owner/repo"), NAME, 0) == first
+    assert identify_weight(unreadable(blob, "owner/repo"), NAME, 0) == first
     kept = blob.resolve()
     rewrite(kept, OTHER)
     with pytest.raises(BaseMismatchError, match="made for another base") as caught:
-        check_base(open_base("owner/repo", fetch=False), delta)
+        verify_base(open_base("owner/repo", fetch=False), [delta])
     assert caught.value.fix.startswith(f"{kept} is damaged")
 
 
@@ -483,16 +483,16 @@ def test_after_a_damaged_blob_the_sound_one_is_accepted(blob: Path) -> None:
     fingerprint_cache._documents.clear()
     blob.write_bytes(OTHER)  # of the same size
     settled(blob)
-    wrong = identity(open_base("owner/repo", fetch=False), NAME, 0)
-    assert identity(unreadable(blob, "owner/repo"), NAME, 0) == wrong  # of this file it is true
+    wrong = identify_weight(open_base("owner/repo", fetch=False), NAME, 0)
+    assert identify_weight(unreadable(blob, "owner/repo"), NAME, 0) == wrong  # of this file it is true
     forget_process()
     blob.write_bytes(sound)
     settled(blob)
-    check_base(open_base("owner/repo", fetch=False), delta)
+    verify_base(open_base("owner/repo", fetch=False), [delta])
 
 
 def test_what_earlier_versions_remembered_of_a_blob_is_not_believed(blob: Path, home: Path) -> None:
-    true = identity(open_base("owner/repo", fetch=False), NAME, 0)
+    true = identify_weight(open_base("owner/repo", fetch=False), NAME, 0)
     flush()
     kept = document(home)
     content = json.loads(kept.read_text())
@@ -500,7 +500,7 @@ def test_what_earlier_versions_remembered_of_a_blob_is_not_believed(blob: Path, 
     entries = {key: [fields[0], false, fields[2]] for key, fields in content["entries"].items()}
     kept.write_text(json.dumps({"entries": entries, "protocol": "1", "state": [blob.stat().st_size]}))
     fingerprint_cache._documents.clear()
-    assert identity(open_base("owner/repo", fetch=False), NAME, 0) == true
+    assert identify_weight(open_base("owner/repo", fetch=False), NAME, 0) == true
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "copies"])
@@ -518,7 +518,7 @@ def test_a_damaged_download_of_a_base_is_refused_and_the_next_one_accepted(
     with pytest.raises(BaseError, match=f"the download of {name} is damaged: its hash is not the one that the Hub"):
         open_base("owner/repo")
     base = open_base("owner/repo")
-    assert identity(base, NAME, 0).fingerprint == fingerprint(round_weight(normal(6, 8), "F16"), 0)
+    assert identify_weight(base, NAME, 0).fingerprint == fingerprint(round_weight(normal(6, 8), "F16"), 0)
     assert any(path.is_symlink() for path in base.path.rglob("*")) == links
 
 
@@ -530,11 +530,11 @@ def test_what_was_damaged_before_the_connection_was_lost_is_not_kept(home: Path,
     with pytest.raises(BaseError):
         open_base("owner/repo")
     hub.faults.clear()
-    assert identity(open_base("owner/repo"), NAME, 0).shape == (6, 8)
+    assert identify_weight(open_base("owner/repo"), NAME, 0).shape == (6, 8)
 
 
 def test_no_local_path_stands_in_the_memory(path: Path, home: Path) -> None:
-    identity(open_base(path), NAME, 0)
+    identify_weight(open_base(path), NAME, 0)
     flush()
     text = str(document(home).relative_to(home)) + document(home).read_text()
     assert "secret" not in text
@@ -543,11 +543,11 @@ def test_no_local_path_stands_in_the_memory(path: Path, home: Path) -> None:
 
 def test_what_two_processes_learn_is_merged(path: Path, home: Path) -> None:
     base = open_base(path)
-    identity(base, NAME, 0)
+    identify_weight(base, NAME, 0)
     forget_process()
     mine = document(home).read_text()
     document(home).unlink()
-    identity(base, NAME, 1)
+    identify_weight(base, NAME, 1)
     (place,) = (kept.path for kept in fingerprint_cache._documents.values())
     place.write_text(mine)  # another process was faster
     forget_process()
@@ -569,39 +569,39 @@ def test_what_two_processes_learn_is_merged(path: Path, home: Path) -> None:
     ],
 )
 def test_a_damaged_memory_is_ignored_and_written_again(path: Path, home: Path, damage: str) -> None:
-    first = identity(open_base(path), NAME, 0)
+    first = identify_weight(open_base(path), NAME, 0)
     flush()
     whole = document(home).read_bytes()
     document(home).write_bytes(damage.encode("latin-1"))
     fingerprint_cache._documents.clear()
-    assert identity(open_base(path), NAME, 0) == first
+    assert identify_weight(open_base(path), NAME, 0) == first
     flush()
     assert document(home).read_bytes() == whole
 
 
 @pytest.mark.parametrize("fields", [["F64", "A" * 22, [6, 8]], ["F16", "short", [6, 8]], ["F16", "A" * 22, ["6"]], 7])
 def test_a_damaged_entry_is_ignored(path: Path, home: Path, fields: object) -> None:
-    first = identity(open_base(path), NAME, 0)
+    first = identify_weight(open_base(path), NAME, 0)
     flush()
     content = json.loads(document(home).read_text())
     content["entries"] = dict.fromkeys(content["entries"], fields)
     document(home).write_text(json.dumps(content))
     fingerprint_cache._documents.clear()
-    assert identity(open_base(path), NAME, 0) == first
+    assert identify_weight(open_base(path), NAME, 0) == first
 
 
 def test_a_home_that_cannot_be_written_is_not_needed(path: Path, home: Path) -> None:
     home.write_text("a file")
     base = open_base(path)
-    first = identity(base, NAME, 0)
+    first = identify_weight(base, NAME, 0)
     flush()
-    assert identity(unreadable(path), NAME, 0) == first  # this process still remembers
+    assert identify_weight(unreadable(path), NAME, 0) == first  # this process still remembers
     forget_process()
-    assert identity(open_base(path), NAME, 0) == first
+    assert identify_weight(open_base(path), NAME, 0) == first
 
 
 def test_a_false_memory_does_not_reach_the_basis_cache(path: Path, home: Path) -> None:
-    identity(open_base(path), NAME, 0)
+    identify_weight(open_base(path), NAME, 0)
     flush()
     content = json.loads(document(home).read_text())
     false = fingerprint(torch.ones(6, 8), 0)
@@ -609,7 +609,7 @@ def test_a_false_memory_does_not_reach_the_basis_cache(path: Path, home: Path) -
     document(home).write_text(json.dumps(content))
     fingerprint_cache._documents.clear()
     cache = BasisCache()
-    prepared = prepare(open_base(path), NAME, "spectral", 0, cache)
+    prepared = prepare_weight(open_base(path), NAME, "spectral", 0, cache)
     true = fingerprint(round_weight(normal(6, 8), "F16"), 0)
     assert prepared.parameter.fingerprint == true
     assert cache.get(false) is None
@@ -617,14 +617,14 @@ def test_a_false_memory_does_not_reach_the_basis_cache(path: Path, home: Path) -
 
 
 def test_a_file_that_is_exchanged_under_a_delta_is_refused(path: Path) -> None:
-    delta = delta_for(NAME, prepare(open_base(path), NAME, "spectral", 0, BasisCache()).parameter)
+    delta = delta_for(NAME, prepare_weight(open_base(path), NAME, "spectral", 0, BasisCache()).parameter)
     written(path, normal(6, 8, seed=1))
     with pytest.raises(BaseMismatchError, match="made for another base"):
-        fit(open_base(path), NAME, delta, BasisCache())
+        verify_and_prepare(open_base(path), NAME, delta, BasisCache())
 
 
 def test_a_prepared_weight_holds_no_values(path: Path) -> None:
-    prepared = prepare(open_base(path), NAME, "spectral", 0, BasisCache())
+    prepared = prepare_weight(open_base(path), NAME, "spectral", 0, BasisCache())
     assert not any(isinstance(value, torch.Tensor) for value in vars(prepared).values())
     assert prepared.weight is not prepared.weight
     assert torch.equal(prepared.weight, normal(6, 8))
@@ -639,11 +639,11 @@ def test_a_whole_base_is_remembered(home: Path) -> None:
     base = open_tiny()
     quiet = Unreadable(base.path, base.components)
     for name in delta:
-        assert fit(quiet, name, delta, BasisCache()).parameter == delta.metadata.parameters[name]
+        assert verify_and_prepare(quiet, name, delta, BasisCache()).parameter == delta.metadata.parameters[name]
 
 
 def test_identities_are_those_of_the_values(path: Path) -> None:
     base = open_base(path)
     for dtype in ("F16", "BF16", "F32", None):
-        known = identity(base, NAME, 0, dtype)
-        assert known[:2] == identify(base.read(NAME), NAME, 0, dtype)
+        known = identify_weight(base, NAME, 0, dtype)
+        assert known[:2] == fingerprint_stored(base.read(NAME), NAME, 0, dtype)

@@ -17,7 +17,8 @@ from support.models import base_delta
 from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.errors import BaseError, BaseMismatchError
 from svdiff_delta.format.delta import Delta
-from svdiff_delta.svd.verify import check_base, find_fitting
+from svdiff_delta.svd.matching_base import find_matching_base
+from svdiff_delta.svd.verify import verify_base
 from svdiff_train.tiny import base_path, open_tiny
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -46,13 +47,13 @@ def changed(tmp_path: Path, **change: torch.Tensor | None) -> Base:
 
 def refused(base: Base, delta: Delta) -> BaseError:
     with pytest.raises(BaseError) as caught:
-        check_base(base, delta)
+        verify_base(base, [delta])
     return caught.value
 
 
 def test_the_base_that_a_delta_was_made_for_fits(delta: Delta) -> None:
     seen: list[tuple[int, int]] = []
-    check_base(open_tiny(), delta, progress=lambda done, total: seen.append((done, total)))
+    verify_base(open_tiny(), [delta], progress=lambda done, total: seen.append((done, total)))
     assert seen == [(count, len(delta)) for count in range(1, len(delta) + 1)]
 
 
@@ -138,21 +139,21 @@ def test_another_revision_in_the_cache_that_fits_is_named(cache: Path, delta: De
     fill_cache(cache, "owner/tiny", tuned(files))
     error = refused(open_base("owner/tiny"), delta)
     assert error.fix == f"owner/tiny@{old} is in the local Hub cache and fits"
-    check_base(open_base(f"owner/tiny@{old}"), delta)
+    verify_base(open_base(f"owner/tiny@{old}"), [delta])
 
 
 def test_the_repository_that_the_delta_names_is_looked_at(cache: Path, tmp_path: Path, delta: Delta) -> None:
     commit = fill_cache(cache, "owner/tiny", folder_files(base_path()))
     wrong = changed(tmp_path, query=None)
-    assert find_fitting(wrong, from_hub(delta, "owner/tiny")) == f"owner/tiny@{commit}"
-    assert find_fitting(wrong, from_hub(delta, None)) is None
+    assert find_matching_base(wrong, from_hub(delta, "owner/tiny")) == f"owner/tiny@{commit}"
+    assert find_matching_base(wrong, from_hub(delta, None)) is None
 
 
 def test_a_variant_that_fits_is_named(cache: Path, tmp_path: Path, delta: Delta) -> None:
     files = folder_files(base_path())
     files[WEIGHTS.replace(".safetensors", ".fp16.safetensors")] = files[WEIGHTS]
     commit = fill_cache(cache, "owner/tiny", tuned(files))
-    found = find_fitting(changed(tmp_path, query=None), from_hub(delta, "owner/tiny"))
+    found = find_matching_base(changed(tmp_path, query=None), from_hub(delta, "owner/tiny"))
     assert found == f"owner/tiny@{commit} with the variant fp16"
 
 

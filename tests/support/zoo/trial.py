@@ -22,7 +22,7 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.runtime.original_weights import LiveWeights
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_delta.svd.prepare import prepare
+from svdiff_delta.svd.prepare import prepare_weight
 
 from .member import Member
 
@@ -67,7 +67,7 @@ def delta_of(model: nn.Module, member: Member, *, size: float = 0.1, on_request:
     owners = {id(parameter): key for key, parameter in model.named_parameters()}  # of tied weights, the first
     weights, cache = LiveWeights({"model": model}), BasisCache()
     parameters = {
-        f"model.{key}": prepare(weights, f"model.{key}", kind, axis, cache).parameter
+        f"model.{key}": prepare_weight(weights, f"model.{key}", kind, axis, cache).parameter
         for key, kind, axis in shiftable(model, on_request=on_request)
         if f"model.{key}" not in left_out
         and owners[id(model.get_parameter(key))] == key

@@ -1,0 +1,102 @@
+"""Computing baked weights side by side, and giving them to the writer in the order of the file.
+
+Two weights at a time, each with half of torch's threads, keep the processor busier than one with all of them: reading,
+rounding and adding are limited by memory, and threads of one product wait for each other whenever the writer takes one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from svdiff_delta._util.parallel import Task, Threads
+from svdiff_delta.svd.workspace import Workspace
+
+from .write_queue import WriteQueue
+
+WORKERS: Final = 2
+"""Weights that are computed or written at a time: each takes memory for two of its size in float32."""
+
+
+class _Made(NamedTuple):
+    """A tensor to come: what gives its bytes, and the memory that these lie in."""
+
+    result: Callable[[], Tensor]
+    space: Workspace | None
+
+
+class Workers:
+    """Threads that compute tensors, which are put into a queue in the order in which they are asked for.
+
+    Args:
+        queue: writes them.
+    """
+
+    def __init__(self, queue: WriteQueue) -> None:
+        self._queue, self._limit = queue, torch.get_num_threads()
+        count = min(WORKERS, self._limit)
+        self._share = self._limit // count
+        self._threads: Threads[Tensor] = Threads(count)
+        self._free = [Workspace() for _ in range(WORKERS)]
+        self._made: deque[_Made] = deque()
+        self._lent: deque[tuple[int, Workspace]] = deque()
+
+    def __enter__(self) -> Self:
+        self._threads.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            while kind is None and self._made:
+                self._put()
+        finally:
+            self._threads.__exit__(kind, error, trace)
+            torch.set_num_threads(self._limit)  # for threads that torch has not met yet
+
+    def compute(self, action: Callable[..., Tensor]) -> None:
+        """Let a thread compute bytes, by `action(space=…)`, in memory that is used again when they are written.
+
+        Raises:
+            DeltaError, OSError: what was asked for before could not be computed or written.
+        """
+        while not self._free:
+            self._reclaim()
+        space = self._free.pop()
+        task: Task[Tensor] = self._threads.submit(partial(self._alone, action, space))
+        self._made.append(_Made(task.result, space))
+
+    def pass_on(self, action: Callable[[], Tensor]) -> None:
+        """Let bytes that cost little be written when it is their turn; errors are those of `compute`."""
+        self._made.append(_Made(action, None))
+        while self._made[0].space is None:
+            self._put()
+            if not self._made:
+                return
+
+    def _alone(self, action: Callable[..., Tensor], space: Workspace) -> Tensor:
+        torch.set_num_threads(self._share)
+        return action(space=space)
+
+    def _put(self) -> None:
+        """Give the tensor that was asked for first to the writer, when it is there."""
+        made = self._made.popleft()
+        number = self._queue.put(made.result().numpy().data)
+        if made.space is not None:
+            self._lent.append((number, made.space))
+
+    def _reclaim(self) -> None:
+        """Take memory back from what is written, or let the first tensor be written."""
+        if not self._lent:
+            self._put()
+            return
+        number, space = self._lent.popleft()
+        self._queue.wait(number)
+        self._free.append(space)
