@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite, sqrt
+from math import isfinite, prod, sqrt
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -24,6 +24,7 @@ from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
 from svdiff_delta.errors import OutputError, TensorError
 from svdiff_delta.format.container import ITEM_SIZE, header_bytes
 from svdiff_delta.format.dtypes import FLOATING, Dtype
+from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.ops.totals import weighted_total
 from svdiff_delta.ops.weights import WeightedDelta
 from svdiff_delta.svd.cache import BasisCache
@@ -174,15 +175,16 @@ class _Writer:
         stream.write(header_bytes(layout, metadata, sizes))
         with WriteQueue(stream, self.count) as queue, Workers(queue) as workers:
             for key, dtype, _ in layout:
-                if self.is_spectral(slot, key):
-                    workers.compute(partial(self.raw, slot, key, dtype))
+                if shifted := self.spectral(slot, key):
+                    workers.compute(partial(self.raw, slot, key, dtype), prod(shifted.shape))
                 else:
                     workers.pass_on(partial(self.raw, slot, key, dtype))
 
-    def is_spectral(self, slot: str, key: str) -> bool:
-        """Tell whether a tensor is a weight whose singular values are shifted."""
+    def spectral(self, slot: str, key: str) -> Parameter | None:
+        """Return the parameter of a weight whose singular values are shifted; None if a tensor is no such weight."""
         name = self.plan.keys.get((slot, key))
-        return name is not None and self.plan.parameters[name].kind == "spectral"
+        parameter = None if name is None else self.plan.parameters[name]
+        return parameter if parameter and parameter.kind == "spectral" else None
 
     def raw(self, slot: str, key: str, dtype: str, space: Workspace | None = None) -> Tensor:
         """Return the bytes of a tensor as they stand in the output: those of the base where it is no weight."""

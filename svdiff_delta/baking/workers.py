@@ -23,6 +23,9 @@ from .write_queue import WriteQueue
 WORKERS: Final = 2
 """Weights that are computed or written at a time: each takes memory for two of its size in float32."""
 
+LARGE: Final = 1 << 24
+"""Numbers of a weight beyond which no second such weight is computed at a time: 64 MiB in float32."""
+
 
 class _Made(NamedTuple):
     """A tensor to come: what gives its bytes, and the memory that these lie in."""
@@ -61,15 +64,21 @@ class Workers:
             self._threads.__exit__(kind, error, trace)
             torch.set_num_threads(self._limit)  # for threads that torch has not met yet
 
-    def compute(self, action: Callable[..., Tensor]) -> None:
-        """Let a thread compute bytes, by `action(space=…)`, in memory that is used again when they are written.
+    def compute(self, action: Callable[..., Tensor], size: int = 0) -> None:
+        """Let a thread compute bytes, in memory that is used again when they are written.
+
+        Args:
+            action: called as `action(space=…)`; returns the bytes.
+            size: how many numbers the weight has.
 
         Raises:
             DeltaError, OSError: what was asked for before could not be computed or written.
         """
-        while not self._free:
+        large = size > LARGE
+        while len(self._free) < (WORKERS if large else 1):
             self._reclaim()
-        space = self._free.pop()
+        self._free.sort(key=lambda space: space.size)  # so that only one of them ever becomes as large as that
+        space = self._free.pop(-1 if large else 0)
         task: Task[Tensor] = self._threads.submit(partial(self._alone, action, space))
         self._made.append(_Made(task.result, space))
 
