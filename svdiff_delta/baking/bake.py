@@ -232,7 +232,9 @@ def _sum(name: str, change: Tensor, weight: Tensor, space: Workspace) -> Tensor:
 def _check_finite(name: str, extremes: Sequence[Tensor], dtype: str) -> None:
     """Raise TensorError unless the least and largest numbers of a baked weight are finite."""
     if not all(map(isfinite, torch.stack(list(extremes)).tolist())):
-        raise TensorError(f"{name}: the baked weight is too large for {dtype}", fix="use --dtype BF16 or F32")
+        raise TensorError(
+            f"{name}: the baked weight is too large for {dtype}", fix='use `dtype="BF16"` or `dtype="F32"`'
+        )
 
 
 def _loss(before: Tensor, after: Tensor, change: Tensor) -> Loss:
