@@ -27,7 +27,7 @@ from .result import Conversion
 
 @dataclass(frozen=True)
 class WeightChange:
-    """What an input does to a weight: it adds ΔW.
+    """A change of a weight by ΔW, which an input adds to it.
 
     Attributes:
         values: ΔW in the weight's own shape, of any floating-point dtype, on the CPU.
@@ -38,7 +38,7 @@ class WeightChange:
 
 @dataclass(frozen=True)
 class ShiftReader:
-    """What an input has of a weight that holds δ itself.
+    """A reader of δ itself, for a weight whose shift the input holds.
 
     Attributes:
         read: returns δ (size,) of the base's weight, and ‖ΔW‖² by the input's own formula.

@@ -1,4 +1,4 @@
-"""What mends a base that is not a delta's: another revision in the local Hub cache, or a damaged file of it."""
+"""Find what mends a base that is not a delta's: another revision in the local Hub cache, or a damaged file."""
 
 from __future__ import annotations
 

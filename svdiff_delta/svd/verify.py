@@ -92,7 +92,7 @@ class VerifiedBase:
 
 
 class Verified(NamedTuple):
-    """What a weight was identified as.
+    """The identity that a weight was found to have.
 
     Attributes:
         known: that.
@@ -150,7 +150,7 @@ def prepare_base(
 
 
 class Question(NamedTuple):
-    """What is asked of a weight: whether it has this shape, and its fingerprint with this axis and basis dtype."""
+    """A question about a weight: has it this shape, and which fingerprint with this axis and basis dtype?"""
 
     name: str
     axis: int
@@ -164,7 +164,7 @@ class Question(NamedTuple):
 
 
 class Mismatch(NamedTuple):
-    """Why a weight is not the one that was asked for, and whether there is none at all."""
+    """The reason why a weight is not the one that was asked for, and whether there is none at all."""
 
     why: str
     missing: bool

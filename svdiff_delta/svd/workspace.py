@@ -16,7 +16,7 @@ class Workspace:
 
     @property
     def size(self) -> int:
-        """How many numbers it has room for."""
+        """The count of numbers that there is room for."""
         return sum(kept.numel() for kept in self._kept.values())
 
     def take(self, what: str, shape: tuple[int, ...]) -> Tensor:
