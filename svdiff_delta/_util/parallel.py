@@ -10,7 +10,7 @@ as a whole or not at all, and threads are started below the module `threading`.
 from __future__ import annotations
 
 import _thread
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
@@ -27,15 +27,13 @@ class Task(Generic[T]):
     """
 
     def __init__(self, action: Callable[[], T]) -> None:
-        self._action: Callable[[], T] | None = action
+        self._action = action
         self._value, self._error = _NOTHING, _NOTHING
         self._done: SimpleQueue[None] = SimpleQueue()
 
     def run(self) -> None:
         """Do it, and keep what it returns or raises, but not what it was done with."""
-        action, self._action = self._action, None
-        if action is None:
-            return
+        action, self._action = self._action, _NOTHING
         try:
             self._value = action()
         except BaseException as error:  # noqa: BLE001 - raised again by `result`
@@ -65,9 +63,8 @@ class Threads(Generic[T]):
     """
 
     def __init__(self, count: int) -> None:
-        self._given = self._running = 0
+        self._running = 0
         self._tasks: SimpleQueue[Task[T] | None] = SimpleQueue()
-        self._completed: SimpleQueue[Task[T]] = SimpleQueue()
         self._ended: SimpleQueue[None] = SimpleQueue()
         self._count = count
 
@@ -89,20 +86,13 @@ class Threads(Generic[T]):
     def submit(self, action: Callable[[], T]) -> Task[T]:
         """Return a task that the next free thread does."""
         task = Task(action)
-        self._given += 1
         self._tasks.put(task)
         return task
-
-    def completed(self) -> Iterator[Task[T]]:
-        """Yield all tasks given so far, each once, in the order in which they are done."""
-        given, self._given = self._given, 0
-        for _ in range(given):
-            yield self._completed.get()
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
             task.run()
-            self._completed.put(task)
+            del task  # a result is kept by whoever asks for it, not by an idle thread
         self._ended.put(None)
 
     def _stop(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
+from queue import SimpleQueue
 from typing import TypeVar
 
 import numpy as np
@@ -119,21 +120,24 @@ def share_out(
     """
     order = sorted(costs, key=lambda name: (-costs[name], name))
     done, total, found = 0, sum(costs.values()), {}
-    threads = torch.get_num_threads()
+    threads, ended = torch.get_num_threads(), SimpleQueue[str]()
 
     def alone(name: str, wait: bool) -> T:
         torch.set_num_threads(1)
-        return work(name, wait)
+        try:
+            return work(name, wait)
+        finally:
+            ended.put(name)
 
     try:
         with Threads[T](min(workers or threads, len(order))) as pool:
             for wait in (False, True):
-                tasks = {pool.submit(partial(alone, name, wait)): name for name in order}
+                tasks = {name: pool.submit(partial(alone, name, wait)) for name in order}
                 order = []
-                for task in pool.completed():
-                    name = tasks[task]
+                for _ in tasks:
+                    name = ended.get()
                     try:
-                        found[name] = task.result()
+                        found[name] = tasks[name].result()
                     except BusyError:
                         order.append(name)
                         continue

@@ -22,13 +22,11 @@ class Stopped(BaseException):
     """What interrupts, as Ctrl-C does."""
 
 
-def test_all_tasks_are_done_once_and_come_back_as_they_end() -> None:
+def test_all_tasks_are_done_once_and_keep_what_they_return() -> None:
     with Threads[int](3) as threads:
-        tasks = {threads.submit(partial(pow, number, 2)): number for number in range(50)}
-        assert {tasks[task]: task.result() for task in threads.completed()} == {n: n * n for n in range(50)}
-        assert list(threads.completed()) == []
+        tasks = [threads.submit(partial(pow, number, 2)) for number in range(50)]
+        assert [task.result() for task in tasks] == [n * n for n in range(50)]
         again = threads.submit(partial(pow, 2, 3))
-        assert [task.result() for task in threads.completed()] == [8]
         assert again.result() == again.result() == 8
 
 
@@ -74,11 +72,25 @@ def test_what_a_task_was_done_with_is_not_kept() -> None:
         assert seen() is None
 
 
+def test_what_a_task_returned_goes_with_the_task() -> None:
+    """Weights of a bake: those that are written must not wait for the end of the pool."""
+
+    class Large: ...
+
+    with Threads[Large](1) as threads:
+        task = threads.submit(Large)
+        seen = weakref.ref(task.result())
+        assert seen() is not None
+        del task
+        threads.submit(Large).result()
+        gc.collect()
+        assert seen() is None
+
+
 def work() -> int:
     with Threads[int](2) as threads:
-        for number in range(6):
-            threads.submit(partial(pow, number, 2))
-        return sum(task.result() for task in threads.completed())
+        tasks = [threads.submit(partial(pow, number, 2)) for number in range(6)]
+        return sum(task.result() for task in tasks)
 
 
 def test_before_any_bytecode_it_may_be_interrupted() -> None:
