@@ -47,7 +47,7 @@ from svdiff_train.demo.rows import SAMPLING, SEEDS, SHARE, SUBJECTS, Subject, bo
 from svdiff_train.demo.run import settings
 from svdiff_train.evaluate import Clip, Detector
 from svdiff_train.evaluate.region import REGIONS, crop
-from svdiff_train.sampling.adapter_stack import Stage
+from svdiff_train.sampling.adapter_stack import AdapterStack
 from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.sampling.sample import generate
 from svdiff_train.settings.config import TrainConfig
@@ -113,8 +113,8 @@ class Lab:
         """Return pictures of a prompt, on the base or with a delta on it."""
         parts = [] if delta is None else [delta]
         with (
-            Stage(self.pipeline, self.base, parts, cache=self.cache) as stage,
-            stage.showing([1.0 for _ in parts]),
+            AdapterStack(self.pipeline, self.base, parts, cache=self.cache) as stage,
+            stage.active([1.0 for _ in parts]),
         ):
             return generate(self.pipeline, [(prompt, seed) for seed in seeds], SAMPLING)
 

@@ -13,7 +13,7 @@ import click
 from svdiff_delta._text.printable import counted
 
 from . import options
-from .image_inputs import Given, all_seeds, check_painting, open_given, say_cut
+from .image_inputs import WeightedInput, all_seeds, check_painting, open_given, say_cut
 from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, needs, open_reference
@@ -115,7 +115,7 @@ class _Command:
         configs = [self._config(given, invert=invert) for invert in self.ways]
         model = open_reference(base)
         keep_apart(self.output, model, *deltas, Path(picture))
-        from svdiff_train.sampling.adapter_stack import Stage, part_facts
+        from svdiff_train.sampling.adapter_stack import AdapterStack, part_facts
         from svdiff_train.sampling.ddim_inversion import diffusion_family
         from svdiff_train.sampling.pipelines import load_pipeline
         from svdiff_train.sampling.png import sampling_facts, save_png
@@ -125,7 +125,7 @@ class _Command:
         facts = sampling_facts(pipeline, model, configs[0].sampling(8, 8), self.edits, configs[0].seeds)
         cut = say_cut(pipeline, [*self.edits, *filter(None, [self.negative_prompt])], quiet=self.silent)
         parts, weights = [each.part(model, quiet=self.silent) for each in given], [each.weight for each in given]
-        with Stage(pipeline, model, parts) as stage, stage.showing(weights):
+        with AdapterStack(pipeline, model, parts) as stage, stage.active(weights):
             found = [self._paint(pipeline, image, config, first=config is configs[0]) for config in configs]
         facts |= {
             "deltas": [part_facts(part, weight) for part, weight in zip(parts, weights, strict=True)],
@@ -142,7 +142,7 @@ class _Command:
         elif not self.quiet:
             echo(f"wrote {self.output}: {counted(count, 'edited picture')}")
 
-    def _config(self, given: Sequence[Given], *, invert: bool) -> EditConfig:
+    def _config(self, given: Sequence[WeightedInput], *, invert: bool) -> EditConfig:
         from svdiff_train.sampling.edit import EditConfig
 
         return EditConfig(
@@ -165,7 +165,7 @@ class _Command:
             return paint(pipeline, image, self.edits, config, size=size, reconstruct=first, progress=bar)
 
 
-def _trained_on(given: Sequence[Given]) -> str:
+def _trained_on(given: Sequence[WeightedInput]) -> str:
     """Return the prompt that the first delta which says so was trained on; else nothing."""
     for each in given:
         training = (each.delta.metadata.training if each.delta is not None else None) or {}

@@ -14,7 +14,7 @@ from .references import keep_apart, needs, open_deltas, open_reference, split_va
 
 if TYPE_CHECKING:
     from svdiff_delta import Base
-    from svdiff_train.evaluate import Questions, Scores
+    from svdiff_train.evaluate import MetricSuite, Scores
 
 _folder: Any = click.Path(path_type=Path)
 
@@ -109,7 +109,7 @@ def _measure(base: str, given: dict[str, Any], *, quiet: bool) -> tuple[dict[str
     return {**settings, **_about(model, questions), "results": facts}, results
 
 
-def _about(base: Base, questions: Questions) -> dict[str, Any]:
+def _about(base: Base, questions: MetricSuite) -> dict[str, Any]:
     return {
         "base": base.repository or base.path.resolve().name,
         "clip": questions.clip.name,

@@ -12,10 +12,10 @@ from .references import say
 
 if TYPE_CHECKING:
     from svdiff_delta import Base
-    from svdiff_train.evaluate import Clip, Detector, Questions, Region
+    from svdiff_train.evaluate import Clip, Detector, MetricSuite, Region
 
 
-def find_questions(base: Base, given: dict[str, Any], prompts: Sequence[str], *, quiet: bool) -> Questions:
+def find_questions(base: Base, given: dict[str, Any], prompts: Sequence[str], *, quiet: bool) -> MetricSuite:
     """Return what to measure by; everything that can be wrong is looked at.
 
     Args:
@@ -24,7 +24,7 @@ def find_questions(base: Base, given: dict[str, Any], prompts: Sequence[str], *,
         prompts: of all pictures.
         quiet: whether to keep remarks.
     """
-    from svdiff_train.evaluate import Clip, Dino, Lpips, Questions, find_clip, read_references, without_tokens
+    from svdiff_train.evaluate import Clip, Dino, Lpips, MetricSuite, find_clip, read_references, without_tokens
 
     for token in given["token"]:
         if all(without_tokens(prompt, [token]) == " ".join(prompt.split()) for prompt in prompts):
@@ -46,7 +46,7 @@ def find_questions(base: Base, given: dict[str, Any], prompts: Sequence[str], *,
         remarks.append(f"too long for {clip.name}, only its beginning is compared: {text}")
     for remark in remarks:
         say(remark, quiet=quiet)
-    return Questions(clip, scorers, references, given["token"], regions, asked, detector)
+    return MetricSuite(clip, scorers, references, given["token"], regions, asked, detector)
 
 
 def _regions(clip: Clip, given: dict[str, Any]) -> tuple[list[Region], list[str], Detector | None, list[str]]:

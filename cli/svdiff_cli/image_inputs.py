@@ -38,7 +38,7 @@ def check_painting(output: Path, *, overwrite: bool, allowed: str = ".png") -> N
 
 
 @dataclass(frozen=True)
-class Given:
+class WeightedInput:
     """One DELTA[:WEIGHT], which may also name a tuned model or a LoRA.
 
     Attributes:
@@ -76,12 +76,12 @@ class Given:
         return found
 
 
-def open_given(references: Sequence[str]) -> list[Given]:
+def open_given(references: Sequence[str]) -> list[WeightedInput]:
     """Open every DELTA[:WEIGHT] that is a delta; the others are opened when the base is."""
     from svdiff_delta.io import load
 
     pairs = [split_weight(reference) for reference in references]
-    return [Given(path, weight, None if _is_difference(path) else load(path)) for path, weight in pairs]
+    return [WeightedInput(path, weight, None if _is_difference(path) else load(path)) for path, weight in pairs]
 
 
 def _is_difference(reference: str) -> bool:

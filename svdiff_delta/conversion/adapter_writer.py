@@ -37,7 +37,7 @@ def adapter_writer(target: Callable[[Names], Target]) -> Callable[[Delta, Job], 
     """Return the writer of a dialect."""
 
     def write(delta: Delta, job: Job) -> Conversion:
-        ranking = cast("Ranking", job.ranking)  # `find_way` sees to it
+        ranking = cast("Ranking", job.ranking)  # `resolve_route` sees to it
         return _Work(delta, job, target(Names(job.base)), ranking).run()
 
     return write

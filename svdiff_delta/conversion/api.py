@@ -42,7 +42,7 @@ from .lazy_tensors import OpenedAdapter
 from .rank_policy import make_ranking
 from .registry import DELTA
 from .result import DECIMALS, Conversion, check_captured, check_left_out, recorded_share
-from .route import Way, find_way
+from .route import ConversionRoute, resolve_route
 
 
 @on_host
@@ -103,8 +103,8 @@ def convert(
         OutputError: the output exists, or the disk refused.
     """
     ranking = make_ranking(rank, energy, max_rank)
-    way = find_way(input, to=to, from_=from_, dtype=dtype, min_energy=min_energy, ranking=ranking, base=base)
-    if calibration is not None and way.read is None:
+    route = resolve_route(input, to=to, from_=from_, dtype=dtype, min_energy=min_energy, ranking=ranking, base=base)
+    if calibration is not None and route.read is None:
         raise InputError("a delta is shifts already: there is nothing to calibrate", fix="leave the calibration away")
     target = None if output is None else Path(output)
     job = Job(
@@ -114,7 +114,7 @@ def convert(
         output=target,
         title=title,
         overwrite=overwrite,
-        min_energy=way.min_energy,
+        min_energy=route.min_energy,
         allow_unmatched=allow_unmatched,
         ranking=ranking,
         embeddings=embeddings,
@@ -124,12 +124,12 @@ def convert(
     if target is not None:
         check_output(target, overwrite=overwrite)
         check_apart(target, [*base.files, *([] if isinstance(input, Delta) else [Path(input)])])
-    if way.read is None:
+    if route.read is None:
         delta = input if isinstance(input, Delta) else load(input)
-        return _written(way, delta, job)
-    if way.write is not None:
-        projected = _project(way, replace(job, dtype="F32"))  # what is between is not rounded as the result is
-        written = _written(way, projected.delta, replace(job, min_energy=min_energy or 0.0))
+        return _written(route, delta, job)
+    if route.write is not None:
+        projected = _project(route, replace(job, dtype="F32"))  # what is between is not rounded as the result is
+        written = _written(route, projected.delta, replace(job, min_energy=min_energy or 0.0))
         return replace(
             projected,
             left_out={**projected.left_out, **written.left_out},
@@ -139,20 +139,20 @@ def convert(
             remarks=projected.remarks + written.remarks,
             retained=written.layers,
         )
-    projected = _project(way, job)
+    projected = _project(route, job)
     if target is not None:
         save(projected.delta, target, overwrite=overwrite)
     return replace(projected, output=target)
 
 
-def _written(way: Way, delta: Delta, job: Job) -> Conversion:
-    write = cast("Callable[[Delta, Job], Conversion]", way.write)
+def _written(route: ConversionRoute, delta: Delta, job: Job) -> Conversion:
+    write = cast("Callable[[Delta, Job], Conversion]", route.write)
     return write(delta, replace(job, base=named_like(job.base, delta)))
 
 
-def _project(way: Way, job: Job) -> Conversion:
+def _project(route: ConversionRoute, job: Job) -> Conversion:
     """Return the delta that is nearest to what an input changes, and the energy that it captures."""
-    read, opened = cast("Callable[[OpenedAdapter, Job], Changes]", way.read), cast("OpenedAdapter", way.opened)
+    read, opened = cast("Callable[[OpenedAdapter, Job], Changes]", route.read), cast("OpenedAdapter", route.opened)
     path = opened.name
     with system_errors(path, InputError):
         changes = read(opened, job)
@@ -166,7 +166,7 @@ def _project(way: Way, job: Job) -> Conversion:
     if not values:
         raise InputError(f"{path}: nothing that can be shifted changes", fix="convert what differs from the base")
     check_captured(layers.values(), job.min_energy)
-    arguments = {"from": way.source, "captured": recorded_share(layers.values())}
+    arguments = {"from": route.source, "captured": recorded_share(layers.values())}
     if changes.left_out:
         arguments["left_out"] = len(changes.left_out)
     if job.calibration is not None:

@@ -30,7 +30,7 @@ ASK: Final = f"give `from_`, one of {', '.join(DIALECTS)}"
 
 
 @dataclass(frozen=True)
-class Way:
+class ConversionRoute:
     """A way from a dialect to another one.
 
     Attributes:
@@ -48,7 +48,7 @@ class Way:
     min_energy: float
 
 
-def find_way(
+def resolve_route(
     source: str | PathLike[str] | OpenedAdapter | Delta,
     *,
     to: str = DELTA,
@@ -58,7 +58,7 @@ def find_way(
     ranking: Ranking | None = None,
     base: Base | None = None,
     ask: str = ASK,
-) -> Way:
+) -> ConversionRoute:
     """Return the way from an input to a dialect; no weight is read, neither of the input nor of a base.
 
     Args:
@@ -95,7 +95,7 @@ def find_way(
         raise InputError(f"{to}: can be read and not written", fix="convert to another dialect")
     _check_target(to, dtype, ranking)
     least = given.min_energy if given else 0.0
-    return Way(found, read, opened, write, least if min_energy is None else min_energy)
+    return ConversionRoute(found, read, opened, write, least if min_energy is None else min_energy)
 
 
 def _opened(source: str | PathLike[str] | OpenedAdapter) -> OpenedAdapter:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from .claim import Claim
 from .flat_deltas import Sums
-from .fused import FusedSite
-from .gain_table import Bank
+from .fused import FusedPatch
+from .gain_table import GainTable
 from .layers import Shift
-from .patched_layers import LiveSite
+from .patched_layers import LivePatch
 from .per_sample import Batch
 
 
-class Board:
+class AttachedModel:
     """The shifted layers of a live model.
 
     Args:
@@ -37,13 +37,13 @@ class Board:
 
     def __init__(self, models: Mapping[str, nn.Module], sums: Sums, claim: Claim) -> None:
         self._models, self.sums, self.claim, self.begun = models, sums, claim, False
-        self._fused = [site for site in claim.sites if isinstance(site, FusedSite)]
-        self._shifts = [site.shift for site in claim.sites if isinstance(site, LiveSite)]
+        self._fused = [site for site in claim.sites if isinstance(site, FusedPatch)]
+        self._shifts = [site.shift for site in claim.sites if isinstance(site, LivePatch)]
         self._batches = {component: Batch(component) for component in models}
         for shift in self._shifts:
             shift.batch = self._batches[shift.component]
         self.trained: dict[str, Shift] = {shift.name: shift for shift in reversed(self._shifts) if shift.trainable}
-        self._bank = Bank(sums, self._shifts) if self._shifts else None
+        self._bank = GainTable(sums, self._shifts) if self._shifts else None
         self._check = claim.checking
         if self._check is not None:
             self._check.begin(self._shifts, self._fused)
@@ -106,7 +106,7 @@ class Board:
     def sharing(self, count: int) -> Iterator[None]:
         """Watch the batches of all models for as long as they are shared out to so many samples."""
         with ExitStack() as stack:
-            stack.callback(cast("Bank", self._bank).clear_rows)
+            stack.callback(cast("GainTable", self._bank).clear_rows)
             for batch in self._batches.values():
                 stack.callback(setattr, batch, "deltas", 0)  # a hook that was left behind does nothing then
             for component, batch in self._batches.items():

@@ -14,13 +14,13 @@ from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.ops.weights import WeightedDelta, weigh
-from svdiff_delta.svd.build import share_out
+from svdiff_delta.svd.build import run_costliest_first
 from svdiff_delta.svd.cache import BasisCache
 
-from .attached_model import Board
-from .claim import Claim, Site, claim_of, undo_unsettled
+from .attached_model import AttachedModel
+from .claim import Claim, LayerPatch, claim_of, undo_unsettled
 from .flat_deltas import Sums
-from .fused import FusedSite
+from .fused import FusedPatch
 from .handle import Handle
 from .memory import Trim, give_back
 from .model_locks import holding, locks_of, ordinary
@@ -29,7 +29,7 @@ from .obstacles import FusionGuard, LoadGuard
 from .own_forwards import find_forward, own_forward
 from .patched_layers import live_sites
 from .self_check import Check
-from .targets import Place, find_places
+from .targets import TargetLayer, find_places
 
 Mode = Literal["live", "fused"]
 """Whether layers compute with δ beside them, or weights hold it."""
@@ -94,7 +94,7 @@ def attach(
         _put(claim, places)
         checking = Check({slot: models[slot] for slot in sorted(slots)}, places) if check else None
         claim.checking = checking
-        board = Board({slot: models[slot] for slot in sorted(slots)}, _sums(places), claim)
+        board = AttachedModel({slot: models[slot] for slot in sorted(slots)}, _sums(places), claim)
         claim.handle = Handle(board, deltas, scale, locks[:-1], weights)
         claim.settled = True
         return claim.handle
@@ -140,16 +140,16 @@ def _weighed(
     return {key: one for key, (one, _) in pairs.items()}, {key: weight.default for key, (_, weight) in pairs.items()}
 
 
-def _sums(places: Mapping[str, Place]) -> Sums:
+def _sums(places: Mapping[str, TargetLayer]) -> Sums:
     runs = {key: place.runs for key, place in places.items() if place.runs.tied or place.runs.null}
     return Sums({key: place.parameter for key, place in places.items()}, runs)
 
 
-def _sites(place: Place, mode: Mode, *, exact: bool, trainable: bool) -> list[Site]:
+def _sites(place: TargetLayer, mode: Mode, *, exact: bool, trainable: bool) -> list[LayerPatch]:
     """Return all that is to be put on a layer and its twins, checked; nothing is touched yet."""
-    sites: list[Site] = []
+    sites: list[LayerPatch] = []
     if mode == "fused":
-        sites.append(FusedSite(place))
+        sites.append(FusedPatch(place))
     else:
         for module in place.modules:
             find_forward(place.name, module, own_forward(module))
@@ -158,7 +158,7 @@ def _sites(place: Place, mode: Mode, *, exact: bool, trainable: bool) -> list[Si
     return sites + [FusionGuard(place.name, module, parent) for module, parent in place.fusers]
 
 
-def _put(claim: Claim, places: Mapping[str, Place]) -> None:
+def _put(claim: Claim, places: Mapping[str, TargetLayer]) -> None:
     trim = Trim()
 
     def change(name: str, wait: bool) -> None:  # noqa: ARG001
@@ -166,7 +166,7 @@ def _put(claim: Claim, places: Mapping[str, Place]) -> None:
         claim.put(name)
         trim.dropped(size)
 
-    share_out({name: prod(place.parameter.shape) for name, place in places.items()}, change)
+    run_costliest_first({name: prod(place.parameter.shape) for name, place in places.items()}, change)
     give_back()
 
 

@@ -23,7 +23,7 @@ CLAIM: Final = "svdiff_claim"
 """The attribute of a layer that says which claim it is under."""
 
 
-class Site(Protocol):
+class LayerPatch(Protocol):
     """Something that is put on one layer, and the way back."""
 
     def put(self) -> None:
@@ -67,16 +67,16 @@ class Claim:
         self.settled, self.whole, self.gone = False, True, False
         self.handle: Handle | None = None
         self.checking: Check | None = None
-        self._sites: Mapping[str, Sequence[Site]] = {}
+        self._sites: Mapping[str, Sequence[LayerPatch]] = {}
         self._modules: Mapping[str, Sequence[nn.Module]] = {}
         self._gates: dict[str, Any] = {}
 
     @property
-    def sites(self) -> Iterator[Site]:
+    def sites(self) -> Iterator[LayerPatch]:
         """All sites, in order."""
         return (site for sites in self._sites.values() for site in sites)
 
-    def take(self, modules: Mapping[str, Sequence[nn.Module]], sites: Mapping[str, Sequence[Site]]) -> None:
+    def take(self, modules: Mapping[str, Sequence[nn.Module]], sites: Mapping[str, Sequence[LayerPatch]]) -> None:
         """Mark all layers.
 
         Args:

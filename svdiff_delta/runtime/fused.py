@@ -16,12 +16,12 @@ from svdiff_delta.svd.prepare import Prepared
 from .live_weight import READ, own_class
 from .model_locks import writing
 from .original_weights import kept_weight
-from .targets import Place
+from .targets import TargetLayer
 
 WORDS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class FusedSite:
+class FusedPatch:
     """A weight that holds W + ΔW (spec, section 6.6).
 
     Args:
@@ -31,7 +31,7 @@ class FusedSite:
         AttachError: the weight is offloaded.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: TargetLayer) -> None:
         if place.offloaded:
             raise AttachError(
                 f"{place.name}: the live weight is offloaded, nothing can be fused into it", fix='use `mode="live"`'
@@ -141,7 +141,7 @@ class FusedSite:
         self._original, self._begun = None, False
 
 
-def _readers(place: Place) -> tuple[Callable[[], Tensor], Callable[[], Prepared]]:
+def _readers(place: TargetLayer) -> tuple[Callable[[], Tensor], Callable[[], Prepared]]:
     """Return what reads the weight, and makes it ready for δ; without a file a copy is kept."""
     if place.stored:
         return place.read, place.prepared

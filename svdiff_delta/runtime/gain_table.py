@@ -17,7 +17,7 @@ from .layers import Shift
 from .model_locks import writing
 
 
-class Bank:
+class GainTable:
     """The map from one flat δ (D,) to the gains of all layers in a row (G,), in float64 and rounded once.
 
     Args:

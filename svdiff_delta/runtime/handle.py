@@ -19,7 +19,7 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.parameter import Kind
 from svdiff_delta.ops.arithmetic import add
 
-from .attached_model import Board
+from .attached_model import AttachedModel
 from .flat_deltas import Flat
 from .layers import Shift
 from .model_locks import exclusive
@@ -45,7 +45,7 @@ class Handle:
 
     def __init__(
         self,
-        board: Board,
+        board: AttachedModel,
         deltas: Mapping[str, Delta],
         scale: float,
         locks: Sequence[Any],

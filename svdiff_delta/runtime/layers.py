@@ -23,7 +23,7 @@ from .layer_calls import Call, forward_apart, forward_with
 from .model_locks import ordinary
 from .original_weights import device_of
 from .per_sample import Batch, multiply
-from .targets import Place
+from .targets import TargetLayer
 
 if TYPE_CHECKING:
     from .self_check import Check
@@ -62,7 +62,7 @@ class Shift(nn.Module):
     slope: Tensor
     pick: Tensor | None
 
-    def __init__(self, place: Place, module: nn.Module, response: Response, *, trainable: bool) -> None:
+    def __init__(self, place: TargetLayer, module: nn.Module, response: Response, *, trainable: bool) -> None:
         super().__init__()
         self.name: Final = place.name
         self.component: Final = place.component
@@ -130,7 +130,7 @@ class Shift(nn.Module):
         with torch.no_grad():
             cast("nn.Parameter", self.value).copy_(self.gather(shift))
 
-    def dead(self) -> Tensor:
+    def clipped_count(self) -> Tensor:
         """Return how many of the δ that is being trained are below −σ, where they do nothing."""
         return (self.full() < self.floor).sum()
 
@@ -226,7 +226,7 @@ class SpectralShift(Shift):
     inner: Tensor
     outer: Tensor
 
-    def __init__(self, place: Place, module: nn.Module, *, exact: bool, trainable: bool) -> None:
+    def __init__(self, place: TargetLayer, module: nn.Module, *, exact: bool, trainable: bool) -> None:
         dtype = weight_of(module).dtype
         whole = not exact and dtype not in HALF  # a product of two rounded factors is not W to half precision
         form = factored(place.matrix(), place.basis()) if whole else place.additive()
@@ -285,7 +285,7 @@ class WholeShift(Shift):
     left: Tensor
     right: Tensor
 
-    def __init__(self, place: Place, module: nn.Module, *, trainable: bool) -> None:
+    def __init__(self, place: TargetLayer, module: nn.Module, *, trainable: bool) -> None:
         form = place.additive()
         super().__init__(place, module, form.response, trainable=trainable)
         device = self.gain.device
@@ -327,7 +327,7 @@ class WholeShift(Shift):
 class NormShift(Shift):
     """A normalization with w + δ; in half precision δ is applied in float32 afterwards, or most of it would be lost."""
 
-    def __init__(self, place: Place, module: nn.Module, *, trainable: bool) -> None:
+    def __init__(self, place: TargetLayer, module: nn.Module, *, trainable: bool) -> None:
         super().__init__(place, module, Response.of_shift(place.parameter.size), trainable=trainable)
 
     def call(self, module: nn.Module, gain: Tensor, x: Tensor, /, *args: Any, **options: Any) -> Tensor:

@@ -19,10 +19,10 @@ from .factored_ops import HALF, is_grouped, narrow
 from .layers import NormShift, Shift, SpectralShift, WholeShift
 from .live_weight import SLOT, own_class, watch
 from .own_forwards import find_forward, own_forward
-from .targets import Place
+from .targets import TargetLayer
 
 
-class LiveSite:
+class LivePatch:
     """A layer whose output a `Shift` computes.
 
     Args:
@@ -110,7 +110,7 @@ class LiveSite:
         self._begun = False
 
 
-def live_sites(place: Place, *, exact: bool, trainable: bool) -> list[LiveSite]:
+def live_sites(place: TargetLayer, *, exact: bool, trainable: bool) -> list[LivePatch]:
     """Return what lets shifts compute the output of a layer and of those it is tied to; nothing is put there yet.
 
     Args:
@@ -122,7 +122,7 @@ def live_sites(place: Place, *, exact: bool, trainable: bool) -> list[LiveSite]:
     dropped = Dropped(place.module, lambda: place.read(), lambda weight: place.cast(weight))
     make = lambda: _make_shift(place, place.module, exact=exact, trainable=trainable)  # noqa: E731
     droppable = not place.shared and not place.offloaded
-    sites = [LiveSite(place.name, place.module, make, dropped if droppable else None)]
+    sites = [LivePatch(place.name, place.module, make, dropped if droppable else None)]
     first = sites[0]
 
     def make_twin(module: nn.Module) -> Shift:
@@ -130,10 +130,10 @@ def live_sites(place: Place, *, exact: bool, trainable: bool) -> list[LiveSite]:
         shift.value = first.shift.value
         return shift
 
-    return sites + [LiveSite(place.name, module, partial(make_twin, module)) for module in place.twins]
+    return sites + [LivePatch(place.name, module, partial(make_twin, module)) for module in place.twins]
 
 
-def _make_shift(place: Place, module: nn.Module, *, exact: bool, trainable: bool) -> Shift:
+def _make_shift(place: TargetLayer, module: nn.Module, *, exact: bool, trainable: bool) -> Shift:
     if place.parameter.kind == "elementwise":
         return NormShift(place, module, trainable=trainable)
     if is_grouped(module) or has_own_forward(module):

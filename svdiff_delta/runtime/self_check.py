@@ -16,11 +16,11 @@ from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError
 from svdiff_delta.format.delta import project
 
-from .fused import FusedSite
+from .fused import FusedPatch
 from .layer_calls import Call, forward_with
 from .layers import Shift, SpectralShift
 from .live_weight import note_reads
-from .targets import Place
+from .targets import TargetLayer
 
 SHARE: Final = 0.02
 """How much of a layer's change may differ: twice what two factors rounded to bfloat16 cost (measured: under 1 %)."""
@@ -46,14 +46,14 @@ class Check:
         total: δ as it was put on the model, by parameter name.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], places: Mapping[str, Place]) -> None:
+    def __init__(self, models: Mapping[str, nn.Module], places: Mapping[str, TargetLayer]) -> None:
         self._places, self._models = places, models
         self._seen: set[str] = set()
         self._over = False
         self._ends = {slot: ExitStack() for slot in models}
         self.total: Callable[[str], NDArray[np.float64]] = lambda name: np.zeros(places[name].parameter.size)
 
-    def begin(self, shifts: Sequence[Shift], fused: Sequence[FusedSite]) -> None:
+    def begin(self, shifts: Sequence[Shift], fused: Sequence[FusedPatch]) -> None:
         """Watch all layers from now on."""
         for shift in shifts:
             shift.check = self

@@ -30,7 +30,7 @@ from .stored_weight import StoredWeight
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class TargetLayer:
     """One weight that deltas shift on a live model.
 
     Attributes:
@@ -103,7 +103,7 @@ class Place:
 
 def find_places(
     target: object, models: Mapping[str, nn.Module], deltas: Mapping[str, Delta], base: Base | None, cache: BasisCache
-) -> dict[str, Place]:
+) -> dict[str, TargetLayer]:
     """Return all weights that deltas shift in the models of a target, by sorted name.
 
     Args:
@@ -122,7 +122,7 @@ def find_places(
     if base is not None:
         verified = prepare_base(base, list(deltas.values()), cache)  # several bases at once
     owners, parents = _owners(models), parents_of(models.values())
-    places: dict[str, Place] = {}
+    places: dict[str, TargetLayer] = {}
     taken: dict[int, str] = {}
     for name, parameter in parameters.items():
         module = layer(models, name)
@@ -138,7 +138,9 @@ def find_places(
         read, cast_ = _readers(name, module, base)
         stored = base is not None
         fusers = tuple((each, parent) for each in (module, *twins) for parent in fusers_of(each, parents))
-        places[name] = Place(name, module, twins, len(sharers) > 1, united, runs, read, cast_, stored, cache, fusers)
+        places[name] = TargetLayer(
+            name, module, twins, len(sharers) > 1, united, runs, read, cast_, stored, cache, fusers
+        )
     return places
 
 

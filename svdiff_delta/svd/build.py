@@ -95,7 +95,7 @@ def prepare_all(
         cache_ = cache if wait else cache.impatient()
         return prepare_weight(base, name, *kinds[name], cache_, dtype=given.get(name)).parameter
 
-    return share_out(costs, work, progress, workers or (None if cache.device.type == "cpu" else 2))
+    return run_costliest_first(costs, work, progress, workers or (None if cache.device.type == "cpu" else 2))
 
 
 def cost(shape: Sequence[int], kind: Kind, axis: int) -> int:
@@ -107,7 +107,7 @@ def cost(shape: Sequence[int], kind: Kind, axis: int) -> int:
     return short * count + 10 * short**3
 
 
-def share_out(
+def run_costliest_first(
     costs: Mapping[str, int],
     work: Callable[[str, bool], T],
     progress: Progress | None = None,

@@ -15,7 +15,7 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.format.parameter import Parameter
 
-from .build import cost, share_out
+from .build import cost, run_costliest_first
 from .cache import BasisCache
 from .fingerprint_cache import Known
 from .matching_base import advise, find_damage
@@ -88,7 +88,9 @@ class VerifiedBase:
             self.prepare(name, cache if wait else cache.impatient())
 
         said = {name: item for delta in self.deltas for name, item in delta.metadata.parameters.items()}
-        share_out({name: cost(item.shape, item.kind, item.axis) for name, item in said.items()}, work, progress)
+        run_costliest_first(
+            {name: cost(item.shape, item.kind, item.axis) for name, item in said.items()}, work, progress
+        )
 
 
 class Verified(NamedTuple):
@@ -195,7 +197,7 @@ def _answers(weights: Weights, asked: Sequence[Question], progress: Progress | N
     left = {str(index): each for index, each in enumerate(asked) if each not in found}
     if left:
         costs = {key: prod(each.shape) for key, each in left.items()}
-        hashed = share_out(costs, lambda key, _: _hashed(weights, left[key]), done)
+        hashed = run_costliest_first(costs, lambda key, _: _hashed(weights, left[key]), done)
         found |= {left[key]: answer for key, answer in hashed.items()}
     return {each: found[each] for each in asked}
 

@@ -14,7 +14,7 @@ from svdiff_delta._util.paths import Places
 from svdiff_delta._util.yaml import read_yaml
 from svdiff_delta.base_model.devices import find_device
 from svdiff_delta.conversion.rank_policy import make_ranking
-from svdiff_delta.conversion.route import find_way
+from svdiff_delta.conversion.route import resolve_route
 from svdiff_delta.errors import DeltaError, InputError
 from svdiff_train.calibrate import digest_of
 
@@ -97,7 +97,7 @@ def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool
                 fix="choose another output, or put what depends on it into another manifest",
             )
         _check_base(row, bases)
-        find_way(
+        resolve_route(
             row.source(),
             to=row.to,
             from_=row.from_,

@@ -17,7 +17,7 @@ PATIENCE: Final = 20.0
 """Seconds that a process has to clean up after it was told to stop."""
 
 
-def share_out(
+def run_costliest_first(
     function: Callable[..., T], tasks: Sequence[tuple[Any, ...]], jobs: int, begun: Callable[[int], None]
 ) -> Generator[tuple[int, T | None]]:
     """Yield the index and `function(*task)` of every task as it is done; None where the process died of it.

@@ -11,7 +11,7 @@ from svdiff_delta._util.paths import Places
 from svdiff_delta.errors import InputError
 
 from .manifest import check_rows, read_manifest
-from .process_pool import share_out
+from .process_pool import run_costliest_first
 from .report import Report
 from .row import Row
 from .work import Result, convert_one
@@ -93,7 +93,7 @@ def _results(rows: list[Row], report: Report, jobs: int, *, overwrite: bool) -> 
             report.start(rows[index])
             yield index, convert_task(*task)
         return
-    with closing(share_out(convert_task, tasks, jobs, lambda index: report.start(rows[index]))) as results:
+    with closing(run_costliest_first(convert_task, tasks, jobs, lambda index: report.start(rows[index]))) as results:
         for index, result in results:
             yield index, result or _died(rows[index])
 

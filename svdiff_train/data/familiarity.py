@@ -10,13 +10,13 @@ from torch import Tensor
 
 from svdiff_delta.base_model.base import Base
 from svdiff_train.settings.base_advice import advice_of
-from svdiff_train.training.setup import Opened
+from svdiff_train.training.setup import RunInputs
 
 from . import CENTRE
 from .image_sets import Pictures
 
 
-def unfamiliar_lines(base: Base, opened: Opened) -> Iterator[str]:
+def unfamiliar_lines(base: Base, opened: RunInputs) -> Iterator[str]:
     """Yield a line for each concept whose pictures a base has never seen the like of; a base that does not tell, none.
 
     They are that where half of them or more come back worse than `familiar_db` of the base's card. Half, not the mean:

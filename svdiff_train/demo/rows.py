@@ -12,7 +12,7 @@ from PIL import Image
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.data import open_image
-from svdiff_train.sampling.adapter_stack import Part, Stage
+from svdiff_train.sampling.adapter_stack import AdapterStack, Part
 from svdiff_train.sampling.edit import EditConfig, edit
 from svdiff_train.sampling.sample import Sampling, generate
 
@@ -88,7 +88,10 @@ class Painter:
     def paint(self, name: str | None, prompts: Sequence[str], seeds: Sequence[int] = SEEDS) -> list[Image.Image]:
         """Return a picture of every prompt with every seed, with one of the files on the base, or with none."""
         parts = [] if name is None else [self.parts[name]]
-        with Stage(self.pipeline, self.base, parts, cache=self.cache) as stage, stage.showing([1.0 for _ in parts]):
+        with (
+            AdapterStack(self.pipeline, self.base, parts, cache=self.cache) as stage,
+            stage.active([1.0 for _ in parts]),
+        ):
             return generate(self.pipeline, [(prompt, seed) for prompt in prompts for seed in seeds], SAMPLING)
 
     def row(self, name: str | None, prompts: Sequence[str]) -> Pictures:
@@ -188,7 +191,7 @@ def _edited(painter: Painter) -> Section:
     targets = [f"{subject.prompt} on a {ground} background" for ground in GROUNDS]
     config = EditConfig(steps=SAMPLING.steps, guidance=SAMPLING.guidance, source_prompt=subject.prompt)
     part = painter.parts[subject.name]
-    with Stage(painter.pipeline, painter.base, [part], cache=painter.cache) as stage, stage.showing([1.0]):
+    with AdapterStack(painter.pipeline, painter.base, [part], cache=painter.cache) as stage, stage.active([1.0]):
         found = edit(painter.pipeline, open_image(painter.folder / picture), targets, config)
     command = painter.command(
         *("edit", "tiny", f"{subject.name}.safetensors", picture),

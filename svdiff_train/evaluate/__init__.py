@@ -22,7 +22,7 @@ from .region import REGIONS as REGIONS
 from .region import Region as Region
 from .region import crop as crop
 from .region import parse_region as parse_region
-from .scores import Questions as Questions
+from .scores import MetricSuite as MetricSuite
 from .scores import Scores as Scores
 from .scores import score as score
 from .statistics import Interval as Interval

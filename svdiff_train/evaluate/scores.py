@@ -21,7 +21,7 @@ from .vision import Vectors
 
 
 @dataclass(frozen=True)
-class Questions:
+class MetricSuite:
     """What pictures are measured by.
 
     Attributes:
@@ -117,7 +117,7 @@ class Scores:
         return found
 
 
-def score(label: str, images: Sequence[Image.Image], prompts: Sequence[str], questions: Questions) -> Scores:
+def score(label: str, images: Sequence[Image.Image], prompts: Sequence[str], questions: MetricSuite) -> Scores:
     """Measure a set of pictures.
 
     Args:

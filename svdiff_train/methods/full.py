@@ -85,7 +85,7 @@ class TunedWeights:
                 grad.zero_()
                 grad[list(rows)] = kept
 
-    def dead(self) -> None:
+    def clipped_count(self) -> None:
         """Return None: there are no shifts."""
         return
 

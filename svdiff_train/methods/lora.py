@@ -87,7 +87,7 @@ class TunedFactors:
     def mask_gradients(self) -> None:
         """Do nothing: all factors are trained."""
 
-    def dead(self) -> None:
+    def clipped_count(self) -> None:
         """Return None: there are no shifts."""
         return
 

@@ -69,7 +69,7 @@ class Tuned(Protocol):
     def mask_gradients(self) -> None:
         """Let the gradients of what is not trained after all be zero, after a backward pass."""
 
-    def dead(self) -> int | None:
+    def clipped_count(self) -> int | None:
         """Return how many shifts have made a singular value negative; None where there are no shifts."""
 
     def result(self, facts: Mapping[str, JSON]) -> Result:

@@ -90,9 +90,9 @@ class TunedShifts:
             if name in self.masks and parameter.grad is not None:
                 parameter.grad.mul_(self.masks[name])
 
-    def dead(self) -> int:
+    def clipped_count(self) -> int:
         """Return the number of singular values with σ + δ < 0."""
-        return int(sum(shift.dead() for shift in self.handle.trained().values()))
+        return int(sum(shift.clipped_count() for shift in self.handle.trained().values()))
 
     def result(self, facts: Mapping[str, JSON]) -> TrainedDelta:
         """Return δ as it is now."""

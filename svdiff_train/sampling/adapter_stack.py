@@ -21,7 +21,7 @@ Part = Delta | Difference
 """What changes a base: shifts of singular values, or weights."""
 
 
-class Stage:
+class AdapterStack:
     """A live pipeline that shows the base with any sum of the parts it was given (Eq. 4, Fig. 8).
 
     Deltas are put on when one is first shown, all of them at once, and weighed from then on. Beside differences they
@@ -55,7 +55,7 @@ class Stage:
             self._handle = None
 
     @contextmanager
-    def showing(self, weights: Sequence[float]) -> Iterator[None]:
+    def active(self, weights: Sequence[float]) -> Iterator[None]:
         """Let the pipeline have the sum of the parts with these weights while the block runs.
 
         Args:

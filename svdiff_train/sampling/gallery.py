@@ -13,7 +13,7 @@ from svdiff_delta._util.json import JSON
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.svd.cache import BasisCache
 
-from .adapter_stack import Part, Stage, part_facts
+from .adapter_stack import AdapterStack, Part, part_facts
 from .sample import Sampling, generate, sheet
 
 Facts = Mapping[str, JSON]
@@ -91,9 +91,9 @@ class Plan:
             if progress is not None:
                 progress(before + done, total)
 
-        with Stage(pipeline, base, [part for part, _ in self.parts.values()], cache=cache) as stage:
+        with AdapterStack(pipeline, base, [part for part, _ in self.parts.values()], cache=cache) as stage:
             for weights in self.shown:
-                with stage.showing(weights):
+                with stage.active(weights):
                     images += generate(pipeline, self.jobs, self.sampling, partial(tell, len(images)))
         return Gallery(self, tuple(images))
 

@@ -14,7 +14,7 @@ from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import InputError
 from svdiff_delta.svd.cache import BasisCache
 
-from .adapter_stack import Part, Stage
+from .adapter_stack import AdapterStack, Part
 from .png import Facts
 from .sample import Sampling, check_sampling, generate, sheet
 
@@ -79,10 +79,10 @@ def morph(
     sampling = sampling or Sampling()
     check_sampling(pipeline, sampling)
     frames = []
-    with Stage(pipeline, base, [a, b], cache=cache) as stage:
+    with AdapterStack(pipeline, base, [a, b], cache=cache) as stage:
         for index in range(count):
             alpha = index / (count - 1)
-            with stage.showing([alpha, 1.0 - alpha]):
+            with stage.active([alpha, 1.0 - alpha]):
                 (image,) = generate(pipeline, [(prompt, seed)], sampling)
             frames.append(Frame(alpha, image))
             if progress is not None:

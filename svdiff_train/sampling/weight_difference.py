@@ -19,7 +19,7 @@ from svdiff_delta.conversion.checkpoint_diff import compare
 from svdiff_delta.conversion.dialect import Changes, Job, ShiftReader, WeightChange
 from svdiff_delta.conversion.lazy_tensors import OpenedAdapter
 from svdiff_delta.conversion.result import check_left_out
-from svdiff_delta.conversion.route import find_way
+from svdiff_delta.conversion.route import resolve_route
 from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.format.metadata import KEY
 from svdiff_delta.svd.cache import BasisCache
@@ -101,7 +101,7 @@ def open_difference(
     header = opened.header()
     if header is not None and KEY in header.metadata:
         raise InputError(f"{place}: is a delta, no difference of weights", fix="open it with `load`")
-    way = find_way(opened, base=base, ask=ASK)
+    way = resolve_route(opened, base=base, ask=ASK)
     read = cast("Callable[[OpenedAdapter, Job], Changes]", way.read)  # what is no delta has one
     return _of_changes(place, read(opened, job), base)
 

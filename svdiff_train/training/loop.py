@@ -28,7 +28,7 @@ from .checkpoint import check_same, load_state, restore, save_state, states
 from .lr_schedule import rate_factor
 from .oom_advice import FEWER, FILLED, PARTLY, SMALLER_BASE, enough_memory, smaller_model, smaller_step
 from .processes import Crew, accelerator, crew_of, shared, unused
-from .setup import Opened, open_run
+from .setup import RunInputs, prepare_run
 from .signals import remember_signals
 from .step import Stepper
 from .validation import Validation
@@ -148,7 +148,7 @@ def train(
         crew = stack.enter_context(crew_of(accelerate))
         config = shared(config, crew)
         with enough_memory("while loading the model", smaller_model(config, SMALLER_BASE)):
-            opened = open_run(base, images, config, accelerate.device, skip_bad=skip_bad)
+            opened = prepare_run(base, images, config, accelerate.device, skip_bad=skip_bad)
         _tell_start(watch, base, opened)
         identity = {"pictures": opened.digest(), "base": weights_digest(opened.family.pipeline)}
         with enough_memory("while painting pictures of the class", smaller_model(config, FILLED)):
@@ -170,7 +170,7 @@ def train(
         return run.go(watch, keeping, validation)
 
 
-def _tell_start(watch: Watch, base: Base, opened: Opened) -> None:
+def _tell_start(watch: Watch, base: Base, opened: RunInputs) -> None:
     """Say what a person should know before the first step."""
     config = opened.config
     if watch.say is None:
@@ -189,7 +189,7 @@ def plan(base: Base, images: Path | None, config: TrainConfig, *, skip_bad: bool
     """
     config = settle(config, base)
     rate_factor(config)
-    opened = open_run(base, images, config, torch.device("cpu"), skip_bad=skip_bad)
+    opened = prepare_run(base, images, config, torch.device("cpu"), skip_bad=skip_bad)
     weights = len(choose_kinds(base, opened.selectors, allow_missing=config.allow_missing))
     return {
         **config.facts(),
@@ -214,7 +214,7 @@ def _trackers(accelerator: Accelerator, names: Sequence[str], facts: Mapping[str
 class _Run:
     """One run: its steps, and what is kept, told and painted between them."""
 
-    def __init__(self, opened: Opened, stepper: Stepper, crew: Crew, identity: Mapping[str, str]) -> None:
+    def __init__(self, opened: RunInputs, stepper: Stepper, crew: Crew, identity: Mapping[str, str]) -> None:
         self.opened, self.config, self.stepper, self.crew = opened, opened.config, stepper, crew
         self.accelerator, self.identity = stepper.accelerator, dict(identity)
         self.done, self._said = 0, False
@@ -294,7 +294,7 @@ class _Run:
         return int(self.accelerator.gather(number).max()) or None
 
     def _tell(self, watch: Watch, loss: float) -> None:
-        rate, dead = self.stepper.rate, self.stepper.tuned.dead()
+        rate, dead = self.stepper.rate, self.stepper.tuned.clipped_count()
         report = Report(self.done, self.config.steps, loss, rate, dead, peak_memory(self.accelerator.device))
         values = {"loss": loss, "learning_rate": rate} | ({} if dead is None else {"dead_shifts": dead})
         self.accelerator.log(values, step=self.done)

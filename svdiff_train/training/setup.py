@@ -30,7 +30,7 @@ NAMES: Final[Mapping[str, str]] = {"no": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 @dataclass(frozen=True)
-class Opened:
+class RunInputs:
     """What a run starts from.
 
     Attributes:
@@ -114,7 +114,9 @@ class Opened:
         )
 
 
-def open_run(base: Base, images: Path | None, config: TrainConfig, device: torch.device, *, skip_bad: bool) -> Opened:
+def prepare_run(
+    base: Base, images: Path | None, config: TrainConfig, device: torch.device, *, skip_bad: bool
+) -> RunInputs:
     """Load the model, and find and check the pictures.
 
     Args:
@@ -156,4 +158,4 @@ def open_run(base: Base, images: Path | None, config: TrainConfig, device: torch
             resolution=resolution,
         )
     selectors = config.selectors or method.selectors(family)
-    return Opened(config, family, concepts, subjects, selectors, resolution, mixing, unmix)
+    return RunInputs(config, family, concepts, subjects, selectors, resolution, mixing, unmix)

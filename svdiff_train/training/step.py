@@ -18,7 +18,7 @@ from svdiff_train.methods import Tuned
 
 from .loss import prior_preserving_loss
 from .processes import mean
-from .setup import Opened
+from .setup import RunInputs
 
 HALF: Final[Mapping[str, torch.dtype]] = {name: TORCH_DTYPES[VARIANT_DTYPES[name]] for name in ("fp16", "bf16")}
 
@@ -36,7 +36,7 @@ class Stepper:
 
     def __init__(
         self,
-        opened: Opened,
+        opened: RunInputs,
         tuned: Tuned,
         accelerator: Accelerator,
         batches: Batches,

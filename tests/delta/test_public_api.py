@@ -125,7 +125,7 @@ def test_the_stored_dtypes_are_all_that_files_hold() -> None:
 
 
 INTERNAL = {
-    "Board": "Handle.__init__",  # a handle is made by `attach`
+    "AttachedModel": "Handle.__init__",  # a handle is made by `attach`
     "Component": "Base.__init__ Base.locate",  # a base is made by `open_base`, and looked into by the library
     "Entry": "Base.locate",
     "Layout": "BaseInfo.__init__",  # which layers addresses name: `open_base` reads it from the model

@@ -18,7 +18,7 @@ from support.models import base_delta
 from svdiff_delta import convert
 from svdiff_delta.conversion.dialect import ShiftReader, WeightChange
 from svdiff_delta.conversion.lazy_tensors import OpenedAdapter
-from svdiff_delta.conversion.route import find_way
+from svdiff_delta.conversion.route import resolve_route
 from svdiff_delta.format.delta import Delta
 from svdiff_train.tiny import open_tiny
 
@@ -122,7 +122,7 @@ def test_a_change_is_one_of_two_named_cases(delta: Delta, tmp_path: Path, shifts
         save_file({f"{PATH}.delta": delta[f"unet.{PATH}.weight"].astype(np.float32)}, place)
     else:
         convert(delta, to="full", base=base, output=place)
-    way = find_way(place, base=base)
+    way = resolve_route(place, base=base)
     assert way.read is not None
     assert way.opened is not None
     changes = way.read(way.opened, Job(base, BasisCache()))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from svdiff_delta.conversion import DIALECTS
 from svdiff_delta.conversion.rank_policy import Ranking
-from svdiff_delta.conversion.route import find_way
+from svdiff_delta.conversion.route import resolve_route
 from svdiff_delta.errors import InputError
 
 ONE = torch.ones(2, 2)
@@ -40,7 +40,7 @@ KEYS = {
 @pytest.mark.parametrize(("dialect", "key"), KEYS.values(), ids=KEYS)
 def test_a_file_is_known_by_its_keys(tmp_path: Path, dialect: str, key: str) -> None:
     save_file({key: ONE}, tmp_path / "x.safetensors")
-    assert find_way(tmp_path / "x.safetensors").source == dialect
+    assert resolve_route(tmp_path / "x.safetensors").source == dialect
 
 
 def peft(folder: Path) -> Path:
@@ -97,7 +97,7 @@ PLACES = {
 @pytest.mark.parametrize(("dialect", "write"), PLACES.values(), ids=PLACES)
 def test_a_place_is_known_by_what_lies_there(tmp_path: Path, dialect: str, write: Callable[[Path], Path]) -> None:
     to = "full" if dialect == "delta" else "delta"
-    assert find_way(write(tmp_path), to=to).source == dialect
+    assert resolve_route(write(tmp_path), to=to).source == dialect
 
 
 def test_every_dialect_but_bare_factors_is_recognized() -> None:
@@ -108,7 +108,7 @@ def test_every_dialect_but_bare_factors_is_recognized() -> None:
 @pytest.mark.parametrize("dialect", [name for name, dialect in DIALECTS.items() if dialect.read])
 def test_from_overrides_what_the_keys_say(tmp_path: Path, dialect: str) -> None:
     save_file({f"lora_unet_{BLOCK}.lora_down.weight": ONE}, tmp_path / "x.safetensors")
-    assert find_way(tmp_path / "x.safetensors", from_=dialect).source == dialect
+    assert resolve_route(tmp_path / "x.safetensors", from_=dialect).source == dialect
 
 
 # --- Arguments ---
@@ -117,16 +117,16 @@ def test_from_overrides_what_the_keys_say(tmp_path: Path, dialect: str) -> None:
 @pytest.mark.parametrize("to", [name for name, dialect in DIALECTS.items() if dialect.low_rank])
 def test_a_low_rank_copy_needs_a_rank_whatever_it_is_made_of(tmp_path: Path, to: str) -> None:
     with pytest.raises(InputError, match=f"^{to}: nothing says the rank: give `rank`"):
-        find_way(said("svdiff")(tmp_path), to=to)
+        resolve_route(said("svdiff")(tmp_path), to=to)
     with pytest.raises(InputError, match=f"^{to}: nothing says the rank"):
-        find_way(older(tmp_path), to=to)
-    assert find_way(older(tmp_path), to=to, ranking=Ranking(rank=2)).write is not None
+        resolve_route(older(tmp_path), to=to)
+    assert resolve_route(older(tmp_path), to=to, ranking=Ranking(rank=2)).write is not None
 
 
 @pytest.mark.parametrize("to", ["delta", "full"])
 def test_a_rank_is_refused_where_nothing_has_one(tmp_path: Path, to: str) -> None:
     with pytest.raises(InputError, match=f"^{to}: has no rank: .* one of peft, lycoris, kohya, diffusers as `to`"):
-        find_way(older(tmp_path), to=to, ranking=Ranking(rank=2))
+        resolve_route(older(tmp_path), to=to, ranking=Ranking(rank=2))
 
 
 @pytest.mark.parametrize("to", ["full", "kohya"])
@@ -134,18 +134,18 @@ def test_i8_is_for_deltas_alone(tmp_path: Path, to: str) -> None:
     with pytest.raises(
         InputError, match=f"^{to}: cannot be stored as I8, as deltas can: use `dtype=.F32.` or .* or `dtype=.BF16.`"
     ):
-        find_way(said("svdiff")(tmp_path), to=to, dtype="I8")
-    assert find_way(older(tmp_path), dtype="I8").write is None
+        resolve_route(said("svdiff")(tmp_path), to=to, dtype="I8")
+    assert resolve_route(older(tmp_path), dtype="I8").write is None
 
 
 def test_the_least_energy_is_that_of_the_input_s_dialect_unless_one_is_given(tmp_path: Path) -> None:
-    assert find_way(diffusers(tmp_path)).min_energy == DIALECTS["diffusers"].min_energy > 0
-    assert find_way(diffusers(tmp_path), min_energy=0.0).min_energy == 0
+    assert resolve_route(diffusers(tmp_path)).min_energy == DIALECTS["diffusers"].min_energy > 0
+    assert resolve_route(diffusers(tmp_path), min_energy=0.0).min_energy == 0
     (tmp_path / "model").mkdir()
-    assert find_way(model(tmp_path / "model")).min_energy == 0
+    assert resolve_route(model(tmp_path / "model")).min_energy == 0
 
 
 def test_a_document_of_another_kind_is_not_taken_for_a_delta(tmp_path: Path) -> None:
     save_file({"a": ONE}, tmp_path / "x.safetensors", metadata={"notes": json.dumps({"svdiff": 1})})
     with pytest.raises(InputError, match="does not say what it is"):
-        find_way(tmp_path / "x.safetensors")
+        resolve_route(tmp_path / "x.safetensors")

@@ -8,20 +8,20 @@ from support.live import delta_of, tiny
 
 from svdiff_delta import attach
 from svdiff_delta.runtime.live_weight import SLOT
-from svdiff_delta.runtime.patched_layers import LiveSite
+from svdiff_delta.runtime.patched_layers import LivePatch
 
 
 def test_an_error_on_one_layer_lets_all_be_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, done, put = tiny("Llama"), [], LiveSite.put
+    model, done, put = tiny("Llama"), [], LivePatch.put
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
-    def fail_later(site: LiveSite) -> None:
+    def fail_later(site: LivePatch) -> None:
         done.append(site.name)
         put(site)
         if len(done) > 4:
             raise MemoryError
 
-    monkeypatch.setattr(LiveSite, "put", fail_later)
+    monkeypatch.setattr(LivePatch, "put", fail_later)
     with pytest.raises(MemoryError):
         attach(model, delta_of("Llama"))
     assert len(done) > 4

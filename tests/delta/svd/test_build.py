@@ -16,7 +16,7 @@ from support.weights import normal
 
 from svdiff_delta.errors import BaseError
 from svdiff_delta.format.parameter import Parameter
-from svdiff_delta.svd.build import build_basis, cost, share_out
+from svdiff_delta.svd.build import build_basis, cost, run_costliest_first
 from svdiff_delta.svd.cache import BasisCache, BusyError
 from svdiff_train.tiny import base_path, open_tiny
 
@@ -65,7 +65,7 @@ def test_the_largest_come_first() -> None:
         order.append(name)
         return PARAMETER
 
-    found = share_out({"small": 1, "large": 3, "middle": 2, "also large": 3}, work, None, 1)
+    found = run_costliest_first({"small": 1, "large": 3, "middle": 2, "also large": 3}, work, None, 1)
     assert order == ["also large", "large", "middle", "small"]
     assert list(found) == sorted(order)
 
@@ -79,7 +79,7 @@ def test_what_another_process_computes_is_waited_for_in_the_end() -> None:
             raise BusyError
         return PARAMETER
 
-    assert share_out({"small": 1, "large": 3}, work, None, 1).keys() == {"small", "large"}
+    assert run_costliest_first({"small": 1, "large": 3}, work, None, 1).keys() == {"small", "large"}
     assert calls == [("large", False), ("small", False), ("large", True)]
 
 
@@ -92,7 +92,7 @@ def test_the_first_error_stops_the_rest() -> None:
         raise BaseError(f"{name}: is broken")
 
     with pytest.raises(BaseError, match="layer 9: is broken"):
-        share_out({f"layer {size}": size for size in range(10)}, work, None, 1)
+        run_costliest_first({f"layer {size}": size for size in range(10)}, work, None, 1)
     assert len(called) <= 2
 
 

@@ -11,7 +11,7 @@ from svdiff_train.evaluate import (
     REGIONS,
     Clip,
     Detector,
-    Questions,
+    MetricSuite,
     image_alignment,
     mean_interval,
     render,
@@ -31,12 +31,12 @@ def clip() -> Clip:
 
 
 @pytest.fixture(scope="module")
-def questions(clip: Clip) -> Questions:
+def questions(clip: Clip) -> MetricSuite:
     detector = Detector.from_pictures(clip, {"cat": portraits(CAT), "car": portraits(CAR)})
-    return Questions(clip, {"clip": clip}, portraits(CAT), ["V1", "V2"], SIDES, ["cat", "car"], detector)
+    return MetricSuite(clip, {"clip": clip}, portraits(CAT), ["V1", "V2"], SIDES, ["cat", "car"], detector)
 
 
-def test_every_question_is_answered(clip: Clip, questions: Questions) -> None:
+def test_every_question_is_answered(clip: Clip, questions: MetricSuite) -> None:
     scenes = [*pairs(CAT, CAR)[:2], pairs(CAR, CAT)[0], pairs(CAT, CAT)[0]]
     found = score("mine", scenes, [PROMPT] * 4, questions)
     np.testing.assert_array_equal(
@@ -62,7 +62,7 @@ def test_every_question_is_answered(clip: Clip, questions: Questions) -> None:
     assert facts["image_alignment"]["clip"]["mean"] == float(found.image["clip"].astype(np.float64).mean())
 
 
-def test_the_table_has_a_line_for_each_set(questions: Questions) -> None:
+def test_the_table_has_a_line_for_each_set(questions: MetricSuite) -> None:
     scenes = pairs(CAT, CAR)
     results = [score(label, scenes, [PROMPT] * 5, questions) for label in ("a", "b\n")]
     head, first, second = render(results)
@@ -76,15 +76,15 @@ def test_the_table_has_a_line_for_each_set(questions: Questions) -> None:
 
 
 def test_without_regions_nothing_is_detected(clip: Clip) -> None:
-    found = score("mine", portraits(CAT), ["a cat"] * 5, Questions(clip, {"clip": clip}, portraits(CAT)))
+    found = score("mine", portraits(CAT), ["a cat"] * 5, MetricSuite(clip, {"clip": clip}, portraits(CAT)))
     assert found.shares() == {}
     assert "regions" not in found.facts([{}] * 5)["pictures"][0]
 
 
-def test_bad_questions_are_refused(clip: Clip, questions: Questions) -> None:
+def test_bad_questions_are_refused(clip: Clip, questions: MetricSuite) -> None:
     with pytest.raises(InputError, match="needs a name and a detector"):
-        Questions(clip, {}, portraits(CAT), [], SIDES, ["cat", "car"])
+        MetricSuite(clip, {}, portraits(CAT), [], SIDES, ["cat", "car"])
     with pytest.raises(InputError, match="a region is named twice"):
-        Questions(clip, {}, portraits(CAT), [], [SIDES[0]] * 2, ["cat", "car"], questions.detector)
+        MetricSuite(clip, {}, portraits(CAT), [], [SIDES[0]] * 2, ["cat", "car"], questions.detector)
     with pytest.raises(InputError, match="nothing is left of a prompt"):
         score("mine", portraits(CAT)[:1], ["V1"], questions)

@@ -15,7 +15,7 @@ from support.tuned import tuned_base
 
 from svdiff_delta import interpolate
 from svdiff_delta.errors import InputError
-from svdiff_train.sampling.adapter_stack import Part, Stage
+from svdiff_train.sampling.adapter_stack import AdapterStack, Part
 from svdiff_train.sampling.morph import Frame, gif_bytes, morph, strip
 from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.sampling.sample import Sampling, generate
@@ -36,7 +36,7 @@ def tuned(folder: Path) -> list[Part]:
 
 
 def alone(pipeline: Any, part: Part) -> Image.Image:
-    with Stage(pipeline, open_tiny(), [part]) as stage, stage.showing([1.0]):
+    with AdapterStack(pipeline, open_tiny(), [part]) as stage, stage.active([1.0]):
         (image,) = generate(pipeline, [(PROMPT, 3)], SAMPLING)
     return image
 

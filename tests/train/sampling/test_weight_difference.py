@@ -18,7 +18,7 @@ from torch import Tensor
 from svdiff_delta import convert, save
 from svdiff_delta.base_model.base import open_base
 from svdiff_delta.errors import AttachError, BaseError, InputError
-from svdiff_train.sampling.adapter_stack import Stage, part_facts
+from svdiff_train.sampling.adapter_stack import AdapterStack, part_facts
 from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.sampling.weight_difference import Difference, open_difference, tuned_weights
 from svdiff_train.tiny import base_path, open_tiny
@@ -89,8 +89,8 @@ def test_the_weights_come_back_after_an_error(pipeline: Any, pair: tuple[Differe
 
 def test_a_weight_that_is_not_there_is_refused_before_any_changes(pipeline: Any, pair: tuple[Difference, ...]) -> None:
     with (
-        Stage(pipeline, open_tiny(), [base_delta(open_tiny(), "mid-ca")]) as stage,
-        stage.showing([1.0]),
+        AdapterStack(pipeline, open_tiny(), [base_delta(open_tiny(), "mid-ca")]) as stage,
+        stage.active([1.0]),
         pytest.raises(AttachError, match=r"unet\.mid_block\S+to_k\.weight: a delta is on it live"),
         tuned_weights(pipeline, [(pair[0], 1.0)]),
     ):
@@ -145,10 +145,10 @@ def test_a_file_of_full_differences_and_a_delta_give_the_same_weights(pipeline: 
     with tuned_weights(pipeline, [(found, 1.0)]):
         one = live(pipeline)
     tuned = open_difference(tuned_base(tmp_path / "tuned", 1, keys=KEYS[:1]), base)
-    with Stage(pipeline, base, [delta, tuned]) as stage:
-        with stage.showing([1.0, 0.0]):
+    with AdapterStack(pipeline, base, [delta, tuned]) as stage:
+        with stage.active([1.0, 0.0]):
             two = live(pipeline)
-        with stage.showing([1.0, 1.0]):
+        with stage.active([1.0, 1.0]):
             both = live(pipeline)
     for key in one:
         # The file's ΔW is rounded to float32, of which it is at most an ulp of W.
@@ -191,4 +191,4 @@ def test_an_index_in_only_one_model_is_remarked(tmp_path: Path) -> None:
 
 def test_a_stage_takes_a_weight_for_each_part(pipeline: Any, pair: tuple[Difference, ...]) -> None:
     with pytest.raises(InputError, match="2 parts need as many weights, 1 were given"):
-        Stage(pipeline, open_tiny(), pair).showing([1.0]).__enter__()
+        AdapterStack(pipeline, open_tiny(), pair).active([1.0]).__enter__()
