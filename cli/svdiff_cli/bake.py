@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from svdiff_delta._text.printable import printable
+from svdiff_delta.errors import DeltaError, InputError
 
 from . import options
 from .printing import echo, echo_json
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
     from svdiff_delta.format.dtypes import Dtype
 
 MUCH = 1 / 3  # of a ΔW
+
+
+def check_order(base: str) -> None:
+    """Raise InputError if what stands in the place of BASE is a delta."""
+    if not Path(base).is_file():
+        return
+    from svdiff_delta import load
+
+    try:
+        load(base)
+    except DeltaError:
+        return
+    raise InputError(f"{base}: is a delta, and BASE stands before the deltas", fix=f"write `svdiff bake BASE {base}`")
 
 
 @click.command()
@@ -61,6 +75,7 @@ def bake(
         svdiff bake tiny dog.safetensors:0.8 -o dog-model
         svdiff bake sd15 dog.safetensors cat.safetensors:0.5 -o both --dry-run
     """
+    check_order(base)
     opened, weights = open_deltas(deltas)
     model = open_reference(base, sole_component(opened))
     keep_apart(output, model, *deltas)

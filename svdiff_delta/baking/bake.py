@@ -21,7 +21,7 @@ from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import on_host
 from svdiff_delta.base_model.layout import is_index, read_json
 from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
-from svdiff_delta.errors import OutputError, TensorError
+from svdiff_delta.errors import InputError, OutputError, TensorError
 from svdiff_delta.format.container import ITEM_SIZE, header_bytes
 from svdiff_delta.format.dtypes import FLOATING, Dtype
 from svdiff_delta.format.parameter import Parameter
@@ -103,12 +103,16 @@ def bake(
 
     Raises:
         OutputError: the output exists, the disk has too little space, or refused.
-        InputError: there is no delta, or a weight is not finite.
+        InputError: `base` is no opened base, there is no delta, or a weight is not finite.
         SelectionError: a selector of a weight is unknown or matches nothing.
         BaseMismatchError: a delta was made for another base.
         BaseError: the base lacks a parameter, or a weight in it cannot be used.
         TensorError: a baked weight is too large for the output's dtype.
     """
+    given: object = base  # which a program without type checks may have swapped with `deltas`
+    if not isinstance(given, Base):
+        what = type(given).__name__
+        raise InputError(f"`base` is a {what}, not an opened base", fix="pass `open_base(path)` first, then the deltas")
     output = Path(output)
     plan = plan_bake(base, deltas, output, dtype=dtype, overwrite=overwrite, unchanged=unchanged, cache=cache)
     verified = plan.check_weights(building)

@@ -112,12 +112,14 @@ def test_a_bake_with_its_arguments_swapped_writes_nothing(tmp_path: Path, monkey
     from support.commands import svdiff
 
     from svdiff_delta import bake, save, zero_delta
+    from svdiff_delta.errors import InputError
     from svdiff_train.tiny import open_tiny
 
     monkeypatch.chdir(tmp_path)
     save(zero_delta(open_tiny(), "mid-ca"), "dog.safetensors")
     outcome = svdiff("bake", "dog.safetensors", "tiny", "-o", "baked")
-    assert (outcome.code, outcome.err) == (1, "error: tiny: there is no such file\n")
-    with pytest.raises(Exception, match="has no attribute"):
+    why = "dog.safetensors: is a delta, and BASE stands before the deltas"
+    assert (outcome.code, outcome.err) == (1, f"error: {why}: write `svdiff bake BASE dog.safetensors`\n")
+    with pytest.raises(InputError, match="`base` is a list, not an opened base"):
         bake([zero_delta(open_tiny(), "mid-ca")], open_tiny(), "baked")  # type: ignore[arg-type]
     assert not (tmp_path / "baked").exists()
