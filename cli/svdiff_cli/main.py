@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import click
 
+from svdiff_delta._util.interrupted import interruptions_kept
 from svdiff_delta._util.ticker import Ticker
 from svdiff_delta.errors import DeltaError, is_out_of_memory, refusal
 
@@ -78,7 +79,7 @@ class ErrorHandling(click.Group):
         wait_quietly()
         ctx.obj = Ticker("svdiff", quiet=not first_process())
         try:
-            with telling_warnings(), raised(), ctx.obj:
+            with telling_warnings(), raised(), interruptions_kept(), ctx.obj:
                 return super().invoke(ctx)
         except DeltaError as error:
             echo(f"error: {spelled(str(error))}", err=True)
@@ -88,12 +89,12 @@ class ErrorHandling(click.Group):
                 raise
             echo("error: out of memory: select a part of the model, or use --device cpu where it takes one", err=True)
             ctx.exit(1)
-        except KeyboardInterrupt:
-            echo("interrupted", err=True)
+        except KeyboardInterrupt as stop:
+            echo(f"interrupted{meanwhile(stop)}", err=True)
             ctx.exit(INTERRUPTED)
         except Ended as end:
             with suppress(OSError):  # the terminal may be what is gone
-                echo(f"ended by {end.name}", err=True)
+                echo(f"ended by {end.name}{meanwhile(end)}", err=True)
             raise
         except BrokenPipeError:
             abandon(sys.stdout)
@@ -102,6 +103,11 @@ class ErrorHandling(click.Group):
         except (OSError, UnicodeEncodeError) as error:
             tell_refusal(error)
             ctx.exit(1)
+
+
+def meanwhile(stop: BaseException) -> str:
+    """Return what went wrong in the course of an interruption, as the end of its line; nothing, as a rule."""
+    return f"; on the way out: {spelled(str(stop.__cause__))}" if stop.__cause__ else ""
 
 
 def tell_refusal(error: OSError | UnicodeEncodeError) -> None:

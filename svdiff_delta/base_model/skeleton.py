@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from svdiff_delta._text.printable import shown
+from svdiff_delta._util.interrupted import interruptions_kept
 from svdiff_delta._util.limits import LAYERS, MODULES
 from svdiff_delta.errors import BaseError, MissingExtraError
 
@@ -52,7 +53,7 @@ def build_skeleton(name: str, library: str, class_name: str, folder: Path | None
     said = read_json(folder / "config.json")
     try:
         _check_counts(said)
-        with torch.device("meta"), _few_modules():
+        with interruptions_kept(), torch.device("meta"), _few_modules():
             if library == "diffusers":
                 model = cls.from_config(said)
             else:

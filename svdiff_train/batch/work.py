@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
+from svdiff_delta._util.interrupted import interruptions_kept
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.conversion import convert
 from svdiff_delta.conversion.result import Conversion
@@ -88,7 +89,7 @@ def convert_one(
         if before and stale and before.get("status") == "converted" and before.get("states") == about["states"]:
             kept = {name: before[name] for name in _KEPT if name in before}
             return Result(**about, status="passed over", **kept, output_sha256=stale)
-        with one_thread():
+        with interruptions_kept(), one_thread():
             found = convert(
                 row.source(),
                 to=row.to,

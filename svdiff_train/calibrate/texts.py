@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from svdiff_delta._util.interrupted import interruptions_kept
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseError, InputError, MissingExtraError, is_out_of_memory
 from svdiff_delta.runtime import measure
@@ -38,8 +39,9 @@ def load_language_model(base: Base, *, device: torch.device) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()
     try:
         kind: Any = getattr(transformers, part.class_name)
-        model = kind.from_pretrained(base.path, dtype=torch.float32, use_safetensors=True, local_files_only=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(base.path, local_files_only=True)
+        with interruptions_kept():
+            model = kind.from_pretrained(base.path, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(base.path, local_files_only=True)
     except Exception as error:
         if is_out_of_memory(error):
             raise

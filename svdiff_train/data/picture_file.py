@@ -9,6 +9,7 @@ from typing import Final
 
 from PIL import Image, UnidentifiedImageError
 
+from svdiff_delta._util.interrupted import interruptions_kept
 from svdiff_delta._util.limits import MOST_PIXELS, PICTURE, PIXELS, PIXELS_PER_BYTE
 from svdiff_delta._util.reading import regular_file
 from svdiff_delta.errors import DeltaError, InputError
@@ -36,7 +37,7 @@ def opened_picture(path: Path, fix: str = "remove or replace it") -> Iterator[Im
         if size > PICTURE:
             raise InputError(f"{path}: has more than {PICTURE:,} bytes", fix="save it smaller")
         try:
-            with Image.open(stream, formats=FORMATS) as image:
+            with interruptions_kept(), Image.open(stream, formats=FORMATS) as image:
                 _check_pixels(path, image, size)
                 yield image
         except (DeltaError, MemoryError):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from svdiff_delta._util.interrupted import interruptions_kept
 from svdiff_delta.base_model.devices import find_device
 from svdiff_delta.base_model.hub_model import find_model
 from svdiff_delta.base_model.layout import read_json, weight_files
@@ -63,7 +64,8 @@ def load_model(model_class: str, folder: Path, what: str, device: str | torch.de
     read = getattr(library, model_class).from_pretrained
     options |= {"use_safetensors": True, "local_files_only": True}
     try:
-        model, about = read(str(folder), dtype=torch.float32, output_loading_info=True, **options)
+        with interruptions_kept():
+            model, about = read(str(folder), dtype=torch.float32, output_loading_info=True, **options)
     except Exception as error:  # noqa: BLE001 - transformers and safetensors raise whatever comes
         raise _unreadable(folder, what, error) from None
     if missing := sorted(about["missing_keys"]):
@@ -89,7 +91,8 @@ def load_part(part_class: str, folder: Path, what: str, **options: Any) -> Any:
     """
     read = getattr(transformers(), part_class).from_pretrained
     try:
-        return read(str(folder), local_files_only=True, trust_remote_code=False, **options)
+        with interruptions_kept():
+            return read(str(folder), local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # noqa: BLE001 - as above
         raise _unreadable(folder, what, error) from None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from svdiff_delta._util.interrupted import interruptions_kept
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import find_device
 from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
@@ -51,9 +52,10 @@ def load_pipeline(base: Base, *, device: str | torch.device = "cpu", dtype: str 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(
-            str(base.path), dtype=TORCH_DTYPES[dtype], use_safetensors=True, local_files_only=True
-        )
+        with interruptions_kept():
+            pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(
+                str(base.path), dtype=TORCH_DTYPES[dtype], use_safetensors=True, local_files_only=True
+            )
     except Exception as error:
         if is_out_of_memory(error):
             raise

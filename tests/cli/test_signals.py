@@ -34,6 +34,24 @@ def test_a_command_that_is_ended_cleans_up_and_says_by_what(tmp_path: Path, name
     assert listing(tmp_path) == []
 
 
+MASKED = KILLED.replace(
+    "os.kill(os.getpid(), {number})",
+    """try:
+        os.kill(os.getpid(), {number})
+    finally:
+        raise DeltaError("{{}}: is broken".format("a file"))""",
+).replace("import os", "from svdiff_delta import DeltaError; import os")
+
+
+def test_an_error_on_the_way_out_is_told_and_the_exit_status_stays_that_of_the_signal(tmp_path: Path) -> None:
+    for name in ("SIGTERM", "SIGINT"):
+        number = int(getattr(signal, name))
+        done = python(MASKED.format(number=number) + SVDIFF, "demo", "-o", "out", folder=tmp_path)
+        said = {"SIGTERM": "ended by SIGTERM", "SIGINT": "interrupted"}[name]
+        assert done.err.splitlines()[-1] == f"{said}; on the way out: a file: is broken"
+        assert done.code == 128 + number
+
+
 def test_a_signal_raises_once_and_the_next_one_waits_for_what_is_cleaned_up() -> None:
     cleaned = []
     before = signal.getsignal(signal.SIGTERM)
