@@ -15,9 +15,9 @@ from .claim import Claim
 from .flat_deltas import Sums
 from .fused import FusedPatch
 from .gain_table import GainTable
-from .layers import Shift
 from .patched_layers import LivePatch
 from .per_sample import Batch
+from .shift import Shift
 
 
 class AttachedModel:

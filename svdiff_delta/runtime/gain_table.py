@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .flat_deltas import Sums
 from .gain_map import Response
-from .layers import Shift
 from .model_locks import writing
+from .shift import Shift
 
 
 class GainTable:

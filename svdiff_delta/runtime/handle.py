@@ -21,8 +21,8 @@ from svdiff_delta.ops.arithmetic import add
 
 from .attached_model import AttachedModel
 from .flat_deltas import Flat
-from .layers import Shift
 from .model_locks import exclusive
+from .shift import Shift
 
 Sample = str | None | Mapping[str, float]
 """The δ of one sample: a name, none, or names with weights."""

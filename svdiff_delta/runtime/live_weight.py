@@ -18,7 +18,7 @@ from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError
 
 if TYPE_CHECKING:
-    from .layers import Shift
+    from .shift import Shift
 
 SLOT: Final = "svdiff_shift"
 """The attribute that marks a shifted layer, and holds its `Shift` if that computes the layer's output."""

@@ -16,10 +16,13 @@ from svdiff_delta.errors import AttachError
 
 from .dropped_weight import Dropped
 from .factored_ops import HALF, is_grouped, narrow
-from .layers import NormShift, Shift, SpectralShift, WholeShift
 from .live_weight import SLOT, own_class, watch
+from .norm_shift import NormShift
 from .own_forwards import find_forward, own_forward
+from .shift import Shift
+from .spectral_shift import SpectralShift
 from .targets import TargetLayer
+from .whole_shift import WholeShift
 
 
 class LivePatch:

@@ -18,8 +18,9 @@ from svdiff_delta.format.delta import project
 
 from .fused import FusedPatch
 from .layer_calls import Call, forward_with
-from .layers import Shift, SpectralShift
 from .live_weight import note_reads
+from .shift import Shift
+from .spectral_shift import SpectralShift
 from .targets import TargetLayer
 
 SHARE: Final = 0.02

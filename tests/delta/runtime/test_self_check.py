@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from svdiff_delta.errors import AttachError
 from svdiff_delta.runtime import attach
-from svdiff_delta.runtime.layers import NormShift, SpectralShift
+from svdiff_delta.runtime.norm_shift import NormShift
+from svdiff_delta.runtime.spectral_shift import SpectralShift
 
 FORMS: dict[str, dict[str, Any]] = {
     "live": {},

@@ -1,28 +1,22 @@
-"""Compute the output of a shifted layer: by two products (Z or additive form), by a whole weight, or as a norm."""
+"""Hold δ of one layer of a live model as the gains that it computes with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from svdiff_delta.base_model.kinds import has_own_forward, weight_of
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.parameter import free_index
-from svdiff_delta.svd.decomposition import unmatricize
 
-from . import factored_ops
 from .factored_ops import HALF, narrow
-from .gain_map import Form, Response, factored
-from .layer_calls import Call, forward_apart, forward_with
-from .model_locks import ordinary
+from .gain_map import Response
+from .layer_calls import Call
 from .original_weights import device_of
-from .per_sample import Batch, multiply
+from .per_sample import Batch
 from .targets import TargetLayer
 
 if TYPE_CHECKING:
@@ -208,161 +202,3 @@ class _Projected(torch.autograd.Function):
         delta, floor = ctx.saved_tensors
         (grad,) = grads
         return torch.where((delta > floor) | (grad < 0), grad, 0.0), None
-
-
-class SpectralShift(Shift):
-    """A linear layer or convolution as `outer(inner(x) ⊙ gain)`; in additive form that is added to its own output.
-
-    Args:
-        place: the layer and its weight.
-        module: the layer itself, or one that is tied to it.
-        exact: whether to use the additive form.
-        trainable: as in `Shift`.
-
-    Attributes:
-        whole: whether the two products stand for the weight itself (the Z form).
-    """
-
-    inner: Tensor
-    outer: Tensor
-
-    def __init__(self, place: TargetLayer, module: nn.Module, *, exact: bool, trainable: bool) -> None:
-        dtype = weight_of(module).dtype
-        whole = not exact and dtype not in HALF  # a product of two rounded factors is not W to half precision
-        form = factored(place.matrix(), place.basis()) if whole else place.additive()
-        super().__init__(place, module, form.response, trainable=trainable)
-        self.whole = whole
-        # A function of its own, so that copies of the model share what it needs.
-        self._additive: Callable[[], Form] = lambda: place.additive()
-        self._hold(module, form, dtype)
-
-    def _hold(self, module: nn.Module, form: Form, dtype: torch.dtype) -> None:
-        inner, outer = factored_ops.product_weights(module, self.parameter, form.rows, form.columns)
-        device = self.gain.device
-        self._keep(inner=inner.to(device, dtype), outer=outer.to(device, dtype))
-
-    @ordinary
-    def become_additive(self, module: nn.Module) -> None:
-        """Go over to the additive form, with the δ that is there now."""
-        form = self._additive()
-        index = torch.arange(form.response.floor.numel()) if self.response.pick is None else self.response.pick
-        moved = self.response.slope != 0
-
-        def change(gain: Tensor) -> Tensor:
-            found = torch.zeros(*gain.shape[:-1], form.response.floor.numel(), dtype=torch.float64)
-            values = (gain.cpu().double() - self.response.offset) / self.response.slope
-            found[..., index[moved]] = values[..., moved]
-            return found.float().to(gain.device)
-
-        gain, rows = change(self.gain), None if self.rows is None else change(self.rows)
-        self._respond(form.response, self.gain.device)
-        self._keep(gain=gain, rows=rows)
-        self._hold(module, form, self.inner.dtype)
-        self.whole = False
-
-    def call(self, module: nn.Module, gain: Tensor, x: Tensor, /, *args: Any, **options: Any) -> Tensor:
-        """Return the layer's output with this gain."""
-        hidden = factored_ops.inner(module, self.inner, x, *args, **options)
-        # In float32, whatever the model's dtype.
-        hidden = multiply(hidden, gain, factored_ops.tail(module, gain.shape[-1])).to(hidden.dtype)
-        change = factored_ops.outer(module, self.outer, hidden, bias=self.whole)
-        return change if self.whole else factored_ops.added(module, x, change, *args, **options)
-
-    def weight(self, module: nn.Module, gain: Tensor) -> Tensor:
-        """Return W + ΔW with this gain."""
-        rows, columns = factored_ops.factors(module, self.parameter, self.inner, self.outer)
-        matrix = (columns.to(gain.dtype) * gain) @ rows.to(gain.dtype)
-        change = unmatricize(matrix, self.parameter.shape, self.parameter.axis)
-        return (change if self.whole else weight_of(module) + change).to(weight_of(module).dtype)
-
-
-class WholeShift(Shift):
-    """A layer that no two products stand for: its own forward runs on W + ΔW, put together at every call.
-
-    These are grouped convolutions, and layers whose class has a forward of its own.
-    """
-
-    left: Tensor
-    right: Tensor
-
-    def __init__(self, place: TargetLayer, module: nn.Module, *, trainable: bool) -> None:
-        form = place.additive()
-        super().__init__(place, module, form.response, trainable=trainable)
-        device = self.gain.device
-        self._keep(right=form.rows.to(device), left=form.columns.to(device))
-
-    def call(self, module: nn.Module, gain: Tensor, x: Tensor, /, *args: Any, **options: Any) -> Tensor:
-        """Return the layer's output with this gain; samples with one each go through the layer one by one.
-
-        Raises:
-            InputError: they would read what the layer has kept of one another.
-        """
-        if gain.ndim == 1:
-            return forward_with(module, self.weight(module, gain), x, *args, **options)
-        size = x.shape[0]
-
-        def share(value: Any, index: int) -> Any:
-            batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == size
-            return value.unflatten(0, (-1, len(gain)))[:, index] if batched else value
-
-        outputs = []
-        for index, row in enumerate(gain):
-            given, named = tree_map(partial(share, index=index), ((x, *args), options))
-            output, written = forward_apart(module, self.weight(module, row), *given, **named)
-            if written:
-                raise InputError(
-                    f"{self.name}: the layer keeps `{min(written)}` from call to call, for all samples together",
-                    fix="run the model once for each delta",
-                )
-            outputs.append(output)
-        return torch.stack(outputs, 1).flatten(0, 1)
-
-    def weight(self, module: nn.Module, gain: Tensor) -> Tensor:
-        """Return W + ΔW with this gain."""
-        weight = weight_of(module)
-        matrix = (self.left.to(gain.dtype) * gain) @ self.right.to(gain.dtype)
-        return (weight + unmatricize(matrix, self.parameter.shape, self.parameter.axis)).to(weight.dtype)
-
-
-class NormShift(Shift):
-    """A normalization with w + δ; in half precision δ is applied in float32 afterwards, or most of it would be lost."""
-
-    def __init__(self, place: TargetLayer, module: nn.Module, *, trainable: bool) -> None:
-        super().__init__(place, module, Response.of_shift(place.parameter.size), trainable=trainable)
-
-    def call(self, module: nn.Module, gain: Tensor, x: Tensor, /, *args: Any, **options: Any) -> Tensor:
-        """Return the norm's output with this gain, which is δ itself."""
-        weight = weight_of(module)
-        if gain.ndim == 1 and weight.dtype not in HALF:
-            return forward_with(module, weight + gain.reshape(weight.shape), x, *args, **options)
-        bias = cast("Tensor | None", getattr(module, "bias", None))
-        shape = (len(weight), *[1] * (x.ndim - 2)) if isinstance(module, nn.GroupNorm) else tuple(weight.shape)
-        if has_own_forward(module):
-            # What one more unit of weight changes; some classes multiply by 1 + w. Never with a weight of 0 or in half
-            # precision: of a weight of 0, kernels for norms cannot give gradients.
-            wide, value = weight.float(), x.float() if x.is_floating_point() else x
-            unit = forward_with(module, wide + 1, value, *args, **options)
-            unit = unit - forward_with(module, wide, value, *args, **options)
-            result = forward_with(module, weight, x, *args, **options)
-            return (result.float() + multiply(unit.float(), gain, shape)).to(result.dtype)
-        result = multiply(normalize(module, x).float(), weight.float().flatten() + gain, shape)
-        return (result if bias is None else result + bias.float().reshape(shape)).to(x.dtype)
-
-    def weight(self, module: nn.Module, gain: Tensor) -> Tensor:
-        """Return w + δ."""
-        weight = weight_of(module)
-        return (weight + gain.reshape(weight.shape)).to(weight.dtype)
-
-
-def normalize(module: nn.Module, x: Tensor) -> Tensor:
-    """Return what a norm of torch computes without weight and bias, in float32 or the dtype of x."""
-    if isinstance(module, nn.LayerNorm):
-        return F.layer_norm(x, module.normalized_shape, None, None, module.eps)
-    if isinstance(module, nn.GroupNorm):
-        return F.group_norm(x, module.num_groups, None, None, module.eps)
-    # By its formula: on a GPU in half precision, torch's fused kernel gives gradients of 1e36 where the weight takes
-    # none (torch 2.11; float32 and other norms are right).
-    norm, wide = cast("nn.RMSNorm", module), x.float()
-    dimensions = tuple(range(-len(norm.normalized_shape), 0))
-    eps = torch.finfo(wide.dtype).eps if norm.eps is None else norm.eps
-    return wide * torch.rsqrt(wide.square().mean(dimensions, keepdim=True) + eps)
