@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.kinds import weight_of
@@ -20,6 +20,7 @@ from svdiff_delta.svd.cache import BasisCache
 from .attached_model import AttachedModel
 from .claim import Claim, LayerPatch, claim_of, undo_unsettled
 from .flat_deltas import Sums
+from .forms.choice import EXACT, FormName
 from .fused import FusedPatch
 from .handle import Handle
 from .memory import Trim, give_back
@@ -43,6 +44,7 @@ def attach(
     scale: float = 1.0,
     mode: Mode = "live",
     base: Base | None = None,
+    form: FormName | None = None,
     exact: bool = False,
     trainable: bool = False,
     check: bool = False,
@@ -51,8 +53,9 @@ def attach(
     """Put deltas on a live pipeline or model; nothing is touched before everything is checked.
 
     Live, linear layers and convolutions run factored, and their weights are dropped while the factors stand for them;
-    models in half precision, and all with `exact=True`, keep the weights and add the shift's own two products. Fused,
-    the weights become W + ΔW: the forward costs what the base's does, and a change costs two products per layer.
+    in half precision they run resident: the weights stay, and the square factors make the change of what the layers
+    compute. Fused, the weights become W + ΔW: the forward costs what the base's does, and a change costs two products
+    per layer.
 
     Args:
         target: a diffusers pipeline, one of its models, or a transformers model.
@@ -63,7 +66,9 @@ def attach(
         mode: "live" or "fused".
         base: where the original weights are; the files the model was loaded from if not given, and the live weights
             themselves if those are not here. Weights that were cast or offloaded need their files.
-        exact: whether to use the additive form `Wx + U(Δσ ⊙ Vᵀx)`, which equals the baked weight on any base.
+        form: "factored", "additive", "resident" or "whole", for all layers that singular values are shifted of; each
+            gets the cheapest that serves it if not given (`forms/costs.py`).
+        exact: whether ΔW must be the baked weight's on any base, as in the additive form `Wx + U(Δσ ⊙ Vᵀx)`.
         trainable: whether δ takes gradients (see `Handle.parameters`); the model's own weights are left as they are.
         check: whether the next forward of each model compares every shifted layer with W + ΔW, with a δ of the check's
             own where the given one is too small to see; it raises AttachError if a layer differs or was never called.
@@ -81,7 +86,7 @@ def attach(
             fused or several.
     """
     deltas, weights = _weighed(delta, name)
-    _check_arguments(deltas, mode, exact=exact, trainable=trainable)
+    _check_arguments(deltas, mode, form, exact=exact, trainable=trainable)
     slots = {name.partition(".")[0] for delta in deltas.values() for name in delta}
     models, claim = components(target, slots), Claim()
     locks = (*locks_of(models[slot] for slot in slots), claim.busy)
@@ -89,7 +94,7 @@ def attach(
     def put() -> Handle:
         undo_unsettled(models[slot] for slot in slots)
         places = find_places(target, models, deltas, base, cache or BasisCache())
-        sites = {key: _sites(place, mode, exact=exact, trainable=trainable) for key, place in places.items()}
+        sites = {key: _sites(place, mode, form, exact=exact, trainable=trainable) for key, place in places.items()}
         claim.take({key: place.modules for key, place in places.items()}, sites)
         _put(claim, places)
         checking = Check({slot: models[slot] for slot in sorted(slots)}, places) if check else None
@@ -145,7 +150,7 @@ def _sums(places: Mapping[str, TargetLayer]) -> Sums:
     return Sums({key: place.parameter for key, place in places.items()}, runs)
 
 
-def _sites(place: TargetLayer, mode: Mode, *, exact: bool, trainable: bool) -> list[LayerPatch]:
+def _sites(place: TargetLayer, mode: Mode, form: FormName | None, *, exact: bool, trainable: bool) -> list[LayerPatch]:
     """Return all that is to be put on a layer and its twins, checked; nothing is touched yet."""
     sites: list[LayerPatch] = []
     if mode == "fused":
@@ -153,7 +158,7 @@ def _sites(place: TargetLayer, mode: Mode, *, exact: bool, trainable: bool) -> l
     else:
         for module in place.modules:
             find_forward(place.name, module, own_forward(module))
-        sites += live_sites(place, exact=exact, trainable=trainable)
+        sites += live_sites(place, form=form, exact=exact, trainable=trainable)
     sites += [LoadGuard(place.name, module) for module in place.modules]
     return sites + [FusionGuard(place.name, module, parent) for module, parent in place.fusers]
 
@@ -170,13 +175,17 @@ def _put(claim: Claim, places: Mapping[str, TargetLayer]) -> None:
     give_back()
 
 
-def _check_arguments(deltas: Mapping[str, Delta], mode: str, *, exact: bool, trainable: bool) -> None:
+def _check_arguments(deltas: Mapping[str, Delta], mode: str, form: str | None, *, exact: bool, trainable: bool) -> None:
     if not deltas:
         raise InputError("there is nothing to attach", fix="give at least one delta")
     if mode not in ("live", "fused"):
         raise InputError(f'mode is "live" or "fused", not {mode!r}')
-    if mode == "fused" and (exact or trainable):
-        word = "exact" if exact else "trainable"
+    if form not in (None, *get_args(FormName)):
+        raise InputError(f"form is one of {', '.join(get_args(FormName))}, not {form!r}")
+    if exact and form not in (None, *EXACT):
+        raise InputError(f'`exact` does not go with the form "{form}"', fix="leave one of them out")
+    if mode == "fused" and (exact or trainable or form):
+        word = "exact" if exact else "form" if form else "trainable"
         raise InputError(
             f"`{word}` is about layers that compute with δ, fused weights are exact", fix='use `mode="live"`'
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Final, cast
 
 import torch
@@ -95,8 +96,7 @@ def added(module: nn.Module, x: Tensor, change: Tensor, /, *args: Any, **options
 
 def own_weight(module: nn.Module) -> Tensor:
     """Return a layer's weight as `inner` takes it."""
-    weight = weight_of(module)
-    return weight.T if type(module).__name__ == "Conv1D" else weight  # GPT-2's linear layer is stored transposed
+    return as_called(module, weight_of(module))
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -110,6 +110,40 @@ def is_pointwise(module: nn.Module) -> bool:
         return False
     ones = all(size == 1 for size in (*module.kernel_size, *module.stride, module.groups))
     return ones and module.padding in ("valid", (0,) * spatial(module))
+
+
+def is_one_product(module: nn.Module) -> bool:
+    """Tell whether a layer multiplies its channels by one matrix, position by position."""
+    return is_linear(module) or is_pointwise(module)
+
+
+def sides(parameter: Parameter) -> tuple[int, int]:
+    """Return rows and columns of the matrix that a weight is."""
+    rows = parameter.shape[parameter.axis]
+    return rows, prod(parameter.shape) // rows
+
+
+def as_called(module: nn.Module, weight: Tensor) -> Tensor:
+    """Return a weight in the layer's own shape as `inner` takes it."""
+    return weight.T if type(module).__name__ == "Conv1D" else weight  # GPT-2's linear layer is stored transposed
+
+
+def channels_last(module: nn.Module, x: Tensor) -> Tensor:
+    """Return what a layer takes or gives with its channels in the last dimension."""
+    return x.movedim(-spatial(module) - 1, -1) if isinstance(module, Conv | ConvTranspose) else x
+
+
+def channels_back(module: nn.Module, x: Tensor) -> Tensor:
+    """Undo `channels_last`."""
+    return x.movedim(-1, -spatial(module) - 1) if isinstance(module, Conv | ConvTranspose) else x
+
+
+def positions(module: nn.Module, x: Tensor) -> int:
+    """Return at how many positions a layer computes for an input, all samples together."""
+    if isinstance(module, Conv | ConvTranspose):
+        places, stride = x.numel() // module.in_channels, prod(module.stride)
+        return places * stride if isinstance(module, ConvTranspose) else places // stride
+    return x.numel() // x.shape[-1]
 
 
 def tail(module: nn.Module, channels: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Map δ to the gain between the two products of a shifted layer, in the Z form or the additive form."""
+"""Map δ to the gain between the two products of a shifted layer, in each form."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Response:
         return Response(zeros - torch.inf, zeros, zeros + 1)
 
 
-class Form(NamedTuple):
+class Factors(NamedTuple):
     """The two factors of one matricized weight, or of its change: `columns @ (gain ⊙ (rows @ x))`.
 
     Attributes:
@@ -54,14 +54,14 @@ class Form(NamedTuple):
     response: Response
 
 
-def additive(prepared: Prepared, basis: Basis) -> Form:
+def additive(prepared: Prepared, basis: Basis) -> Factors:
     """Return Vᵀ and U, between which Δσ stands: `W x + U (Δσ ⊙ Vᵀ x)`."""
     long = basis.long_rows(matricize(prepared.rounded, prepared.parameter.axis))
     rows, columns = (long, basis.factor.T) if basis.left else (basis.factor, long.T)
-    return Form(rows, columns, Response.of_change(basis.sigma))
+    return Factors(rows, columns, Response.of_change(basis.sigma))
 
 
-def factored(matrix: Tensor, basis: Basis) -> Form:
+def factored(matrix: Tensor, basis: Basis) -> Factors:
     """Return Z and U (or Vᵀ and WV where V is the square factor), with the tail's own rows below: the whole W + ΔW.
 
     With `g = 1 + Δσ/σ`, and 1 on tail and null rows: `U (g ⊙ Z x) + U_t (Δσ_t ⊙ V_t x)`.
@@ -88,8 +88,40 @@ def factored(matrix: Tensor, basis: Basis) -> Form:
         torch.mm(matrix, factor.T, out=columns[:, : len(factor)])
         columns[:, len(factor) :] = basis.tail.T
     if start == stop:
-        return Form(rows, columns, Response(-basis.sigma, offset, slope))
+        return Factors(rows, columns, Response(-basis.sigma, offset, slope))
     length = stop - start
     pick = torch.cat([torch.arange(basis.sigma.numel()), torch.arange(start, stop)])
     offset, slope = torch.cat([offset, offset.new_zeros(length)]), torch.cat([slope, slope.new_ones(length)])
-    return Form(rows, columns, Response(-basis.sigma, offset, slope, pick))
+    return Factors(rows, columns, Response(-basis.sigma, offset, slope, pick))
+
+
+class Square(NamedTuple):
+    """What stands for ΔW beside W itself (resident form): `U (g ⊙ Uᵀ W)` or `(W V ⊙ g) Vᵀ`, with g = Δσ/σ.
+
+    Attributes:
+        factor: (K, K) float32: Uᵀ or Vᵀ, whichever is square.
+        left: whether it is Uᵀ.
+        tail: (t, ·) the factors of the smallest singular values, through which nothing is divided; None if t = 0.
+        response: how the gain depends on δ: K for the square factor, then t for the tail.
+    """
+
+    factor: Tensor
+    left: bool
+    tail: tuple[Tensor, Tensor] | None
+    response: Response
+
+
+def resident(basis: Basis) -> Square:
+    """Return the square factor of a basis, as it is kept, and the tail's rows and columns: no product is needed."""
+    start, stop = basis.split
+    slope = torch.zeros_like(basis.sigma)
+    slope[:start] = 1 / basis.sigma[:start]
+    offset, floor = torch.zeros_like(basis.sigma), -basis.sigma
+    if start == stop:
+        return Square(basis.factor, basis.left, None, Response(floor, offset, slope))
+    low = basis.factor[start:stop]
+    tail = (basis.tail, low.T) if basis.left else (low, basis.tail.T)
+    pick = torch.cat([torch.arange(basis.sigma.numel()), torch.arange(start, stop)])
+    zeros = offset.new_zeros(stop - start)
+    response = Response(floor, torch.cat([offset, zeros]), torch.cat([slope, zeros + 1]), pick)
+    return Square(basis.factor, basis.left, tail, response)

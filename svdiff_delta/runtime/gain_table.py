@@ -50,6 +50,9 @@ class GainTable:
         self._offset = np.concatenate([response.offset.numpy() for response in responses])
         self._slope = np.concatenate([response.slope.numpy() for response in responses])
         self._lengths = [len(pick) for pick in picks]
+        order = {name: index for index, name in enumerate(self._sums.slices)}
+        self._order = [order[shift.name] for shift in self._shifts]
+        self._starts = [place.start for place in self._sums.slices.values()]
         # Every swap writes these anew: fresh memory would take longer than the sums.
         self._change, self._wide = np.empty(self._sums.size), np.empty(len(self._pick))
         self._gains = torch.empty(len(self._pick))
@@ -66,6 +69,9 @@ class GainTable:
     def write(self, total: NDArray[np.float64]) -> None:
         """Let all samples have this δ (D,)."""
         self._lay_out()
+        idle = (~np.logical_or.reduceat(total != 0, self._starts)).tolist()
+        for shift, place in zip(self._shifts, self._order, strict=True):
+            shift.__dict__["idle"] = idle[place]  # much faster than the attribute
         self._respond(total, self._gains)
         for device, (indices, gains) in self._targets().items():
             parts = self._parts if device == self._gains.device else self._gains.to(device).split(self._lengths)

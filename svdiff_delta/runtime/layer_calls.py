@@ -36,9 +36,26 @@ def forward_apart(module: nn.Module, weight: Tensor, /, *args: Any, **options: A
     others = {name: found if found is None else found.to(weight.dtype) for name, found in module._parameters.items()}
     twin.__dict__["_parameters"] = {**others, "weight": weight}
     result = cast("Tensor", cls.forward(twin, *args, **options))
-    before = module.__dict__
-    changed = {name: value for name, value in twin.__dict__.items() if name not in HELD}
-    return result, {name: value for name, value in changed.items() if name not in before or before[name] is not value}
+    return result, _written(twin, module)
+
+
+def own_output(module: nn.Module, x: Tensor, /, *args: Any, bias: bool = True, **options: Any) -> Tensor:
+    """Return what a layer computes without a delta, with or without its bias.
+
+    Args:
+        module: the layer.
+        x: what it is called with.
+        args: what else.
+        bias: whether its bias counts.
+        options: what else, by name.
+    """
+    cls = own_class(module)
+    twin = _twin(module, cls)
+    if not bias:
+        twin.__dict__["_parameters"] = {**module._parameters, "bias": None}
+    result = cast("Tensor", cls.forward(twin, x, *args, **options))
+    module.__dict__.update(_written(twin, module))
+    return result
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,13 @@ class Call:
             return call
         args, options = tree_map(lambda value: _widen(value, dtype), (call.args, call.options))
         return Call(call.module, args, options)
+
+
+def _written(twin: nn.Module, module: nn.Module) -> dict[str, Any]:
+    """Return the attributes that a forward has written into a layer's twin."""
+    before = module.__dict__
+    changed = {name: value for name, value in twin.__dict__.items() if name not in HELD}
+    return {name: value for name, value in changed.items() if name not in before or before[name] is not value}
 
 
 def _twin(module: nn.Module, cls: type[nn.Module]) -> nn.Module:

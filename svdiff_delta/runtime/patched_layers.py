@@ -11,11 +11,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from svdiff_delta.base_model.kinds import has_own_forward, weight_of
+from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError
 
 from .dropped_weight import Dropped
-from .factored_ops import HALF, is_grouped, narrow
+from .factored_ops import HALF
+from .forms.choice import WHOLE, choose_form
 from .live_weight import SLOT, own_class, watch
 from .norm_shift import NormShift
 from .own_forwards import find_forward, own_forward
@@ -56,7 +57,7 @@ class LivePatch:
         self.module.add_module(SLOT, shift)
         find_forward(self.name, self.module, self._own).put(self._forward)
         watch(self.module)
-        if self._dropped is not None and isinstance(shift, SpectralShift) and shift.whole:
+        if self._dropped is not None and not shift.keeps_weight:
             self._dropped.drop()
         self.module.__dict__["_apply"] = self._apply
 
@@ -64,13 +65,13 @@ class LivePatch:
         """Move or cast the layer, as its own `_apply`: the dropped weight stays dropped, unless it becomes narrower.
 
         Two products of factors in half precision are not W to half precision, nor are they to float8, in which some
-        keep weights between calls: so the layer goes over to the additive form then.
+        keep weights between calls: so the layer goes over to a form that keeps W then.
         """
         shift, target = self.shift, fn(weight_of(self.module).new_empty(0)).dtype
-        if (target in HALF or narrow(target)) and isinstance(shift, SpectralShift) and shift.whole:
+        if isinstance(shift, SpectralShift) and (form := shift.form_at(target, self.module)) != shift.form.name:
             if self._dropped is not None:
                 self._dropped.fill()
-            shift.become_additive(self.module)
+            shift.become(form, self.module)
         if self._dropped is not None:
             self._dropped.shrink()
         own_class(self.module)._apply(self.module, fn, recurse)
@@ -113,35 +114,40 @@ class LivePatch:
         self._begun = False
 
 
-def live_sites(place: TargetLayer, *, exact: bool, trainable: bool) -> list[LivePatch]:
+def live_sites(place: TargetLayer, *, form: str | None, exact: bool, trainable: bool) -> list[LivePatch]:
     """Return what lets shifts compute the output of a layer and of those it is tied to; nothing is put there yet.
 
     Args:
         place: the layer and its weight.
-        exact: whether to use the additive form.
+        form: the form to compute in; the cheapest that serves the layer if not given.
+        exact: whether ΔW must be the baked weight's on any base.
         trainable: whether δ takes gradients; tied layers train one parameter.
     """
     # Functions of their own, so that copies of the model share what they need.
+    spectral = place.parameter.kind == "spectral"
+    forms = [choose_form(place, each, form, exact=exact) if spectral else "" for each in place.modules]
     dropped = Dropped(place.module, lambda: place.read(), lambda weight: place.cast(weight))
-    make = lambda: _make_shift(place, place.module, exact=exact, trainable=trainable)  # noqa: E731
+    make = lambda: _make_shift(place, place.module, form=forms[0], exact=exact, trainable=trainable)  # noqa: E731
     droppable = not place.shared and not place.offloaded
     sites = [LivePatch(place.name, place.module, make, dropped if droppable else None)]
     first = sites[0]
 
-    def make_twin(module: nn.Module) -> Shift:
-        shift = _make_shift(place, module, exact=exact, trainable=trainable)
+    def make_twin(module: nn.Module, form: str) -> Shift:
+        shift = _make_shift(place, module, form=form, exact=exact, trainable=trainable)
         shift.value = first.shift.value
         return shift
 
-    return sites + [LivePatch(place.name, module, partial(make_twin, module)) for module in place.twins]
+    twins = zip(place.twins, forms[1:], strict=True)
+    return sites + [LivePatch(place.name, module, partial(make_twin, module, form)) for module, form in twins]
 
 
-def _make_shift(place: TargetLayer, module: nn.Module, *, exact: bool, trainable: bool) -> Shift:
+def _make_shift(place: TargetLayer, module: nn.Module, *, form: str, exact: bool, trainable: bool) -> Shift:
     if place.parameter.kind == "elementwise":
         return NormShift(place, module, trainable=trainable)
-    if is_grouped(module) or has_own_forward(module):
-        return WholeShift(place, module, trainable=trainable)
-    return SpectralShift(place, module, exact=exact, trainable=trainable)
+    if form == WHOLE:
+        both = exact or weight_of(module).dtype not in HALF  # memory is what half precision is for
+        return WholeShift(place, module, both=both, trainable=trainable)
+    return SpectralShift(place, module, form=form, trainable=trainable)
 
 
 def _shifted_forward(self: nn.Module, /, *args: Any, **options: Any) -> Tensor:

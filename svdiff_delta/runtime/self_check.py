@@ -20,7 +20,6 @@ from .fused import FusedPatch
 from .layer_calls import Call, forward_with
 from .live_weight import note_reads
 from .shift import Shift
-from .spectral_shift import SpectralShift
 from .targets import TargetLayer
 
 SHARE: Final = 0.02
@@ -158,5 +157,4 @@ class Check:
 
     def _weight(self, shift: Shift, module: nn.Module) -> Tensor:
         """Return W: the layer's own, which may be cast or offloaded, unless factors stand for it."""
-        whole = isinstance(shift, SpectralShift) and shift.whole
-        return self._places[shift.name].live() if whole else weight_of(module)
+        return weight_of(module) if shift.keeps_weight else self._places[shift.name].live()

@@ -14,7 +14,7 @@ from svdiff_delta.format.parameter import free_index
 
 from .factored_ops import HALF, narrow
 from .gain_map import Response
-from .layer_calls import Call
+from .layer_calls import Call, own_output
 from .original_weights import device_of
 from .per_sample import Batch
 from .targets import TargetLayer
@@ -43,6 +43,8 @@ class Shift(nn.Module):
         rows: (S, R), a row for each sample; None where all samples have the same gain.
         value: the free numbers of a δ that is being trained; None otherwise.
         enabled: whether a δ that is being trained is on.
+        idle: whether the gain is that of δ = 0.
+        keeps_weight: whether W is in the layer.
         revive: whether gradients bring back what has fallen below −σ.
         check: what compares the layer with W + ΔW, while one forward is checked.
     """
@@ -62,7 +64,7 @@ class Shift(nn.Module):
         self.component: Final = place.component
         self.parameter: Final = place.parameter
         self.trainable: Final = trainable
-        self.enabled = True
+        self.enabled, self.idle = True, False
         self.revive = False
         self.check: Check | None = None
         self.batch = Batch(place.component)
@@ -76,6 +78,11 @@ class Shift(nn.Module):
     def _keep(self, **tensors: Tensor | None) -> None:
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
+
+    @property
+    def keeps_weight(self) -> bool:
+        """True if W is in the layer, False if factors stand for it."""
+        return True
 
     def _respond(self, response: Response, device: torch.device) -> None:
         """Take over how the gain depends on δ; the gain becomes that of δ = 0."""
@@ -145,11 +152,16 @@ class Shift(nn.Module):
         if self.rows is not None:
             self.batch.check(self.name, x)
         gains = self.gains() if self.rows is None else self.rows
+        if self.rows is None and self.check is None and self.keeps_weight and self._off():
+            return own_output(module, x, *args, **options)  # the base, bit for bit
         before = None if self.check is None else Call.of(module, (x, *args), options)
         result = self.call(module, gains, x, *args, **options)
         if self.check is not None and before is not None:
             self.check.output(self, before, result)
         return result
+
+    def _off(self) -> bool:
+        return self.idle if self.value is None else not self.enabled
 
     def gain_of(self, delta: Tensor) -> Tensor:
         """Return the gains (R,) for δ (size,), float32."""

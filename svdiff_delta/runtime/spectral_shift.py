@@ -1,4 +1,4 @@
-"""Compute the output of a shifted linear layer or convolution by two products: the Z form or the additive form."""
+"""Compute the output of a shifted linear layer or convolution by products, in one of the forms."""
 
 from __future__ import annotations
 
@@ -9,78 +9,93 @@ import torch
 from torch import Tensor, nn
 
 from svdiff_delta.base_model.kinds import weight_of
-from svdiff_delta.svd.decomposition import unmatricize
 
 from . import factored_ops
-from .factored_ops import HALF
-from .gain_map import Form, factored
+from .factored_ops import HALF, narrow
+from .forms import FORMS
+from .forms.choice import choose_form
+from .gain_map import Response
 from .model_locks import ordinary
-from .per_sample import multiply
 from .shift import Shift
 from .targets import TargetLayer
 
 
 class SpectralShift(Shift):
-    """A linear layer or convolution as `outer(inner(x) ⊙ gain)`; in additive form that is added to its own output.
+    """A linear layer, convolution or embedding in one of the forms (`FORMS`).
 
     Args:
         place: the layer and its weight.
         module: the layer itself, or one that is tied to it.
-        exact: whether to use the additive form.
+        form: the form's name.
         trainable: as in `Shift`.
 
     Attributes:
-        whole: whether the two products stand for the weight itself (the Z form).
+        form: the form.
+        outputs: whether the square factor acts on what the layer gives, or on what it takes.
+        inner: the weight of the first product, of all singular values or of the tail; None where there is no tail.
+        outer: the weight of the second.
+        square: (K, K) the square factor, in resident form.
     """
 
-    inner: Tensor
-    outer: Tensor
+    inner: Any
+    outer: Any
+    square: Any
 
-    def __init__(self, place: TargetLayer, module: nn.Module, *, exact: bool, trainable: bool) -> None:
-        dtype = weight_of(module).dtype
-        whole = not exact and dtype not in HALF  # a product of two rounded factors is not W to half precision
-        form = factored(place.matrix(), place.basis()) if whole else place.additive()
-        super().__init__(place, module, form.response, trainable=trainable)
-        self.whole = whole
+    def __init__(self, place: TargetLayer, module: nn.Module, *, form: str, trainable: bool) -> None:
+        held = FORMS[form].hold(place, module)
+        super().__init__(place, module, held.response, trainable=trainable)
+        self.form = FORMS[form]
+        rows, columns = factored_ops.sides(place.parameter)
+        self.outputs = rows <= columns or isinstance(module, nn.Embedding)
         # A function of its own, so that copies of the model share what it needs.
-        self._additive: Callable[[], Form] = lambda: place.additive()
-        self._hold(module, form, dtype)
+        self._find: Callable[[], TargetLayer] = lambda: place
+        self._hold(held.tensors, weight_of(module).dtype)
 
-    def _hold(self, module: nn.Module, form: Form, dtype: torch.dtype) -> None:
-        inner, outer = factored_ops.product_weights(module, self.parameter, form.rows, form.columns)
-        device = self.gain.device
-        self._keep(inner=inner.to(device, dtype), outer=outer.to(device, dtype))
+    @property
+    def keeps_weight(self) -> bool:
+        """True if W is in the layer, False if factors stand for it."""
+        return self.form.keeps_weight
+
+    def _hold(self, tensors: dict[str, Tensor | None], dtype: torch.dtype) -> None:
+        for name in ("inner", "outer", "square"):
+            found = tensors.get(name)
+            self._keep(**{name: None if found is None else found.to(self.gain.device, dtype)})
+
+    def form_at(self, dtype: torch.dtype, module: nn.Module) -> str:
+        """Return the form that the layer must have in another dtype: its own, unless that holds W too coarsely then."""
+        if self.form.keeps_weight or not (dtype in HALF or narrow(dtype)):
+            return self.form.name
+        # What W loses in one byte would be a large part of a change that is made of W.
+        return choose_form(self._find(), module, dtype=dtype, exact=narrow(dtype))
 
     @ordinary
-    def become_additive(self, module: nn.Module) -> None:
-        """Go over to the additive form, with the δ that is there now."""
-        form = self._additive()
-        index = torch.arange(form.response.floor.numel()) if self.response.pick is None else self.response.pick
-        moved = self.response.slope != 0
-
-        def change(gain: Tensor) -> Tensor:
-            found = torch.zeros(*gain.shape[:-1], form.response.floor.numel(), dtype=torch.float64)
-            values = (gain.cpu().double() - self.response.offset) / self.response.slope
-            found[..., index[moved]] = values[..., moved]
-            return found.float().to(gain.device)
-
-        gain, rows = change(self.gain), None if self.rows is None else change(self.rows)
-        self._respond(form.response, self.gain.device)
+    def become(self, form: str, module: nn.Module) -> None:
+        """Go over to another form, with the δ that is there now."""
+        chosen = FORMS[form]
+        held = chosen.hold(self._find(), module)
+        before, after = self.response, held.response
+        gain = moved(self.gain, before, after)
+        rows = None if self.rows is None else moved(self.rows, before, after)
+        dtype = next(found.dtype for found in (self.inner, self.square) if found is not None)
+        self._respond(after, self.gain.device)
         self._keep(gain=gain, rows=rows)
-        self._hold(module, form, self.inner.dtype)
-        self.whole = False
+        self._hold(held.tensors, dtype)
+        self.form = chosen
 
     def call(self, module: nn.Module, gain: Tensor, x: Tensor, /, *args: Any, **options: Any) -> Tensor:
         """Return the layer's output with this gain."""
-        hidden = factored_ops.inner(module, self.inner, x, *args, **options)
-        # In float32, whatever the model's dtype.
-        hidden = multiply(hidden, gain, factored_ops.tail(module, gain.shape[-1])).to(hidden.dtype)
-        change = factored_ops.outer(module, self.outer, hidden, bias=self.whole)
-        return change if self.whole else factored_ops.added(module, x, change, *args, **options)
+        return self.form.call(self, module, gain, x, *args, **options)
 
     def weight(self, module: nn.Module, gain: Tensor) -> Tensor:
         """Return W + ΔW with this gain."""
-        rows, columns = factored_ops.factors(module, self.parameter, self.inner, self.outer)
-        matrix = (columns.to(gain.dtype) * gain) @ rows.to(gain.dtype)
-        change = unmatricize(matrix, self.parameter.shape, self.parameter.axis)
-        return (change if self.whole else weight_of(module) + change).to(weight_of(module).dtype)
+        return self.form.weight(self, module, gain).to(weight_of(module).dtype)
+
+
+def moved(gain: Tensor, before: Response, after: Response) -> Tensor:
+    """Return a gain (…, R) by one response as a gain (…, R′) of the same Δ by another."""
+    index = torch.arange(before.floor.numel()) if before.pick is None else before.pick
+    known = before.slope != 0
+    change = torch.zeros(*gain.shape[:-1], before.floor.numel(), dtype=torch.float64)
+    change[..., index[known]] = ((gain.cpu().double() - before.offset) / before.slope)[..., known]
+    picked = change if after.pick is None else change[..., after.pick]
+    return (after.offset + after.slope * picked).float().to(gain.device)

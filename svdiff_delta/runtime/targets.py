@@ -21,7 +21,7 @@ from svdiff_delta.svd.prepare import Prepared, verify_and_prepare
 from svdiff_delta.svd.verify import prepare_base, verify_base
 
 from .claim import claim_of
-from .gain_map import Form, additive
+from .gain_map import Factors, additive
 from .live_weight import SLOT
 from .modules import layer
 from .obstacles import check_plain, check_projection, fusers_of, parents_of
@@ -95,7 +95,7 @@ class TargetLayer:
         """Return the live weight as a matrix."""
         return matricize(self.live(), self.parameter.axis)
 
-    def additive(self) -> Form:
+    def additive(self) -> Factors:
         """Return what stands for ΔW in additive form."""
         prepared = self.prepared()
         return additive(prepared, cast("Basis", prepared.basis))

@@ -14,6 +14,7 @@ from svdiff_train.training.signals import remember_signals
 
 KILLED = """
 import os, signal
+signal.signal({number}, signal.default_int_handler if {number} == signal.SIGINT else signal.SIG_DFL)  # nohup ignores
 from pathlib import Path
 from svdiff_cli import demo
 def run(folder, **given):
@@ -81,6 +82,14 @@ def test_a_signal_that_was_ignored_stays_so(listen: object, monkeypatch: pytest.
 
 
 def test_a_terminal_that_is_closed_ends_a_training_after_its_step() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    try:
+        check_a_closed_terminal()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def check_a_closed_terminal() -> None:
     with remember_signals() as asked:
         signal.raise_signal(signal.SIGHUP)
         assert asked() == signal.SIGHUP

@@ -9,6 +9,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from svdiff_delta._util.paths import below
+
 from .subjects import STYLES
 
 VERSION = "16.0.0"
@@ -53,7 +55,11 @@ def check(archive: Path, integrity: str) -> None:
 def unpack(archive: Path, folder: Path, vendor: str) -> None:
     """Unpack the table of names and the vendor's own pictures; the table comes last."""
     with tarfile.open(archive) as packed:
-        packed.extractall(folder, members=list(_wanted(packed, vendor)), filter="data")
+        for member in list(_wanted(packed, vendor)):
+            target, stream = below(folder, member.name, source=archive.name, deep=True), packed.extractfile(member)
+            if stream is not None:  # a file, and nothing else
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(stream.read())
 
 
 def _wanted(packed: tarfile.TarFile, vendor: str) -> Iterator[tarfile.TarInfo]:

@@ -254,7 +254,8 @@ def unpack(path: Path, other: bytes) -> None:
         tar.addfile(about, io.BytesIO(other))
     archive.seek(0)
     with tarfile.open(fileobj=archive) as tar:
-        tar.extractall(path.parent, filter="fully_trusted")
+        trusted = {"filter": "fully_trusted"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4 brought it
+        tar.extractall(path.parent, **trusted)
 
 
 def rename(path: Path, other: bytes) -> None:

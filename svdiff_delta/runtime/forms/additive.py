@@ -1,0 +1,56 @@
+"""The additive form: `W x + U (Δσ ⊙ Vᵀ x)`, which is the baked weight's output on any base."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from svdiff_delta.base_model.kinds import has_own_forward, weight_of
+from svdiff_delta.runtime import factored_ops
+from svdiff_delta.runtime.per_sample import multiply
+from svdiff_delta.runtime.targets import TargetLayer
+
+from .form import Held
+from .two_products import matrix_of, product_pair
+
+if TYPE_CHECKING:
+    from svdiff_delta.runtime.spectral_shift import SpectralShift
+
+
+class Additive:
+    """Both factors are held beside W."""
+
+    name = "additive"
+    keeps_weight = True
+
+    def obstacle(self, place: TargetLayer, module: nn.Module, dtype: torch.dtype) -> str:  # noqa: ARG002
+        """Return why it cannot serve a layer."""
+        return own_map(module)
+
+    def hold(self, place: TargetLayer, module: nn.Module) -> Held:
+        """Return U and Vᵀ as the two products' weights."""
+        factors = place.additive()
+        return Held(factors.response, product_pair(module, place.parameter, factors.rows, factors.columns))
+
+    def call(
+        self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any
+    ) -> Tensor:
+        """Return the layer's own output plus the change."""
+        hidden = factored_ops.inner(module, shift.inner, x, *args, **options)
+        # In float32, whatever the model's dtype.
+        hidden = multiply(hidden, gain, factored_ops.tail(module, gain.shape[-1])).to(hidden.dtype)
+        change = factored_ops.outer(module, shift.outer, hidden, bias=False)
+        return factored_ops.added(module, x, change, *args, **options)
+
+    def weight(self, shift: SpectralShift, module: nn.Module, gain: Tensor) -> Tensor:
+        """Return W + ΔW."""
+        return weight_of(module) + matrix_of(shift, module, gain)
+
+
+def own_map(module: nn.Module) -> str:
+    """Return why no two products stand for a layer; empty if they do."""
+    if factored_ops.is_grouped(module):
+        return "the groups of this convolution see different inputs"
+    return f"{type(module).__name__} has a forward of its own" if has_own_forward(module) else ""

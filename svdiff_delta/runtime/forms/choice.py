@@ -1,0 +1,59 @@
+"""Choose the form in which a layer computes: the one that was asked for, or the cheapest that serves it."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import torch
+from torch import nn
+
+from svdiff_delta.base_model.kinds import weight_of
+from svdiff_delta.errors import AttachError
+from svdiff_delta.runtime import factored_ops
+from svdiff_delta.runtime.targets import TargetLayer
+
+from . import FORMS
+from .costs import cost
+
+FormName = Literal["factored", "additive", "resident", "whole"]
+"""How a live layer computes with δ."""
+
+WHOLE: Final = "whole"
+"""The form without products of its own: the layer's forward runs on W + ΔW."""
+
+EXACT: Final = ("additive", WHOLE)
+"""Forms whose ΔW is that of a baked weight on any base."""
+
+
+def choose_form(
+    place: TargetLayer,
+    module: nn.Module,
+    form: str | None = None,
+    *,
+    exact: bool = False,
+    dtype: torch.dtype | None = None,
+) -> str:
+    """Return the name of the form of a spectral layer.
+
+    Args:
+        place: the layer and its weight.
+        module: the layer itself, or one that is tied to it.
+        form: the one that was asked for; the cheapest that serves the layer if not given.
+        exact: whether only forms will do whose ΔW is the baked weight's.
+        dtype: what the layer is going to compute in; that of its weight if not given.
+
+    Raises:
+        AttachError: the form cannot serve the layer.
+    """
+    why = {name: found.obstacle(place, module, dtype or weight_of(module).dtype) for name, found in FORMS.items()}
+    serving = [name for name in why if not why[name]]
+    if form is None:
+        rows, columns = factored_ops.sides(place.parameter)
+        allowed = [name for name in serving if not exact or name in EXACT]
+        return min(allowed, key=lambda name: cost(name, rows, columns, dropped=not place.shared), default=WHOLE)
+    if form in serving or form == WHOLE:
+        return form
+    others = ", ".join(f'"{name}"' for name in (*serving, WHOLE))
+    raise AttachError(
+        f'{place.name}: the form "{form}" cannot serve it: {why[form]}', fix=f"leave `form` out, or {others}"
+    )

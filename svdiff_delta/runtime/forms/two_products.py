@@ -1,0 +1,34 @@
+"""The two products of a layer whose factors are both held."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from svdiff_delta.format.parameter import Parameter
+from svdiff_delta.runtime import factored_ops
+from svdiff_delta.svd.decomposition import unmatricize
+
+if TYPE_CHECKING:
+    from svdiff_delta.runtime.spectral_shift import SpectralShift
+
+
+def product_pair(module: nn.Module, parameter: Parameter, rows: Tensor, columns: Tensor) -> dict[str, Tensor | None]:
+    """Return the weights of both products, for `inner` and `outer`.
+
+    Args:
+        module: the layer.
+        parameter: what the delta says about its weight.
+        rows: (R, columns of the matrix).
+        columns: (rows of the matrix, R).
+    """
+    inner, outer = factored_ops.product_weights(module, parameter, rows, columns)
+    return {"inner": inner, "outer": outer}
+
+
+def matrix_of(shift: SpectralShift, module: nn.Module, gain: Tensor) -> Tensor:
+    """Return what both products stand for, in the weight's shape and the gain's dtype."""
+    rows, columns = factored_ops.factors(module, shift.parameter, shift.inner, shift.outer)
+    matrix = (columns.to(gain.dtype) * gain) @ rows.to(gain.dtype)
+    return unmatricize(matrix, shift.parameter.shape, shift.parameter.axis)
