@@ -14,11 +14,6 @@ class Workspace:
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
 
-    @property
-    def size(self) -> int:
-        """The count of numbers that there is room for."""
-        return sum(kept.numel() for kept in self._kept.values())
-
     def take(self, what: str, shape: tuple[int, ...]) -> Tensor:
         """Return the memory for a purpose; what was in it before stands there until it is written over."""
         count, kept = prod(shape), self._kept.pop(what, None)
