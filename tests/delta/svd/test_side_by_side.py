@@ -220,9 +220,9 @@ def test_an_interrupt_ends_what_is_being_identified_and_keeps_what_was(
             raise Interrupted
 
     costs = {name: base.shape(name)[1] for name in NAMES}
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(fingerprint, "PIECE", 50)
-        patch.setattr(fingerprint, "_is_finite", counted)
+    monkeypatch.setattr(fingerprint, "PIECE", 50)
+    monkeypatch.setattr(fingerprint, "_is_finite", counted)
+    with pytest.raises(Interrupted):
         run_costliest_first(costs, lambda name, _: identify_weight(base, name, 0), interrupt)
     seen = pieces
     assert 0 < seen < 600 * 800 / 50
@@ -232,6 +232,7 @@ def test_an_interrupt_ends_what_is_being_identified_and_keeps_what_was(
     assert NAMES[-1] not in kept
     assert kept
     monkeypatch.setattr(fingerprint_cache, "_documents", {})
+    monkeypatch.setattr(fingerprint, "PIECE", 1 << 18)
     assert kept == {name: identify_weight(base, name, 0) for name in kept}
 
 
