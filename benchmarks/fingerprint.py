@@ -4,11 +4,11 @@
 
 Weight files are written in every format that is stored and can be shifted, of normal numbers; in F32 also of numbers
 that are exact in a shorter format, and of such as need F32 as basis dtype because they are too large or too small for
-F16. A round hashes the file's bytes with hashlib, and identifies every weight of a freshly opened base three times:
-with nothing remembered, one after the other on one thread (cold) and on all cores (all), and with all remembered, as
-another process would (again). A blob of a Hub cache has its bytes hashed once more when nothing is remembered. The
-file is in the page cache. The figures are medians. The folder for temporary files must lie on a file system whose
-change times are trusted (`svdiff_delta/_util/file_state.py`).
+F16; in F16 also of numbers of which half are −0, which stands for +0. A round hashes the file's bytes with hashlib, and
+identifies every weight of a freshly opened base three times: with nothing remembered, one after the other on one thread
+(cold) and on all cores (all), and with all remembered, as another process would (again). A blob of a Hub cache has its
+bytes hashed once more when nothing is remembered. The file is in the page cache. The figures are medians. The folder
+for temporary files must lie on a file system whose change times are trusted (`svdiff_delta/_util/file_state.py`).
 
 Limits: cold is at least 0.5 times as fast as SHA-256 on one thread, of a blob 0.25 times; all is at least 0.85 times
 the number of cores as fast as cold; again takes at most 0.05 of the time of cold.
@@ -49,6 +49,7 @@ FORMATS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "F32, too large for F16": lambda weight: weight * 1e8,
     "F32, too small for F16": lambda weight: weight * 1e-6,
     "F16": torch.Tensor.half,
+    "F16, half of it -0": lambda weight: torch.where(weight < 0, -0.0, weight).half(),
     "BF16": torch.Tensor.bfloat16,
     "F64": torch.Tensor.double,
     "F16, a blob": torch.Tensor.half,

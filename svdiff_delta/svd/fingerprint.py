@@ -295,7 +295,6 @@ def _without_negative_zero(bits: Bits) -> Bits:
     sign = 1 << (8 * bits.itemsize - 1)
     if bits.view(f"<i{bits.itemsize}").min(initial=0) > -sign:
         return bits
-    negative = bits == bits.dtype.type(sign)
-    bits = bits.copy()  # the base's own pages may not be written to
-    np.copyto(bits, 0, where=negative)
-    return bits
+    others = bits != bits.dtype.type(sign)
+    product: Bits = bits * others.view(np.uint8)  # where there are many, filling by a mask takes fifty times as long
+    return product

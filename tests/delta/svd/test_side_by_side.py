@@ -125,7 +125,7 @@ def test_the_identities_of_a_base_are_those_of_its_weights_one_by_one(tmp_path: 
 def test_of_several_weights_that_cannot_be_used_the_first_by_name_is_told(tmp_path: Path, several: int) -> None:
     """Though the last is the largest, and begun first."""
     bad = torch.full((6, 8), torch.nan)
-    base = weight_file(tmp_path / "model.safetensors", b=bad, e=bad, f=torch.full((6, 80), torch.inf))
+    base = weight_file(tmp_path / "model.safetensors", b=bad, e=bad.clone(), f=torch.full((6, 80), torch.inf))
     for _ in range(5):
         with pytest.raises(BaseError, match=r"^model\.b\.weight: the base's weight holds NaN"):
             identities(base)
