@@ -69,6 +69,8 @@ WEIGHTS = {
     "negative zero": torch.tensor([[-0.0, 0.0, -0.0], [1.0, -1.0, -0.0]]),
     "negative zero in F16": torch.tensor([[-0.0, 0.0, 65504.0, -65504.0]]).half(),
     "negative zero in BF16": torch.tensor([[-0.0, 1e-20, -1e-20, 3e38]]).bfloat16(),
+    "half of it negative zero": torch.where(normal(1, LONG) < 0, -0.0, normal(1, LONG)),
+    "half of it negative zero in F16": torch.where(normal(1, LONG) < 0, -0.0, normal(1, LONG)).half(),
     "negative zero by rounding": with_last(normal(1, LONG), -1e-12),
     "denormal": torch.tensor([[1e-40, -1e-40, 1.0]]),
     "one number": torch.tensor(2.5),

@@ -122,6 +122,15 @@ def test_the_identities_of_a_base_are_those_of_its_weights_one_by_one(tmp_path: 
     assert len({known.fingerprint for known in found.values()}) == len(NAMES)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_base_of_any_stored_format_is_identified(tmp_path: Path, several: int, dtype: torch.dtype) -> None:
+    weights = {letter: normal(6, 80, seed=index).to(dtype) for index, letter in enumerate("abcdef")}
+    found = identities(weight_file(tmp_path / "model.safetensors", **weights))
+    assert [found[f"model.{letter}.weight"][:2] for letter in weights] == [
+        fingerprint.fingerprint_stored(weight, letter, 0) for letter, weight in weights.items()
+    ]
+
+
 def test_of_several_weights_that_cannot_be_used_the_first_by_name_is_told(tmp_path: Path, several: int) -> None:
     """Though the last is the largest, and begun first."""
     bad = torch.full((6, 8), torch.nan)
