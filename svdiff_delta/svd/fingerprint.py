@@ -79,11 +79,11 @@ def fingerprint_stored(weight: Tensor, name: str, axis: int, dtype: Dtype | None
     values = _flat(weight)
     found = dtype or _choose(values)
     digest, finite = _digest(values, weight.shape, found, axis, whole=dtype is not None)
+    if not finite and dtype is None:  # an element is infinite in F16
+        found = "F32"
+        digest, finite = _digest(values, weight.shape, found, axis, whole=False)
     if not finite:
         _check_finite(values, torch.float32, name)
-        if dtype is None:  # an element is infinite in F16
-            found = "F32"
-            digest, _ = _digest(values, weight.shape, found, axis)
     return Identity(found, digest)
 
 
@@ -152,14 +152,16 @@ def _choose(values: Tensor) -> Dtype:
         return "F16"
     if _is_exact(values, torch.bfloat16, values.dtype):
         return "F16" if _is_exact(values, torch.float16, values.dtype) else "BF16"
-    if _is_large(values):
-        return "F16"  # what is exact in it as well
+    needed = MEAN_SQUARE * values.numel()
+    if _square(values[:PROBE]) >= needed:  # as of most weights, also of those that are exact in F16
+        return "F16"
     lost, square = 0.0, 0.0
     for rounded, piece in zip(_rounded(values, torch.float16, torch.float32), values.split(PIECE), strict=True):
         single = piece.float()
-        error = rounded.sub_(single)  # exact in float32
-        lost += float(torch.dot(error, error))
-        square += float(torch.dot(single, single))
+        square += _square(single)
+        if square >= needed:
+            return "F16"
+        lost += _square(rounded.sub_(single))  # exact in float32
         if not math.isfinite(lost):
             return "F32"  # an element is infinite in F16
     limit = LARGEST_LOSS**2 * square
@@ -167,20 +169,6 @@ def _choose(values: Tensor) -> Dtype:
         lost, square = _sums(values)
         limit = LARGEST_LOSS**2 * square
     return "F16" if lost <= limit else "F32"
-
-
-def _is_large(values: Tensor) -> bool:
-    """Tell whether the mean square shows that F16 loses little: of most weights, that of the first elements does."""
-    needed = MEAN_SQUARE * values.numel()
-    if _square(values[:PROBE]) >= needed:
-        return True
-    square = 0.0
-    for piece in values.split(PIECE):
-        check_stopped()
-        square += _square(piece)
-        if square >= needed:
-            return True
-    return False
 
 
 def _square(piece: Tensor) -> float:
@@ -209,7 +197,7 @@ def _is_exact(values: Tensor, dtype: torch.dtype, within: torch.dtype) -> bool:
     if within == dtype:
         return True
     return all(  # of most weights that are not, hardly any element is
-        all(map(torch.equal, _rounded(part, within), _rounded(part, within, dtype, within)))
+        all(map(_equal, _rounded(part, within), _rounded(part, within, dtype, within)))
         for part in (values[:PROBE], values)
     )
 
@@ -280,6 +268,11 @@ def _bits(piece: Tensor) -> Bits:
     integers, name, _ = _BITS[piece.dtype]
     bits: Bits = piece.view(integers).numpy().view(name)
     return bits
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Tell whether two pieces hold the same numbers, −0 and +0 told apart."""
+    return bool((_bits(one) == _bits(other)).all())
 
 
 def _is_finite(piece: Tensor) -> bool:
