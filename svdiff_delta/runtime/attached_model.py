@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from queue import Empty, SimpleQueue
 from typing import cast
@@ -134,11 +134,15 @@ class AttachedModel:
             spaces.put(space)
 
         if sites:
-            run_costliest_first({name: site.cost for name, site in sites.items()}, write, workers=self._workers())
+            costs = {name: site.cost for name, site in sites.items()}
+            run_costliest_first(costs, write, workers=_workers(sites.values()))
 
-    def _workers(self) -> int | None:
-        """Return how many weights to change at once: two on a GPU, where one is brought there while one is computed."""
-        return 2 if any(site.weight.device.type != "cpu" for site in self._fused) else None
+    def _unfuse(self) -> None:
+        """Put W back into fused weights, several at once; whoever is interrupted may call it again."""
+        sites = {site.name: site for site in self._fused if site.changed}
+        if sites:
+            sizes = {name: site.size for name, site in sites.items()}
+            run_costliest_first(sizes, lambda name, _: sites[name].write_original(), workers=_workers(sites.values()))
 
     def switch(self, *, on: bool) -> None:
         """Let the δ that is being trained count, or not."""
@@ -161,5 +165,10 @@ class AttachedModel:
 
     def clear(self, *, force: bool) -> None:
         """Take everything off; arguments and errors as `Claim.release`."""
-        self.claim.release(force=force)
+        self.claim.release(force=force, first=self._unfuse)
         self._fused, self._shifts, self._bank = [], [], None
+
+
+def _workers(sites: Iterable[FusedPatch]) -> int | None:
+    """Return how many weights to change at once: two on a GPU, where one is brought there while one is computed."""
+    return 2 if any(site.device != "cpu" for site in sites) else None

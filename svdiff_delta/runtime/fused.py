@@ -71,6 +71,11 @@ class FusedPatch:
         return found
 
     @property
+    def device(self) -> str:
+        """The kind of device that the weight is on."""
+        return self.weight.device.type
+
+    @property
     def size(self) -> int:
         """How many numbers the weight has."""
         return prod(self._place.parameter.shape)
@@ -106,13 +111,14 @@ class FusedPatch:
             self._written = self._digest()
 
     def _change(self, shift: NDArray[np.float64], space: Workspace | None) -> None:
-        weight, shifted = self.weight, bool(shift.any())
-        self.changed, self._written = True, None
+        weight, original, shifted = self.weight, self._place.read(), bool(shift.any())
+        ready = replace(self._place.prepared(), source=lambda: original) if shifted else None
+        self.changed, self._written = True, None  # from here on what is in it is nobody's
         with writing([weight]):
-            if shifted:
-                write_shifted(self._place.prepared(), torch.from_numpy(shift), weight, space)
+            if ready is None:
+                self._write_back(weight, original)
             else:
-                self._write_back(weight, self._place.read())
+                write_shifted(ready, torch.from_numpy(shift), weight, space)
         self._shift, self.changed = shift.copy(), shifted
         self._written = self._digest()
 
@@ -170,16 +176,21 @@ class FusedPatch:
         if self.changed and self.weight is not None:
             self._original = self._place.read()
 
-    def restore(self) -> None:
-        """Put W back, bit for bit, if anything was written."""
-        if not self._begun:
-            return
+    def write_original(self) -> None:
+        """Put W back, bit for bit, if anything was written; whoever is interrupted may call it again."""
         if self.changed:
             weight = self.weight
             with writing([weight]):
                 self._write_back(weight, self._place.read() if self._original is None else self._original)
             self.changed = False
+        self._original = None
+
+    def restore(self) -> None:
+        """Let the layer be what it was; a second call does nothing."""
+        if not self._begun:
+            return
+        self.write_original()
         for module in self.modules:  # a check may have been interrupted
             module.__class__ = own_class(module)
             module.__dict__.pop(READ, None)
-        self._original, self._begun = None, False
+        self._begun = False
