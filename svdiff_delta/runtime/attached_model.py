@@ -44,6 +44,7 @@ class AttachedModel:
         self._models, self.sums, self.claim, self.begun = models, sums, claim, False
         self._fused = [site for site in claim.sites if isinstance(site, FusedPatch)]
         self._shifts = [site.shift for site in claim.sites if isinstance(site, LivePatch)]
+        self._turn = object()
         self._batches = {component: Batch(component) for component in models}
         for shift in self._shifts:
             shift.batch = self._batches[shift.component]
@@ -122,6 +123,8 @@ class AttachedModel:
 
         A thread uses its memory again from one weight to the next.
         """
+        turn, total = object(), total.copy()  # whoever gives it may use it again, while a thread is left behind
+        self._turn = turn
         sites = {site.name: site for site in self._fused if not site.is_done(self._part(total, site))}
         spaces: SimpleQueue[Workspace] = SimpleQueue()
 
@@ -130,7 +133,7 @@ class AttachedModel:
                 space = spaces.get_nowait()
             except Empty:
                 space = Workspace()
-            sites[name].write(self._part(total, sites[name]), space)
+            sites[name].write(self._part(total, sites[name]), space, lambda: self._turn is turn)
             spaces.put(space)
 
         if sites:
@@ -139,6 +142,7 @@ class AttachedModel:
 
     def _unfuse(self) -> None:
         """Put W back into fused weights, several at once; whoever is interrupted may call it again."""
+        self._turn = object()
         sites = {site.name: site for site in self._fused if site.changed}
         if sites:
             sizes = {name: site.size for name, site in sites.items()}

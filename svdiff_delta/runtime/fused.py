@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
+from threading import RLock
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +50,7 @@ class FusedPatch:
         self._shift = np.zeros(place.parameter.size)
         self._written: tuple[torch.dtype, int] | None = None
         self._begun = self.changed = False
+        self._gate: Any = RLock()
 
     def put(self) -> None:
         """Get ready to write; the weight is untouched until then. Without a file a copy of it is kept."""
@@ -94,9 +98,15 @@ class FusedPatch:
 
     def is_done(self, shift: NDArray[np.float64]) -> bool:
         """Tell whether nothing is left to be done for the weight to have this δ, and to notice what others change."""
-        return self._written is not None and self.holds(shift)
+        with self._gate:
+            return self._written is not None and self.holds(shift)
 
-    def write(self, shift: NDArray[np.float64], space: Workspace | None = None) -> None:
+    def write(
+        self,
+        shift: NDArray[np.float64],
+        space: Workspace | None = None,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Put W + U diag(max(δ, −σ)) Vᵀ into the weight, rounded once; W itself, bit for bit, where δ is 0.
 
         Whoever is interrupted in between may write again, or restore.
@@ -104,11 +114,15 @@ class FusedPatch:
         Args:
             shift: δ (size,), projected.
             space: memory to use again; new memory if not given.
+            wanted: asked when it is this thread's turn: what was interrupted twice may have left one behind.
         """
-        if not self.holds(shift):
-            self._change(shift, space)
-        elif self._written is None:
-            self._written = self._digest()
+        with self._gate:
+            if not self._begun or not wanted():
+                return
+            if not self.holds(shift):
+                self._change(shift, space)
+            elif self._written is None:
+                self._written = self._digest()
 
     def _change(self, shift: NDArray[np.float64], space: Workspace | None) -> None:
         weight, original, shifted = self.weight, self._place.read(), bool(shift.any())
@@ -178,19 +192,21 @@ class FusedPatch:
 
     def write_original(self) -> None:
         """Put W back, bit for bit, if anything was written; whoever is interrupted may call it again."""
-        if self.changed:
-            weight = self.weight
-            with writing([weight]):
-                self._write_back(weight, self._place.read() if self._original is None else self._original)
-            self.changed = False
-        self._original = None
+        with self._gate:
+            if self.changed:
+                weight = self.weight
+                with writing([weight]):
+                    self._write_back(weight, self._place.read() if self._original is None else self._original)
+                self.changed = False
+            self._original = None
 
     def restore(self) -> None:
         """Let the layer be what it was; a second call does nothing."""
-        if not self._begun:
-            return
-        self.write_original()
-        for module in self.modules:  # a check may have been interrupted
-            module.__class__ = own_class(module)
-            module.__dict__.pop(READ, None)
-        self._begun = False
+        with self._gate:
+            if not self._begun:
+                return
+            self.write_original()
+            for module in self.modules:  # a check may have been interrupted
+                module.__class__ = own_class(module)
+                module.__dict__.pop(READ, None)
+            self._begun = False
