@@ -143,7 +143,7 @@ class AttachedModel:
     def _unfuse(self) -> None:
         """Put W back into fused weights, several at once; whoever is interrupted may call it again."""
         self._turn = object()
-        sites = {site.name: site for site in self._fused if site.changed}
+        sites = {site.name: site for site in self._fused if not site.is_original}
         if sites:
             sizes = {name: site.size for name, site in sites.items()}
             run_costliest_first(sizes, lambda name, _: sites[name].write_original(), workers=_workers(sites.values()))

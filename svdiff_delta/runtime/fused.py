@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
-from threading import RLock
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svdiff_delta.errors import AttachError
+from svdiff_delta.svd.build import run_costliest_first
 from svdiff_delta.svd.fingerprint import PIECE
 from svdiff_delta.svd.shifted_weight import write_shifted
 from svdiff_delta.svd.workspace import Workspace
@@ -49,8 +50,8 @@ class FusedPatch:
         self._original: Tensor | None = None
         self._shift = np.zeros(place.parameter.size)
         self._written: tuple[torch.dtype, int] | None = None
-        self._begun = self.changed = False
-        self._gate: Any = RLock()
+        self._begun = self._over = self._busy = self.changed = False
+        self._gate: Any = Lock()  # only threads of a pool take it: whatever interrupts them is not a signal
 
     def put(self) -> None:
         """Get ready to write; the weight is untouched until then. Without a file a copy of it is kept."""
@@ -98,8 +99,12 @@ class FusedPatch:
 
     def is_done(self, shift: NDArray[np.float64]) -> bool:
         """Tell whether nothing is left to be done for the weight to have this δ, and to notice what others change."""
-        with self._gate:
-            return self._written is not None and self.holds(shift)
+        return not self._busy and self._written is not None and self.holds(shift)
+
+    @property
+    def is_original(self) -> bool:
+        """Whether the weight is W, and no thread that was left behind writes to it."""
+        return not (self._busy or self.changed)
 
     def write(
         self,
@@ -117,12 +122,16 @@ class FusedPatch:
             wanted: asked when it is this thread's turn: what was interrupted twice may have left one behind.
         """
         with self._gate:
-            if not self._begun or not wanted():
-                return
-            if not self.holds(shift):
-                self._change(shift, space)
-            elif self._written is None:
-                self._written = self._digest()
+            self._busy = True  # said before anything is asked, so that nobody takes the weight for what it was
+            try:
+                if self._over or not wanted():
+                    return
+                if not self.holds(shift):
+                    self._change(shift, space)
+                elif self._written is None:
+                    self._written = self._digest()
+            finally:
+                self._busy = False
 
     def _change(self, shift: NDArray[np.float64], space: Workspace | None) -> None:
         weight, original, shifted = self.weight, self._place.read(), bool(shift.any())
@@ -202,11 +211,12 @@ class FusedPatch:
 
     def restore(self) -> None:
         """Let the layer be what it was; a second call does nothing."""
-        with self._gate:
-            if not self._begun:
-                return
-            self.write_original()
-            for module in self.modules:  # a check may have been interrupted
-                module.__class__ = own_class(module)
-                module.__dict__.pop(READ, None)
-            self._begun = False
+        if not self._begun:
+            return
+        self._over = True
+        if not self.is_original:
+            run_costliest_first({self.name: 1}, lambda *_: self.write_original())
+        for module in self.modules:  # a check may have been interrupted
+            module.__class__ = own_class(module)
+            module.__dict__.pop(READ, None)
+        self._original, self._begun = None, False
