@@ -140,7 +140,7 @@ def growth(folder: str, delta: str, *, fused: bool) -> dict[str, int]:
     model = half_model(folder)
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()  # its own memory, not pages of the file
-    plain = resident() - start
+    plain = sum(parameter.nbytes for parameter in model.parameters())
     handle = attach(model, given, base=base, cache=cache, mode="fused" if fused else "live")
     attached = resident() - start
     restart_peak()
