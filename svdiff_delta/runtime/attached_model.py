@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from queue import Empty, SimpleQueue
 from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from svdiff_delta.errors import AttachError
+from svdiff_delta.svd.build import run_costliest_first
+from svdiff_delta.svd.workspace import Workspace
 
 from .claim import Claim
 from .flat_deltas import Sums
@@ -39,6 +44,7 @@ class AttachedModel:
         self._models, self.sums, self.claim, self.begun = models, sums, claim, False
         self._fused = [site for site in claim.sites if isinstance(site, FusedPatch)]
         self._shifts = [site.shift for site in claim.sites if isinstance(site, LivePatch)]
+        self._turn = object()
         self._batches = {component: Batch(component) for component in models}
         for shift in self._shifts:
             shift.batch = self._batches[shift.component]
@@ -58,15 +64,31 @@ class AttachedModel:
         for shift in self._shifts:
             shift.revive = True
 
-    def check(self) -> None:
+    def check(self, total: NDArray[np.float64]) -> None:
         """Check that fused weights are what was written, and that the base's file still holds what they are made of.
+
+        Args:
+            total: the δ (D,) that they are to get.
 
         Raises:
             AttachError: something else has changed one.
         """
-        for site in self._fused:
-            site.check()
-            site.look()
+        sites = {site.name: site for site in self._fused if site.changed or not site.holds(self._part(total, site))}
+
+        def check(name: str, wait: bool) -> AttachError | None:  # noqa: ARG001
+            try:
+                sites[name].check_change(self._part(total, sites[name]))
+            except AttachError as error:
+                return error
+            return None
+
+        if sites:
+            found = run_costliest_first({name: site.size for name, site in sites.items()}, check)
+            for error in filter(None, found.values()):  # the first by name, whichever thread met one first
+                raise error
+
+    def _part(self, total: NDArray[np.float64], site: FusedPatch) -> NDArray[np.float64]:
+        return self.sums.part(total, site.name)
 
     def kept(self) -> dict[str, Tensor]:
         """Return a copy of the δ that are being trained, for `put_back`."""
@@ -90,12 +112,41 @@ class AttachedModel:
             shift.start(torch.from_numpy(self.sums.part(total, name)))
         if self.trained:
             return
-        for site in self._fused:
-            site.write(self.sums.part(total, site.name))
+        self._fuse(total)
         if self._bank is not None:
             self._bank.write(total)
             if rows:
                 self._bank.write_rows(rows)
+
+    def _fuse(self, total: NDArray[np.float64]) -> None:
+        """Put δ (D,) into fused weights, several at once, each on one thread: so the bits are the same on any number.
+
+        A thread uses its memory again from one weight to the next.
+        """
+        turn, total = object(), total.copy()  # whoever gives it may use it again, while a thread is left behind
+        self._turn = turn
+        sites = {site.name: site for site in self._fused if not site.is_done(self._part(total, site))}
+        spaces: SimpleQueue[Workspace] = SimpleQueue()
+
+        def write(name: str, wait: bool) -> None:  # noqa: ARG001
+            try:
+                space = spaces.get_nowait()
+            except Empty:
+                space = Workspace()
+            sites[name].write(self._part(total, sites[name]), space, lambda: self._turn is turn)
+            spaces.put(space)
+
+        if sites:
+            costs = {name: site.cost for name, site in sites.items()}
+            run_costliest_first(costs, write, workers=_workers(sites.values()))
+
+    def _unfuse(self) -> None:
+        """Put W back into fused weights, several at once; whoever is interrupted may call it again."""
+        self._turn = object()
+        sites = {site.name: site for site in self._fused if not site.is_original}
+        if sites:
+            sizes = {name: site.size for name, site in sites.items()}
+            run_costliest_first(sizes, lambda name, _: sites[name].write_original(), workers=_workers(sites.values()))
 
     def switch(self, *, on: bool) -> None:
         """Let the δ that is being trained count, or not."""
@@ -118,5 +169,10 @@ class AttachedModel:
 
     def clear(self, *, force: bool) -> None:
         """Take everything off; arguments and errors as `Claim.release`."""
-        self.claim.release(force=force)
+        self.claim.release(force=force, first=self._unfuse)
         self._fused, self._shifts, self._bank = [], [], None
+
+
+def _workers(sites: Iterable[FusedPatch]) -> int | None:
+    """Return how many weights to change at once: two on a GPU, where one is brought there while one is computed."""
+    return 2 if any(site.device != "cpu" for site in sites) else None

@@ -5,7 +5,7 @@ Everything is put on and taken off in steps that may be done again, so that what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -103,11 +103,12 @@ class Claim:
                 for site in self._sites[name]:
                     site.put()
 
-    def release(self, *, force: bool = False) -> None:
+    def release(self, *, force: bool = False, first: Callable[[], object] = lambda: None) -> None:
         """Take everything off. What was interrupted goes on where it was; a second call does nothing.
 
         Args:
             force: whether what others have added to fused weights may be lost.
+            first: called before layers are given back one by one, and again where it was interrupted.
 
         Raises:
             AttachError: something else has changed a layer since, or a weight cannot be read any more; nothing is taken
@@ -118,26 +119,27 @@ class Claim:
         if self.whole:
             for site in self.sites:
                 site.check(force=force)
-        self._take_off()
+        self._take_off(first)
 
     def undo(self) -> None:
         """Take off what was put on so far."""
         if not self.gone:
             self._take_off()
 
-    def _take_off(self) -> None:
+    def _take_off(self, first: Callable[[], object] = lambda: None) -> None:
         for site in self.sites:
             site.read()
         try:
-            self._restore()
+            self._restore(first)
         except BaseException:
-            self._restore()  # all that it needs is here, so what interrupted may only delay it
+            self._restore(first)  # all that it needs is here, so what interrupted may only delay it
             raise
 
-    def _restore(self) -> None:
+    def _restore(self, first: Callable[[], object]) -> None:
         self.whole = False
         if self.checking is not None:
             self.checking.stop()
+        first()
         for name in reversed(list(self._sites)):
             with self._gates[name]:  # a thread may be at it still
                 for site in reversed(self._sites[name]):

@@ -326,7 +326,7 @@ class Handle:
         total = self._total(self._active if self._enabled else {}, out=self._buffer)
         rows = [self._total(sample if self._enabled else {}) for sample in self._samples]
         if check:
-            self._board.check()
+            self._board.check(total)
         self._board.write(total, rows)
 
     def _write_again(self, kept: Mapping[str, Tensor]) -> None:
