@@ -114,7 +114,7 @@ class Handle:
 
         An optimizer has one update for each then, not one for each layer; kinds are apart since their learning rates
         differ. From the first call on gradients go to these, and `parameters` is refused. Where the numbers of a weight
-        are, `flat_places` says.
+        are, `flat_places` says. One that no gradient reaches has gradient 0 there, and is reached by weight decay.
 
         Returns:
             For "spectral" and "elementwise", as far as there are such weights, a parameter (F,); nothing unless

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from operator import is_
 from typing import TYPE_CHECKING, Any, cast
 
@@ -51,32 +52,21 @@ class JointMap:
         if len({(each.device, each.dtype) for each in (*leaves, *floors)}) > 1:
             return None
         numbers = {id(leaf): index for index, leaf in enumerate(leaves)}
-        owners = [numbers[id(shift.leaf)] for shift in shifts]
-        total = sum(leaf.numel() for leaf in leaves)
-        begins = _begins([leaf.numel() for leaf in leaves])
-        spread = torch.cat([_places(shift, begins[owner], total) for shift, owner in zip(shifts, owners, strict=True)])
-        starts = _begins([floor.numel() for floor in floors])
-        pick = torch.cat(
-            [
-                start
-                + (torch.arange(len(shift.floor), device=shift.floor.device) if shift.pick is None else shift.pick)
-                for shift, start in zip(shifts, starts, strict=True)
-            ]
-        )
+        owners = tuple(numbers[id(shift.leaf)] for shift in shifts)
         return JointMap(
             leaves=tuple(leaves),
-            spread=_unless_identity(spread, total),
+            spread=_spread(shifts, leaves, owners),
             floor=torch.cat(floors),
-            pick=_unless_identity(pick, len(spread)),
+            pick=_pick(shifts),
             offset=torch.cat([shift.offset for shift in shifts]),
             slope=torch.cat([shift.slope for shift in shifts]),
             lengths=tuple(len(shift.offset) for shift in shifts),
-            owners=tuple(owners),
+            owners=owners,
         )
 
     def full(self) -> Tensor:
         """Return all δ (D,), with every tied and null entry in its place."""
-        leaves = list(self.leaves)
+        leaves = list[Tensor](self.leaves)
         if self.spread is None:
             return leaves[0] if len(leaves) == 1 else torch.cat(leaves)
         return torch.cat([*leaves, leaves[0].new_zeros(1)]).index_select(0, self.spread)
@@ -135,7 +125,7 @@ def joint_gains(joint: JointMap, shifts: Sequence[Shift]) -> tuple[Tensor, ...]:
     if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in joint.leaves):
         return cast("tuple[Tensor, ...]", _JointGains.apply(joint, tuple(shifts), *joint.leaves))  # type: ignore[no-untyped-call]
     gains, _ = joint.gains(joint.full())
-    return gains.split(joint.lengths)
+    return cast("tuple[Tensor, ...]", gains.split(joint.lengths))
 
 
 class _JointGains(torch.autograd.Function):
@@ -153,7 +143,7 @@ class _JointGains(torch.autograd.Function):
         gains, ctx.dead = joint.gains(joint.full())
         ctx.joint, ctx.shifts, ctx.revive = joint, shifts, shifts[0].revive
         ctx.set_materialize_grads(False)
-        parts = gains.split(joint.lengths)
+        parts = cast("tuple[Tensor, ...]", gains.split(joint.lengths))
         still = [part for part, owner in zip(parts, joint.owners, strict=True) if not ctx.needs_input_grad[2 + owner]]
         ctx.mark_non_differentiable(*still)
         return parts
@@ -170,20 +160,33 @@ class _JointGains(torch.autograd.Function):
         return None, None, *(grad if index in reached else None for index, grad in enumerate(back))
 
 
-def _begins(sizes: Sequence[int]) -> list[int]:
-    begins = [0]
-    for size in sizes:
-        begins.append(begins[-1] + size)
-    return begins
+def _begins(sizes: Iterable[int]) -> list[int]:
+    """Return where each of several rows begins if they stand one after another, and where the last one ends."""
+    return [0, *accumulate(sizes)]
 
 
-def _places(shift: Shift, begin: int, nowhere: int) -> Tensor:
-    """Return where each δ of a layer is among the numbers of all leaves, (size,)."""
-    if shift.spread is None:
-        return torch.arange(len(shift.floor), device=shift.floor.device) + (begin + shift.start_at)
-    return torch.where(shift.spread < 0, nowhere, shift.spread + (begin + shift.start_at))
+def _spread(shifts: Sequence[Shift], leaves: Sequence[Tensor], owners: Sequence[int]) -> Tensor | None:
+    """Return which of the numbers of all leaves each δ is, (D,); None if each is its own, in order."""
+    begins = _begins(leaf.numel() for leaf in leaves)
+    starts = [begins[owner] + shift.start_at for shift, owner in zip(shifts, owners, strict=True)]
+    if all(shift.spread is None for shift in shifts) and [*starts, begins[-1]] == _begins(map(_size, shifts)):
+        return None
+    spreads = [_count(shift) if shift.spread is None else shift.spread for shift in shifts]
+    found = [torch.where(each < 0, begins[-1], each + start) for each, start in zip(spreads, starts, strict=True)]
+    return torch.cat(found)
 
 
-def _unless_identity(index: Tensor, count: int) -> Tensor | None:
-    same = len(index) == count and torch.equal(index, torch.arange(count, device=index.device))
-    return None if same else index
+def _pick(shifts: Sequence[Shift]) -> Tensor | None:
+    """Return which of the δ of all layers each gain follows, (G,); None if each follows its own."""
+    if all(shift.pick is None for shift in shifts):
+        return None
+    picks = [_count(shift) if shift.pick is None else shift.pick for shift in shifts]
+    return torch.cat([each + begin for each, begin in zip(picks, _begins(map(_size, shifts)), strict=False)])
+
+
+def _size(shift: Shift) -> int:
+    return len(shift.floor)
+
+
+def _count(shift: Shift) -> Tensor:
+    return torch.arange(_size(shift), device=shift.floor.device)

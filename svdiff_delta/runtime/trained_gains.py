@@ -99,7 +99,7 @@ class TrainedGains:
 
 def plain() -> bool:
     """Tell whether somebody looks at the operations that are done, and would not look into a function of autograd's."""
-    return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active()
 
 
 def going_back() -> bool:

@@ -63,11 +63,11 @@ class TunedShifts:
         names = handle.trained().keys()
         if not names:
             raise TrainError("nothing to train", fix="choose selectors that match a weight")
-        self._parameters: dict[str, nn.Parameter] = {}
         if config.compile:
-            self._parameters, self._places = dict(handle.parameters()), {name: Place(name) for name in names}
+            self._parameters = dict(handle.parameters())
+            self._places = {name: Place(name) for name in names}
         else:
-            self._parameters.update(handle.flat_parameters())
+            self._parameters = {str(kind): flat for kind, flat in handle.flat_parameters().items()}
             self._places = {name: Place(kind, part) for name, (kind, part) in handle.flat_places().items()}
         self.masks = self._masks(config.train_rank)
 

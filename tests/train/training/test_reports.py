@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from support.descent import numbers
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from svdiff_delta import save
 from svdiff_delta.errors import InputError, TrainError
@@ -50,8 +50,18 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def uncounted(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """What chance draws is on the host from the start: it is read from no device."""
+
+    def drawn(*given: Any) -> Any:
+        with _disable_current_modes():
+            return draw(*given)
+
+    return drawn
+
+
 def watched_steps(monkeypatch: pytest.MonkeyPatch, after: int) -> list[Reads]:
-    """Count the reads of each step from one on; the first ones prepare what later ones use."""
+    """Count the reads of each step from one on: the first ones prepare what later ones use."""
     counted: list[Reads] = []
     step = Stepper.step
 
@@ -59,6 +69,7 @@ def watched_steps(monkeypatch: pytest.MonkeyPatch, after: int) -> list[Reads]:
         if number < after:
             return step(self, number)
         with Reads() as reads:
+            monkeypatch.setattr(self.batches, "batch", uncounted(self.batches.batch))
             numbers = step(self, number)
         counted.append(reads)
         return numbers
@@ -79,8 +90,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_step_reads_nothing_from_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = watched_steps(monkeypatch, after=5)  # all pictures have been encoded by then
-    train(open_tiny(), PICTURES, replace(CONFIG, **SETTINGS[name]), watch=Watch(every=10))
+    counted = watched_steps(monkeypatch, after=2)
+    train(open_tiny(), PICTURES, replace(CONFIG, steps=3, **SETTINGS[name]), watch=Watch(every=10))
     assert [dict(reads.found) for reads in counted] == [{}]
     assert counted[0].all > 100
 
@@ -157,24 +168,33 @@ def test_what_was_good_before_a_bad_step_is_kept(name: str, tmp_path: Path, monk
     assert all(torch.equal(found.tensors[key], wanted.tensors[key]) for key in wanted.tensors)
 
 
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (3, r"the loss is (nan|inf) at step 4 \(.*in steps 3 to 4\)"),
+        (4, r"what is trained is not finite at step 4 \(.*in steps 3 to 4\)"),
+    ],
+)
 def test_what_was_good_at_the_last_report_is_kept_where_an_update_overflows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Stepper.step
 
-    def overflowing(self: Stepper, number: int) -> Tensor:
-        numbers = step(self, number)
-        if number == 4:
+    def overflowing(self: Stepper, done: int) -> Tensor:
+        numbers = step(self, done)
+        if done + 1 == number:
             with torch.no_grad():
                 next(iter(self.parameters.values()))[0] = torch.inf
         return numbers
 
+    clean = Keeping(folder=tmp_path / "clean")
+    train(open_tiny(), PICTURES, replace(CONFIG, steps=2), keeping=clean)
     monkeypatch.setattr(Stepper, "step", overflowing)
-    keeping = Keeping(folder=tmp_path, every=100)
-    with pytest.raises(TrainError, match=r"what is trained is not finite at step 5 .*in steps 3 to 5.*step-000002"):
-        train(open_tiny(), PICTURES, replace(CONFIG, steps=5), watch=Watch(every=2), keeping=keeping)
-    (path,) = states(keeping.states)
-    assert all(value.isfinite().all() for value in load_state(path).tensors.values())
+    keeping = Keeping(folder=tmp_path / "broken", every=100)
+    with pytest.raises(TrainError, match=f"{words}; the last good state is kept in .*step-000002"):
+        train(open_tiny(), PICTURES, CONFIG, watch=Watch(every=2), keeping=keeping)
+    found, wanted = (load_state(states(each.states)[-1]) for each in (keeping, clean))
+    assert all(torch.equal(found.tensors[key], wanted.tensors[key]) for key in wanted.tensors)
 
 
 def test_without_a_folder_the_error_says_that_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +298,9 @@ def test_only_a_model_that_is_not_in_half_precision_is_cast(
     monkeypatch.setattr(Stepper, "_loss", looking)
     selectors = ("unet-ca-kv",) if method == "svdiff" else None
     outcome: Outcome = train(
-        open_tiny(), PICTURES, replace(CONFIG, method=method, mixed_precision=dtype, steps=1, selectors=selectors)
+        open_tiny(),
+        PICTURES,
+        replace(CONFIG, method=method, mixed_precision=dtype, steps=1, selectors=selectors, token="sks"),
     )
     assert seen == [cast]
     assert outcome.loss is not None
