@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .joint_gains import MapCache, joint_gains
+from .live_weight import pickle_refusal
 
 if TYPE_CHECKING:
     from .shift import Shift
@@ -95,6 +96,12 @@ class TrainedGains:
     def __deepcopy__(self, memo: object) -> TrainedGains:
         """Return one without layers: those of a copy of the model compute their own gains."""
         return TrainedGains(())
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        """Refuse to be pickled with a model that has a delta on it, of whose hooks this is one."""
+        if self._shifts:
+            raise pickle_refusal()
+        return TrainedGains, ((),)
 
 
 def plain() -> bool:

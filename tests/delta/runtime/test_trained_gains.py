@@ -92,9 +92,8 @@ def by_name(handle: Handle) -> dict[str, Tensor | None]:
 
 
 def wanted(model: Many, delta: Delta, x: Tensor) -> dict[str, Tensor]:
-    plain = Many(len(model.layers) // 2)
     values = {name: torch.from_numpy(delta[name].astype("f8")).requires_grad_() for name in delta}
-    expected(plain, values, x).square().sum().backward()
+    expected(model, values, x).square().sum().backward()
     return {name: value.grad for name, value in values.items() if value.grad is not None}
 
 
@@ -127,6 +126,26 @@ def test_gradients_of_all_layers_are_those_of_the_formula(flat: bool, exact: boo
         assert relative(value, 2 * grad) < 2e-5, name
     idle = found["model.idle.weight"]
     assert idle is None or not idle.any()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_tied_and_null_singular_values_have_the_numbers_that_are_free(flat: bool) -> None:
+    model, x = Many(), normal(5, 6)
+    for index, sigma in ((0, [2.0, 2.0, 1.0, 1.0, 0.5, 0.25]), (2, [3.0, 3.0, 3.0, 1.0, 0.0, 0.0])):
+        model.layers[index].weight.data = torch.diag(torch.tensor(sigma))
+    delta = random_delta(live_zero(model), size=0.3)
+    truth = wanted(model, delta, x)
+    runs = {"model.layers.0.weight": [[0, 1], [2, 3], [4], [5]], "model.layers.2.weight": [[0, 1, 2], [3]]}
+    with training(model, delta) as handle:
+        if flat:
+            handle.flat_parameters()
+        model(x).square().sum().backward()
+        found = by_name(handle)
+    for name, grad in truth.items():
+        value = torch.as_tensor(found[name])
+        free = torch.stack([grad[run].sum() for run in runs.get(name, [[each] for each in range(len(grad))])])
+        assert value.shape == free.shape
+        assert relative(value, free) < 2e-5, name
 
 
 def test_one_set_of_gains_can_be_gone_back_through_twice() -> None:
