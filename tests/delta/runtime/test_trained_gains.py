@@ -206,6 +206,36 @@ def test_operations_on_gains_do_not_grow_with_the_layers() -> None:
     assert ours(2) - by_hand(2) < 30
 
 
+SEPARATELY = 3351
+"""What a step of the tiny UNet dispatched beyond the base's when each layer had a δ and gains of its own (torch 2.13)."""
+
+
+def test_a_step_dispatches_a_third_of_what_layers_on_their_own_did() -> None:
+    model, inputs = tiny("UNet"), CASES["UNet"].inputs(2)
+
+    def counted(step: Callable[[], object]) -> int:
+        step()
+        with Dispatched() as counter:
+            step()
+        return sum(counter.found.values())
+
+    def base() -> None:
+        model(**{**inputs, "sample": inputs["sample"].clone().requires_grad_()}).sample.square().sum().backward()
+
+    without = counted(base)
+    with attach(model, zero_of("UNet"), trainable=True) as handle:
+        flats = list(handle.flat_parameters().values())
+        optimizer = torch.optim.AdamW(flats, fused=True)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            model(**inputs).sample.square().sum().backward()
+            torch.nn.utils.clip_grad_norm_(flats, 1.0)
+            optimizer.step()
+
+        assert 3 * (counted(step) - without) <= SEPARATELY
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_forward_computes_all_gains_once(name: str) -> None:
     model = tiny(name)
