@@ -207,7 +207,7 @@ def test_operations_on_gains_do_not_grow_with_the_layers() -> None:
 
 
 SEPARATELY = 3351
-"""What a step of the tiny UNet dispatched beyond the base's when each layer had a δ and gains of its own (torch 2.13)."""
+"""What a step of the tiny UNet dispatched beyond the base's when each layer had gains of its own (torch 2.13)."""
 
 
 def test_a_step_dispatches_a_third_of_what_layers_on_their_own_did() -> None:
