@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 from queue import Empty, SimpleQueue
 from typing import cast
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from svdiff_delta.errors import AttachError
+from svdiff_delta.format.parameter import Kind
 from svdiff_delta.svd.build import run_costliest_first
 from svdiff_delta.svd.workspace import Workspace
 
@@ -20,9 +22,11 @@ from .claim import Claim
 from .flat_deltas import Sums
 from .fused import FusedPatch
 from .gain_table import GainTable
+from .joint_gains import MapCache
 from .patched_layers import LivePatch
 from .per_sample import Batch
 from .shift import Shift
+from .trained_gains import TrainedGains
 
 
 class AttachedModel:
@@ -37,6 +41,7 @@ class AttachedModel:
         sums: how δ is laid out.
         claim: the layers.
         trained: the shifts that take gradients, by parameter name; tied layers train one.
+        flats: the flat parameters that hold what is trained, by kind; none if every layer has one of its own.
         begun: whether something was written since this was set to false.
     """
 
@@ -49,10 +54,20 @@ class AttachedModel:
         for shift in self._shifts:
             shift.batch = self._batches[shift.component]
         self.trained: dict[str, Shift] = {shift.name: shift for shift in reversed(self._shifts) if shift.trainable}
+        self.flats: dict[Kind, nn.Parameter] = {}
+        self._maps = MapCache()
         self._bank = GainTable(sums, self._shifts) if self._shifts else None
+        self._join()
         self._check = claim.checking
         if self._check is not None:
             self._check.begin(self._shifts, self._fused)
+
+    def _join(self) -> None:
+        """Let what is trained of each model be computed at once when its forward begins."""
+        for component, model in self._models.items() if self.trained else ():
+            gains = TrainedGains([shift for shift in self._shifts if shift.component == component])
+            self.claim.gains.append(gains)
+            gains.watch(model)
 
     @property
     def live(self) -> bool:
@@ -92,12 +107,12 @@ class AttachedModel:
 
     def kept(self) -> dict[str, Tensor]:
         """Return a copy of the δ that are being trained, for `put_back`."""
-        return {name: cast("Tensor", shift.value).detach().clone() for name, shift in self.trained.items()}
+        return {name: shift.free().detach().clone() for name, shift in self.trained.items()}
 
     def put_back(self, kept: Mapping[str, Tensor]) -> None:
         """Let the δ that are being trained be what they were."""
         for name, value in kept.items():
-            cast("Tensor", self.trained[name].value).data.copy_(value)
+            self.trained[name].free().detach().copy_(value)
 
     def write(self, total: NDArray[np.float64], rows: Sequence[NDArray[np.float64]]) -> None:
         """Put δ (D,) on the model, and one for each sample if there are `rows`; or let training start there.
@@ -147,6 +162,51 @@ class AttachedModel:
         if sites:
             sizes = {name: site.size for name, site in sites.items()}
             run_costliest_first(sizes, lambda name, _: sites[name].write_original(), workers=_workers(sites.values()))
+
+    def flatten(self) -> dict[Kind, nn.Parameter]:
+        """Move what is trained into one flat parameter for each kind, in the order of names.
+
+        Raises:
+            AttachError: it is on several devices or of several dtypes.
+        """
+        if self.flats or not self.trained:
+            return self.flats
+        kinds: dict[Kind, list[str]] = {}
+        for name in self.sums.parameters:
+            kinds.setdefault(self.trained[name].parameter.kind, []).append(name)
+        states = {(shift.leaf.device, shift.leaf.dtype) for shift in self.trained.values()}
+        if len(states) > 1:
+            raise AttachError("what is trained is on several devices", fix="use `handle.parameters()`")
+        flats = {kind: self._moved(names) for kind, names in sorted(kinds.items(), reverse=True)}
+        self.flats = flats
+        return flats
+
+    def _moved(self, names: Sequence[str]) -> nn.Parameter:
+        """Return a flat parameter that from now on holds the numbers of these weights, in order."""
+        flat = nn.Parameter(torch.cat([self.trained[name].free().detach() for name in names]))
+        self.trained[names[0]].flat = flat  # so that it moves with the model
+        ends = accumulate(self.trained[name].count for name in names)
+        begins = {name: end - self.trained[name].count for name, end in zip(names, ends, strict=True)}
+        for shift in self._shifts:
+            if shift.name in begins:
+                shift.move_into(flat, begins[shift.name])
+        return flat
+
+    def untouched(self) -> list[str]:
+        """Return the names of what is trained that no gradient has reached: that of the last pass, or ever if flat."""
+        if not self.flats:
+            return [name for name, shift in self.trained.items() if shift.leaf.grad is None]
+        reached = {shift.name for shift in self._shifts if shift.reached}
+        return [name for name in self.trained if name not in reached]
+
+    def clipped_count(self) -> int:
+        """Return how many of the δ that are being trained are below −σ, where they do nothing."""
+        shifts = list(self.trained.values())
+        joint = self._maps.of(shifts) if shifts else None
+        with torch.no_grad():
+            if joint is not None:
+                return int((joint.full() < joint.floor).sum())
+            return sum(int(shift.clipped_count()) for shift in shifts)
 
     def switch(self, *, on: bool) -> None:
         """Let the δ that is being trained count, or not."""

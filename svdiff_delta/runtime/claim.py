@@ -18,6 +18,7 @@ from .live_weight import pickle_refusal
 if TYPE_CHECKING:
     from .handle import Handle
     from .self_check import Check
+    from .trained_gains import TrainedGains
 
 CLAIM: Final = "svdiff_claim"
 """The attribute of a layer that says which claim it is under."""
@@ -59,6 +60,7 @@ class Claim:
         gone: whether everything was taken off.
         handle: what changes and detaches it, once all was put on.
         checking: what compares the next forward with W + ΔW, if anything does.
+        gains: what computes gains in training at each forward of the models.
         busy: the lock that `attach` holds until it is done.
     """
 
@@ -67,6 +69,7 @@ class Claim:
         self.settled, self.whole, self.gone = False, True, False
         self.handle: Handle | None = None
         self.checking: Check | None = None
+        self.gains: list[TrainedGains] = []
         self._sites: Mapping[str, Sequence[LayerPatch]] = {}
         self._modules: Mapping[str, Sequence[nn.Module]] = {}
         self._gates: dict[str, Any] = {}
@@ -140,6 +143,8 @@ class Claim:
         if self.checking is not None:
             self.checking.stop()
         first()
+        for gains in self.gains:
+            gains.stop()
         for name in reversed(list(self._sites)):
             with self._gates[name]:  # a thread may be at it still
                 for site in reversed(self._sites[name]):

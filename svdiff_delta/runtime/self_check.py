@@ -145,7 +145,7 @@ class Check:
             )
 
     def _given(self, shift: Shift) -> NDArray[np.float64]:
-        if shift.value is not None and shift.enabled:
+        if shift.trainable and shift.enabled:
             return shift.full().detach().double().cpu().numpy()
         return self.total(shift.name)
 
