@@ -24,8 +24,10 @@ from .claim import claim_of
 from .gain_map import Factors, additive
 from .live_weight import SLOT
 from .modules import layer
-from .obstacles import check_plain, check_projection, fusers_of, parents_of
+from .obstacles import check_bases, check_projection, check_storage, fusers_of, parents_of
 from .original_weights import LiveWeights, cast_as_live, find_base, live_values
+from .quantized import quantized_weight
+from .quantized.origin import check_origin
 from .stored_weight import StoredWeight
 
 
@@ -118,7 +120,8 @@ def find_places(
     """
     parameters = combine_parameters(list(deltas.values()))
     slots = [name.partition(".")[0] for name in parameters]
-    base, verified = base or find_base(target, models, slots), None
+    given, base, verified = base, base or find_base(target, models, slots), None
+    check_bases(models, parameters, given=given, found=base)
     if base is not None:
         verified = prepare_base(base, list(deltas.values()), cache)  # several bases at once
     owners, parents = _owners(models), parents_of(models.values())
@@ -156,7 +159,7 @@ def check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
             fix="`add` to the handle that shifts it (`handle_of` returns it), or detach it",
         )
     found = kind_of(module, on_request=True)
-    check_plain(name, weight_of(module))
+    check_storage(name, module)
     if found is None or getattr(module, "max_norm", None) is not None:
         raise AttachError(f"{name}: layers of class {type(module).__name__} cannot be shifted live", fix="use `bake`")
     if found != (parameter.kind, parameter.axis):
@@ -193,6 +196,9 @@ def _readers(
         kept = cast("Tensor", live_values(module))  # its own storage, which outlives the parameter
         return (lambda: kept), (lambda weight: weight)
     values = base.read(name)
+    if (stored := quantized_weight(module)) is not None:
+        check_origin(name, stored, values)
+        return StoredWeight(base, name, values).read, lambda weight: weight
     casts = cast_as_live(name, module, values)
     return StoredWeight(base, name, values).read, lambda weight: _cast(weight, casts)
 

@@ -21,6 +21,7 @@ from svdiff_delta.runtime import factored_ops
 from svdiff_delta.runtime.gain_map import resident
 from svdiff_delta.runtime.layer_calls import own_output
 from svdiff_delta.runtime.per_sample import multiply
+from svdiff_delta.runtime.quantized import needs_own_call, plain_weight
 from svdiff_delta.runtime.targets import TargetLayer
 from svdiff_delta.runtime.wide_product import autocast_dtype, exact, spectral_product, wide, wide_product
 from svdiff_delta.svd.decomposition import matricize, unmatricize
@@ -64,7 +65,7 @@ class Resident:
         """Return the layer's output, rounded once where it is one product."""
         main = gain[..., : len(shift.square)]
         dtype = weight_of(module).dtype
-        if not factored_ops.is_one_product(module) or has_own_forward(module):
+        if not factored_ops.is_one_product(module) or has_own_forward(module) or needs_own_call(module):
             total, dtype = self._around(shift, module, main, x, *args, **options)
         elif autocast := autocast_dtype(x):
             total, dtype = self._product(shift, module, main, x), autocast
@@ -122,7 +123,7 @@ class Resident:
 
     def weight(self, shift: SpectralShift, module: nn.Module, gain: Tensor) -> Tensor:
         """Return W + ΔW; ΔW comes of W as it is here, in the dtype of sums."""
-        weight, tail = weight_of(module), None
+        weight, tail = plain_weight(module), None
         if shift.inner is not None:
             tail = factored_ops.factors(module, shift.parameter, shift.inner, shift.outer)
         matrix = matricize(weight.to(wide(weight.dtype)), shift.parameter.axis)
