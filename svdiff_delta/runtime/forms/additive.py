@@ -40,7 +40,7 @@ class Additive:
         self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any
     ) -> Tensor:
         """Return the layer's own output plus the change."""
-        own = needs_own_call(module)
+        own = needs_own_call(module, x)
         given = x.to(shift.inner.dtype) if own and x.is_floating_point() else x
         hidden = factored_ops.inner(module, shift.inner, given, *args, **options)
         # In float32, whatever the model's dtype.

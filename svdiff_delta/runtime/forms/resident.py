@@ -65,7 +65,7 @@ class Resident:
         """Return the layer's output, rounded once where it is one product."""
         main = gain[..., : len(shift.square)]
         dtype = weight_of(module).dtype
-        if not factored_ops.is_one_product(module) or has_own_forward(module) or needs_own_call(module):
+        if not factored_ops.is_one_product(module) or has_own_forward(module) or needs_own_call(module, x):
             total, dtype = self._around(shift, module, main, x, *args, **options)
         elif autocast := autocast_dtype(x):
             total, dtype = self._product(shift, module, main, x), autocast

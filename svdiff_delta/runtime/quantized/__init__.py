@@ -49,11 +49,11 @@ def plain_weight(module: nn.Module) -> Tensor:
     return weight_of(module) if found is None else found.dequantize().to(found.dtype)
 
 
-def needs_own_call(module: nn.Module) -> bool:
-    """Tell whether only a layer's own forward may use its weight.
+def needs_own_call(module: nn.Module, x: Tensor) -> bool:
+    """Tell whether only a layer's own forward may use its weight for an input.
 
-    A weight that is ordinary in its call may be used like any other, but not kept for gradients: it would outlive the
-    call.
+    A weight that is ordinary in its call may be used like any other, but not kept for the input's gradient: it would
+    outlive the call.
     """
     found = quantized_weight(module)
-    return found is not None and (not found.cast or torch.is_grad_enabled())
+    return found is not None and (not found.cast or (torch.is_grad_enabled() and x.requires_grad))

@@ -32,16 +32,20 @@ def check_origin(name: str, stored: QuantizedWeight, original: Tensor) -> None:
     if stored.shape != tuple(original.shape):
         shapes = f"{list(stored.shape)}, the base's has {list(original.shape)}"
         raise AttachError(f"{name}: the live weight ({stored.scheme}) has shape {shapes}", fix=NAME)
-    with torch.no_grad():
-        share, times = min(_beyond(stored, original, dtype) for dtype in CASTS)
-    if share:
-        raise AttachError(
-            f"{name}: the live weight is not the base's, quantized ({stored.scheme}): {share:.2g} of its values are "
-            f"further from that than rounding explains, up to {times:.2g} times as far",
-            fix=f"{NAME}, or undo what was fused into it",
-        )
+    seen = []
+    for dtype in CASTS:
+        seen.append(_beyond(stored, original, dtype))
+        if not seen[-1][0]:
+            return
+    share, times = min(seen)
+    raise AttachError(
+        f"{name}: the live weight is not the base's, quantized ({stored.scheme}): {share:.2g} of its values are "
+        f"further from that than rounding explains, up to {times:.2g} times as far",
+        fix=f"{NAME}, or undo what was fused into it",
+    )
 
 
+@torch.no_grad()
 def _beyond(stored: QuantizedWeight, original: Tensor, dtype: torch.dtype) -> tuple[float, float]:
     """Return the share of values that rounding does not explain, and the distance of the worst in bounds."""
     found = stored.dequantize()
