@@ -23,6 +23,7 @@ from .weights import normal
 
 with warnings.catch_warnings():  # what libraries say of themselves when they are imported is theirs
     warnings.simplefilter("ignore")
+    import bitsandbytes as bnb
     import gguf
     import torchao.quantization as ao
     from diffusers.hooks import apply_layerwise_casting
@@ -55,11 +56,40 @@ def gguf_linear(layer: nn.Linear, kind: str, dtype: torch.dtype) -> nn.Linear:
 
 
 def _gguf(kind: str, model: nn.Module, dtype: torch.dtype) -> None:
+    _replaced(lambda layer: gguf_linear(layer, kind, dtype), model.to(dtype))
+
+
+def _replaced(made: Callable[[nn.Linear], nn.Module], model: nn.Module) -> None:
+    """Replace all linear layers but the last one, as transformers does."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                parent._modules[name] = gguf_linear(child, kind, dtype)
-    model.to(dtype)
+            if type(child) is nn.Linear and name != "lm_head":
+                parent._modules[name] = made(child)
+
+
+def _four_bits(kind: str, nested: bool, model: nn.Module, dtype: torch.dtype) -> None:
+    def made(layer: nn.Linear) -> nn.Module:
+        options = {"compress_statistics": nested, "quant_type": kind}
+        found = bnb.nn.Linear4bit(
+            layer.in_features, layer.out_features, layer.bias is not None, compute_dtype=dtype, **options
+        )
+        found.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, module=found, **options)
+        found.bias = layer.bias
+        return found.to("cpu")
+
+    _replaced(made, model.to(dtype))
+
+
+def _eight_bits(model: nn.Module, dtype: torch.dtype) -> None:
+    def made(layer: nn.Linear) -> nn.Module:
+        found = bnb.nn.Linear8bitLt(
+            layer.in_features, layer.out_features, layer.bias is not None, has_fp16_weights=False
+        )
+        found.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+        found.bias = layer.bias
+        return found.to("cpu")
+
+    _replaced(made, model.to(dtype))
 
 
 def _layerwise(storage: torch.dtype, model: nn.Module, dtype: torch.dtype) -> None:
@@ -67,6 +97,9 @@ def _layerwise(storage: torch.dtype, model: nn.Module, dtype: torch.dtype) -> No
 
 
 QUANTIZE: dict[str, Quantize] = {
+    "bitsandbytes nf4": partial(_four_bits, "nf4", True),
+    "bitsandbytes fp4": partial(_four_bits, "fp4", False),
+    "bitsandbytes int8": _eight_bits,
     "torchao int8": partial(_torchao, ao.Int8WeightOnlyConfig()),
     "torchao float8": partial(_torchao, ao.Float8WeightOnlyConfig()),
     "quanto qint8": partial(_quanto, quanto.qint8),
@@ -90,7 +123,7 @@ LAYERS = ("*.0.self_attn.q_proj.weight", "*.0.mlp.up_proj.weight", "*.0.mlp.down
 def llama() -> Any:
     """A tiny language model whose weights float16 holds exactly."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.LlamaConfig(vocab_size=40, num_key_value_heads=1, attention_bias=True, **sizes)
     model = transformers.LlamaForCausalLM(config).requires_grad_(False).eval()
     for index, parameter in enumerate(model.parameters()):
@@ -125,6 +158,10 @@ def run(model: Any, ids: Tensor = IDS) -> Tensor:
 def values(module: nn.Module) -> Tensor:
     """A layer's weight in float64 by its library's own reader, one that is no part of what is tested where there is."""
     weight: Any = module._parameters["weight"]
+    if isinstance(weight, bnb.nn.Params4bit | bnb.nn.Int8Params):
+        return torch.as_tensor(
+            module(torch.eye(module.in_features)) - (0 if module.bias is None else module.bias)
+        ).T.double()
     if isinstance(weight, GGUFParameter):
         return torch.from_numpy(gguf.quants.dequantize(weight.as_tensor().numpy(), weight.quant_type)).double()
     if hasattr(weight, "dequantize") and type(weight) not in (Tensor, nn.Parameter):
@@ -161,8 +198,11 @@ def shifted_copy(model: Any, packed: nn.Module, delta: Delta, shifts: dict[str, 
     """The quantized model in float64 with W̃ + ΔW in resident form; gradients flow to `shifts` where they are given."""
     truth = copy.deepcopy(model).double()
     for path, module in packed.named_modules():
-        if isinstance(module, nn.Linear):
-            truth.get_submodule(path).weight.data = values(module)
+        if isinstance(module, nn.Linear | nn.Embedding):
+            layer = truth.get_submodule(path)
+            layer.weight.data = values(module)
+            if getattr(module, "bias", None) is not None:  # some schemes round it too
+                layer.bias.data = module.bias.detach().double()
     for name, parameter in delta.metadata.parameters.items():
         path = name.partition(".")[2].removesuffix(".weight")
         layer, original = truth.get_submodule(path), model.get_submodule(path).weight
@@ -177,4 +217,5 @@ def shifted_copy(model: Any, packed: nn.Module, delta: Delta, shifts: dict[str, 
 
 def relative(a: Tensor, b: Tensor) -> float:
     """‖a − b‖ / ‖b‖."""
-    return float((a.double() - b.double()).norm() / b.double().norm())
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm())

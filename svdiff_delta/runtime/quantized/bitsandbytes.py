@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -28,30 +29,51 @@ def _four_bits(module: nn.Module, weight: Any, state: Any) -> QuantizedWeight:
     functional: Any = sys.modules["bitsandbytes.functional"]
 
     def dequantize() -> Tensor:
+        packed, largest, _ = _unpacked(functional, weight.data, state)
+        plain = copy.copy(state)
+        plain.absmax, plain.nested, plain.dtype = largest, False, torch.float32
         with torch.no_grad():
-            return torch.as_tensor(functional.dequantize_4bit(weight.data, state)).reshape(state.shape).float()
+            return torch.as_tensor(functional.dequantize_4bit(packed, plain)).reshape(state.shape)
 
     def bound(found: Tensor) -> Tensor:
-        largest, off = _largest(functional, state)
-        each = largest.repeat_interleave(state.blocksize)[: found.numel()].reshape(found.shape)
+        _, largest, off = _unpacked(functional, weight.data, state)
+        each, lost = (
+            part.repeat_interleave(state.blocksize)[: found.numel()].reshape(found.shape) for part in (largest, off)
+        )
         level = torch.where(each > 0, found / each, 0.0)
-        return (each + off) * half_gaps(state.code.float(), level) + off * level.abs() + lost_in(state.dtype, found)
+        return (each + lost) * half_gaps(state.code.float(), level) + lost * level.abs()
 
     dtype = getattr(module, "compute_dtype", None) or state.dtype
-    scheme, parts = f"bitsandbytes {state.quant_type}", [weight.data, state.absmax]
-    if state.nested:
-        parts.append(state.state2.absmax)
+    parts = [weight.data, state.absmax, *([state.state2.absmax] if state.nested else [])]
     nbytes = sum(part.nbytes for part in parts)
-    return QuantizedWeight(scheme, tuple(state.shape), dtype, nbytes, dequantize, bound, opaque=True)
+    return QuantizedWeight(
+        f"bitsandbytes {state.quant_type}", tuple(state.shape), dtype, nbytes, dequantize, bound, opaque=True
+    )
 
 
-def _largest(functional: Any, state: Any) -> tuple[Tensor, float]:
-    """Return the largest value of each block, and how far from it that may be stored: it may be quantized itself."""
-    if not state.nested:
-        return state.absmax.float(), 0.0
-    largest = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
-    code = state.state2.code.float().unique()
-    return largest.float(), float(code.diff().max() / 2 * state.state2.absmax.max())
+def _unpacked(functional: Any, packed: Tensor, state: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the 4-bit numbers in order, the largest value of each block, and how far from it that may be stored.
+
+    The largest values may be quantized themselves. Some processors' kernels want all of it in another order, and round
+    the largest values to bfloat16 for that; bitsandbytes reorders a weight when it is first called there.
+    """
+    if not getattr(state, "packing_format_for_cpu", False):
+        if not state.nested:
+            return packed, state.absmax.float(), torch.zeros_like(state.absmax, dtype=torch.float32)
+        largest = (functional.dequantize_blockwise(state.absmax, state.state2) + state.offset).float()
+        return packed, largest, _lost(functional, largest, state.offset)
+    largest = state.absmax.float().T.reshape(-1)
+    twin = copy.copy(state)
+    twin.original_nested = False  # else the largest values would be quantized once more
+    packed, _ = functional._convert_weight_packed_for_cpu_inverse(packed, twin)
+    lost = torch.finfo(torch.bfloat16).eps * largest
+    return packed, largest, lost + _lost(functional, largest, state.offset) if state.original_nested else lost
+
+
+def _lost(functional: Any, largest: Tensor, offset: Any) -> Tensor:
+    """Return what the 8-bit code of bitsandbytes may lose of the largest values, of which each 256 share a scale."""
+    steps = functional.create_dynamic_map().to(largest).unique().diff()
+    return (steps.max() / 2 * (largest - offset).abs().max() * 1.01).expand(largest.shape)
 
 
 def _eight_bits(module: nn.Module, weight: Any) -> QuantizedWeight | None:

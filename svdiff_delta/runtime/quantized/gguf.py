@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from .weight import QuantizedWeight
+from .weight import QuantizedWeight, as_it_is
 
 SIMPLE: Final[Mapping[str, int]] = {"Q4_0": 7, "Q5_0": 15, "Q8_0": 127}
 """Types of 32 values that are whole multiples of one step, and the largest multiple above zero."""
@@ -44,6 +44,7 @@ def find(module: nn.Module) -> QuantizedWeight | None:
         weight.numel() * weight.element_size(),
         lambda: _dequantized(weight),
         lambda found: _bound(weight, kind, found),
+        (lambda given: given.bfloat16().float()) if kind == "BF16" else as_it_is,
         opaque=True,
     )
 
@@ -55,15 +56,16 @@ def _dequantized(weight: Any) -> Tensor:
 
 
 def _bound(weight: Any, kind: str, found: Tensor) -> Tensor:
-    if kind == "BF16":  # nothing but a cast
+    if kind == "BF16":
         return found.new_zeros(())
     blocks = found.reshape(-1, NESTED[kind][1] if kind in NESTED else 32)
     largest = blocks.abs().amax(1, keepdim=True)
-    # Steps are stored in float16, and what they are multiplied with is added up in it.
-    lost = 4 * torch.finfo(torch.float16).eps * largest + torch.finfo(torch.float16).smallest_normal / 8
+    # Steps are stored in float16, and what they are multiplied with is rounded and added up in it.
+    about = torch.finfo(torch.float16)
+    lost = about.eps * (blocks.abs() if kind in SIMPLE else 4 * largest) + about.smallest_normal / 8
     if kind in NESTED:
         return (2 * largest / (2 ** NESTED[kind][0] - 1) + lost).expand(blocks.shape).reshape(found.shape)
-    step = _steps(weight, blocks.shape[0]).abs()
+    step: Tensor = _steps(weight, blocks.shape[0]).abs()
     # Both ends may be cut off, by up to one step.
     inside = blocks.abs() < (SIMPLE.get(kind, 0) - 0.5) * step
     return (torch.where(inside, step / 2, step) + lost).reshape(found.shape)
@@ -71,5 +73,5 @@ def _bound(weight: Any, kind: str, found: Tensor) -> Tensor:
 
 def _steps(weight: Any, blocks: int) -> Tensor:
     """Return the step of each block (blocks, 1), which stands first in it."""
-    first = weight.as_tensor().reshape(blocks, -1).view(torch.uint8)[:, :2].contiguous()
+    first: Tensor = weight.as_tensor().reshape(blocks, -1).view(torch.uint8)[:, :2].contiguous()
     return first.view(torch.float16).float()

@@ -45,7 +45,7 @@ class _OwnOutput(torch.autograd.Function):
         return own(x)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         (grad,), module = grads, ctx.module
         by_x = by_bias = None

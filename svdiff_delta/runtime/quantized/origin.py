@@ -52,6 +52,6 @@ def _beyond(stored: QuantizedWeight, original: Tensor, dtype: torch.dtype) -> tu
     given = stored.rounded(original.to(found.device).to(dtype).float())
     allowed = stored.bound(found) + 4 * torch.finfo(torch.float32).eps * found.abs()
     off = (found - given).abs()
-    off.nan_to_num_(nan=torch.inf, posinf=torch.inf)
-    beyond = off > allowed
-    return float(beyond.float().mean()), float((off / allowed.clamp_min(torch.finfo(torch.float32).tiny)).max())
+    beyond = ~(off <= allowed)  # NaN is further than anything
+    times = (off / allowed.clamp_min(torch.finfo(torch.float32).tiny)).nan_to_num(nan=torch.inf)
+    return float(beyond.float().mean()), float(times.max())

@@ -40,11 +40,12 @@ def _bound(weight: Any, found: Tensor) -> Tensor:
         steps = float_steps(found, scale, kind.dtype) if kind.is_floating_point else scale / 2
         return steps + lost_in(weight.dtype, found)
     plain = weight if hasattr(weight, "_scale") else weight.weight_qbits_tensor()
-    # The groups follow one another along the rows. What was added to make numbers positive is rounded with them.
-    lines = found.reshape(plain._scale.numel(), -1)
+    # The groups follow one another along the rows. What is added to make numbers positive is rounded with them; kernels
+    # that want the middle of the range instead round that too.
+    lines, scale = found.reshape(plain._scale.numel(), -1), plain._scale.float().reshape(-1, 1)
     added = plain._shift.float().abs().reshape(-1, 1) if plain._shift.is_floating_point() else 0.0
-    size = lines.abs() + 2 * added
-    bound = plain._scale.float().reshape(-1, 1) / 2 + 2 * lost_in(weight.dtype, size)
+    middle = 0.0 if plain is weight else scale * 2 ** (kind.bits - 1)
+    bound: Tensor = scale / 2 + 3 * lost_in(weight.dtype, lines.abs() + 2 * added + middle)
     return bound.reshape(found.shape)
 
 

@@ -40,7 +40,10 @@ def _dequantized(weight: Any) -> Tensor:
 
 
 def _int8_bound(weight: Any, found: Tensor) -> Tensor:
-    return expanded(weight.scale, found.shape) / 2 + lost_in(weight.dtype, found)
+    scale, about = expanded(weight.scale, found.shape), torch.finfo(weight.dtype)
+    # It divides by a scale in the dtype of the weight, where a small one has few digits.
+    coarse = about.smallest_normal * about.eps / 2 / scale
+    return scale / 2 + lost_in(weight.dtype, found) + coarse * found.abs()
 
 
 def _float8_bound(weight: Any, found: Tensor) -> Tensor:

@@ -25,8 +25,13 @@ from svdiff_delta.runtime.quantized import quantized_weight
 CLOSE = 2e-5
 """Sums of up to 96 terms in float32, through ten layers; GGUF unpacks into float16, its own reader into float32."""
 
-FLOAT16 = 2e-3
+FLOAT16 = 4e-3
 """Two roundings to float16 of each of a weight's values, through ten layers."""
+
+
+def tolerance(scheme: str) -> float:
+    """How far a scheme's own arithmetic may be from float64; bitsandbytes multiplies in half precision inside."""
+    return FLOAT16 if scheme.startswith(("GGUF", "bitsandbytes")) else CLOSE
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,7 @@ def test_a_quantized_model_computes_with_its_delta_and_is_untouched_afterwards(
         found = run(packed)
     expected = run(shifted_copy(model, packed, delta))
     assert relative(found, plain) > 0.05
-    assert relative(found, expected) < (FLOAT16 if scheme.startswith("GGUF") else CLOSE)
+    assert relative(found, expected) < tolerance(scheme)
     assert torch.equal(run(packed), plain)
     assert [bits(module) for module in linears(packed, delta).values()] == before
 
@@ -98,8 +103,8 @@ def test_every_sample_of_a_batch_has_its_own_delta_on_quantized_layers(
     with attach(packed, {"a": delta, "b": scale(delta, -0.5)}, base=base, form="resident") as handle:
         with handle.per_sample(["a", None, "b"]):
             together = run(packed)
-        for index, weights in enumerate([{"a": 1.0}, {}, {"b": 1.0}]):
-            handle.set_adapters(list(weights), list(weights.values()))
+        for index, weights in enumerate([(1.0, 0.0), (0.0, 0.0), (0.0, 1.0)]):
+            handle.set_adapters(["a", "b"], weights)
             assert relative(together[index], run(packed, IDS[index : index + 1])[0]) < CLOSE
 
 
@@ -117,7 +122,7 @@ def test_gradients_of_a_delta_on_quantized_layers_are_those_of_the_formula(
         gradient = found[name]
         assert gradient is not None
         assert shift.grad is not None
-        assert relative(gradient, shift.grad) < (FLOAT16 if scheme.startswith("GGUF") else 5 * CLOSE)
+        assert relative(gradient, shift.grad) < 5 * tolerance(scheme)
 
 
 @pytest.mark.parametrize("scheme", ["torchao int8", "quanto qint4", "GGUF Q4_0"])
@@ -248,7 +253,7 @@ def test_exact_deltas_are_those_of_the_unquantized_base(scheme: str, model: Any,
         U, sigma, Vt = torch.linalg.svd(original, full_matrices=False)
         change = U * torch.maximum(torch.from_numpy(delta[name].astype(np.float64)), -sigma) @ Vt
         layer.weight = quantized_values(packed, path) + change
-    assert relative(found, run(exact)) < (FLOAT16 if scheme.startswith("GGUF") else CLOSE)
+    assert relative(found, run(exact)) < tolerance(scheme)
 
 
 def quantized_values(packed: nn.Module, path: str) -> Tensor:

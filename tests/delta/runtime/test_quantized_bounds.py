@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.quantized import QUANTIZE, gguf_linear, values
+from support.quantized import QUANTIZE, gguf_linear, relative, values
 from support.weights import normal
 from torch import Tensor, nn
 
@@ -49,10 +49,21 @@ def stored(module: nn.Module) -> Any:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scheme", QUANTIZE)
 def test_what_a_library_has_quantized_is_accepted(scheme: str, dtype: torch.dtype) -> None:
-    for weight in WEIGHTS.values():
+    for kind, weight in WEIGHTS.items():
+        if kind == "with rows of zeros" and scheme in ("torchao float8", "quanto qfloat8_e4m3fn"):
+            continue  # they divide by 0: see below
         module = packed(weight, scheme, dtype)
         check_origin("w", stored(module), weight)
-        assert torch.allclose(stored(module).dequantize().double(), values(module), rtol=2e-3, atol=1e-6)
+        # Their own readers, or kernels, may round to the layer's dtype, and GGUF's to float16.
+        close = 4 * torch.finfo(torch.bfloat16 if scheme.startswith("bits") else dtype).eps + 2e-3
+        assert relative(stored(module).dequantize(), values(module)) < close
+
+
+@pytest.mark.parametrize("scheme", ["torchao float8", "quanto qfloat8_e4m3fn"])
+def test_weights_that_became_nan_are_refused(scheme: str) -> None:
+    weight = WEIGHTS["with rows of zeros"]
+    with pytest.raises(AttachError, match="is not the base's, quantized"):
+        check_origin("w", stored(packed(weight, scheme, torch.float32)), weight)
 
 
 @pytest.mark.parametrize("scheme", QUANTIZE)
