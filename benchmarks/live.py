@@ -52,7 +52,8 @@ import json, sys
 from pathlib import Path
 from common.process import resident, restart_peak
 from diffusers import UNet2DConditionModel
-from svdiff_delta import attach, cache, load, open_base
+from svdiff_delta import attach, load, open_base
+from svdiff_delta.svd import cache
 
 empty = UNet2DConditionModel(block_out_channels=(32, 32, 32, 32))  # loads the libraries
 del empty

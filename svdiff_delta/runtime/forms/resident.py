@@ -63,19 +63,25 @@ class Resident:
         self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any
     ) -> Tensor:
         """Return the layer's output, rounded once where it is one product."""
-        main = gain[..., : len(shift.square)]
-        dtype = weight_of(module).dtype
-        if not factored_ops.is_one_product(module) or has_own_forward(module) or needs_own_call(module, x):
-            total, dtype = self._around(shift, module, main, x, *args, **options)
-        elif autocast := autocast_dtype(x):
-            total, dtype = self._product(shift, module, main, x), autocast
-        elif x.dtype == dtype:
-            total = self._product(shift, module, main, x)
-        else:
+        autocast, own = autocast_dtype(x), weight_of(module).dtype
+        one = _is_one_product(module, x)
+        if one and autocast is None and x.dtype != own:
             return own_output(module, x)  # which refuses such an input
+        total, dtype = self.unrounded(shift, module, gain, x, *args, **options)
+        return total.to((autocast or own) if one else dtype)
+
+    def unrounded(
+        self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any
+    ) -> tuple[Tensor, torch.dtype]:
+        """Return the output in the dtype of sums, and the dtype of the layer's own."""
+        main = gain[..., : len(shift.square)]
+        if _is_one_product(module, x):
+            total, dtype = self._product(shift, module, main, x), x.dtype
+        else:
+            total, dtype = self._around(shift, module, main, x, *args, **options)
         if shift.inner is not None:
             total = total + self._tail(shift, module, gain[..., len(shift.square) :], x, *args, **options)
-        return total.to(dtype)
+        return total, dtype
 
     def _product(self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor) -> Tensor:
         """Return the output of one matrix product in the dtype of sums.
@@ -130,3 +136,8 @@ class Resident:
         return weight + unmatricize(
             square_change(matrix, shift.square, gain, tail), shift.parameter.shape, shift.parameter.axis
         )
+
+
+def _is_one_product(module: nn.Module, x: Tensor) -> bool:
+    """Tell whether a layer's output for an input is the product with a weight that others than the layer may use."""
+    return factored_ops.is_one_product(module) and not has_own_forward(module) and not needs_own_call(module, x)

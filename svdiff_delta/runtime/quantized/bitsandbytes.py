@@ -73,7 +73,8 @@ def _unpacked(functional: Any, packed: Tensor, state: Any) -> tuple[Tensor, Tens
 def _lost(functional: Any, largest: Tensor, offset: Any) -> Tensor:
     """Return what the 8-bit code of bitsandbytes may lose of the largest values, of which each 256 share a scale."""
     steps = functional.create_dynamic_map().to(largest).unique().diff()
-    return (steps.max() / 2 * (largest - offset).abs().max() * 1.01).expand(largest.shape)
+    lost: Tensor = steps.max() / 2 * (largest - offset).abs().max() * 1.01
+    return lost.expand(largest.shape)
 
 
 def _eight_bits(module: nn.Module, weight: Any) -> QuantizedWeight | None:

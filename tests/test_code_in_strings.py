@@ -1,0 +1,44 @@
+"""Code that scripts and tests hand to other processes as text: what it imports of this project is there."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+OURS = ("svdiff_delta", "svdiff_train", "svdiff_cli", "tools", "reproduce")
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    """Every string of a script that is a program with an import in it."""
+    for folder in ("benchmarks", "tests", "tools", "reproduce"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and "import " in node.value:
+                    yield path, node.value
+
+
+def imports(text: str) -> Iterator[tuple[str, str]]:
+    """Each `from module import name` of a program; what is no program has none."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in OURS:
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def test_what_code_in_strings_imports_is_there() -> None:
+    """A move of modules that forgets such code shows only when a benchmark runs."""
+    asked = {(path, *each) for path, text in texts() for each in imports(text)}
+    assert len(asked) > 20
+    gone = [
+        f"{path.relative_to(ROOT)}: {module} has no {name}"
+        for path, module, name in sorted(asked)
+        if not (hasattr(import_module(module), name) or find_spec(f"{module}.{name}"))
+    ]
+    assert gone == []
