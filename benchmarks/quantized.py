@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from svdiff_delta import Base, Delta, attach, open_base, zero_delta
 from svdiff_delta.format.delta import project
 from svdiff_delta.runtime.live_weight import SLOT
-from svdiff_delta.runtime.quantized import quantized_weight
+from svdiff_delta.runtime.quantized import plain_weight, quantized_weight
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import verify_and_prepare
 
@@ -119,7 +119,7 @@ def measured(base: Base, name: str, delta: Delta, quantize: Callable[[nn.Module]
     for form in ("resident", "additive"):
         with torch.no_grad(), attach(model, delta, base=base, form=form):  # type: ignore[arg-type]
             shift: Any = model.layer._modules[SLOT]
-            moved = shift.weight(model.layer, shift.gain).float() - stored.dequantize()
+            moved = shift.form.weight(shift, model.layer, shift.gain) - plain_weight(model.layer).float()
             row[form] = float(((x.float() @ moved.T) - truth).norm() / truth.norm())
             held = [each for each in (shift.inner, shift.outer, shift.square) if each is not None]
             row[f"{form} beside"] = sum(each.nbytes for each in held) / weight.numel()

@@ -64,7 +64,8 @@ def _bound(weight: Any, kind: str, found: Tensor) -> Tensor:
     about = torch.finfo(torch.float16)
     lost = about.eps * (blocks.abs() if kind in SIMPLE else 4 * largest) + about.smallest_normal / 8
     if kind in NESTED:
-        return (2 * largest / (2 ** NESTED[kind][0] - 1) + lost).expand(blocks.shape).reshape(found.shape)
+        bound: Tensor = (2 * largest / (2 ** NESTED[kind][0] - 1) + lost).expand(blocks.shape).reshape(found.shape)
+        return bound
     step: Tensor = _steps(weight, blocks.shape[0]).abs()
     # Both ends may be cut off, by up to one step.
     inside = blocks.abs() < (SIMPLE.get(kind, 0) - 0.5) * step
