@@ -26,7 +26,7 @@ from .handle import Handle
 from .memory import Trim, give_back
 from .model_locks import holding, locks_of, ordinary
 from .modules import components
-from .obstacles import FusionGuard, LoadGuard
+from .obstacles import FusionGuard, LoadGuard, check_fusable
 from .own_forwards import find_forward, own_forward
 from .patched_layers import live_sites
 from .self_check import Check
@@ -154,6 +154,7 @@ def _sites(place: TargetLayer, mode: Mode, form: FormName | None, *, exact: bool
     """Return all that is to be put on a layer and its twins, checked; nothing is touched yet."""
     sites: list[LayerPatch] = []
     if mode == "fused":
+        check_fusable(place.name, place.module)
         sites.append(FusedPatch(place))
     else:
         for module in place.modules:

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from . import factored_ops
 from .live_weight import own_class
+from .quantized import quantized_weight
+from .quantized.gradient import linear_output
 
 HELD: Final = frozenset({"_parameters", "_buffers", "_modules"})
 """Attributes that torch keeps; a twin shares their contents with its layer."""
@@ -49,6 +52,21 @@ def own_output(module: nn.Module, x: Tensor, /, *args: Any, bias: bool = True, *
         bias: whether its bias counts.
         options: what else, by name.
     """
+    own_bias = module._parameters.get("bias") if bias else None
+
+    def own(x: Tensor) -> Tensor:
+        return _own_forward(module, x, *args, bias=bias, **options)
+
+    def bare(weight: Tensor, x: Tensor) -> Tensor:
+        return factored_ops.inner(module, weight, x, *args, **options)
+
+    graph = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, own_bias))
+    if graph and quantized_weight(module) is not None:
+        return linear_output(module, own, bare, x, own_bias)
+    return own(x)
+
+
+def _own_forward(module: nn.Module, x: Tensor, /, *args: Any, bias: bool, **options: Any) -> Tensor:
     cls = own_class(module)
     twin = _twin(module, cls)
     if not bias:

@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_map
 from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError
 
+from .quantized import quantized_weight
+
 if TYPE_CHECKING:
     from .shift import Shift
 
@@ -132,7 +134,7 @@ def watched(cls: type[nn.Module]) -> type[nn.Module]:
     def read(module: nn.Module) -> Tensor:
         if READ in module.__dict__:
             module.__dict__[READ]()
-        if module._modules.get(SLOT) is None:
+        if module._modules.get(SLOT) is None or _is_opaque(module):
             return weight_of(module)
         return LiveWeight.of(module)
 
@@ -152,6 +154,12 @@ def watched(cls: type[nn.Module]) -> type[nn.Module]:
         added["__deepcopy__"] = deepcopy
     own = type(cls.__name__, (cls,), {**names, **added})
     return _WATCHED.setdefault(cls, own)
+
+
+def _is_opaque(module: nn.Module) -> bool:
+    """Tell whether only the layer's own class, whose methods ask for its weight too, can use what is stored there."""
+    found = quantized_weight(module)
+    return found is not None and found.opaque
 
 
 def pickle_refusal() -> AttachError:

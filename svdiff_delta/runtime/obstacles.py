@@ -1,4 +1,4 @@
-"""Refuse layers that cannot take a live δ: quantized weights, and projections that were fused."""
+"""Refuse layers that cannot take a live δ: weights that nobody here can read, and projections that were fused."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
+from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError
 
 from .claim import claim_of
 from .factored_ops import narrow
 from .live_weight import SLOT
+from .modules import layer
+from .quantized import KNOWN, PLAIN, quantized_weight
 
 FUSED: Final[Mapping[str, tuple[str, ...]]] = {
     "to_qkv": ("to_q", "to_k", "to_v"),
@@ -40,17 +43,16 @@ GUARDED: Final = "svdiff_guarded"
 LOAD: Final = "_load_from_state_dict"
 """The method by which torch loads one layer's weights."""
 
-PLAIN: Final = frozenset({Tensor, nn.Parameter})
 
-
-def check_plain(name: str, weight: Tensor) -> None:
-    """Check that a layer's weight is a plain tensor of floating-point numbers of 16 bits or more.
+def check_storage(name: str, module: nn.Module) -> None:
+    """Check that a layer's weight is a plain tensor of floating-point numbers, or quantized in a known scheme.
 
     Raises:
-        AttachError: it is quantized, sharded or stored in float8; the message names the scheme.
+        AttachError: it is quantized otherwise, sharded or stored in float8; the message names the scheme.
     """
+    weight = weight_of(module)
     scheme = scheme_of(weight)
-    if scheme is None:
+    if scheme is None or quantized_weight(module) is not None:
         return
     if narrow(weight.dtype) and type(weight) in PLAIN:
         raise AttachError(
@@ -59,8 +61,45 @@ def check_plain(name: str, weight: Tensor) -> None:
         )
     raise AttachError(
         f"{name}: the live weight is {'sharded' if 'DTensor' in scheme else 'quantized'} ({scheme})",
-        fix="load the model in F16, BF16 or F32, or use `bake` on its unquantized base",
+        fix=f"load the model in F16, BF16 or F32, or quantized by {KNOWN}; or use `bake` on its unquantized base",
     )
+
+
+def check_bases(
+    models: Mapping[str, nn.Module], names: Iterable[str], *, given: Base | None, found: Base | None
+) -> None:
+    """Check that an unquantized base is named where weights are quantized: δ is about its singular values.
+
+    Args:
+        models: the models by component.
+        names: the parameters that are to be shifted.
+        given: the base that was named.
+        found: that, or the one that the models say they came from.
+
+    Raises:
+        AttachError: none is named; of weights that are only cast, none is found either.
+    """
+    for name in names:
+        stored = quantized_weight(layer(models, name))
+        if stored is not None and (found if stored.cast else given) is None:
+            raise AttachError(
+                f"{name}: the live weight is quantized ({stored.scheme}), and δ shifts the singular values of what it "
+                "was before",
+                fix="name the unquantized base, as in `attach(model, delta, base=open_base(...))`",
+            )
+
+
+def check_fusable(name: str, module: nn.Module) -> None:
+    """Check that ΔW can be fused into a layer's weight.
+
+    Raises:
+        AttachError: it is quantized.
+    """
+    if (stored := quantized_weight(module)) is not None:
+        raise AttachError(
+            f"{name}: the live weight is quantized ({stored.scheme}), nothing can be fused into it",
+            fix='use `mode="live"`, or `bake` on the unquantized base and quantize that',
+        )
 
 
 def scheme_of(weight: Tensor) -> str | None:
@@ -167,13 +206,19 @@ class LoadGuard:
         self._module.__dict__[LOAD] = self._load
 
     def _load(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        loaded = state.get(f"{prefix}weight")
-        if loaded is not None and is_shifted(self._module) and not _is_there(self._module, loaded):
+        if is_shifted(self._module) and self._replaces(state, f"{prefix}weight"):
             raise AttachError(
                 f"{self._name}: a weight cannot be loaded while a delta is on it",
                 fix="detach the delta first, then load",
             )
         getattr(type(self._module), LOAD)(self._module, state, prefix, *rest)
+
+    def _replaces(self, state: Mapping[str, Any], key: str) -> bool:
+        """Tell whether a state holds another weight for the layer; of a quantized one it may hold several parts."""
+        if quantized_weight(self._module) is not None:
+            return any(other.startswith(key) for other in state)
+        loaded = state.get(key)
+        return loaded is not None and not _is_there(self._module, loaded)
 
     def check(self, *, force: bool = False) -> None:
         """Accept every state: a guard holds no weight that others could have changed."""

@@ -9,6 +9,7 @@ from inspect import signature
 from types import MethodType
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from svdiff_delta.base_model.kinds import weight_of
@@ -20,6 +21,7 @@ from .forms.choice import WHOLE, choose_form
 from .live_weight import SLOT, own_class, watch
 from .norm_shift import NormShift
 from .own_forwards import find_forward, own_forward
+from .quantized import compute_dtype
 from .shift import Shift
 from .spectral_shift import SpectralShift
 from .targets import TargetLayer
@@ -67,7 +69,8 @@ class LivePatch:
         Two products of factors in half precision are not W to half precision, nor are they to float8, in which some
         keep weights between calls: so the layer goes over to a form that keeps W then.
         """
-        shift, target = self.shift, fn(weight_of(self.module).new_empty(0)).dtype
+        probe = torch.empty(0, dtype=compute_dtype(self.module), device=weight_of(self.module).device)
+        shift, target = self.shift, fn(probe).dtype
         if isinstance(shift, SpectralShift) and (form := shift.form_at(target, self.module)) != shift.form.name:
             if self._dropped is not None:
                 self._dropped.fill()
@@ -145,7 +148,7 @@ def _make_shift(place: TargetLayer, module: nn.Module, *, form: str, exact: bool
     if place.parameter.kind == "elementwise":
         return NormShift(place, module, trainable=trainable)
     if form == WHOLE:
-        both = exact or weight_of(module).dtype not in HALF  # memory is what half precision is for
+        both = exact or compute_dtype(module) not in HALF  # memory is what half precision is for
         return WholeShift(place, module, both=both, trainable=trainable)
     return SpectralShift(place, module, form=form, trainable=trainable)
 

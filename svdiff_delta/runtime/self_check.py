@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -15,11 +16,15 @@ from svdiff_delta.base_model.devices import on_host
 from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError
 from svdiff_delta.format.delta import project
+from svdiff_delta.svd.decomposition import matricize, unmatricize
 
+from . import factored_ops
 from .fused import FusedPatch
-from .layer_calls import Call, forward_with
+from .layer_calls import Call, forward_with, own_output
 from .live_weight import note_reads
+from .quantized import plain_weight, quantized_weight
 from .shift import Shift
+from .spectral_shift import SpectralShift
 from .targets import TargetLayer
 
 SHARE: Final = 0.02
@@ -33,6 +38,9 @@ OWN: Final = 0.3
 
 SHOWN: Final = 3
 """How many layers an error names."""
+
+Reference = Callable[[NDArray[np.float64]], Tensor]
+"""What a layer should compute with a δ."""
 
 
 class Check:
@@ -116,8 +124,29 @@ class Check:
 
     def _compare(self, shift: Shift, call: Call, result: Tensor) -> None:
         module = call.module
-        dtype = torch.promote_types(torch.float32, weight_of(module).dtype)
-        weight = self._weight(shift, module).to(result.device, dtype)
+        packed = quantized_weight(module) is not None and isinstance(shift, SpectralShift)
+        base, reference_of = (self._quantized_reference if packed else self._reference)(shift, call, result)
+        delta = self._given(shift)
+        expected, dtype = reference_of(delta), base.dtype
+        noise = ROUNDINGS * torch.finfo(result.dtype).eps * float(expected.norm())
+        if float((expected - base).norm()) < noise:
+            delta = self._own(shift.name)
+            expected = reference_of(delta)
+            again = call.again()
+            result = shift.call(again.module, shift.gain_of(torch.from_numpy(delta)), *again.args, **again.options)
+        noise *= self._growth(shift, delta) if packed else 1.0
+        change, off = float((expected - base).norm()), float((result.to(dtype) - expected).norm())
+        if not off <= SHARE * change + noise:
+            raise AttachError(
+                f"{shift.name}: {type(module).__name__} does not compute with W + ΔW here, "
+                f"it is off by {off / change if change else float('inf'):.2g} of the change",
+                fix='attach with `mode="fused"`, or bake the delta',
+            )
+
+    def _reference(self, shift: Shift, call: Call, result: Tensor) -> tuple[Tensor, Reference]:
+        """Return what a layer computes with W, and what gives that with W + ΔW, in float32 at least."""
+        dtype = torch.promote_types(torch.float32, weight_of(call.module).dtype)
+        weight = self._weight(shift, call.module).to(result.device, dtype)
 
         def computed(weight: Tensor) -> Tensor:
             again = call.again(dtype)
@@ -127,22 +156,40 @@ class Check:
             change = self._places[shift.name].prepared().delta_weight(torch.from_numpy(delta))
             return computed(weight + change.to(weight))
 
-        base = computed(weight)
-        delta = self._given(shift)
-        expected = reference(delta)
-        noise = ROUNDINGS * torch.finfo(result.dtype).eps * float(expected.norm())
-        if float((expected - base).norm()) < noise:
-            delta = self._own(shift.name)
-            expected = reference(delta)
-            again = call.again()
-            result = shift.call(again.module, shift.gain_of(torch.from_numpy(delta)), *again.args, **again.options)
-        change, off = float((expected - base).norm()), float((result.to(dtype) - expected).norm())
-        if not off <= SHARE * change + noise:
-            raise AttachError(
-                f"{shift.name}: {type(module).__name__} does not compute with W + ΔW here, "
-                f"it is off by {off / change if change else float('inf'):.2g} of the change",
-                fix='attach with `mode="fused"`, or bake the delta',
-            )
+        return computed(weight), reference
+
+    def _quantized_reference(self, shift: Shift, call: Call, result: Tensor) -> tuple[Tensor, Reference]:
+        """Return the same of a quantized layer, whose own output stands for that with W.
+
+        In resident form ΔW is made of the quantized weight: it has the share of its rounding that δ asks for.
+        """
+        again, dtype, place = call.again(), torch.float32, self._places[shift.name]
+        base = own_output(again.module, *again.args, **again.options).to(dtype)
+
+        def reference(delta: NDArray[np.float64]) -> Tensor:
+            prepared, moved = place.prepared(), torch.from_numpy(delta)
+            change = prepared.delta_weight(moved)
+            if _is_resident(shift) and prepared.basis is not None:
+                lost = plain_weight(call.module).cpu().float() - prepared.rounded
+                bare = replace(prepared.basis, tail=torch.zeros_like(prepared.basis.tail))
+                axis = place.parameter.axis
+                change = change + unmatricize(
+                    bare.delta_weight(matricize(lost, axis), moved), place.parameter.shape, axis
+                )
+            again = call.again(dtype)
+            weight = factored_ops.as_called(again.module, change.to(result.device, dtype))
+            return base + factored_ops.inner(again.module, weight, *again.args, **again.options)
+
+        return base, reference
+
+    def _growth(self, shift: Shift, delta: NDArray[np.float64]) -> float:
+        """Return what the last bit of the layer's own output counts, where the change is made of that."""
+        basis = self._places[shift.name].prepared().basis if _is_resident(shift) else None
+        if basis is None:
+            return 1.0
+        start, _ = basis.split
+        sigma = basis.sigma[:start].numpy()
+        return 1.0 + float(np.sqrt(np.mean((np.maximum(delta[:start], -sigma) / sigma) ** 2))) if start else 1.0
 
     def _given(self, shift: Shift) -> NDArray[np.float64]:
         if shift.trainable and shift.enabled:
@@ -158,3 +205,8 @@ class Check:
     def _weight(self, shift: Shift, module: nn.Module) -> Tensor:
         """Return W: the layer's own, which may be cast or offloaded, unless factors stand for it."""
         return weight_of(module) if shift.keeps_weight else self._places[shift.name].live()
+
+
+def _is_resident(shift: Shift) -> bool:
+    """Tell whether ΔW is made of what the layer's own weight computes."""
+    return isinstance(shift, SpectralShift) and shift.square is not None

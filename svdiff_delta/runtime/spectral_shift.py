@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svdiff_delta.base_model.kinds import weight_of
-
 from . import factored_ops
 from .factored_ops import HALF, narrow
 from .forms import FORMS
 from .forms.choice import choose_form
 from .gain_map import Response
 from .model_locks import ordinary
+from .quantized import compute_dtype
 from .shift import Shift
 from .targets import TargetLayer
 
@@ -49,7 +48,7 @@ class SpectralShift(Shift):
         self.outputs = rows <= columns or isinstance(module, nn.Embedding)
         # A function of its own, so that copies of the model share what it needs.
         self._find: Callable[[], TargetLayer] = lambda: place
-        self._hold(held.tensors, weight_of(module).dtype)
+        self._hold(held.tensors, compute_dtype(module))
 
     @property
     def keeps_weight(self) -> bool:
@@ -88,7 +87,7 @@ class SpectralShift(Shift):
 
     def weight(self, module: nn.Module, gain: Tensor) -> Tensor:
         """Return W + ΔW with this gain."""
-        return self.form.weight(self, module, gain).to(weight_of(module).dtype)
+        return self.form.weight(self, module, gain).to(compute_dtype(module))
 
 
 def moved(gain: Tensor, before: Response, after: Response) -> Tensor:

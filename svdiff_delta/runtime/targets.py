@@ -26,8 +26,10 @@ from .claim import claim_of
 from .gain_map import Factors, additive
 from .live_weight import SLOT
 from .modules import layer
-from .obstacles import check_plain, check_projection, fusers_of, parents_of
+from .obstacles import check_bases, check_projection, check_storage, fusers_of, parents_of
 from .original_weights import LiveWeights, cast_as_live, cast_to, find_base, live_values
+from .quantized import quantized_weight
+from .quantized.origin import check_origin
 from .stored_weight import StoredWeight
 
 T = TypeVar("T")
@@ -134,7 +136,8 @@ def find_places(
     """
     given = list(deltas.values())
     parameters = combine_parameters(given)
-    base = base or find_base(target, models, [name.partition(".")[0] for name in parameters])
+    named, base = base, base or find_base(target, models, [name.partition(".")[0] for name in parameters])
+    check_bases(models, parameters, given=named, found=base)
     verified = verify_base(base, given) if base is not None else None
     layers = _find_layers(models, parameters)
     sizes = {name: prod(parameter.shape) for name, parameter in parameters.items()}
@@ -215,7 +218,7 @@ def check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
             fix="`add` to the handle that shifts it (`handle_of` returns it), or detach it",
         )
     found = kind_of(module, on_request=True)
-    check_plain(name, weight_of(module))
+    check_storage(name, module)
     if found is None or getattr(module, "max_norm", None) is not None:
         raise AttachError(f"{name}: layers of class {type(module).__name__} cannot be shifted live", fix="use `bake`")
     if found != (parameter.kind, parameter.axis):
@@ -248,13 +251,17 @@ def _readers(
         kept = cast("Tensor", live_values(module))  # its own storage, which outlives the parameter
         return (lambda: kept), (lambda weight: weight)
     values = base.read(name)
-    casts = cast_as_live(name, module, values)
 
     def is_same(values: Tensor) -> bool:
         identity = fingerprint_stored(values, name, parameter.axis, parameter.dtype)
         return identity.fingerprint == parameter.fingerprint
 
-    return StoredWeight(base, name, values, is_same).read, lambda weight: cast_to(weight, casts)
+    read = StoredWeight(base, name, values, is_same).read
+    if (stored := quantized_weight(module)) is not None:
+        check_origin(name, stored, values)
+        return read, lambda weight: weight
+    casts = cast_as_live(name, module, values)
+    return read, lambda weight: cast_to(weight, casts)
 
 
 def _owners(models: Mapping[str, nn.Module]) -> dict[int, list[tuple[str, nn.Module]]]:

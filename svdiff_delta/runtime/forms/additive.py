@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from svdiff_delta.base_model.kinds import has_own_forward, weight_of
+from svdiff_delta.base_model.kinds import has_own_forward
 from svdiff_delta.runtime import factored_ops
+from svdiff_delta.runtime.layer_calls import own_output
 from svdiff_delta.runtime.per_sample import multiply
+from svdiff_delta.runtime.quantized import needs_own_call, plain_weight, quantized_weight
 from svdiff_delta.runtime.targets import TargetLayer
 
 from .form import Held
@@ -38,19 +40,27 @@ class Additive:
         self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any
     ) -> Tensor:
         """Return the layer's own output plus the change."""
-        hidden = factored_ops.inner(module, shift.inner, x, *args, **options)
+        own = needs_own_call(module, x)
+        given = x.to(shift.inner.dtype) if own and x.is_floating_point() else x
+        hidden = factored_ops.inner(module, shift.inner, given, *args, **options)
         # In float32, whatever the model's dtype.
         hidden = multiply(hidden, gain, factored_ops.tail(module, gain.shape[-1])).to(hidden.dtype)
         change = factored_ops.outer(module, shift.outer, hidden, bias=False)
+        if own:
+            y = own_output(module, x, *args, **options)
+            return y + change.to(y.dtype)
         return factored_ops.added(module, x, change, *args, **options)
 
     def weight(self, shift: SpectralShift, module: nn.Module, gain: Tensor) -> Tensor:
         """Return W + ΔW."""
-        return weight_of(module) + matrix_of(shift, module, gain)
+        return plain_weight(module) + matrix_of(shift, module, gain)
 
 
 def own_map(module: nn.Module) -> str:
     """Return why no two products stand for a layer; empty if they do."""
     if factored_ops.is_grouped(module):
         return "the groups of this convolution see different inputs"
+    stored = quantized_weight(module)
+    if stored is not None and not stored.cast:  # what its own forward computes is known
+        return ""
     return f"{type(module).__name__} has a forward of its own" if has_own_forward(module) else ""

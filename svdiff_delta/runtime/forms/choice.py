@@ -7,9 +7,9 @@ from typing import Final, Literal
 import torch
 from torch import nn
 
-from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError
 from svdiff_delta.runtime import factored_ops
+from svdiff_delta.runtime.quantized import compute_dtype, quantized_weight
 from svdiff_delta.runtime.targets import TargetLayer
 
 from . import FORMS
@@ -45,15 +45,23 @@ def choose_form(
     Raises:
         AttachError: the form cannot serve the layer.
     """
-    why = {name: found.obstacle(place, module, dtype or weight_of(module).dtype) for name, found in FORMS.items()}
+    why = {name: found.obstacle(place, module, dtype or compute_dtype(module)) for name, found in FORMS.items()}
+    why[WHOLE] = _whole_obstacle(module)
     serving = [name for name in why if not why[name]]
     if form is None:
         rows, columns = factored_ops.sides(place.parameter)
-        allowed = [name for name in serving if not exact or name in EXACT]
-        return min(allowed, key=lambda name: cost(name, rows, columns, dropped=not place.shared), default=WHOLE)
-    if form in serving or form == WHOLE:
+        allowed = [name for name in serving if name != WHOLE and (not exact or name in EXACT)]
+        form = min(allowed, key=lambda name: cost(name, rows, columns, dropped=not place.shared), default=WHOLE)
+    if form in serving:
         return form
-    others = ", ".join(f'"{name}"' for name in (*serving, WHOLE))
+    others = ", ".join(f'"{name}"' for name in serving)
     raise AttachError(
-        f'{place.name}: the form "{form}" cannot serve it: {why[form]}', fix=f"leave `form` out, or {others}"
+        f'{place.name}: the form "{form}" cannot serve it: {why[form]}',
+        fix=f"leave `form` out, or {others}" if serving else "leave the layer out with `select`",
     )
+
+
+def _whole_obstacle(module: nn.Module) -> str:
+    """Return why a layer's own forward cannot run on W + ΔW; empty if it can."""
+    stored = quantized_weight(module)
+    return "" if stored is None or stored.cast else f"its weight is quantized ({stored.scheme}), and stays so"

@@ -11,6 +11,7 @@ from svdiff_delta.runtime import factored_ops
 from svdiff_delta.runtime.factored_ops import HALF, narrow
 from svdiff_delta.runtime.gain_map import factored
 from svdiff_delta.runtime.per_sample import multiply
+from svdiff_delta.runtime.quantized import quantized_weight
 from svdiff_delta.runtime.targets import TargetLayer
 from svdiff_delta.runtime.wide_product import autocast_dtype
 
@@ -31,6 +32,8 @@ class Factored:
 
     def obstacle(self, place: TargetLayer, module: nn.Module, dtype: torch.dtype) -> str:  # noqa: ARG002
         """Return why it cannot serve a layer."""
+        if (stored := quantized_weight(module)) is not None:
+            return f"its weight is quantized ({stored.scheme}), and stays so"
         if dtype in HALF or narrow(dtype):
             return "a product of two factors in half precision is not W to half precision"
         return own_map(module)

@@ -21,6 +21,7 @@ from svdiff_delta.runtime import factored_ops
 from svdiff_delta.runtime.gain_map import resident
 from svdiff_delta.runtime.layer_calls import own_output
 from svdiff_delta.runtime.per_sample import multiply
+from svdiff_delta.runtime.quantized import needs_own_call, plain_weight
 from svdiff_delta.runtime.targets import TargetLayer
 from svdiff_delta.runtime.wide_product import autocast_dtype, exact, spectral_product, wide, wide_product
 from svdiff_delta.svd.decomposition import matricize, unmatricize
@@ -63,7 +64,7 @@ class Resident:
     ) -> Tensor:
         """Return the layer's output, rounded once where it is one product."""
         autocast, own = autocast_dtype(x), weight_of(module).dtype
-        one = factored_ops.is_one_product(module) and not has_own_forward(module)
+        one = _is_one_product(module, x)
         if one and autocast is None and x.dtype != own:
             return own_output(module, x)  # which refuses such an input
         total, dtype = self.unrounded(shift, module, gain, x, *args, **options)
@@ -74,7 +75,7 @@ class Resident:
     ) -> tuple[Tensor, torch.dtype]:
         """Return the output in the dtype of sums, and the dtype of the layer's own."""
         main = gain[..., : len(shift.square)]
-        if factored_ops.is_one_product(module) and not has_own_forward(module):
+        if _is_one_product(module, x):
             total, dtype = self._product(shift, module, main, x), x.dtype
         else:
             total, dtype = self._around(shift, module, main, x, *args, **options)
@@ -128,10 +129,15 @@ class Resident:
 
     def weight(self, shift: SpectralShift, module: nn.Module, gain: Tensor) -> Tensor:
         """Return W + ΔW; ΔW comes of W as it is here, in the dtype of sums."""
-        weight, tail = weight_of(module), None
+        weight, tail = plain_weight(module), None
         if shift.inner is not None:
             tail = factored_ops.factors(module, shift.parameter, shift.inner, shift.outer)
         matrix = matricize(weight.to(wide(weight.dtype)), shift.parameter.axis)
         return weight + unmatricize(
             square_change(matrix, shift.square, gain, tail), shift.parameter.shape, shift.parameter.axis
         )
+
+
+def _is_one_product(module: nn.Module, x: Tensor) -> bool:
+    """Tell whether a layer's output for an input is the product with a weight that others than the layer may use."""
+    return factored_ops.is_one_product(module) and not has_own_forward(module) and not needs_own_call(module, x)

@@ -1,0 +1,65 @@
+"""Let gradients pass through the own forward of a quantized layer without keeping its dequantized weight.
+
+The forward is linear in its input, so its gradient is a product with the weight, which is dequantized again for it.
+What torch records of a forward that dequantizes by itself would hold that weight until the backward: as many bytes as
+the model has unquantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from svdiff_delta.runtime import factored_ops
+
+from . import plain_weight
+
+Map = Callable[[Tensor], Tensor]
+"""A layer's own forward, as a function of its input."""
+
+Bare = Callable[[Tensor, Tensor], Tensor]
+"""What that computes with an ordinary weight and without a bias, of weight and input."""
+
+
+def linear_output(module: nn.Module, own: Map, bare: Bare, x: Tensor, bias: Tensor | None) -> Tensor:
+    """Return what a quantized layer computes; gradients pass to its input and bias.
+
+    Args:
+        module: the layer.
+        own: its own forward.
+        bare: the same with an ordinary weight and without its bias.
+        x: its input.
+        bias: what its forward adds; None if nothing.
+    """
+    return cast("Tensor", _OwnOutput.apply(x, bias, module, own, bare))  # type: ignore[no-untyped-call]
+
+
+class _OwnOutput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, module: nn.Module, own: Map, bare: Bare) -> Tensor:  # noqa: ARG004
+        ctx.module, ctx.bare, ctx.shape, ctx.dtype = module, bare, x.shape, x.dtype
+        return own(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        (grad,), module = grads, ctx.module
+        by_x = by_bias = None
+        if ctx.needs_input_grad[0]:
+            weight = plain_weight(module).to(grad.dtype)
+            by_x = (grad @ weight if isinstance(module, nn.Linear) else _turned(ctx, weight, grad)).to(ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            by_bias = factored_ops.channels_last(module, grad).flatten(0, -2).sum(0)
+        return by_x, by_bias, None, None, None
+
+
+def _turned(ctx: Any, weight: Tensor, grad: Tensor) -> Tensor:
+    """Return the gradient by the input of a convolution, whatever its padding: that of the same one at zeros."""
+    with torch.enable_grad():
+        x = grad.new_zeros(ctx.shape, requires_grad=True)
+        (found,) = torch.autograd.grad(ctx.bare(weight, x), x, grad)
+    return found
