@@ -7,8 +7,9 @@ delta: SD 1.5's UNet at `side`², and Flux at 1024 pixels, all its blocks at a s
 positions, of which the ratio does not depend. Errors are those of every layer of MiniLM and of the embedded base, with
 a δ of equal size on all σ (1 % of their mean), on normal inputs: of the layer's change before its output is rounded,
 and, on square layers, of the output beside what rounding it once makes of it. Memory is that of processes of their own,
-what they have more once the delta is on the model, beside the model's own; a training run at rest likewise. One thread.
-The folder (by default a temporary one) needs 5 GB; `bake.py` makes and takes the same.
+what they have more once the delta is on the model, all resident pages counted, beside the bytes of its weights; a
+training run at rest likewise. One thread. The folder (by default a temporary one) needs 5 GB; `bake.py` makes and takes
+the same.
 """
 
 from __future__ import annotations
@@ -51,21 +52,23 @@ SIZE = 0.01
 """δ, as a share of the mean of σ."""
 
 GROWTH = """
-import json, sys
+import gc, json, sys
 from pathlib import Path
 import torch
 from common.process import resident, restart_peak
 from diffusers import UNet2DConditionModel
 from svdiff_delta import attach, load, open_base
+from svdiff_delta.runtime.memory import give_back
 from svdiff_delta.svd import cache
 
 empty = UNet2DConditionModel(block_out_channels=(32, 32, 32, 32))  # loads the libraries
 del empty
-start = resident()
 model = UNet2DConditionModel.from_pretrained(sys.argv[1], torch_dtype=torch.bfloat16).requires_grad_(False)
 for parameter in model.parameters():
     parameter.data = parameter.data.clone()  # its own memory, not pages of the file
-plain = resident() - start
+gc.collect(), give_back()  # what loading cast from float32
+plain = sum(parameter.nbytes for parameter in model.parameters())
+start = resident() - plain
 restart_peak()
 given, base, kept = load(sys.argv[2]), open_base(sys.argv[1]), cache.BasisCache(Path(sys.argv[3]))
 handle = attach(model, given, base=base, cache=kept, trainable=sys.argv[4] == "train")

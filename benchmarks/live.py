@@ -1,6 +1,6 @@
 """What deltas on a live model of SD 1.5's size cost: attaching, swapping, the forward, memory.
 
-    python benchmarks/live.py [--json FILE] [--folder FOLDER] [--side 32]
+    python benchmarks/live.py [--json FILE] [--folder FOLDER] [--side 32] [--only SECTION ...]
 
 SD 1.5's UNet with random float32 weights and a δ on all its weights; bases in the cache, fingerprints remembered; one
 picture of latents of `side`². Seconds are those of the processor, on one thread, so that other work on the machine
@@ -13,6 +13,13 @@ Swaps are the median of 50, each to another delta that was loaded from a file, a
 embedded base as well. Memory is that of a process of its own: what it has more once the delta is on the model, all
 resident pages counted, those of mapped files too, beside what it has with the model alone. The folder (by default a
 temporary one) needs 5 GB; `bake.py` makes and takes the same.
+
+The same UNet in bfloat16: attaching live, whose floor is to read every square factor of the cache with its checksum, to
+cast it, and to compare every live weight with the file's once, on one thread and in processes of its own; and another
+scale of a fused model, by the clock on all threads, whose floor is the two products per matrix on tensors in memory,
+one by turns with the other. Memory at rest, and the most while the scale changes, of processes of their own.
+
+Sections: attach, swap, forward, memory, half-attach, half-scale, half-memory; all of them if none is named.
 """
 
 from __future__ import annotations
@@ -29,7 +36,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import sd15
+from common import half, sd15
+from common.live_scene import RUNS, Scene
 from common.process import Spent, child, spending, spent_by
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -42,7 +50,6 @@ from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.tiny import open_tiny
 
 ATTACH, LIVE, FUSED, MEMORY, SWAP, TINY_SWAP = 1.3, 1.35, 1.0, 1.35, 0.010, 0.001
-RUNS = 3
 
 NOISE = 0.02
 """How far apart two runs of the same forward may be."""
@@ -85,16 +92,6 @@ def seconds(action: Callable[[], object]) -> float:
 
 def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
-
-
-def make_deltas(base: Base, cache: BasisCache, folder: Path, count: int = 2) -> list[Delta]:
-    """Return random deltas on all weights, loaded from files."""
-    zero, random, found = zero_delta(base, cache=cache), np.random.default_rng(0), []
-    for index in range(count):
-        values = {name: 0.01 * random.standard_normal(shift.size) for name, shift in zero.items()}
-        save(Delta(values, zero.metadata), folder / f"{index}.safetensors")
-        found.append(load(folder / f"{index}.safetensors"))
-    return found
 
 
 def attaching(way: str, folder: str, delta: str) -> Spent:
@@ -184,59 +181,86 @@ def counted(run: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def main() -> None:
+def attach_section(scene: Scene) -> None:
+    taken = spent_by(CODES, scene.folder, scene.delta, runs=RUNS, key=lambda run: run.processor)
+    spent = {way: runs[RUNS // 2] for way, runs in taken.items()}
+    for way, label in WAYS.items():
+        scene.notes.append(f"{label:<48}{spent[way]}")
+    ratio = spent["attach"].processor / spent["floor"].processor
+    scene.rows["attach, of reading the cache and one product"] = (ATTACH, ratio)
+    ratio = spent["attach"].processor / spent["kept"].processor
+    scene.beside["attach, of the floor with all of it kept"] = ratio
+    scene.beside["attach, of the floor, without the kernel's time"] = spent["attach"].user / spent["floor"].user
+    scene.figures |= {way: [vars(run) for run in runs] for way, runs in taken.items()}
+
+
+def swap_section(scene: Scene) -> None:
+    with attach(scene.model, scene.deltas[0], base=scene.base, cache=scene.cache) as handle:
+        swap, scale = swap_time(handle, scene.deltas)
+    tiny, tiny_scale = tiny_swap_time(scene.temporary)
+    scene.rows |= {
+        "swap, milliseconds": (1e3 * SWAP, 1e3 * swap),
+        "another scale, milliseconds": (1e3 * SWAP, 1e3 * scale),
+        "swap on the embedded base, milliseconds": (1e3 * TINY_SWAP, 1e3 * tiny),
+        "another scale there, milliseconds": (1e3 * TINY_SWAP, 1e3 * tiny_scale),
+    }
+
+
+def forward_section(scene: Scene) -> None:
     from diffusers import UNet2DConditionModel
 
+    models = scene.model, UNet2DConditionModel.from_pretrained(scene.folder).requires_grad_(False).eval()
+    forward, operations, plain = forwards(models, scene.base, scene.deltas[0], scene.cache, scene.side, scene.rounds)
+    scene.notes.append(f"forward {plain:.1f} s")
+    scene.rows["live forward, of the base's"] = (LIVE, forward["live"])
+    scene.rows["fused forward, of the base's"] = (FUSED + NOISE, forward["fused"])
+    scene.beside["operations of a live forward, of the base's"] = operations["live"]
+
+
+def memory_section(scene: Scene) -> None:
+    memory = child(GROWTH, scene.folder, scene.delta, scene.folder / "cache")
+    scene.rows["memory with a delta, of the model's"] = (MEMORY, memory["attached"] / memory["plain"])
+    scene.rows["the most on the way, of the model's"] = (MEMORY, memory["peak"] / memory["plain"])
+    scene.figures |= memory
+
+
+SECTIONS: dict[str, Callable[[Scene], None]] = {
+    "memory": memory_section,
+    "attach": attach_section,
+    "swap": swap_section,
+    "forward": forward_section,
+    "half-attach": half.attach_section,
+    "half-scale": half.scale_section,
+    "half-memory": half.memory_section,
+}
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help="where weights and cache lie or are made")
     parser.add_argument("--side", type=int, default=32, help="of the latents")
     parser.add_argument("--rounds", type=int, default=10, help="pairs of forwards in each mode")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to measure")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        temporary = Path(name)
         os.environ["SVDIFF_HOME"] = name  # fingerprints are remembered there
-        folder = sd15.folder_of(arguments.folder, temporary)
-        base, cache = open_base(folder), BasisCache(folder / "cache")
-        deltas = make_deltas(base, cache, temporary)
-        memory = child(GROWTH, folder, temporary / "0.safetensors", folder / "cache")
-        taken = spent_by(CODES, folder, temporary / "0.safetensors", runs=RUNS, key=lambda run: run.processor)
-        model: Any = UNet2DConditionModel.from_pretrained(folder).requires_grad_(False).eval()
-        handle = attach(model, deltas[0], base=base, cache=cache)
-        swap, scale = swap_time(handle, deltas)
-        handle.detach()
-        tiny, tiny_scale = tiny_swap_time(temporary)
-        models = model, UNet2DConditionModel.from_pretrained(folder).requires_grad_(False).eval()
-        forward, operations, plain = forwards(models, base, deltas[0], cache, arguments.side, arguments.rounds)
-    spent = {way: runs[RUNS // 2] for way, runs in taken.items()}
-    rows = {
-        "attach, of reading the cache and one product": (ATTACH, spent["attach"].processor / spent["floor"].processor),
-        "swap, milliseconds": (1e3 * SWAP, 1e3 * swap),
-        "another scale, milliseconds": (1e3 * SWAP, 1e3 * scale),
-        "swap on the embedded base, milliseconds": (1e3 * TINY_SWAP, 1e3 * tiny),
-        "another scale there, milliseconds": (1e3 * TINY_SWAP, 1e3 * tiny_scale),
-        "live forward, of the base's": (LIVE, forward["live"]),
-        "fused forward, of the base's": (FUSED + NOISE, forward["fused"]),
-        "memory with a delta, of the model's": (MEMORY, memory["attached"] / memory["plain"]),
-        "the most on the way, of the model's": (MEMORY, memory["peak"] / memory["plain"]),
-    }
-    for way, label in WAYS.items():
-        print(f"{label:<48}{spent[way]}")
-    print(f"medians of {RUNS}; forward {plain:.1f} s; one thread")
+        folder = sd15.folder_of(arguments.folder, Path(name))
+        scene = Scene(folder, Path(name), arguments.side, arguments.rounds)
+        for section, measure in SECTIONS.items():
+            if section in arguments.only:
+                measure(scene)
+    print("\n".join(scene.notes))
+    print(f"medians of {RUNS}; one thread where no number is named")
     print(f"{'':<48}{'limit':>14}{'measured':>14}")
-    for label, (limit, value) in rows.items():
+    for label, (limit, value) in scene.rows.items():
         print(f"{label:<48}{limit:>14.2f}{value:>14.2f}")
-    beside = {
-        "attach, of the floor with all of it kept": spent["attach"].processor / spent["kept"].processor,
-        "attach, of the floor, without the kernel's time": spent["attach"].user / spent["floor"].user,
-        "operations of a live forward, of the base's": operations["live"],
-    }
-    for label, value in beside.items():
+    for label, value in scene.beside.items():
         print(f"{label:<48}{'':>14}{value:>14.2f}")
-    figures = {label: value for label, (_, value) in rows.items()} | beside | memory
-    sd15.save_figures(arguments.json, figures | {way: [vars(run) for run in runs] for way, runs in taken.items()})
-    sys.exit(0 if all(value <= limit for limit, value in rows.values()) else 1)
+    figures = {label: value for label, (_, value) in scene.rows.items()} | scene.beside
+    sd15.save_figures(arguments.json, figures | scene.figures)
+    sys.exit(0 if all(value <= limit for limit, value in scene.rows.values()) else 1)
 
 
 if __name__ == "__main__":

@@ -404,11 +404,12 @@ def watch_with(bar: Bar, tell: Callable[[str], None] | None = None) -> Watch:
     """Let a bar show bases, then pictures of the class, then steps with what is known of them."""
     from svdiff_train.training.callbacks import Watch
 
-    begun: list[float] = []
+    begun: list[tuple[int, float]] = []
 
     def step(report: Report) -> None:
-        begun.append(time.monotonic())
-        seconds = (begun[-1] - begun[0]) / max(1, len(begun) - 1)
+        begun.append((report.step, time.monotonic()))
+        (first, start), (last, now) = begun[0], begun[-1]
+        seconds = (now - start) / max(1, last - first)
         parts = [f"step {report.step} of {report.steps}", f"loss {report.loss:.4f}"]
         parts += [f"{seconds:.2f} s/step"] + ([f"{report.memory / 1e9:.1f} GB"] if report.memory else [])
         if report.dead:

@@ -5,6 +5,9 @@ when a condition has taken its lock, and the `with` that would leave it has not 
 `ThreadPoolExecutor.shutdown` then waits for a thread that waits for that lock (seen in CPython 3.11). `Thread.start`
 waits by such a condition too. So every wait here is one call of `queue.SimpleQueue`, which is C code and is interrupted
 as a whole or not at all, and threads are started below the module `threading`.
+
+A thread cannot be interrupted. A task that takes long calls `check_stopped` now and then: it ends there once nobody
+waits for its result any more, because the one who did was interrupted or has failed.
 """
 
 from __future__ import annotations
@@ -12,11 +15,29 @@ from __future__ import annotations
 import _thread
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from threading import local
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
 T = TypeVar("T")
 _NOTHING: Final[Any] = object()
+_here: Final = local()
+"""What holds `threads` in a thread of theirs."""
+
+
+class Stopped(BaseException):
+    """What ends a task whose result nobody waits for any more."""
+
+
+def check_stopped() -> None:
+    """End the task that this thread does if nobody waits for its result any more; in any other thread do nothing.
+
+    Raises:
+        Stopped: nobody does.
+    """
+    threads: Threads[Any] | None = getattr(_here, "threads", None)
+    if threads is not None and threads.stopped:
+        raise Stopped
 
 
 class Task(Generic[T]):
@@ -60,9 +81,13 @@ class Threads(Generic[T]):
 
     Args:
         count: how many threads.
+
+    Attributes:
+        stopped: whether it ends by an error, so that tasks need not go on (`check_stopped`).
     """
 
     def __init__(self, count: int) -> None:
+        self.stopped = False
         self._running = 0
         self._tasks: SimpleQueue[Task[T] | None] = SimpleQueue()
         self._ended: SimpleQueue[None] = SimpleQueue()
@@ -81,6 +106,7 @@ class Threads(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stopped = kind is not None
         self._stop()
 
     def submit(self, action: Callable[[], T]) -> Task[T]:
@@ -89,18 +115,23 @@ class Threads(Generic[T]):
         self._tasks.put(task)
         return task
 
+    def forget(self) -> None:
+        """Forget the tasks that no thread has begun."""
+        while True:
+            try:
+                self._tasks.get_nowait()
+            except Empty:
+                return
+
     def _work(self) -> None:
+        _here.threads = self
         while (task := self._tasks.get()) is not None:
             task.run()
             del task  # a result is kept by whoever asks for it, not by an idle thread
         self._ended.put(None)
 
     def _stop(self) -> None:
-        while True:
-            try:
-                self._tasks.get_nowait()
-            except Empty:
-                break
+        self.forget()
         for _ in range(self._count):
             self._tasks.put(None)
         for _ in range(self._running):

@@ -21,17 +21,23 @@ from svdiff_delta.svd.workspace import Workspace
 from .write_queue import WriteQueue
 
 WORKERS: Final = 2
-"""Weights that are computed or written at a time: each takes memory for two of its size in float32."""
+"""Weights that are computed at a time."""
+
+SPACES: Final = 3
+"""Weights that are computed or written at a time, beside a large one: each takes memory for two of its size in float32.
+
+One more than is computed, so that nobody waits for the writer.
+"""
 
 LARGE: Final = 1 << 24
-"""Numbers of a weight beyond which no second such weight is computed at a time: 64 MiB in float32."""
+"""Numbers of a weight beyond which no second such weight is there at a time: 64 MiB in float32."""
 
 
 class _Made(NamedTuple):
-    """A tensor to come: what gives its bytes, and the memory that these lie in."""
+    """A tensor to come: what gives its bytes, and what frees the memory that these lie in."""
 
     result: Callable[[], Tensor]
-    space: Workspace | None
+    free: Callable[[], None] | None = None
 
 
 class Workers:
@@ -46,9 +52,9 @@ class Workers:
         count = min(WORKERS, self._limit)
         self._share = self._limit // count
         self._threads: Threads[Tensor] = Threads(count)
-        self._free = [Workspace() for _ in range(WORKERS)]
+        self._free, self._free_large = [Workspace() for _ in range(SPACES)], [Workspace()]
         self._made: deque[_Made] = deque()
-        self._lent: deque[tuple[int, Workspace]] = deque()
+        self._lent: deque[tuple[int, Callable[[], None]]] = deque()
 
     def __enter__(self) -> Self:
         self._threads.__enter__()
@@ -74,18 +80,17 @@ class Workers:
         Raises:
             DeltaError, OSError: what was asked for before could not be computed or written.
         """
-        large = size > LARGE
-        while len(self._free) < (WORKERS if large else 1):
+        free = self._free_large if size > LARGE else self._free
+        while not free:
             self._reclaim()
-        self._free.sort(key=lambda space: space.size)  # so that only one of them ever becomes as large as that
-        space = self._free.pop(-1 if large else 0)
+        space = free.pop()
         task: Task[Tensor] = self._threads.submit(partial(self._alone, action, space))
-        self._made.append(_Made(task.result, space))
+        self._made.append(_Made(task.result, partial(free.append, space)))
 
     def pass_on(self, action: Callable[[], Tensor]) -> None:
         """Let bytes that cost little be written when it is their turn; errors are those of `compute`."""
-        self._made.append(_Made(action, None))
-        while self._made[0].space is None:
+        self._made.append(_Made(action))
+        while self._made[0].free is None:
             self._put()
             if not self._made:
                 return
@@ -98,14 +103,14 @@ class Workers:
         """Give the tensor that was asked for first to the writer, when it is there."""
         made = self._made.popleft()
         number = self._queue.put(made.result().numpy().data)
-        if made.space is not None:
-            self._lent.append((number, made.space))
+        if made.free is not None:
+            self._lent.append((number, made.free))
 
     def _reclaim(self) -> None:
         """Take memory back from what is written, or let the first tensor be written."""
         if not self._lent:
             self._put()
             return
-        number, space = self._lent.popleft()
+        number, free = self._lent.popleft()
         self._queue.wait(number)
-        self._free.append(space)
+        free()

@@ -40,7 +40,7 @@ def quantized(key: str, dtypes: Mapping[str, str], config: Mapping[str, Any]) ->
     for place, scheme in PACKED.items():
         if (packed := place.format(stem=stem, key=key)) in dtypes:
             return f"{scheme}, in {packed} as {dtypes[packed]}"
-    if (dtype := dtypes.get(key, "")).startswith(("F4", "F6", "F8")):
+    if (dtype := dtypes.get(key, "")).startswith(("F4", "F6", "F8")) and dtype not in FLOATING:
         return f"float{dtype[1]}"
     if method and key not in dtypes:  # any other scheme that keeps several tensors for one weight
         beside = (other for other in dtypes if other.rpartition(".")[0] == stem)

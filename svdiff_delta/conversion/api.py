@@ -35,7 +35,7 @@ from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.calibration import Calibration, Factors, Moments, Probe, bytes_of, calibrate_change, factors_of
 from svdiff_delta.svd.energy import Energy, OutputEnergy, total_output
 from svdiff_delta.svd.prepare import Prepared, Progress, prepare_weight
-from svdiff_delta.svd.projection import check_same_weight, project_change, project_shift
+from svdiff_delta.svd.projection import check_same_weights, project_change, project_shift
 
 from .dialect import Changes, Job, Meter, ShiftReader, WeightChange
 from .lazy_tensors import OpenedAdapter
@@ -158,8 +158,7 @@ def _project(route: ConversionRoute, job: Job) -> Conversion:
         changes = read(opened, job)
     check_left_out(changes.left_out, path, allow_unmatched=job.allow_unmatched, hint=changes.hint)
     job = replace(job, base=named_like(job.base, changes.kinds))
-    for name, parameter in changes.expected.items():
-        check_same_weight(job.base, name, parameter, path)
+    check_same_weights(job.base, changes.expected, path)
     dtypes = {name: changes.basis_dtype(name) for name in changes.kinds}
     prepare_all(job.base, changes.kinds, job.cache, dtypes=dtypes, progress=job.progress)
     values, parameters, layers, outputs = _projections(changes, job)

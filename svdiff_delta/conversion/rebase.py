@@ -25,7 +25,7 @@ from svdiff_delta.svd.build import prepare_all
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.energy import Energy
 from svdiff_delta.svd.prepare import Progress, prepare_weight
-from svdiff_delta.svd.projection import is_same_weight, project_change, squared_norm
+from svdiff_delta.svd.projection import find_same_weights, project_change, squared_norm
 from svdiff_delta.svd.verify import VerifiedBase, verify_base
 
 from .result import Conversion, check_arguments, check_captured, check_left_out, recorded_share
@@ -116,7 +116,7 @@ class _Work:
         """See to it that every basis is in the cache, several at once."""
         self.old.prepare_all(self.cache, progress)
         said = self.delta.metadata.parameters
-        self.same = {name for name in names if is_same_weight(self.new, name, said[name])}
+        self.same = find_same_weights(self.new, {name: said[name] for name in names})
         fresh = [name for name in names if name not in self.same]
         prepare_all(
             self.new, {name: (said[name].kind, said[name].axis) for name in fresh}, self.cache, progress=progress

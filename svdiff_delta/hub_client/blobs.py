@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from svdiff_delta._util.parallel import check_stopped
+
 HASH: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 """Names of blobs: the SHA-256 of a large file, else git's SHA-1 of it."""
 
@@ -50,13 +52,15 @@ def is_sound(path: Path, name: str) -> bool:
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb") as stream:
+    with path.open("rb", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
         short = (hashlib.sha1(b"blob %d\0" % size), hashlib.sha1())  # noqa: S324 - it finds damage, not forgers
         digests = (hashlib.sha256(),) if len(name) == 64 else short
-        while chunk := stream.read(_CHUNK):
+        room = memoryview(bytearray(_CHUNK))
+        while count := stream.readinto(room):
+            check_stopped()
             for digest in digests:
-                digest.update(chunk)
+                digest.update(room[:count])
     return name in [digest.hexdigest() for digest in digests]
 
 

@@ -5,7 +5,7 @@ Everything is put on and taken off in steps that may be done again, so that what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -18,6 +18,7 @@ from .live_weight import pickle_refusal
 if TYPE_CHECKING:
     from .handle import Handle
     from .self_check import Check
+    from .trained_gains import TrainedGains
 
 CLAIM: Final = "svdiff_claim"
 """The attribute of a layer that says which claim it is under."""
@@ -59,6 +60,7 @@ class Claim:
         gone: whether everything was taken off.
         handle: what changes and detaches it, once all was put on.
         checking: what compares the next forward with W + ΔW, if anything does.
+        gains: what computes gains in training at each forward of the models.
         busy: the lock that `attach` holds until it is done.
     """
 
@@ -67,6 +69,7 @@ class Claim:
         self.settled, self.whole, self.gone = False, True, False
         self.handle: Handle | None = None
         self.checking: Check | None = None
+        self.gains: list[TrainedGains] = []
         self._sites: Mapping[str, Sequence[LayerPatch]] = {}
         self._modules: Mapping[str, Sequence[nn.Module]] = {}
         self._gates: dict[str, Any] = {}
@@ -103,11 +106,12 @@ class Claim:
                 for site in self._sites[name]:
                     site.put()
 
-    def release(self, *, force: bool = False) -> None:
+    def release(self, *, force: bool = False, first: Callable[[], object] = lambda: None) -> None:
         """Take everything off. What was interrupted goes on where it was; a second call does nothing.
 
         Args:
             force: whether what others have added to fused weights may be lost.
+            first: called before layers are given back one by one, and again where it was interrupted.
 
         Raises:
             AttachError: something else has changed a layer since, or a weight cannot be read any more; nothing is taken
@@ -118,26 +122,29 @@ class Claim:
         if self.whole:
             for site in self.sites:
                 site.check(force=force)
-        self._take_off()
+        self._take_off(first)
 
     def undo(self) -> None:
         """Take off what was put on so far."""
         if not self.gone:
             self._take_off()
 
-    def _take_off(self) -> None:
+    def _take_off(self, first: Callable[[], object] = lambda: None) -> None:
         for site in self.sites:
             site.read()
         try:
-            self._restore()
+            self._restore(first)
         except BaseException:
-            self._restore()  # all that it needs is here, so what interrupted may only delay it
+            self._restore(first)  # all that it needs is here, so what interrupted may only delay it
             raise
 
-    def _restore(self) -> None:
+    def _restore(self, first: Callable[[], object]) -> None:
         self.whole = False
         if self.checking is not None:
             self.checking.stop()
+        first()
+        for gains in self.gains:
+            gains.stop()
         for name in reversed(list(self._sites)):
             with self._gates[name]:  # a thread may be at it still
                 for site in reversed(self._sites[name]):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from dataclasses import replace
+from math import prod
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,14 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svdiff_delta.errors import AttachError
-from svdiff_delta.svd.prepare import Prepared
+from svdiff_delta.svd.build import run_costliest_first
+from svdiff_delta.svd.fingerprint import PIECE
+from svdiff_delta.svd.shifted_weight import write_shifted
+from svdiff_delta.svd.workspace import Workspace
 
 from .live_weight import READ, own_class
 from .model_locks import writing
 from .original_weights import kept_weight
+from .stored_weight import words
 from .targets import TargetLayer
-
-WORDS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class FusedPatch:
@@ -26,6 +31,9 @@ class FusedPatch:
 
     Args:
         place: the layer and its weight.
+
+    Attributes:
+        changed: whether the weight may be other than W.
 
     Raises:
         AttachError: the weight is offloaded.
@@ -40,14 +48,17 @@ class FusedPatch:
         self.modules = (place.module, *place.twins)
         self._place = place
         self._original: Tensor | None = None
+        self._shift = np.zeros(place.parameter.size)
         self._written: tuple[torch.dtype, int] | None = None
-        self._begun = self._touched = False
+        self._begun = self._over = self._busy = self.changed = False
+        self._gate: Any = Lock()  # only threads of a pool take it: whatever interrupts them is not a signal
 
     def put(self) -> None:
-        """Get ready to write; the weight is untouched until then."""
+        """Get ready to write; the weight is untouched until then. Without a file a copy of it is kept."""
         self._begun = True
-        self._read, self._prepared = _readers(self._place)
-        self._written = self._digest()
+        if not self._place.stored:
+            kept = self._place.read().clone()
+            self._place = replace(self._place, read=lambda: kept)
 
     @property
     def weight(self) -> Tensor:
@@ -64,35 +75,90 @@ class FusedPatch:
             )
         return found
 
-    def write(self, shift: NDArray[np.float64]) -> None:
+    @property
+    def device(self) -> str:
+        """The kind of device that the weight is on."""
+        return self.weight.device.type
+
+    @property
+    def size(self) -> int:
+        """How many numbers the weight has."""
+        return prod(self._place.parameter.shape)
+
+    @property
+    def cost(self) -> int:
+        """About how many multiplications a change takes."""
+        parameter = self._place.parameter
+        return self.size * (parameter.size if parameter.kind == "spectral" else 1)
+
+    def holds(self, shift: NDArray[np.float64]) -> bool:
+        """Tell whether the weight has this δ (size,) already, in its own dtype."""
+        if not np.array_equal(shift, self._shift):
+            return False
+        return not self.changed or (self._written is not None and self._written[0] == self.weight.dtype)
+
+    def is_done(self, shift: NDArray[np.float64]) -> bool:
+        """Tell whether nothing is left to be done for the weight to have this δ, and to notice what others change."""
+        return not self._busy and self._written is not None and self.holds(shift)
+
+    @property
+    def is_original(self) -> bool:
+        """Whether the weight is W, and no thread that was left behind writes to it."""
+        return not (self._busy or self.changed)
+
+    def write(
+        self,
+        shift: NDArray[np.float64],
+        space: Workspace | None = None,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Put W + U diag(max(δ, −σ)) Vᵀ into the weight, rounded once; W itself, bit for bit, where δ is 0.
+
+        Whoever is interrupted in between may write again, or restore.
 
         Args:
             shift: δ (size,), projected.
+            space: memory to use again; new memory if not given.
+            wanted: asked when it is this thread's turn: what was interrupted twice may have left one behind.
         """
-        if shift.any():
-            prepared = self._prepared()
-            change = prepared.delta_weight(torch.from_numpy(shift))
-            shifted = prepared.weight.to(change.dtype) + change
-        else:
-            shifted = self._place.cast(self._read())
-        self._copy(shifted)
+        with self._gate:
+            self._busy = True  # said before anything is asked, so that nobody takes the weight for what it was
+            try:
+                if self._over or not wanted():
+                    return
+                if not self.holds(shift):
+                    self._change(shift, space)
+                elif self._written is None:
+                    self._written = self._digest()
+            finally:
+                self._busy = False
 
-    def _copy(self, values: Tensor) -> None:
-        """Put values into the weight; whoever is interrupted in between may write again, or restore."""
-        weight = self.weight
-        self._touched, self._written = True, None
+    def _change(self, shift: NDArray[np.float64], space: Workspace | None) -> None:
+        weight, original, shifted = self.weight, self._place.read(), bool(shift.any())
+        ready = replace(self._place.prepared(), source=lambda: original) if shifted else None
+        self.changed, self._written = True, None  # from here on what is in it is nobody's
         with writing([weight]):
-            weight.copy_(values.to(weight.dtype))
+            if ready is None:
+                self._write_back(weight, original)
+            else:
+                write_shifted(ready, torch.from_numpy(shift), weight, space)
+        self._shift, self.changed = shift.copy(), shifted
         self._written = self._digest()
+
+    def _write_back(self, weight: Tensor, original: Tensor) -> None:
+        """Put W into the weight, in pieces that stay in the cache."""
+        step = max(1, PIECE // max(1, original[0].numel()))
+        for part, place in zip(original.split(step), weight.split(step), strict=True):
+            place.copy_(self._place.cast(part).to(place.dtype))
 
     def _digest(self) -> tuple[torch.dtype, int]:
         """Return dtype and sum of all bits of the weight: whoever adds to it changes that."""
-        words = self.weight.contiguous().view(WORDS[self.weight.itemsize])
-        return self.weight.dtype, int(words.sum(dtype=torch.int64))
+        weight = self.weight
+        whole, rest = words(weight)
+        return weight.dtype, int(whole.sum()) + int(rest.sum(dtype=torch.int64))
 
     def check(self, *, force: bool = False) -> None:
-        """Check that the weight is what was written.
+        """Check that the weight is what was written, if anything was.
 
         Args:
             force: whether it does not matter.
@@ -100,7 +166,22 @@ class FusedPatch:
         Raises:
             AttachError: something else has changed it since.
         """
-        if force or self._written is None:
+        if self.changed and not force:
+            self._check_written()
+
+    def check_change(self, shift: NDArray[np.float64]) -> None:
+        """Check that the weight is what was written, and that W can be read, before it gets another δ (size,).
+
+        Raises:
+            AttachError: something else has changed it since, W is not there any more, or the weight was offloaded.
+        """
+        if self.changed or not self.holds(shift):
+            self._check_written()
+        if not self.holds(shift):
+            self._place.read()
+
+    def _check_written(self) -> None:
+        if self._written is None:
             return
         dtype, digest = self._digest()
         if dtype == self._written[0] and digest != self._written[1]:
@@ -109,41 +190,33 @@ class FusedPatch:
                 fix="fuse in the other order; `detach(force=True)` restores the base and drops what was added",
             )
 
-    def look(self) -> None:
-        """Check that W can be read.
-
-        Raises:
-            AttachError: it is not there any more, or the weight was offloaded.
-        """
-        if self.weight is not None:
-            self._read()
-
     def read(self) -> None:
         """Read W, if anything was written.
 
         Raises:
             AttachError: it is not there any more, or the weight was offloaded.
         """
-        if self._touched:
-            self.look()
-            self._original = self._read()
+        if self.changed and self.weight is not None:
+            self._original = self._place.read()
+
+    def write_original(self) -> None:
+        """Put W back, bit for bit, if anything was written; whoever is interrupted may call it again."""
+        with self._gate:
+            if self.changed:
+                weight = self.weight
+                with writing([weight]):
+                    self._write_back(weight, self._place.read() if self._original is None else self._original)
+                self.changed = False
+            self._original = None
 
     def restore(self) -> None:
-        """Put W back, bit for bit, if anything was written."""
+        """Let the layer be what it was; a second call does nothing."""
         if not self._begun:
             return
-        if self._touched:
-            self._copy(self._place.cast(self._read() if self._original is None else self._original))
-            self._touched = False
+        self._over = True
+        if not self.is_original:
+            run_costliest_first({self.name: 1}, lambda *_: self.write_original())
         for module in self.modules:  # a check may have been interrupted
             module.__class__ = own_class(module)
             module.__dict__.pop(READ, None)
         self._original, self._begun = None, False
-
-
-def _readers(place: TargetLayer) -> tuple[Callable[[], Tensor], Callable[[], Prepared]]:
-    """Return what reads the weight, and makes it ready for δ; without a file a copy is kept."""
-    if place.stored:
-        return place.read, place.prepared
-    kept = place.read().clone()
-    return (lambda: kept), (lambda: Prepared(place.parameter, place.prepared().basis, lambda: kept))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,10 +94,57 @@ class Handle:
         return {name: parameter.kind for name, parameter in self._sums.parameters.items()}
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield parameter name and the free numbers of its δ, for an optimizer; nothing unless `trainable`."""
+        """Yield parameter name and the free numbers of its δ, for an optimizer; nothing unless `trainable`.
+
+        Raises:
+            AttachError: they are in flat parameters.
+        """
+        if self._board.flats:
+            raise AttachError(
+                "what is trained is in flat parameters, which gradients go to",
+                fix="use `handle.flat_parameters()`, or attach again and never call that",
+            )
         for name in self._sums.parameters:
             if name in self._trained:
-                yield name, cast("nn.Parameter", self._trained[name].value)
+                yield name, self._trained[name].leaf
+
+    @exclusive
+    def flat_parameters(self) -> dict[Kind, nn.Parameter]:
+        """Return the free numbers of all δ as one flat parameter for each kind, for an optimizer.
+
+        An optimizer has one update for each then, not one for each layer; kinds are apart since their learning rates
+        differ. From the first call on gradients go to these, and `parameters` is refused. Where the numbers of a weight
+        are, `flat_places` says. One that no gradient reaches has gradient 0 there, and is reached by weight decay.
+
+        Returns:
+            For "spectral" and "elementwise", as far as there are such weights, a parameter (F,); nothing unless
+            `trainable`.
+
+        Raises:
+            AttachError: the handle is detached, or layers are on several devices.
+        """
+        self._check_attached()
+        return dict(self._board.flatten())
+
+    def flat_places(self) -> dict[str, tuple[Kind, slice]]:
+        """Return by parameter name which flat parameter has its numbers, and where; nothing before there are any."""
+        found: dict[str, tuple[Kind, slice]] = {}
+        for name in self._sums.parameters if self._board.flats else ():
+            shift = self._trained[name]
+            found[name] = (shift.parameter.kind, slice(shift.start_at, shift.start_at + shift.count))
+        return found
+
+    def untouched(self) -> list[str]:
+        """Return the names of trained weights that no gradient has reached, since the loss does not depend on them.
+
+        Of flat parameters it is none since training began; otherwise the parameter's own gradient is missing now.
+        """
+        names = set(self._board.untouched())
+        return [name for name in self._sums.parameters if name in names]
+
+    def clipped_count(self) -> int:
+        """Return how many trained singular values are negative, σ + δ < 0, so that their δ does nothing."""
+        return self._board.clipped_count()
 
     def trained(self) -> Mapping[str, Shift]:
         """Return what is being trained, by parameter name; nothing unless `trainable`."""
@@ -326,7 +373,7 @@ class Handle:
         total = self._total(self._active if self._enabled else {}, out=self._buffer)
         rows = [self._total(sample if self._enabled else {}) for sample in self._samples]
         if check:
-            self._board.check()
+            self._board.check(total)
         self._board.write(total, rows)
 
     def _write_again(self, kept: Mapping[str, Tensor]) -> None:

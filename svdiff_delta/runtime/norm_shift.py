@@ -28,7 +28,7 @@ class NormShift(Shift):
         """Return the norm's output with this gain, which is δ itself."""
         weight = weight_of(module)
         if gain.ndim == 1 and weight.dtype not in HALF:
-            return forward_with(module, weight + gain.reshape(weight.shape), x, *args, **options)
+            return forward_with(module, self.weight(module, gain), x, *args, **options)
         bias = cast("Tensor | None", getattr(module, "bias", None))
         shape = (len(weight), *[1] * (x.ndim - 2)) if isinstance(module, nn.GroupNorm) else tuple(weight.shape)
         if has_own_forward(module):
@@ -45,7 +45,7 @@ class NormShift(Shift):
     def weight(self, module: nn.Module, gain: Tensor) -> Tensor:
         """Return w + δ."""
         weight = weight_of(module)
-        return (weight + gain.reshape(weight.shape)).to(weight.dtype)
+        return (weight + (gain if weight.ndim == 1 else gain.reshape(weight.shape))).to(weight.dtype)
 
 
 def normalize(module: nn.Module, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from os import PathLike, fspath
@@ -18,8 +18,10 @@ from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.base_model.layout import variants
 from svdiff_delta.errors import AttachError, BaseError
 from svdiff_delta.hub_client.reference import SCHEME, find_cached, parse_reference
+from svdiff_delta.svd.fingerprint import PIECE
 
 from .modules import layer
+from .stored_weight import digest, words
 
 GIVE: Final = "say where its files are, as in `attach(model, delta, base=open_base(...))`"
 """What mends a base that was not found."""
@@ -148,17 +150,40 @@ class LiveWeights:
 def cast_as_live(name: str, module: nn.Module, original: Tensor) -> tuple[torch.dtype, ...]:
     """Return the casts that make the live weight of the file's, bit for bit; its own values are not identified.
 
+    Both are read once. A weight on another device stays there: digests are compared.
+
     Raises:
         AttachError: it is another one.
     """
-    live = live_values(module)
+    live = kept_weight(module)
     if live is None:  # offloaded where nobody can look
         return (weight_of(module).dtype,)
     # An F32 file may have been loaded as F16 and then cast.
     for between in (live.dtype, torch.float16, torch.bfloat16):
-        if live.shape == original.shape and torch.equal(live, original.to(between).to(live.dtype)):
-            return between, live.dtype
+        casts = tuple(dict.fromkeys((between, live.dtype)))
+        if live.shape == original.shape and _is_cast(live, original, casts):
+            return casts
     raise AttachError(
         f"{name}: the live weight is not the one in the base's file",
         fix="unload what else was fused into it, or name its base with `base=`",
     )
+
+
+def cast_to(weight: Tensor, dtypes: Iterable[torch.dtype]) -> Tensor:
+    """Return a weight in one dtype after the other."""
+    for dtype in dtypes:
+        weight = weight.to(dtype)
+    return weight
+
+
+def _is_cast(live: Tensor, original: Tensor, casts: Sequence[torch.dtype]) -> bool:
+    """Tell whether a live weight is the file's after some casts."""
+    if live.device.type != "cpu":
+        return digest(live) == digest(cast_to(original, casts))
+    pieces = zip(live.flatten().split(PIECE), original.flatten().split(PIECE), strict=True)  # they stay in the cache
+    return all(_is_equal(own, cast_to(given, casts)) for own, given in pieces)
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    """Tell whether two pieces in one dtype are equal: by all of their bits, which is faster; 0 is −0 as well."""
+    return all(map(torch.equal, words(one), words(other))) or torch.equal(one, other)

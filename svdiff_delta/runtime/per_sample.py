@@ -76,7 +76,7 @@ def multiply(x: Tensor, gain: Tensor, tail: tuple[int, ...]) -> Tensor:
         tail: the last dimensions as the gain sees them.
     """
     if gain.ndim == 1:
-        return x * gain.reshape(tail)
+        return x * (gain if len(tail) == 1 else gain.reshape(tail))
     count = gain.shape[0]
     rows = gain.reshape(count, *[1] * (x.ndim - 1 - len(tail)), *tail)
     return torch.flatten(x.unflatten(0, (-1, count)) * rows, 0, 1)

@@ -192,7 +192,7 @@ class Check:
         return 1.0 + float(np.sqrt(np.mean((np.maximum(delta[:start], -sigma) / sigma) ** 2))) if start else 1.0
 
     def _given(self, shift: Shift) -> NDArray[np.float64]:
-        if shift.value is not None and shift.enabled:
+        if shift.trainable and shift.enabled:
             return shift.full().detach().double().cpu().numpy()
         return self.total(shift.name)
 

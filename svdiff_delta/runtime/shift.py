@@ -14,15 +14,17 @@ from svdiff_delta.format.parameter import free_index
 
 from .factored_ops import HALF, narrow
 from .gain_map import Response
+from .joint_gains import MapCache, joint_gains
 from .layer_calls import Call, own_output
 from .original_weights import device_of
 from .per_sample import Batch
 from .targets import TargetLayer
+from .trained_gains import TrainedGains, plain
 
 if TYPE_CHECKING:
     from .self_check import Check
 
-WIDE: Final = ("gain", "rows", "value", "floor", "offset", "slope")
+WIDE: Final = ("gain", "rows", "value", "flat", "floor", "offset", "slope")
 """What stands for δ; it is float32 at least."""
 
 
@@ -41,7 +43,10 @@ class Shift(nn.Module):
     Attributes:
         gain: (R,) what multiplies now, unless δ is being trained.
         rows: (S, R), a row for each sample; None where all samples have the same gain.
-        value: the free numbers of a δ that is being trained; None otherwise.
+        value: the free numbers of a δ that is being trained; None otherwise, or if they are in a flat parameter.
+        flat: the flat parameter that this layer holds for itself and others, so that it moves with the model.
+        reached: whether a gradient has come to the gains since training began.
+        together: what computes the gains of all layers at once; None if nothing does.
         enabled: whether a δ that is being trained is on.
         idle: whether the gain is that of δ = 0.
         keeps_weight: whether W is in the layer.
@@ -52,6 +57,7 @@ class Shift(nn.Module):
     gain: Tensor
     rows: Tensor | None
     value: nn.Parameter | None
+    flat: nn.Parameter | None
     spread: Tensor | None
     floor: Tensor
     offset: Tensor
@@ -66,12 +72,18 @@ class Shift(nn.Module):
         self.trainable: Final = trainable
         self.enabled, self.idle = True, False
         self.revive = False
+        self.reached = False
         self.check: Check | None = None
+        self.together: TrainedGains | None = None
+        self._row: tuple[nn.Parameter, int] | None = None
+        self._maps = MapCache()
         self.batch = Batch(place.component)
         device = device_of(module)
         index = free_index(place.parameter) if trainable else None
         count = place.parameter.size if index is None else int(index.max()) + 1
+        self.count: Final = count
         self.value = nn.Parameter(torch.zeros(count, device=device)) if trainable else None
+        self.register_parameter("flat", None)
         self._keep(rows=None, spread=None if index is None else torch.from_numpy(index).to(device))
         self._respond(response, device)
 
@@ -109,16 +121,35 @@ class Shift(nn.Module):
         held = {**self._parameters, **self._buffers}
         return {name: found for name, found in held.items() if found is not None}
 
+    @property
+    def leaf(self) -> nn.Parameter:
+        """The parameter that the free numbers are in."""
+        return cast("nn.Parameter", self.value) if self._row is None else self._row[0]
+
+    @property
+    def start_at(self) -> int:
+        """Where in that the free numbers start."""
+        return 0 if self._row is None else self._row[1]
+
+    def move_into(self, flat: nn.Parameter, start: int) -> None:
+        """Let the free numbers be those of a flat parameter from here on."""
+        self._row, self.value = (flat, start), None
+
+    def free(self) -> Tensor:
+        """Return the free numbers (count,) of the δ that is being trained."""
+        leaf = self.leaf
+        return leaf if self._row is None else leaf.narrow(0, self.start_at, self.count)
+
     def full(self) -> Tensor:
         """Return the δ that is being trained (size,), with every tied and null entry in its place."""
-        value = cast("nn.Parameter", self.value)
+        value = self.free()
         if self.spread is None:
             return value
         return F.pad(value, (1, 0))[self.spread + 1]  # index -1 reads the 0 put in front
 
     def gather(self, numbers: Tensor) -> Tensor:
         """Return those of (size,) numbers that are free ones of the δ that is being trained."""
-        value = cast("nn.Parameter", self.value)
+        value = self.free().detach()
         if self.spread is None:
             return numbers.to(value)
         free = torch.zeros_like(value)
@@ -129,7 +160,7 @@ class Shift(nn.Module):
     def start(self, shift: Tensor) -> None:
         """Let training start from a projected δ (size,)."""
         with torch.no_grad():
-            cast("nn.Parameter", self.value).copy_(self.gather(shift))
+            self.free().copy_(self.gather(shift))
 
     def clipped_count(self) -> Tensor:
         """Return how many of the δ that is being trained are below −σ, where they do nothing."""
@@ -137,10 +168,22 @@ class Shift(nn.Module):
 
     def gains(self) -> Tensor:
         """Return what multiplies, (R,) float32; where σ + δ < 0 it does not depend on δ, as under the paper's ReLU."""
-        if self.value is None or not self.enabled:
+        if not self.trainable or not self.enabled:
             return self.gain
-        delta = self.full()
-        change = projected(delta, self.floor) if self.revive else torch.where(delta > self.floor, delta, self.floor)
+        if torch.compiler.is_compiling() or plain():
+            return self._plain()
+        part = None if self.together is None else self.together.part(self)
+        joint = self._maps.of((self,)) if part is None else None
+        if part is None and joint is not None:
+            (part,) = joint_gains(joint, (self,))
+        if part is None:  # others hold the flat parameter, on another device
+            return self._plain()
+        return part if part.device == self.gain.device else part.to(self.gain.device)
+
+    def _plain(self) -> Tensor:
+        """Return the gains by operations that whoever looks at each of them knows."""
+        delta, floor = self.full().to(self.floor), self.floor
+        change = projected(delta, floor) if self.revive else torch.where(delta <= floor, floor, delta)
         return self.offset + self.slope * (change if self.pick is None else change[self.pick])
 
     def forward(self, module: nn.Module, x: Tensor, /, *args: Any, **options: Any) -> Tensor:
@@ -151,9 +194,9 @@ class Shift(nn.Module):
         """
         if self.rows is not None:
             self.batch.check(self.name, x)
-        gains = self.gains() if self.rows is None else self.rows
         if self.rows is None and self.check is None and self.keeps_weight and self._off():
             return own_output(module, x, *args, **options)  # the base, bit for bit
+        gains = self.gains() if self.rows is None else self.rows
         before = None if self.check is None else Call.of(module, (x, *args), options)
         result = self.call(module, gains, x, *args, **options)
         if self.check is not None and before is not None:
@@ -161,7 +204,7 @@ class Shift(nn.Module):
         return result
 
     def _off(self) -> bool:
-        return self.idle if self.value is None else not self.enabled
+        return not self.enabled if self.trainable else self.idle
 
     def gain_of(self, delta: Tensor) -> Tensor:
         """Return the gains (R,) for δ (size,), float32."""
@@ -206,7 +249,7 @@ class _Projected(torch.autograd.Function):
     def forward(ctx: Any, delta: Tensor, floor: Tensor) -> Tensor:
         """Return max(δ, −σ)."""
         ctx.save_for_backward(delta, floor)
-        return torch.where(delta > floor, delta, floor)
+        return torch.where(delta <= floor, floor, delta)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

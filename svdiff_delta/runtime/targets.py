@@ -4,31 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from math import prod
+from typing import NamedTuple, TypeVar, cast
 
 from torch import Tensor, nn
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.kinds import kind_of, weight_of
-from svdiff_delta.errors import AttachError, BaseMismatchError
+from svdiff_delta.errors import AttachError, BaseMismatchError, DeltaError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.ops.combine import combine_parameters, note_weight, unite
+from svdiff_delta.svd.build import cost, run_costliest_first
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize
-from svdiff_delta.svd.fingerprint import round_weight
+from svdiff_delta.svd.fingerprint import fingerprint_stored, round_weight
 from svdiff_delta.svd.prepare import Prepared, verify_and_prepare
-from svdiff_delta.svd.verify import prepare_base, verify_base
+from svdiff_delta.svd.verify import verify_base
 
 from .claim import claim_of
 from .gain_map import Factors, additive
 from .live_weight import SLOT
 from .modules import layer
 from .obstacles import check_bases, check_projection, check_storage, fusers_of, parents_of
-from .original_weights import LiveWeights, cast_as_live, find_base, live_values
+from .original_weights import LiveWeights, cast_as_live, cast_to, find_base, live_values
 from .quantized import quantized_weight
 from .quantized.origin import check_origin
 from .stored_weight import StoredWeight
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +107,22 @@ class TargetLayer:
         return additive(prepared, cast("Basis", prepared.basis))
 
 
+class _Layer(NamedTuple):
+    """The layer of a parameter, checked; twins, `shared` and fusers as in `TargetLayer`."""
+
+    module: nn.Module
+    twins: tuple[nn.Module, ...]
+    shared: bool
+    fusers: tuple[tuple[nn.Module, nn.Module], ...]
+
+
 def find_places(
     target: object, models: Mapping[str, nn.Module], deltas: Mapping[str, Delta], base: Base | None, cache: BasisCache
 ) -> dict[str, TargetLayer]:
     """Return all weights that deltas shift in the models of a target, by sorted name.
+
+    What can be told without reading is checked first. Then each live weight is read once, several at once, and each
+    entry of the cache once.
 
     Args:
         target: a diffusers pipeline, one of its models, or a transformers model.
@@ -118,14 +134,64 @@ def find_places(
     Raises:
         AttachError, BaseMismatchError, BaseError, TensorError: as `attach`.
     """
-    parameters = combine_parameters(list(deltas.values()))
-    slots = [name.partition(".")[0] for name in parameters]
-    given, base, verified = base, base or find_base(target, models, slots), None
-    check_bases(models, parameters, given=given, found=base)
-    if base is not None:
-        verified = prepare_base(base, list(deltas.values()), cache)  # several bases at once
+    given = list(deltas.values())
+    parameters = combine_parameters(given)
+    named, base = base, base or find_base(target, models, [name.partition(".")[0] for name in parameters])
+    check_bases(models, parameters, given=named, found=base)
+    verified = verify_base(base, given) if base is not None else None
+    layers = _find_layers(models, parameters)
+    sizes = {name: prod(parameter.shape) for name, parameter in parameters.items()}
+    readers = _each(sizes, lambda name, _: _readers(name, layers[name].module, base, parameters[name]))
+
+    def prepare(name: str, cache: BasisCache) -> Prepared:
+        return verified.prepare(name, cache) if verified else _prepare_live(models, name, deltas, cache)
+
+    def place(name: str, wait: bool) -> TargetLayer:
+        here = prepare(name, cache if wait else cache.impatient())
+        united = unite({name: parameters[name]}, {name: here.parameter})[name]
+        runs = find_runs(here.basis.sigma, READER_TOLERANCE) if here.basis else Runs((), 0)
+        module, twins, shared, fusers = layers[name]
+        return TargetLayer(
+            name, module, twins, shared, united, runs, *readers[name], base is not None, cache, fusers=fusers
+        )
+
+    try:
+        return _each({name: cost(each.shape, each.kind, each.axis) for name, each in parameters.items()}, place)
+    except BaseMismatchError:
+        if base is None:
+            verify_base(LiveWeights(models), given)  # says which others differ too
+        raise
+
+
+def _each(costs: Mapping[str, int], work: Callable[[str, bool], T]) -> dict[str, T]:
+    """Return the results of `work(name, wait)` by sorted name, done in threads.
+
+    Raises:
+        DeltaError: that of the first name for which there is one, whichever thread met one first.
+    """
+
+    def kept(name: str, wait: bool) -> T | DeltaError:
+        try:
+            return work(name, wait)
+        except DeltaError as error:
+            return error
+
+    found: dict[str, T] = {}
+    for name, result in run_costliest_first(costs, kept).items():
+        if isinstance(result, DeltaError):
+            raise result
+        found[name] = result
+    return found
+
+
+def _find_layers(models: Mapping[str, nn.Module], parameters: Mapping[str, Parameter]) -> dict[str, _Layer]:
+    """Return the layer of every parameter, by name.
+
+    Raises:
+        AttachError: one is not there, cannot be shifted as a delta says, or is named twice.
+    """
     owners, parents = _owners(models), parents_of(models.values())
-    places: dict[str, TargetLayer] = {}
+    found: dict[str, _Layer] = {}
     taken: dict[int, str] = {}
     for name, parameter in parameters.items():
         module = layer(models, name)
@@ -135,16 +201,9 @@ def find_places(
         for each in (module, *twins):
             check_layer(name, each, parameter)
             check_projection(name, each, parents)
-        here = verified.prepare(name, cache) if verified else _prepare_live(models, name, deltas, cache)
-        united = unite({name: parameter}, {name: here.parameter})[name]
-        runs = find_runs(here.basis.sigma, READER_TOLERANCE) if here.basis else Runs((), 0)
-        read, cast_ = _readers(name, module, base)
-        stored = base is not None
         fusers = tuple((each, parent) for each in (module, *twins) for parent in fusers_of(each, parents))
-        places[name] = TargetLayer(
-            name, module, twins, len(sharers) > 1, united, runs, read, cast_, stored, cache, fusers
-        )
-    return places
+        found[name] = _Layer(module, twins, len(sharers) > 1, fusers)
+    return found
 
 
 def check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
@@ -176,16 +235,12 @@ def _prepare_live(
 
     They agree among themselves, so the first one that names it speaks for all.
     """
-    delta, weights = next(delta for delta in deltas.values() if name in delta), LiveWeights(models)
-    try:
-        return verify_and_prepare(weights, name, delta, cache)
-    except BaseMismatchError as error:
-        verify_base(weights, [delta])  # says which others differ too
-        raise error from None
+    delta = next(delta for delta in deltas.values() if name in delta)
+    return verify_and_prepare(LiveWeights(models), name, delta, cache)
 
 
 def _readers(
-    name: str, module: nn.Module, base: Base | None
+    name: str, module: nn.Module, base: Base | None, parameter: Parameter
 ) -> tuple[Callable[[], Tensor], Callable[[Tensor], Tensor]]:
     """Return the function that reads a weight as it was stored, and the one that casts it as the live model does.
 
@@ -196,17 +251,17 @@ def _readers(
         kept = cast("Tensor", live_values(module))  # its own storage, which outlives the parameter
         return (lambda: kept), (lambda weight: weight)
     values = base.read(name)
+
+    def is_same(values: Tensor) -> bool:
+        identity = fingerprint_stored(values, name, parameter.axis, parameter.dtype)
+        return identity.fingerprint == parameter.fingerprint
+
+    read = StoredWeight(base, name, values, is_same).read
     if (stored := quantized_weight(module)) is not None:
         check_origin(name, stored, values)
-        return StoredWeight(base, name, values).read, lambda weight: weight
+        return read, lambda weight: weight
     casts = cast_as_live(name, module, values)
-    return StoredWeight(base, name, values).read, lambda weight: _cast(weight, casts)
-
-
-def _cast(weight: Tensor, dtypes: tuple[object, ...]) -> Tensor:
-    for dtype in dtypes:
-        weight = weight.to(dtype)  # type: ignore[call-overload]
-    return weight
+    return read, lambda weight: cast_to(weight, casts)
 
 
 def _owners(models: Mapping[str, nn.Module]) -> dict[int, list[tuple[str, nn.Module]]]:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
-from math import prod
-from queue import SimpleQueue
-from typing import TypeVar
 
 import numpy as np
-import torch
 
-from svdiff_delta._util.parallel import Threads
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import on_host
 from svdiff_delta.base_model.weight_selection import choose_kinds
@@ -22,10 +16,11 @@ from svdiff_delta.format.metadata import Metadata
 from svdiff_delta.format.modelspec import known_modelspec
 from svdiff_delta.format.parameter import Kind, Parameter
 
-from .cache import BasisCache, BusyError
+from .cache import BasisCache
 from .prepare import Progress, prepare_weight
-
-T = TypeVar("T")
+from .side_by_side import cost as cost
+from .side_by_side import run_costliest_first as run_costliest_first
+from .side_by_side import workers_for
 
 
 def build_basis(
@@ -95,58 +90,7 @@ def prepare_all(
         cache_ = cache if wait else cache.impatient()
         return prepare_weight(base, name, *kinds[name], cache_, dtype=given.get(name)).parameter
 
-    return run_costliest_first(costs, work, progress, workers or (None if cache.device.type == "cpu" else 2))
-
-
-def cost(shape: Sequence[int], kind: Kind, axis: int) -> int:
-    """Return about how many multiplications a basis takes: K²L for products, and ten K³ for eigenvectors."""
-    rows, count = shape[axis] if shape else 1, prod(shape)
-    if kind == "elementwise":
-        return count
-    short = min(rows, count // max(1, rows))
-    return short * count + 10 * short**3
-
-
-def run_costliest_first(
-    costs: Mapping[str, int],
-    work: Callable[[str, bool], T],
-    progress: Progress | None = None,
-    workers: int | None = None,
-) -> dict[str, T]:
-    """Return the results of `work(name, wait)` by sorted name, done in threads, the most costly first.
-
-    Where it raises `BusyError` it is done again in the end, with `wait` true. The first error stops all. There are as
-    many workers as torch has threads, unless their number is given.
-    """
-    order = sorted(costs, key=lambda name: (-costs[name], name))
-    done, total, found = 0, sum(costs.values()), {}
-    threads, ended = torch.get_num_threads(), SimpleQueue[str]()
-
-    def alone(name: str, wait: bool) -> T:
-        torch.set_num_threads(1)
-        try:
-            return work(name, wait)
-        finally:
-            ended.put(name)
-
-    try:
-        with Threads[T](min(workers or threads, len(order))) as pool:
-            for wait in (False, True):
-                tasks = {name: pool.submit(partial(alone, name, wait)) for name in order}
-                order = []
-                for _ in tasks:
-                    name = ended.get()
-                    try:
-                        found[name] = tasks[name].result()
-                    except BusyError:
-                        order.append(name)
-                        continue
-                    done += costs[name]
-                    if progress is not None:
-                        progress(done, total)
-    finally:
-        torch.set_num_threads(threads)  # for threads that torch has not met yet
-    return dict(sorted(found.items()))
+    return run_costliest_first(costs, work, progress, workers or workers_for(cache))
 
 
 def zero_delta(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -83,16 +83,33 @@ class Basis:
             space: memory to use again, new memory if not given; the result takes the place of "rounded".
         """
         space = space or Workspace()
+        work = matrix if self.left else matrix.T
+        rows = space.take("rows", (self.split[1], work.shape[1]))
+        product = space.take("rounded", (work.shape[0], work.shape[1]))
+        self.write_change(work, shift, rows, product)
+        return product if self.left else product.T
+
+    def write_change(self, work: Tensor, shift: Tensor, rows: Tensor, out: Tensor, first: int = 0) -> None:
+        """Put ΔW, short side first, or some columns of it, into memory that is given.
+
+        Args:
+            work: the columns of the *rounded* weight, short side first, (K, n) float32.
+            shift: δ, (K,) float64, already scaled and summed.
+            rows: (K − null, n) float32, for what stands between the two products.
+            out: (K, n) float32; it may be the memory of `work`.
+            first: which column of the longer side is the first of these.
+        """
         start, stop = self.split
         change = torch.maximum(shift.double(), -self.sigma)
-        work = matrix if self.left else matrix.T
-        rows = space.take("rows", (stop, work.shape[1]))
         torch.mm(self.factor[:start], work, out=rows[:start])
-        rows[:start] *= (change[:start] / self.sigma[:start]).float()[:, None]
-        torch.mul(self.tail, change[start:stop].float()[:, None], out=rows[start:])
-        product = space.take("rounded", (work.shape[0], work.shape[1]))
-        result = torch.mm(self.factor[:stop].T, rows, out=product)
-        return result if self.left else result.T
+        rows[:start] *= (change[:start] / self.sigma[:start]).float()[:, None].to(rows.device)
+        low = self.tail[:, first : first + work.shape[1]]
+        torch.mul(low, change[start:stop].float()[:, None].to(rows.device), out=rows[start:])
+        torch.mm(self.factor[:stop].T, rows, out=out)
+
+    def to(self, device: torch.device) -> Basis:
+        """Return the same basis with its vectors on a device; σ stays where it is, for not all have float64."""
+        return replace(self, factor=self.factor.to(device), tail=self.tail.to(device))
 
 
 def matricize(weight: Tensor, axis: int) -> Tensor:
@@ -108,12 +125,14 @@ def unmatricize(matrix: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
 
 def find_runs(sigma: Tensor, tolerance: float = TOLERANCE) -> Runs:
     """Return the tied runs and the null count of descending singular values (spec, section 6.4)."""
-    if not sigma.numel():
-        return Runs((), 0)
     values = sigma.double()
-    limit = tolerance * float(values[0])
-    breaks = torch.nonzero(values[:-1] - values[1:] > limit).flatten() + 1
-    starts, stops = torch.cat([breaks.new_zeros(1), breaks]), torch.cat([breaks, breaks.new_full((1,), values.numel())])
+    count = values.numel()
+    limit = tolerance * float(values[0]) if count else 0.0
+    apart = values[:-1] - values[1:] > limit
+    if not count or (float(values[-1]) > limit and bool(apart.all())):  # as most are
+        return Runs((), 0)
+    breaks = torch.nonzero(apart).flatten() + 1
+    starts, stops = torch.cat([breaks.new_zeros(1), breaks]), torch.cat([breaks, breaks.new_full((1,), count)])
     null = values[stops - 1] <= limit  # by the smallest of each run
     tied = ~null & (stops - starts > 1)
     pairs = zip(starts[tied].tolist(), (stops[tied] - 1).tolist(), strict=True)

@@ -58,6 +58,8 @@ class _Document:
         state, sample: what the file must still be like.
         blob: whether the file is a blob whose hash was found right, so that they need not be.
         entries: what is remembered of each weight.
+        unsure: whether the file is a blob whose hash nobody has computed yet.
+        checking: whether a thread does that now, before which nothing is written.
     """
 
     path: Path
@@ -65,6 +67,8 @@ class _Document:
     sample: str
     blob: bool
     entries: dict[str, Known] = field(default_factory=dict)
+    unsure: bool = False
+    checking: bool = False
     new: bool = False
     written: float = field(default_factory=time.monotonic)
 
@@ -109,8 +113,26 @@ def remember(base: Base, name: str, axis: int, dtype: Dtype | None, known: Known
         for given in {dtype, known.dtype}:
             document.entries[_entry(base, name, axis, given)] = known
         document.new = True
-        if time.monotonic() - document.written > PAUSE:
+        if not document.unsure and time.monotonic() - document.written > PAUSE:
             _write(document)
+        check, document.unsure = document.unsure, False
+        document.checking |= check
+    if check:
+        _check_blob(base.locate(name)[2], document)
+
+
+def _check_blob(path: Path, document: _Document) -> None:
+    """Remember by a blob's name what was remembered by its path, if the blob holds what its name says."""
+    try:
+        sound = _holds(path, document.state)
+    except BaseException:  # stopped; the next one does it
+        document.unsure, document.checking = True, False
+        raise
+    with _lock:
+        if sound:
+            document.path, document.blob = _place(f"blob {blob_name(path)}"), True
+        document.checking = False
+        _write(document)
 
 
 def flush() -> None:
@@ -169,17 +191,19 @@ def _begun(path: Path, places: dict[bool, Path], found: State, seen: str) -> _Do
     """Return a new memory of a file, with what is known of a blob of its name; None if its state is another one."""
     if not files.flush(path, found):
         return None
-    blob = blob_name(path)
-    sound = blob is not None and _holds(path, blob, found)
-    document = _Document(places[sound], found, seen, sound)
+    blob, place = True in places, places.get(True, places[False])
+    known = blob and place.exists()  # which has to be looked at first
+    sound = known and _holds(path, found)
+    document = _Document(place if sound else places[False], found, seen, sound, unsure=blob and not known)
     document.entries, document.new = _read(document), sound
     return document
 
 
-def _holds(path: Path, name: str, found: State) -> bool:
+def _holds(path: Path, found: State) -> bool:
     """Tell whether a blob in this state holds what its name says."""
+    name = blob_name(path)
     try:
-        return is_sound(path, name) and files.state(path.stat()) == found
+        return name is not None and is_sound(path, name) and files.state(path.stat()) == found
     except OSError:
         return False
 
@@ -227,7 +251,7 @@ def _known(dtype: Any, fingerprint: Any, shape: Any) -> Known:
 
 def _write(document: _Document) -> None:
     """Write a document together with what another process has written there meanwhile."""
-    if not document.new:
+    if not document.new or document.checking:
         return
     document.new, document.written = False, time.monotonic()
     document.entries.update({**_read(document), **document.entries})

@@ -8,13 +8,14 @@ from math import prod
 
 from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.base_model.layout import variants
-from svdiff_delta.errors import DeltaError
+from svdiff_delta.errors import BaseMismatchError, DeltaError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.hub_client.blobs import blob_name, is_sound
 from svdiff_delta.hub_client.names import EMBEDDED
 from svdiff_delta.hub_client.reference import cached_revisions, parse_reference
 
 from .prepare import Weights, weight_mismatch
+from .side_by_side import run_costliest_first
 
 
 def find_matching_base(weights: Weights, delta: Delta) -> str | None:
@@ -40,8 +41,13 @@ def _fits(reference: str, variant: str | None, delta: Delta) -> bool:
     slots = {name.partition(".")[0] for name in parameters}
     with suppress(DeltaError):
         base = open_base(reference, component=slots.pop() if len(slots) == 1 else None, variant=variant, fetch=False)
-        names = sorted(parameters, key=lambda name: (prod(parameters[name].shape), name))
-        return all(weight_mismatch(base, name, parameters[name]) is None for name in names)
+
+        def check(name: str, _: bool) -> None:
+            if why := weight_mismatch(base, name, parameters[name]):
+                raise BaseMismatchError(f"{name}: {why}")
+
+        run_costliest_first({name: -prod(said.shape) for name, said in parameters.items()}, check)
+        return True
     return False
 
 

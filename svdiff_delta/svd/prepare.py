@@ -21,10 +21,9 @@ from .cache import BasisCache
 from .decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize, unmatricize
 from .fingerprint import fingerprint_stored, round_into, round_weight
 from .fingerprint_cache import Known, recall, remember
+from .side_by_side import Progress as Progress
+from .side_by_side import cost, map_weights, workers_for
 from .workspace import Workspace
-
-Progress = Callable[[int, int], None]
-"""Called with how much is done and how much there is in all."""
 
 
 class Weights(Protocol):
@@ -248,12 +247,15 @@ def sigmas_of(base: Base, delta: Delta, cache: BasisCache | None = None) -> dict
     Raises:
         BaseMismatchError, BaseError: as `verify_and_prepare`.
     """
-    cache, found = cache or BasisCache(), {}
-    for name in delta:
+    cache, said = cache or BasisCache(), delta.metadata.parameters
+
+    def sigma(name: str) -> NDArray[np.float64]:
         basis = verify_and_prepare(base, name, delta, cache).basis
-        if basis is not None:
-            found[name] = basis.sigma.numpy()
-    return found
+        return np.empty(0) if basis is None else basis.sigma.numpy()
+
+    costs = {name: cost(said[name].shape, said[name].kind, said[name].axis) for name in delta}
+    found = map_weights(costs, sigma, workers=workers_for(cache))
+    return {name: values for name, values in found.items() if said[name].kind == "spectral"}
 
 
 def check_runs(name: str, shift: Shift, runs: Runs) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import isfinite
+from collections.abc import Iterator, Mapping
+from math import isfinite, prod
 from typing import Final, cast
 
 import numpy as np
@@ -19,6 +19,7 @@ from svdiff_delta.format.parameter import Parameter
 from .decomposition import Basis, matricize
 from .energy import Energy
 from .prepare import Prepared, weight_mismatch
+from .side_by_side import map_weights
 
 PIECE: Final = 1 << 22
 """Numbers of a weight that are float64 at a time: 32 MiB."""
@@ -139,14 +140,34 @@ def is_same_weight(base: Base, name: str, parameter: Parameter) -> bool:
     return weight_mismatch(base, name, parameter) is None
 
 
-def check_same_weight(base: Base, name: str, parameter: Parameter, what: str) -> None:
-    """Raise BaseMismatchError unless a base has the very weight that a file, called `what`, describes.
+def find_same_weights(base: Base, parameters: Mapping[str, Parameter]) -> set[str]:
+    """Return the names of those weights that a base has just as a file describes them, looked at several at once.
 
     Raises:
         BaseError: as `is_same_weight`.
     """
-    if not is_same_weight(base, name, parameter):
-        raise BaseMismatchError(
-            f"{name}: {what} was made for another base (fingerprint {parameter.fingerprint})",
-            fix="name the base that it was made for",
-        )
+    found = map_weights(_costs(parameters), lambda name: is_same_weight(base, name, parameters[name]))
+    return {name for name, same in found.items() if same}
+
+
+def check_same_weights(base: Base, parameters: Mapping[str, Parameter], what: str) -> None:
+    """Raise BaseMismatchError unless a base has the very weights that a file, called `what`, describes.
+
+    They are looked at several at once; the first that is another one is told.
+
+    Raises:
+        BaseError: as `is_same_weight`.
+    """
+
+    def check(name: str) -> None:
+        if not is_same_weight(base, name, parameters[name]):
+            raise BaseMismatchError(
+                f"{name}: {what} was made for another base (fingerprint {parameters[name].fingerprint})",
+                fix="name the base that it was made for",
+            )
+
+    map_weights(_costs(parameters), check)
+
+
+def _costs(parameters: Mapping[str, Parameter]) -> dict[str, int]:
+    return {name: prod(parameter.shape) for name, parameter in parameters.items()}

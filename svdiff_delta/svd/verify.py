@@ -15,7 +15,6 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.format.parameter import Parameter
 
-from .build import cost, run_costliest_first
 from .cache import BasisCache
 from .fingerprint_cache import Known
 from .matching_base import advise, find_damage
@@ -31,6 +30,7 @@ from .prepare import (
     shape_mismatch,
     verify_weight,
 )
+from .side_by_side import cost, run_costliest_first, try_weights
 
 SHOWN: Final = 3
 """How many parameters an error names."""
@@ -197,7 +197,7 @@ def _answers(weights: Weights, asked: Sequence[Question], progress: Progress | N
     left = {str(index): each for index, each in enumerate(asked) if each not in found}
     if left:
         costs = {key: prod(each.shape) for key, each in left.items()}
-        hashed = run_costliest_first(costs, lambda key, _: _hashed(weights, left[key]), done)
+        hashed = try_weights(costs, lambda key: _hashed(weights, left[key]), done)
         found |= {left[key]: answer for key, answer in hashed.items()}
     return {each: found[each] for each in asked}
 
@@ -216,13 +216,10 @@ def _remembered(weights: Weights, asked: Question) -> Answer | None:
     return None if known is None else Verified(known, False, before)
 
 
-def _hashed(weights: Weights, asked: Question) -> Answer:
+def _hashed(weights: Weights, asked: Question) -> Verified:
     """Return what a weight's values say."""
     before = _file_state(weights, asked.name)
-    try:
-        return Verified(fingerprint_weight(weights, asked.name, asked.axis, asked.dtype), True, before)
-    except DeltaError as error:
-        return error
+    return Verified(fingerprint_weight(weights, asked.name, asked.axis, asked.dtype), True, before)
 
 
 def _check(weights: Weights, delta: Delta, answers: Mapping[Question, Answer]) -> None:

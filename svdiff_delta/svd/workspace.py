@@ -14,16 +14,17 @@ class Workspace:
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
 
-    @property
-    def size(self) -> int:
-        """The count of numbers that there is room for."""
-        return sum(kept.numel() for kept in self._kept.values())
+    def take(self, what: str, shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
+        """Return the memory for a purpose; what was in it before stands there until it is written over.
 
-    def take(self, what: str, shape: tuple[int, ...]) -> Tensor:
-        """Return the memory for a purpose; what was in it before stands there until it is written over."""
-        count, kept = prod(shape), self._kept.pop(what, None)
-        if kept is None or kept.numel() < count:
+        Args:
+            what: the purpose.
+            shape: the numbers there is to be room for.
+            device: where; on the CPU if not given.
+        """
+        count, kept, device = prod(shape), self._kept.pop(what, None), device or torch.device("cpu")
+        if kept is None or kept.numel() < count or kept.device != device:
             del kept  # so that the smaller one is given back first
-            kept = torch.empty(count)
+            kept = torch.empty(count, device=device)
         self._kept[what] = kept
         return kept[:count].view(shape)

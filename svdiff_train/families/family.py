@@ -17,6 +17,7 @@ class Family(Protocol):
 
     Attributes:
         pipeline: the live pipeline.
+        dtype: of the denoiser's weights.
         slot: the component that is trained unless something else is asked for, "unet" or "transformer".
         text_slots: the components that read prompts.
         resolution: side in pixels of the pictures the model was made for.
@@ -24,6 +25,7 @@ class Family(Protocol):
     """
 
     pipeline: Any
+    dtype: torch.dtype
     slot: str
     text_slots: tuple[str, ...]
     resolution: int

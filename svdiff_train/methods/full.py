@@ -13,7 +13,7 @@ from svdiff_delta.errors import TrainError
 from svdiff_train.families import Family
 
 from .checkpoint import TunedPipeline, copied
-from .method import Job
+from .method import Job, Place, whole, without_gradient
 
 
 class Full:
@@ -51,6 +51,8 @@ class TunedWeights:
         rows: for an embedding of which only some rows are trained, by parameter name, their numbers.
     """
 
+    computes_in_half = False
+
     def __init__(
         self,
         job: Job,
@@ -66,6 +68,14 @@ class TunedWeights:
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Return the weights."""
         return self.weights
+
+    def places(self) -> Mapping[str, Place]:
+        """Return the weights, each a parameter of its own."""
+        return whole(self.weights)
+
+    def untouched(self) -> list[str]:
+        """Return the names of those that have no gradient."""
+        return without_gradient(self.weights)
 
     def groups(self) -> Sequence[dict[str, Any]]:
         """Return the weights with one rate; embeddings of which a row is trained do not decay."""

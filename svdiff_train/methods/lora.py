@@ -16,7 +16,7 @@ from svdiff_delta.base_model.weight_selection import choose_kinds
 from svdiff_delta.errors import MissingExtraError, TrainError
 from svdiff_train.families import Family
 
-from .method import Job
+from .method import Job, Place, whole, without_gradient
 
 ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """The layers that diffusers' own training examples put LoRA on."""
@@ -72,6 +72,8 @@ class Lora:
 class TunedFactors:
     """LoRA's factors on a live model."""
 
+    computes_in_half = False  # PEFT would compute with its factors in their own float32
+
     def __init__(self, job: Job, model: Any, factors: Mapping[str, nn.Parameter]) -> None:
         self.job, self.model, self.factors = job, model, dict(factors)
         self.components = frozenset({job.family.slot})
@@ -79,6 +81,14 @@ class TunedFactors:
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Return the factors."""
         return self.factors
+
+    def places(self) -> Mapping[str, Place]:
+        """Return the factors, each a parameter of its own."""
+        return whole(self.factors)
+
+    def untouched(self) -> list[str]:
+        """Return the names of those that have no gradient."""
+        return without_gradient(self.factors)
 
     def groups(self) -> Sequence[dict[str, Any]]:
         """Return all factors with one rate."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from svdiff_delta._util.json import JSON
 from svdiff_delta.base_model.base import Base
@@ -37,6 +37,32 @@ class Job:
     progress: Progress | None = None
 
 
+class Place(NamedTuple):
+    """The numbers that are trained of one weight.
+
+    Attributes:
+        parameter: the name of the parameter that they are in.
+        part: where in it; None for all of it.
+    """
+
+    parameter: str
+    part: slice | None = None
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return the weight's own numbers of a tensor that is like the parameter."""
+        return tensor if self.part is None else tensor[self.part]
+
+
+def whole(parameters: Mapping[str, nn.Parameter]) -> dict[str, Place]:
+    """Return the places of weights each of which is a parameter of its own."""
+    return {name: Place(name) for name in parameters}
+
+
+def without_gradient(parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """Return the names of parameters that have no gradient."""
+    return [name for name, parameter in parameters.items() if parameter.grad is None]
+
+
 class Result(Protocol):
     """What a run gives."""
 
@@ -56,12 +82,20 @@ class Tuned(Protocol):
 
     Attributes:
         components: those that have something to train.
+        computes_in_half: whether it computes in half precision on a model that is, without autocast.
     """
 
     components: frozenset[str]
+    computes_in_half: bool
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Return what is trained, by names that are the same in every run."""
+        """Return what is trained, as the optimizer gets it, by names that are the same in every run."""
+
+    def places(self) -> Mapping[str, Place]:
+        """Return where what is trained of each weight is, by names that are the same in every run."""
+
+    def untouched(self) -> Sequence[str]:
+        """Return the names of weights that no gradient has reached in the last pass."""
 
     def groups(self) -> Sequence[dict[str, Any]]:
         """Return the optimizer's groups, with learning rates."""

@@ -19,7 +19,7 @@ from svdiff_delta.svd.build import zero_delta
 from svdiff_train.families import Family
 from svdiff_train.settings.config import TrainConfig
 
-from .method import Job
+from .method import Job, Place
 
 
 class Svdiff:
@@ -49,50 +49,72 @@ class Svdiff:
 
 
 class TunedShifts:
-    """δ on a live model."""
+    """δ on a live model: one flat parameter for each kind of weight, since their rates differ.
+
+    A compiled model has one for each weight: its compiler puts their operations together by itself.
+    """
+
+    computes_in_half = True
 
     def __init__(self, handle: Handle, config: TrainConfig) -> None:
         self.handle, self.config = handle, config
         self.kinds = handle.kinds()
         self.components = frozenset(name.partition(".")[0] for name in self.kinds)
-        if not dict(handle.parameters()):
+        names = handle.trained().keys()
+        if not names:
             raise TrainError("nothing to train", fix="choose selectors that match a weight")
+        if config.compile:
+            self._parameters = dict(handle.parameters())
+            self._places = {name: Place(name) for name in names}
+        else:
+            self._parameters = {str(kind): flat for kind, flat in handle.flat_parameters().items()}
+            self._places = {name: Place(kind, part) for name, (kind, part) in handle.flat_places().items()}
         self.masks = self._masks(config.train_rank)
 
     def _masks(self, rank: int | None) -> dict[str, Tensor]:
         """Return 1 for the free numbers of the `rank` largest singular values of each weight, 0 for the others."""
         if rank is None:
             return {}
-        masks = {}
+        masks = {name: torch.ones_like(parameter, requires_grad=False) for name, parameter in self._parameters.items()}
         for name, shift in self.handle.trained().items():
             if self.kinds[name] == "spectral":
                 first = torch.zeros(shift.parameter.size)
                 first[:rank] = 1
-                masks[name] = (shift.gather(first) > 0).float()
+                place = self._places[name]
+                place.of(masks[place.parameter]).copy_(shift.gather(first) > 0)
         return masks
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Return the free numbers of δ by parameter name."""
-        return dict(self.handle.parameters())
+        """Return the free numbers of δ by kind; by parameter name if the model is compiled."""
+        return self._parameters
+
+    def places(self) -> Mapping[str, Place]:
+        """Return where each weight's numbers are among them."""
+        return self._places
+
+    def untouched(self) -> list[str]:
+        """Return the names of weights that no gradient has reached."""
+        return self.handle.untouched()
 
     def groups(self) -> Sequence[dict[str, Any]]:
         """Return shifts of singular values, and those of norm weights with a rate of their own."""
         groups = []
         for kind, rate in (("spectral", self.config.rate), ("elementwise", self.config.rate_1d)):
-            chosen = [parameter for name, parameter in self.handle.parameters() if self.kinds[name] == kind]
-            if chosen:
-                groups.append({"params": chosen, "lr": rate})
+            names = dict.fromkeys(place.parameter for name, place in self._places.items() if self.kinds[name] == kind)
+            if names:
+                groups.append({"params": [self._parameters[name] for name in names], "lr": rate})
         return groups
 
     def mask_gradients(self) -> None:
         """Let shifts beyond the rank that is trained stay 0."""
-        for name, parameter in self.handle.parameters() if self.masks else ():
-            if name in self.masks and parameter.grad is not None:
-                parameter.grad.mul_(self.masks[name])
+        for name, mask in self.masks.items():
+            grad = self._parameters[name].grad
+            if grad is not None:
+                grad.mul_(mask)
 
     def clipped_count(self) -> int:
         """Return the number of singular values with σ + δ < 0."""
-        return int(sum(shift.clipped_count() for shift in self.handle.trained().values()))
+        return self.handle.clipped_count()
 
     def result(self, facts: Mapping[str, JSON]) -> TrainedDelta:
         """Return δ as it is now."""

@@ -24,7 +24,7 @@ from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.format.metadata import KEY
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import Progress
-from svdiff_delta.svd.projection import check_same_weight
+from svdiff_delta.svd.projection import check_same_weights
 
 ASK: Final = "name the folder of a tuned model, or make a delta of it with `convert(..., from_=...)`"
 """The mend where nothing tells what a file is."""
@@ -125,8 +125,7 @@ def _of_model(path: Path, job: Job) -> Difference:
 
 def _of_changes(path: Path, changes: Changes, base: Base) -> Difference:
     check_left_out(changes.left_out, str(path), allow_unmatched=False, hint=changes.hint)
-    for name, parameter in changes.expected.items():
-        check_same_weight(base, name, parameter, str(path))
+    check_same_weights(base, changes.expected, str(path))
 
     def read(name: str) -> Tensor:
         match changes.read(name):

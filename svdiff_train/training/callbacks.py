@@ -9,17 +9,18 @@ from pathlib import Path
 
 import torch
 
+from svdiff_delta.errors import InputError
 from svdiff_delta.svd.prepare import Progress
 
 
 @dataclass(frozen=True)
 class Report:
-    """The progress of a run after a step.
+    """The progress of a run at a report.
 
     Attributes:
         step: steps done.
         steps: in all.
-        loss: of this step (Eq. 3, and the unmix regularization where it is on), over all processes.
+        loss: of the last step (Eq. 3, and the unmix regularization where it is on), over all processes.
         rate: the learning rate of the first group.
         dead: shifts with σ + δ < 0; None where there are no shifts.
         memory: the most that this process has used so far, in bytes, of the GPU where it has one.
@@ -35,12 +36,28 @@ class Report:
 
 @dataclass(frozen=True)
 class Watch:
-    """The functions that a run calls: about bases, class pictures and steps, and with remarks."""
+    """The functions that a run calls: about bases, class pictures and steps, and with remarks.
+
+    Attributes:
+        basis: called with bases done and in all.
+        class_images: called with pictures done and in all.
+        step: called at each report.
+        say: called with a remark.
+        every: steps between reports, at which the loss is read and shifts with σ + δ < 0 are counted; also whenever
+            something is written, and after the last step. None for 1 on a CPU, and 10 on a GPU, which such a look at it
+            keeps waiting.
+    """
 
     basis: Progress | None = None
     class_images: Progress | None = None
     step: Callable[[Report], None] | None = None
     say: Callable[[str], None] | None = None
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError if `every` is no number of steps."""
+        if self.every is not None and self.every < 1:
+            raise InputError(f"every must be at least 1, is {self.every}")
 
 
 def peak_memory(device: torch.device | None = None) -> int:

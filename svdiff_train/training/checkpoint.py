@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from svdiff_delta._util.atomic import replace_file
 from svdiff_delta._util.json import as_object, canonical_json, strict_json
 from svdiff_delta.errors import DeltaError, InputError, MetadataError, TrainError
+from svdiff_train.methods.method import Place, whole
 from svdiff_train.settings.config import ENDLESS
 
 KEY: Final = "svdiff_train"
@@ -61,6 +62,7 @@ def save_state(
     facts: Mapping[str, Any],
     scaler: Mapping[str, Any] | None = None,
     keep: int = 2,
+    places: Mapping[str, Place] | None = None,
 ) -> Path:
     """Write a state file and remove all but the newest few.
 
@@ -72,16 +74,18 @@ def save_state(
         facts: the run's settings and data, which a resume compares.
         scaler: the gradient scaler's numbers.
         keep: how many files stay.
+        places: where in the parameters what is trained of each weight is; each is a weight's own if not given. The file
+            is by weights, so that it does not depend on how they are laid out.
 
     Raises:
         OutputError: it cannot be written.
     """
     tensors = {}
-    for name, parameter in parameters.items():
-        tensors[f"value/{name}"] = parameter.detach().cpu().contiguous()
-        for moment in _MOMENTS:
-            if parameter in optimizer.state:
-                tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].detach().cpu().contiguous()
+    held = {name: _held(parameter, optimizer) for name, parameter in parameters.items()}
+    for name, place in (places or whole(parameters)).items():
+        for key, tensor in held[place.parameter].items():
+            part = place.of(tensor)
+            tensors[f"{key}/{name}"] = part.contiguous() if place.part is None else part.clone()
     document = canonical_json({"step": step, "facts": dict(facts), "scaler": dict(scaler or {})}).decode()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}.safetensors"
@@ -90,6 +94,13 @@ def save_state(
     for old in states(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
+
+
+def _held(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return a parameter's values and moments on the CPU."""
+    state = optimizer.state.get(parameter, {})
+    found = {"value": parameter, **{moment: state[moment] for moment in _MOMENTS if moment in state}}
+    return {key: tensor.detach().cpu() for key, tensor in found.items()}
 
 
 def load_state(path: Path) -> State:
@@ -110,26 +121,45 @@ def load_state(path: Path) -> State:
         ) from None
 
 
-def restore(state: State, path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Let parameters and optimizer be what they were.
+def restore(
+    state: State,
+    path: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    places: Mapping[str, Place] | None = None,
+) -> None:
+    """Let parameters and optimizer be what they were; arguments as those of `save_state`.
 
     Raises:
         TrainError: the state is of something else.
     """
-    wanted = {f"value/{name}": parameter.shape for name, parameter in parameters.items()}
+    places = places or whole(parameters)
+    wanted = {f"value/{name}": place.of(parameters[place.parameter]).shape for name, place in places.items()}
     found = {key: value.shape for key, value in state.tensors.items() if key.startswith("value/")}
     if wanted != found:
         odd = sorted(set(wanted.items()) ^ set(found.items()))[0][0].removeprefix("value/")
         raise TrainError(f"{path}: {odd} is not what this run trains", fix="start anew, without `resume=True`")
     with torch.no_grad():
+        for name, place in places.items():
+            place.of(parameters[place.parameter]).copy_(state.tensors[f"value/{name}"])
         for name, parameter in parameters.items():
-            parameter.copy_(state.tensors[f"value/{name}"])
-            moments = {moment: state.tensors.get(f"{moment}/{name}") for moment in _MOMENTS}
-            if all(value is not None for value in moments.values()):
-                optimizer.state[parameter] = {
-                    "step": torch.tensor(float(state.step)),
-                    **{key: value.to(parameter.device) for key, value in moments.items() if value is not None},
-                }
+            moments = _moments(state, parameter, {key: each for key, each in places.items() if each.parameter == name})
+            if moments:
+                step = torch.tensor(float(state.step), device=parameter.device)
+                optimizer.state[parameter] = {"step": step, **moments}
+
+
+def _moments(state: State, parameter: nn.Parameter, places: Mapping[str, Place]) -> dict[str, Tensor]:
+    """Return the moments of a parameter, 0 for weights that no gradient had reached; none if it had reached none."""
+    found = {}
+    for moment in _MOMENTS:
+        kept = {key: state.tensors[f"{moment}/{key}"] for key in places if f"{moment}/{key}" in state.tensors}
+        if not kept:
+            return {}
+        found[moment] = torch.zeros_like(parameter, requires_grad=False)
+        for key, tensor in kept.items():
+            places[key].of(found[moment]).copy_(tensor)
+    return found
 
 
 def check_same(state: State, path: Path, facts: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from accelerate.accelerator import Accelerator
+from torch import Tensor
 
 from svdiff_delta._util.atomic import sweep
 from svdiff_delta.base_model.base import Base
@@ -23,11 +24,12 @@ from svdiff_train.sampling.pipelines import weights_digest
 from svdiff_train.settings.base_advice import rate_lines, settle
 from svdiff_train.settings.config import TrainConfig
 
-from .callbacks import Report, Watch, peak_memory
+from .callbacks import Watch
 from .checkpoint import check_same, load_state, restore, save_state, states
 from .lr_schedule import rate_factor
 from .oom_advice import FEWER, FILLED, PARTLY, SMALLER_BASE, enough_memory, smaller_model, smaller_step
 from .processes import Crew, accelerator, crew_of, shared, unused
+from .reports import Fault, Reports
 from .setup import RunInputs, prepare_run
 from .signals import remember_signals
 from .step import Stepper
@@ -233,23 +235,28 @@ class _Run:
                 sweep(folder)  # a run that was killed in its last step has nothing more to write there
         if keeping is not None and keeping.resume:
             self._resume(keeping, watch)
-        came, losses = None, list[float]()
+        reports = self.reports = Reports(self.stepper, watch, self.config.steps)
+        reports.begin(self.done)
+        came = None
         with remember_signals() as asked:
             while self.done < self.config.steps and came is None:
-                loss = self._guarded(keeping)
-                losses.append(loss)
+                reports.add(self.done + 1, self._guarded(keeping))
                 self.done += 1
                 if watch.say is not None and (line := self._untouched()):
                     watch.say(line)
-                self._tell(watch, loss)
-                self._keep(keeping, last=self.done == self.config.steps)
-                if validation is not None and validation.is_due(self.done, self.config.steps):
+                painting = validation is not None and validation.is_due(self.done, self.config.steps)
+                state, result = self._due(keeping)
+                if state or result or painting or reports.due(self.done):
+                    self._report(keeping, writing=state or result)
+                self._keep(keeping, state=state, result=result)
+                if validation is not None and painting:
                     self._validate(validation, keeping)
-                came = self._agree(asked())
+                came = self.crew.greatest(asked() or 0) or None
+        self._report(keeping, writing=True)  # what a signal cut short
         early = came is not None and self.done < self.config.steps
         if early and keeping is not None:
             self._save_state(keeping)
-        last = losses[-max(1, len(losses) // 10) :]
+        last = reports.losses[-max(1, len(reports.losses) // 10) :]
         return Outcome(
             result=self._result(),
             steps=self.done,
@@ -268,11 +275,11 @@ class _Run:
             return ""
         more = ", …" if len(names) > SHOWN else ""
         return (
-            f"no gradient reaches {len(names)} of {len(self.stepper.parameters)} trained weights, since the loss does "
+            f"no gradient reaches {len(names)} of {len(self.stepper.places)} trained weights, since the loss does "
             f"not depend on them; they stay as they are: {', '.join(names[:SHOWN])}{more}"
         )
 
-    def _guarded(self, keeping: Keeping | None) -> float:
+    def _guarded(self, keeping: Keeping | None) -> Tensor:
         """Do one step; what was good before is kept if it fails, unless memory did: δ may be half of each step then."""
         with enough_memory(f"at step {self.done + 1}", smaller_step(self.config)), self._kept_on_error(keeping):
             return self.stepper.step(self.done)
@@ -282,34 +289,51 @@ class _Run:
         try:
             yield
         except TrainError:
-            if keeping is not None:
-                self._save_state(keeping)
+            fault = self.reports.fault(writing=True)
+            if fault is None:
+                self._save_good(keeping, self.done)
+            else:
+                self._save_good(keeping, fault.good)
             raise
 
-    def _agree(self, came: int | None) -> int | None:
-        """Return the signal that reached any process, so that all stop after the same step."""
-        if self.crew.count == 1:
-            return came
-        number = torch.tensor([came or 0], device=self.accelerator.device)
-        return int(self.accelerator.gather(number).max()) or None
+    def _report(self, keeping: Keeping | None, *, writing: bool) -> None:
+        """Tell of the steps since the last report.
 
-    def _tell(self, watch: Watch, loss: float) -> None:
-        rate, dead = self.stepper.rate, self.stepper.tuned.clipped_count()
-        report = Report(self.done, self.config.steps, loss, rate, dead, peak_memory(self.accelerator.device))
-        values = {"loss": loss, "learning_rate": rate} | ({} if dead is None else {"dead_shifts": dead})
-        self.accelerator.log(values, step=self.done)
-        if watch.step is not None:
-            watch.step(report)
+        Raises:
+            TrainError: a loss, a gradient or what is trained is not finite; what was good last is kept.
+        """
+        fault = self.reports.fault(writing=writing)
+        if fault is not None:
+            raise self._failure(fault, self._save_good(keeping, fault.good))
+        self.reports.tell(self.done)
+
+    def _failure(self, fault: Fault, path: Path | None) -> TrainError:
+        kept = "no state is kept" if path is None else f"the last good state is kept in {path}"
+        return TrainError(f"{fault.what}; {kept}", fix="lower the learning rate, or run without mixed precision")
+
+    def _save_good(self, keeping: Keeping | None, good: int | None) -> Path | None:
+        """Save the state of the last good step, if it is there; return where the newest good state is."""
+        if keeping is None:
+            return None
+        if good is not None:
+            self.done = good
+            self._save_state(keeping)
+        return next(reversed(states(keeping.states)), None)
 
     def _result(self) -> Result:
         return self.stepper.tuned.result(self.facts(self.done))
 
-    def _keep(self, keeping: Keeping | None, *, last: bool) -> None:
+    def _due(self, keeping: Keeping | None) -> tuple[bool, bool]:
+        """Return whether a state is to be written after this step, and whether a result is."""
+        if keeping is None:
+            return False, False
+        state = self.done % keeping.every == 0 or self.done == self.config.steps
+        return state, keeping.results_every is not None and self.done % keeping.results_every == 0
+
+    def _keep(self, keeping: Keeping | None, *, state: bool, result: bool) -> None:
         """Let the first process write what is due, and the others wait until it has."""
         if keeping is None:
             return
-        state = self.done % keeping.every == 0 or last
-        result = keeping.results_every is not None and self.done % keeping.results_every == 0
         # The result first: a run that is killed between the two does this step again, and writes both.
         if result and self.crew.first:
             folder = keeping.folder / "steps"
@@ -331,6 +355,7 @@ class _Run:
                 self._identity(),
                 self.stepper.scaler.state_dict(),
                 keeping.newest,
+                self.stepper.places,
             )
 
     def _identity(self) -> dict[str, Any]:
@@ -349,7 +374,7 @@ class _Run:
             return
         state = load_state(found[-1])
         check_same(state, found[-1], self._identity())
-        restore(state, found[-1], self.stepper.parameters, self.stepper.optimizer)
+        restore(state, found[-1], self.stepper.parameters, self.stepper.optimizer, self.stepper.places)
         if state.scaler:
             self.stepper.scaler.load_state_dict(dict(state.scaler))
         self.done = state.step

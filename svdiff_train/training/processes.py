@@ -83,6 +83,21 @@ class Crew:
         self._wait(dist.all_reduce(found, dist.ReduceOp.MAX, self.group, async_op=True))
         return [bool(flag) for flag in found]
 
+    def greatest(self, number: int) -> int:
+        """Return the greatest of all processes' numbers; no device takes part.
+
+        Raises:
+            TrainError: one of them has ended.
+        """
+        if self.count == 1:
+            return number
+        found = torch.tensor([number])
+        with _ended():
+            dist.all_reduce(
+                found, dist.ReduceOp.MAX, self.group
+            )  # in step with each other, so a glance would cost more
+        return int(found)
+
     def paint(self, chunks: int, paint: Callable[[int], list[Image.Image]]) -> list[list[Image.Image]]:
         """Return the pictures of `paint(chunk)` for every chunk in order, each painted by one process.
 
@@ -112,12 +127,19 @@ class Crew:
         return list(pictures) if self.index == by else [Image.fromarray(each.numpy()) for each in pixels]
 
     def _wait(self, work: Any) -> None:
-        try:
+        with _ended():
             while not work.is_completed():
                 time.sleep(GLANCE)
             work.wait()
-        except RuntimeError as error:
-            raise TrainError("another process of the run has ended", fix="see what it said") from error
+
+
+@contextmanager
+def _ended() -> Iterator[None]:
+    """Let an error of the connection say that another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise TrainError("another process of the run has ended", fix="see what it said") from error
 
 
 ALONE: Final = Crew()

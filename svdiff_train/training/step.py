@@ -11,7 +11,6 @@ from accelerate.accelerator import Accelerator
 from torch import Tensor
 
 from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
-from svdiff_delta.errors import TrainError
 from svdiff_delta.format.dtypes import VARIANT_DTYPES
 from svdiff_train.data.batches import Batch, Batches, Texts
 from svdiff_train.methods import Tuned
@@ -45,11 +44,13 @@ class Stepper:
         config, family = opened.config, opened.family
         self.config, self.family, self.tuned, self.accelerator = config, family, tuned, accelerator
         self.batches, self.unmix, self.factor = batches, opened.unmix, factor
-        self.parameters = dict(tuned.parameters())
+        self.parameters, self.places = dict(tuned.parameters()), dict(tuned.places())
         groups = tuned.groups()
         self.rates = [group["lr"] for group in groups]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.mixed_precision == "fp16")
+        self.bad = torch.zeros((), dtype=torch.bool, device=accelerator.device)
+        self.cast = _cast(opened, tuned)
         self.texts = Texts(family, trained=not tuned.components.isdisjoint(family.text_slots))
         denoiser: Any = family.denoiser
         if config.gradient_checkpointing:
@@ -62,29 +63,44 @@ class Stepper:
         rate: float = self.optimizer.param_groups[0]["lr"]
         return rate
 
-    def step(self, step: int) -> float:
-        """Do one optimizer step on Eq. 3 and return its loss.
+    def step(self, step: int) -> Tensor:
+        """Do one optimizer step on Eq. 3; return its loss and its gradient's length (2,), where they were computed.
 
-        Raises:
-            TrainError: the loss is not finite; nothing has changed then.
+        Nothing is read from the device, which may be steps behind. If one of the two is not finite, what is trained
+        stays as it was before this step, in all later ones too. (A gradient that is not finite is no fault where the
+        loss is scaled: the step is left out then, and the next one has a smaller factor.)
         """
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.factor(step)
-        value = float(self._backward(step))
-        if not value < float("inf"):
-            raise TrainError(
-                f"the loss is {value} at step {step + 1}", fix="lower the learning rate, or run without mixed precision"
-            )
+        loss = self._backward(step)
         self.tuned.mask_gradients()
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        length = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        taken = torch.stack([loss, length.to(loss)])
+        self._note(taken)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return value
+        return taken
+
+    def _note(self, taken: Tensor) -> None:
+        """Let the optimizer leave this step out, and all later ones, if the loss or the gradient is not finite."""
+        if self.scaler.is_enabled():  # it looks at the gradients itself, which `_share` makes NaN from then on
+            self.bad = self.bad | ~taken[0].isfinite()
+        elif all(group.get("fused") for group in self.optimizer.param_groups):
+            self.bad = self.bad | ~taken.isfinite().all()
+            self.optimizer.found_inf = self.bad.float()  # type: ignore[attr-defined]  # as GradScaler does
+
+    def _poison(self) -> Tensor:
+        """Return a factor on the loss: NaN, so that the scaler leaves the step out, once a loss was not finite."""
+        return torch.where(self.bad, torch.nan, 1.0)
+
+    def finite(self) -> bool:
+        """Tell whether all that is trained is finite."""
+        return all(bool(parameter.detach().isfinite().all()) for parameter in self.parameters.values())
 
     def untouched(self) -> list[str]:
         """Return the names of what no gradient has reached in the last step: the loss does not depend on it."""
-        return [name for name, parameter in self.parameters.items() if parameter.grad is None]
+        return list(self.tuned.untouched())
 
     def _backward(self, step: int) -> Tensor:
         """Leave the mean gradient of the step's samples in the parameters, and return their mean loss.
@@ -110,7 +126,8 @@ class Stepper:
             batch = self.batches.batch(step, self._samples(part, share))
             with nullcontext() if self.unmix is None else self.unmix.on(batch):
                 one = self._loss(batch) / self.config.accumulate
-                self.scaler.scale(one).backward()
+                scaled = self.scaler.scale(one)
+                (scaled * self._poison() if self.scaler.is_enabled() else scaled).backward()
             loss += one.detach()
         return loss
 
@@ -124,9 +141,7 @@ class Stepper:
         """Return Eq. 3 on a batch, with the unmix regularization if it is asked for."""
         noised, target = self.family.noised(batch.latents, batch.noise, batch.timesteps)
         conditioning = {**self.texts.conditioning(batch.prompts), "sizes": batch.sizes}
-        half = HALF.get(self.config.mixed_precision)
-        cast = nullcontext() if half is None else torch.autocast(self.accelerator.device.type, half)
-        with cast:
+        with nullcontext() if self.cast is None else torch.autocast(self.accelerator.device.type, self.cast):
             found = self.family.predict(self.denoiser, noised, batch.timesteps, conditioning)
         weights = self.family.loss_weights(batch.timesteps, self.config.snr_gamma)
         loss = prior_preserving_loss(found, target, batch.subjects, self.config.prior_weight, weights)
@@ -146,3 +161,9 @@ class Stepper:
 
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+
+
+def _cast(opened: RunInputs, tuned: Tuned) -> torch.dtype | None:
+    """Return the dtype that operations are cast to; None if nothing is, as on a model that is in half precision."""
+    half = HALF.get(opened.config.mixed_precision)
+    return None if tuned.computes_in_half and opened.family.dtype == half else half

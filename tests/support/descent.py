@@ -25,7 +25,7 @@ def plain_descent(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Adam divides each number's gradient by its size: where that is nearly 0, the order of a sum decides the step.
     """
-    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, weight_decay: torch.optim.SGD(groups))
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **_: torch.optim.SGD(groups))
 
 
 def numbers(delta: Delta) -> NDArray[np.float64]:

@@ -114,6 +114,14 @@ def test_both_embeddings_of_t5_are_one(tmp_path: Path) -> None:
     assert base.stored_name("text_encoder_3.encoder.embed_tokens.weight") == "text_encoder_3.shared.weight"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_of_16_bits_or_more_are_chosen(tmp_path: Path, dtype: torch.dtype) -> None:
+    """F64 among them, whose name begins as those of 6 bits do."""
+    base = rewritten(llama(tmp_path, tied=False), {f"{QUERY[6:]}.weight": torch.ones(32, 32).to(dtype)})
+    assert choose_kinds(base)[f"{QUERY}.weight"] == ("spectral", 0)
+    base.check_format(f"{QUERY}.weight")
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_float8_weights_are_refused_by_name_and_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     base = rewritten(llama(tmp_path, tied=False), {f"{QUERY[6:]}.weight": torch.ones(32, 32).to(dtype)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,7 +14,15 @@ from torch import Tensor
 from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
 from svdiff_delta.errors import BaseError
 from svdiff_delta.format.dtypes import Dtype
-from svdiff_delta.svd.fingerprint import PIECE, choose_dtype, fingerprint, fingerprint_stored, round_weight
+from svdiff_delta.svd import fingerprint as fingerprint_module
+from svdiff_delta.svd.fingerprint import (
+    PIECE,
+    check_weight,
+    choose_dtype,
+    fingerprint,
+    fingerprint_stored,
+    round_weight,
+)
 
 LONG = PIECE + 7  # more than one piece
 
@@ -43,10 +52,25 @@ WEIGHTS = {
     "very large": normal(40, 50) * 1e30,
     "loss just below": torch.full((64, 64), 2.0**-24 * 100 * 1.0099),
     "loss just above": torch.full((64, 64), 2.0**-24 * 40 * 1.0123),
+    "worst rounding where the mean square just suffices": torch.full((64, 64), 128.5 * 2.0**-24),
+    "a mean square that just does not suffice": normal(40, 50) * 7.5e-6,
+    "zero but for the last": with_last(torch.zeros(1, LONG), 1 / 3),
+    "little at first": torch.cat([torch.full((PIECE,), 1e-9), normal(1, 7)[0]]),
+    "little at first, much in the second piece": torch.cat([torch.full((PIECE,), 1e-7), normal(1, PIECE)[0]]),
+    "exact in both": torch.ones(1, LONG),
+    "exact in both but too small for F16 at the last": with_last(torch.ones(1, LONG), 2.0**-30),
+    "just below infinity in F16 at the last": with_last(normal(1, LONG), 65519.0),
+    "just infinite in F16 at the last": with_last(normal(1, LONG), -65520.0),
+    "F64 that is infinite in F16 at the last": with_last(normal(1, LONG).double() / 3, -7e4),
+    "F64 that is rounded twice": torch.full((3, 4), 1 + 2.0**-11 + 2.0**-40, dtype=torch.float64),
+    "negative zero in F32": with_last(normal(1, LONG) * 1e9, -0.0),
+    "no elements": torch.zeros(0, 4),
     "zero": torch.zeros(3, 4),
     "negative zero": torch.tensor([[-0.0, 0.0, -0.0], [1.0, -1.0, -0.0]]),
     "negative zero in F16": torch.tensor([[-0.0, 0.0, 65504.0, -65504.0]]).half(),
     "negative zero in BF16": torch.tensor([[-0.0, 1e-20, -1e-20, 3e38]]).bfloat16(),
+    "half of it negative zero": torch.where(normal(1, LONG) < 0, -0.0, normal(1, LONG)),
+    "half of it negative zero in F16": torch.where(normal(1, LONG) < 0, -0.0, normal(1, LONG)).half(),
     "negative zero by rounding": with_last(normal(1, LONG), -1e-12),
     "denormal": torch.tensor([[1e-40, -1e-40, 1.0]]),
     "one number": torch.tensor(2.5),
@@ -64,7 +88,7 @@ def plain_choice(weight: Tensor) -> Dtype:
         return "BF16"
     if not torch.isfinite(half).all():
         return "F32"
-    loss = (half.double() - weight.double()).norm() / weight.double().norm()
+    loss = (half.double() - weight.double()).norm() / weight.double().norm()  # never of zero: that is exact
     return "F16" if loss <= 0.01 else "F32"
 
 
@@ -127,6 +151,19 @@ def test_a_number_that_no_basis_dtype_holds_is_refused() -> None:
         fingerprint_stored(torch.tensor([[1e300]], dtype=torch.float64), "w", 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_is_finite_is_told_from_what_is_not_at_any_place(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    sound = torch.tensor([0.0, -0.0, largest, -largest, torch.finfo(dtype).tiny], dtype=dtype)
+    check_weight(sound, "w")
+    for bad in (torch.nan, -torch.nan, torch.inf, -torch.inf):
+        for place in range(5):
+            weight = sound.clone()
+            weight[place] = bad
+            with pytest.raises(BaseError, match="NaN or infinity"):
+                check_weight(weight, "w")
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.bool])
 def test_what_is_not_floating_point_of_16_bits_is_refused_by_dtype(dtype: torch.dtype) -> None:
     with pytest.raises(BaseError, match=str(dtype).removeprefix("torch.")):
@@ -142,3 +179,23 @@ def test_large_weights_are_gone_through_in_pieces(monkeypatch: pytest.MonkeyPatc
     whole = fingerprint_stored(normal(50, 60), "w", 0)
     monkeypatch.setattr("svdiff_delta.svd.fingerprint.PIECE", 7)
     assert fingerprint_stored(normal(50, 60), "w", 0) == whole
+
+
+def test_most_weights_are_gone_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their first elements show what basis dtype they get; the pass that hashes finds the rest."""
+    seen, weight = 0, normal(1, 50_000)
+    rounded = fingerprint_module._rounded
+
+    def counted(values: Tensor, *dtypes: torch.dtype) -> Iterator[Tensor]:
+        nonlocal seen
+        for piece in rounded(values, *dtypes):
+            seen += piece.numel()
+            yield piece
+
+    monkeypatch.setattr(fingerprint_module, "PIECE", 1000)
+    monkeypatch.setattr(fingerprint_module, "PROBE", 1000)
+    monkeypatch.setattr(fingerprint_module, "_rounded", counted)
+    for given in (None, "F16", "F32"):
+        seen = 0
+        fingerprint_stored(weight, "w", 0, given)
+        assert 50_000 <= seen < 56_000

@@ -9,6 +9,7 @@ import mmap
 import os
 import shutil
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from support.models import base_delta
 from support.weights import normal
 
 from svdiff_delta._util import file_state
+from svdiff_delta._util.parallel import Stopped
 from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.errors import BaseError, BaseMismatchError
 from svdiff_delta.hub_client.blobs import is_sound, remove_blob
@@ -407,6 +409,54 @@ def test_a_blob_is_hashed_once_while_it_does_not_change(blob: Path, monkeypatch:
     forget_process()
     monkeypatch.setattr(fingerprint_cache, "is_sound", lambda *_: pytest.fail("hashed again"))
     assert identify_weight(unreadable(blob, "owner/repo"), NAME, 0) == first
+
+
+def test_a_blob_of_which_nothing_is_known_is_hashed_by_whoever_learns_something_first(
+    blob: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before: the other threads identify its weights meanwhile."""
+    hashed, base = [], open_base("owner/repo", fetch=False)
+    sound = fingerprint_cache.is_sound
+
+    def counted(path: Path, name: str) -> bool:
+        hashed.append(name)
+        other = threading.Thread(target=lambda: identify_weight(base, NAME, 1))
+        other.start()
+        other.join(60)
+        assert not other.is_alive()
+        flush()
+        assert not (fingerprint_cache.home() / "fingerprints").exists()  # written once it is known as what
+        return sound(path, name)
+
+    monkeypatch.setattr(fingerprint_cache, "is_sound", counted)
+    assert recall(base, NAME, 0, None) is None
+    assert hashed == []
+    found = [identify_weight(base, NAME, axis) for axis in (0, 1)]
+    assert hashed == [blob.name]
+    forget_process()
+    quiet = unreadable(blob, "owner/repo")
+    assert [identify_weight(quiet, NAME, axis) for axis in (0, 1)] == found
+    assert document(fingerprint_cache.home()) == fingerprint_cache._place(f"blob {blob.name}")
+    assert hashed == [blob.name]
+
+
+def test_whoever_is_stopped_while_he_hashes_a_blob_leaves_what_was_learnt_and_the_next_one_hashes_it(
+    blob: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> bool:
+        raise Stopped
+
+    base = open_base("owner/repo", fetch=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint_cache, "is_sound", stop)
+        with pytest.raises(Stopped):
+            identify_weight(base, NAME, 0)
+    found = recall(base, NAME, 0, None)
+    assert found is not None
+    other = identify_weight(base, NAME, 1)
+    forget_process()
+    assert [recall(unreadable(blob, "owner/repo"), NAME, axis, None) for axis in (0, 1)] == [found, other]
+    assert document(fingerprint_cache.home()) == fingerprint_cache._place(f"blob {blob.name}")
 
 
 def test_a_blob_whose_times_changed_is_hashed_again_and_then_known(blob: Path) -> None:

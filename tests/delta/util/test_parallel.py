@@ -87,6 +87,53 @@ def test_what_a_task_returned_goes_with_the_task() -> None:
         assert seen() is None
 
 
+def test_a_task_that_asks_ends_once_an_error_ends_the_threads_and_not_else() -> None:
+    begun, ended = threading.Event(), []
+
+    def long(name: str, turns: int) -> None:
+        begun.set()
+        try:
+            for _ in range(turns):
+                parallel.check_stopped()
+                time.sleep(0.001)
+        except parallel.Stopped:
+            ended.append(f"{name} stopped")
+            raise
+        ended.append(name)
+
+    def interrupt() -> None:
+        with Threads[None](2) as threads:
+            threads.submit(partial(long, "endless", 60_000))
+            begun.wait()
+            raise Stopped
+
+    with Threads[None](2) as threads:
+        threads.submit(partial(long, "short", 20))
+        begun.wait()
+    begun.clear()
+    with pytest.raises(Stopped):
+        interrupt()
+    assert ended == ["short", "endless stopped"]
+
+
+def test_what_is_forgotten_is_not_done() -> None:
+    begun, go, done = threading.Event(), threading.Event(), []
+
+    def first() -> None:
+        begun.set()
+        go.wait()
+        done.append("first")
+
+    with Threads[None](1) as threads:
+        threads.submit(first)
+        threads.submit(lambda: done.append("second"))
+        begun.wait()
+        threads.forget()
+        go.set()
+        threads.submit(lambda: done.append("third")).result()
+    assert done == ["first", "third"]
+
+
 def work() -> int:
     with Threads[int](2) as threads:
         tasks = [threads.submit(partial(pow, number, 2)) for number in range(6)]

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-torch.optim.AdamW = lambda groups, weight_decay: torch.optim.SGD(groups)  # as support.descent does
+torch.optim.AdamW = lambda groups, **_: torch.optim.SGD(groups)  # as support.descent does
 from svdiff_delta import save
 from svdiff_train.settings.config import TrainConfig
 from svdiff_train.training.loop import Keeping, train
