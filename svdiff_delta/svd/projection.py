@@ -42,12 +42,14 @@ def coordinates(basis: Basis, matrix: Tensor, change: Tensor) -> Tensor:
     result = torch.zeros_like(basis.sigma)
     low, tail = basis.factor[start:stop].double(), basis.tail.double()
     product = torch.zeros(work.shape[0], work.shape[0], dtype=torch.float64)
+    # `change` and `work` are wide: they are gone through once, some columns at a time, and only K × K sums are kept.
     for place in _pieces(work):
         piece = change[:, place].double()
         if start:
             product += piece @ work[:, place].double().T
-        if stop > start:
+        if stop > start:  # nothing is divided by a small σ: the tail's vᵢ are there as they are
             result[start:stop] += ((low @ piece) * tail[:, place]).sum(1)
+    # The diagonal of Uᵀ (ΔW Wᵀ) U without the rest of it, in the order (Uᵀ P) ⊙ Uᵀ: K³ multiplications, not 2 K³.
     high = basis.factor[:start].double()
     result[:start] = ((high @ product) * high).sum(1) / basis.sigma[:start]
     return result

@@ -36,7 +36,13 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StableDiffusionPipeline, "__call__", partialmethod(paint, num_inference_steps=2))
 
 
-@pytest.mark.parametrize("name", sorted(set(PAGES) - SHOWING_NOTHING - {"hub"}))
+RUN = [
+    pytest.param(name, marks=[pytest.mark.quantized] if name == "quantized" else [])
+    for name in sorted(set(PAGES) - SHOWING_NOTHING - {"hub"})
+]
+
+
+@pytest.mark.parametrize("name", RUN)
 def test_a_page_runs_offline_from_top_to_bottom(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("the page needs the network, and does not say so")

@@ -21,12 +21,13 @@ def elect_and_average(values: Sequence[Coordinates], weights: Sequence[float]) -
 
     An input that is 0 there has no sign and does not count. A negative weight turns its input's sign.
     """
+    # The sign with the larger sum of magnitudes is that of the plain sum ("elect" in the paper).
     sign = np.sign(weighted_sum(values, weights))
     total, share = np.zeros_like(values[0]), np.zeros_like(values[0])
     for value, weight in zip(values, weights, strict=True):
         agrees = (np.sign(weight * value) == sign) & (sign != 0)
         total[agrees] += weight * value[agrees]
-        share[agrees] += abs(weight)
+        share[agrees] += abs(weight)  # the mean is over those that agree, so that few do not shrink it
     return np.divide(total, share, out=np.zeros_like(total), where=share != 0)
 
 

@@ -22,6 +22,8 @@ from svdiff_delta.ops.arithmetic import scale
 from svdiff_delta.runtime import attach
 from svdiff_delta.runtime.quantized import quantized_weight
 
+pytestmark = pytest.mark.quantized
+
 CLOSE = 2e-5
 """Sums of up to 96 terms in float32, through ten layers; GGUF unpacks into float16, its own reader into float32."""
 

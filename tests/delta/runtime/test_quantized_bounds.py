@@ -14,6 +14,8 @@ from svdiff_delta.errors import AttachError
 from svdiff_delta.runtime.quantized import quantized_weight
 from svdiff_delta.runtime.quantized.origin import check_origin
 
+pytestmark = pytest.mark.quantized
+
 SHAPE = (48, 256)
 
 
