@@ -188,8 +188,8 @@ def _short_side(work: Tensor) -> _Side:
     sigma[near:] = _lengths(short[:, near:], work)
     order = sigma[near:].argsort(descending=True, stable=True)
     short[:, near:], sigma[near:] = short[:, near:][:, order], sigma[near:][order]
-    # Below σ₁/100 the eigenvectors themselves are mixed: what is left of W in their span, a matrix whose largest singular
-    # value is σ₁/100, is decomposed by an SVD proper, and turns them within that span.
+    # Below σ₁/100 the eigenvectors themselves are mixed: what is left of W in their span, a matrix whose largest
+    # singular value is σ₁/100, is decomposed by an SVD proper, and turns them within that span.
     start = _count_above(sigma, TAIL_START)
     low = _project(short[:, start:], work)
     if start < sigma.numel():
