@@ -82,7 +82,7 @@ class FusedPatch:
 
     @property
     def size(self) -> int:
-        """How many numbers the weight has."""
+        """The count of numbers in the weight."""
         return prod(self._place.parameter.shape)
 
     @property
@@ -103,7 +103,7 @@ class FusedPatch:
 
     @property
     def is_original(self) -> bool:
-        """Whether the weight is W, and no thread that was left behind writes to it."""
+        """True if the weight is W, and no thread that was left behind writes to it."""
         return not (self._busy or self.changed)
 
     def write(

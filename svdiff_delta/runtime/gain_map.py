@@ -96,7 +96,7 @@ def factored(matrix: Tensor, basis: Basis) -> Factors:
 
 
 class Square(NamedTuple):
-    """What stands for ΔW beside W itself (resident form): `U (g ⊙ Uᵀ W)` or `(W V ⊙ g) Vᵀ`, with g = Δσ/σ.
+    """The factors that make ΔW of W itself (resident form): `U (g ⊙ Uᵀ W)` or `(W V ⊙ g) Vᵀ`, with g = Δσ/σ.
 
     Attributes:
         factor: (K, K) float32: Uᵀ or Vᵀ, whichever is square.

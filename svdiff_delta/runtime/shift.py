@@ -128,7 +128,7 @@ class Shift(nn.Module):
 
     @property
     def start_at(self) -> int:
-        """Where in that the free numbers start."""
+        """The index in that at which the free numbers start."""
         return 0 if self._row is None else self._row[1]
 
     def move_into(self, flat: nn.Parameter, start: int) -> None:

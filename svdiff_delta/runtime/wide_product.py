@@ -63,7 +63,7 @@ class _WideProduct(torch.autograd.Function):
 
 
 class _SpectralProduct(torch.autograd.Function):
-    """It is symmetric, so that its gradient by x is the same two products of the incoming gradient."""
+    """S(v), which is symmetric: its gradient by x is the same two products of the incoming gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, square: Tensor, gain: Tensor, offset: Tensor | None) -> Tensor:

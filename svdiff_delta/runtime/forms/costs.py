@@ -1,4 +1,4 @@
-"""What each form costs, by the shape of a layer's matrix; the cheapest of those that serve a layer is taken.
+"""Compare what forms cost, by the shape of a layer's matrix; the cheapest of those that serve a layer is taken.
 
 With m rows, n columns, K the shorter of both, and numbers counted as multiplications of one position's forward:
 
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """What a form costs; the smaller tuple is the better one.
+    """The cost of a form; the smaller tuple is the better one.
 
     Attributes:
         held: numbers held beside the model's own weights.

@@ -1,4 +1,4 @@
-"""What a form of a shifted layer offers."""
+"""Say what a form of a shifted layer offers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Held(NamedTuple):
-    """What a layer holds in a form.
+    """The tensors that a layer holds in a form, and its gains' map.
 
     Attributes:
         response: how the gain depends on δ.
