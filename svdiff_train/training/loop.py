@@ -140,8 +140,8 @@ def train(
         BaseError: the base cannot be loaded.
         SelectionError: a selector matches nothing that can be shifted, or no attention that can be regularized.
         TrainError: no family knows the base, nothing would be trained, the base has no cross-attention and
-            `unmix_weight` is not 0, a state is of another run, there is not enough memory, the device has failed, or the
-            loss is not finite.
+            `unmix_weight` is not 0, a state is of another run, memory is not enough, the device has failed, or the loss
+            is not finite.
         OutputError: something cannot be kept.
     """
     config = settle(config, base)
