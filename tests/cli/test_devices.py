@@ -27,7 +27,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a delta of the embedded base."""
     monkeypatch.chdir(tmp_path)
-    save(base_delta(open_tiny(), "mid-ca-kv"), tmp_path / "d.safetensors")
+    save(base_delta(open_tiny(), "mid-ca"), tmp_path / "d.safetensors")
     return tmp_path
 
 
@@ -39,17 +39,17 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
         "--prompt",
         "a cat",
         "--select",
-        "mid-ca-kv",
+        "mid-ca",
         "--steps",
         1,
         "-o",
         "out.safetensors",
     ),
     "generate": ("generate", "tiny", "d.safetensors", "--prompt", "a cat", "--steps", 1, "-o", "out.png"),
-    "edit": ("edit", "tiny", "d.safetensors", CATS / "0.png", "--prompt", "a cat", "--steps", 2, "-o", "out.png"),
+    "edit": ("edit", "tiny", "d.safetensors", CATS / "00.png", "--prompt", "a cat", "--steps", 2, "-o", "out.png"),
     "morph": ("morph", "tiny", "d.safetensors", "d.safetensors", "--prompt", "a cat", "--steps", 1, "-o", "out.png"),
     "evaluate": ("evaluate", "tiny", "--images", CATS, "--prompt", "a cat", "--steps", 1, "-o", "out.json"),
-    "basis build": ("basis", "build", "tiny", "mid-ca-kv"),
+    "basis build": ("basis", "build", "tiny", "mid-ca"),
     "bake": ("bake", "tiny", "d.safetensors", "-o", "out"),
     "convert": ("convert", "d.safetensors", "--to", "full", "--base", "tiny", "--calibrate", CATS, "-o", "out"),
 }
