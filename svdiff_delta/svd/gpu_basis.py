@@ -48,7 +48,7 @@ def round_for(weight: Tensor, dtype: Dtype, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return round_weight(weight, dtype)
     try:
-        room = torch.empty(weight.shape, pin_memory=True)
+        room = torch.empty(weight.shape, device="cpu", pin_memory=True)
     except RuntimeError:
         return round_weight(weight, dtype)
     return round_into(weight, dtype, room)
