@@ -131,12 +131,26 @@ class MissingExtraError(DeltaError):
         return type(self), (self.package, self.extra)
 
 
-EXHAUSTED: Final = ("allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
-"""What RuntimeErrors say where memory is not enough: torch on the CPU, the driver, cuBLAS and cuSOLVER, cuDNN."""
+EXHAUSTED: Final = (
+    "allocate memory",
+    "not enough memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "valid cuDNN algorithm",
+)
+"""What RuntimeErrors say where memory is not enough: torch on the CPU, of Linux and of Windows, the driver, cuBLAS and
+cuSOLVER, cuDNN, and cuDNN where no algorithm finds the memory that it works in.
+"""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error of torch, of a library below it or of Python says that memory is not enough."""
+    """Tell whether an error of torch, of a library below it or of Python says that memory is not enough.
+
+    So does an error of this library that one of them caused.
+    """
+    if isinstance(error, DeltaError):
+        return error.__cause__ is not None and is_out_of_memory(error.__cause__)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in EXHAUSTED)

@@ -12,12 +12,14 @@ import click
 from svdiff_delta._text.printable import counted
 from svdiff_delta.errors import CacheError, SelectionError
 
-from . import options
+from . import devices, options
 from .printing import echo, echo_json
 from .progress import Bar
 from .references import needs, open_reference, say
 
 if TYPE_CHECKING:
+    import torch
+
     from svdiff_delta import Base
     from svdiff_delta.format.parameter import Parameter
     from svdiff_delta.svd.cache import BasisCache, Kept
@@ -50,8 +52,8 @@ def basis() -> None:
 @basis.command()
 @click.argument("base", metavar="BASE")
 @click.argument("selectors", metavar="[SELECTOR]...", nargs=-1)
-@options.device
-@click.option("--workers", type=click.IntRange(1), help="Weights at once [default: as many as there are cores].")
+@devices.device("basis build", "Where to compute")
+@click.option("--workers", type=click.IntRange(1), help="Weights at once [default: as many as there are cores; on a GPU 2 to 8].")
 @options.allow_missing
 @click.option("--two-sided", is_flag=True, help="Keep both factors: four times the disk, half the products.")
 @options.as_json
@@ -59,7 +61,7 @@ def basis() -> None:
 def build(
     base: str,
     selectors: tuple[str, ...],
-    device: str,
+    device: str | None,
     workers: int | None,
     allow_missing: bool,
     two_sided: bool,
@@ -79,7 +81,8 @@ def build(
     opened = open_reference(base)
     from svdiff_delta.svd.build import build_basis
 
-    cache = _cache(two_sided=two_sided, device=device)
+    needs("torch", "torch")
+    cache = _cache(two_sided=two_sided, device=devices.device_for("basis build", device))
     with Bar("computing bases", quiet=quiet or as_json) as bar:
         parameters = build_basis(
             opened, *selectors, allow_missing=allow_missing, cache=cache, progress=bar, workers=workers
@@ -179,7 +182,7 @@ def prune(max_size: int, dry_run: bool, as_json: bool, quiet: bool) -> None:
         echo(f"{verb} {counted(len(removed), 'entry', 'entries')}, {size:,} bytes, from {cache.root}")
 
 
-def _cache(*, two_sided: bool = False, device: str = "cpu") -> BasisCache:
+def _cache(*, two_sided: bool = False, device: str | torch.device = "cpu") -> BasisCache:
     needs("torch", "torch")
     from svdiff_delta.svd.cache import BasisCache
 

@@ -10,7 +10,7 @@ import click
 
 from svdiff_delta._text.printable import counted, printable
 
-from . import options
+from . import devices, options
 from .convert_manifest import TwoForms
 from .delta_output import Writing, writes, writes_delta
 from .printing import echo, echo_json
@@ -65,7 +65,7 @@ layers_too = click.option("--layers", is_flag=True, help="List every parameter."
     show_default=True,
     help="Denoising steps of each prompt, or timesteps of each picture.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where --calibrate runs BASE, such as cuda.")
+@devices.device("convert", "Where --calibrate runs BASE")
 @layers_too
 @options.stored_dtype
 @writes("The file to write; with --to peft a folder.")
@@ -82,7 +82,7 @@ def convert(
     embeddings: bool,
     calibrate: Path | None,
     calibrate_steps: int,
-    device: str,
+    device: str | None,
     layers: bool,
     dtype: str | None,
     writing: Writing,
@@ -198,12 +198,12 @@ def rebase(
     _finish(found, delta, writing, layers=layers)
 
 
-def _calibration(model: Base, path: Path, steps: int, device: str) -> Calibration:
+def _calibration(model: Base, path: Path, steps: int, device: str | None) -> Calibration:
     """Return what runs BASE on prompts or pictures; it is loaded when the input is found to be one to calibrate."""
     needs("diffusers", "train")
     from svdiff_train.calibrate import calibration_from
 
-    return calibration_from(path, model, steps=steps, device=device)
+    return calibration_from(path, model, steps=steps, device=devices.device_for("convert", device))
 
 
 def _check_output(writing: Writing, *inputs: Base | Path | None, folder: bool = False) -> None:

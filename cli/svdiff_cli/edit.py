@@ -13,6 +13,7 @@ import click
 from svdiff_delta._text.printable import counted
 
 from . import options
+from .devices import device, device_for
 from .image_inputs import WeightedInput, all_seeds, check_painting, open_given, say_cut
 from .printing import echo, echo_json
 from .progress import Bar
@@ -49,7 +50,7 @@ WAYS = {True: "inverted", False: "from noise"}
 @click.option("--source-prompt", help="Describes IMAGE, for its reconstruction [default: what DELTA was trained on].")
 @options.size
 @options.batch_size
-@options.device
+@device("edit")
 @options.output("The PNG to write: IMAGE, its reconstruction, and every edit, side by side.")
 @options.force
 @options.as_json
@@ -83,7 +84,7 @@ class _Command:
     source_prompt: str | None
     size: tuple[int, int] | None
     batch_size: int
-    device: str
+    device: str | None
     output: Path
     force: bool
     as_json: bool
@@ -120,7 +121,7 @@ class _Command:
         from svdiff_train.sampling.pipelines import load_pipeline
         from svdiff_train.sampling.png import sampling_facts, save_png
 
-        pipeline = load_pipeline(model, device=self.device)
+        pipeline = load_pipeline(model, device=device_for("edit", self.device))
         diffusion_family(pipeline)
         facts = sampling_facts(pipeline, model, configs[0].sampling(8, 8), self.edits, configs[0].seeds)
         cut = say_cut(pipeline, [*self.edits, *filter(None, [self.negative_prompt])], quiet=self.silent)

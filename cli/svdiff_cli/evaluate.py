@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
+from .devices import device, device_for
 from .printing import echo
 from .references import keep_apart, needs, open_deltas, open_reference, split_variant
 
@@ -39,7 +40,7 @@ _folder: Any = click.Path(path_type=Path)
 @click.option("--among", multiple=True, metavar="NAME", help="Another name that a region could be taken for.")
 @click.option("--concept", multiple=True, metavar="NAME=FOLDER", help="Know NAME by these pictures, not by its word.")
 @click.option("--skip-bad", is_flag=True, help="Go on without pictures that cannot be read.")
-@options.device
+@device("evaluate")
 @options.output("The JSON to write.")
 @click.option("--plot", type=_folder, help="Also draw text and image alignment as this PNG.")
 @options.force
@@ -94,6 +95,7 @@ def _measure(base: str, given: dict[str, Any], *, quiet: bool) -> tuple[dict[str
     from .evaluate_inputs import find_candidates
     from .evaluate_metrics import find_questions
 
+    given = given | {"device": device_for("evaluate", given["device"])}
     opened, weights = open_deltas(given["deltas"])
     model = open_reference(base)
     settings, candidates, prompts = find_candidates(model, opened, weights, given, quiet=quiet)

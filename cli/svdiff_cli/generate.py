@@ -13,6 +13,7 @@ from svdiff_delta._text.printable import counted
 from svdiff_delta.errors import OutputError
 
 from . import options
+from .devices import device, device_for
 from .image_inputs import all_prompts, all_seeds, check_painting, open_given, say_cut
 from .printing import echo, echo_json
 from .progress import Bar
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 @click.option("--appearance", metavar="DELTA", help="Style mixing: what gives all other layers.")
 @click.option("--layers", metavar="SELECTOR", help="Of the geometry [default: (16,down,1)-(8,down,0), for SD 1.5].")
 @click.option("--separate", type=click.Path(path_type=Path), help="A folder for one PNG per picture, too.")
-@options.device
+@device("generate")
 @options.output("The PNG to write; a labelled sheet if there are several pictures.")
 @options.force
 @options.as_json
@@ -53,7 +54,8 @@ def generate(base: str, deltas: tuple[str, ...], **given: Any) -> None:
     """Paint pictures with BASE and a sum of deltas.
 
     A DELTA may also be a tuned model's folder (`svdiff train --method full` or `kv`), a file of full differences, or
-    a LoRA: then the sum is one of weights. Each PNG says how it was painted. The same command writes the same bytes.
+    a LoRA: then the sum is one of weights. Each PNG says how it was painted. The same command writes the same bytes
+    on the same device.
 
     \b
         svdiff generate tiny dog.safetensors --prompt 'a photo of a sks dog' --seed 0 --seed 1 -o dog.png
@@ -83,7 +85,7 @@ class _Command:
     appearance: str | None
     layers: str | None
     separate: Path | None
-    device: str
+    device: str | None
     output: Path
     force: bool
     as_json: bool
@@ -114,7 +116,8 @@ class _Command:
         from svdiff_train.sampling.png import sampling_facts
         from svdiff_train.sampling.sample import check_sampling
 
-        sampling, pipeline = self._sampling(), load_pipeline(model, device=self.device)
+        place = device_for("generate", self.device)
+        sampling, pipeline = self._sampling(), load_pipeline(model, device=place)
         check_sampling(pipeline, sampling)
         facts = sampling_facts(pipeline, model, sampling, prompts, seeds)
         cut = say_cut(pipeline, [*prompts, *filter(None, [self.negative_prompt])], quiet=self.silent)

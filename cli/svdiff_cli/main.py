@@ -13,8 +13,9 @@ import click
 
 from svdiff_delta._util.interrupted import interruptions_kept
 from svdiff_delta._util.ticker import Ticker
-from svdiff_delta.errors import DeltaError, is_out_of_memory, refusal
+from svdiff_delta.errors import DeltaError, refusal
 
+from .devices import told
 from .printing import abandon, echo, prepare_streams, telling_warnings
 from .progress import first_process
 from .signals import Ended, raised
@@ -82,12 +83,13 @@ class ErrorHandling(click.Group):
             with telling_warnings(), raised(), interruptions_kept(), ctx.obj:
                 return super().invoke(ctx)
         except DeltaError as error:
-            echo(f"error: {spelled(str(error))}", err=True)
+            echo(f"error: {spelled(told(error, ctx.invoked_subcommand) or str(error))}", err=True)
             ctx.exit(1)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+        except (MemoryError, RuntimeError, TypeError) as error:
+            line = told(error, ctx.invoked_subcommand)
+            if line is None:
                 raise
-            echo("error: out of memory: select a part of the model, or use --device cpu where it takes one", err=True)
+            echo(f"error: {spelled(line)}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt as stop:
             echo(f"interrupted{meanwhile(stop)}", err=True)

@@ -9,7 +9,7 @@ import click
 from svdiff_delta._text.printable import counted
 from svdiff_delta.errors import InputError
 
-from . import options
+from . import devices, options
 from .image_inputs import check_painting, open_given, say_cut
 from .printing import echo, echo_json
 from .progress import Bar
@@ -30,7 +30,7 @@ GIF = ".gif"
 @options.guidance
 @options.scheduler
 @options.size
-@options.device
+@devices.device("morph")
 @options.output("The strip to write, as PNG; an animation if it ends in .gif.")
 @options.force
 @options.as_json
@@ -47,7 +47,7 @@ def morph(
     guidance: float,
     scheduler: str | None,
     size: tuple[int, int] | None,
-    device: str,
+    device: str | None,
     output: Path,
     force: bool,
     as_json: bool,
@@ -86,7 +86,7 @@ def morph(
         height=height,
         width=width,
     )
-    pipeline = load_pipeline(model, device=device)
+    pipeline = load_pipeline(model, device=devices.device_for("morph", device))
     check_sampling(pipeline, sampling)
     facts = sampling_facts(pipeline, model, sampling, [prompt], [seed])
     cut = say_cut(pipeline, [prompt], quiet=silent)

@@ -51,7 +51,6 @@ sample_size = click.option(
     help="The width of the latents that addresses count from [default: what the file says].",
 )
 seed = click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, show_default=True, help="Of all draws.")
-device = click.option("--device", default="cpu", show_default=True, help="Where to run, such as cuda or cuda:1.")
 
 allow_missing = click.option(
     "--allow-missing",

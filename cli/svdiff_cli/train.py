@@ -14,7 +14,7 @@ import click
 from svdiff_delta._text.printable import counted
 from svdiff_delta.errors import OutputError
 
-from . import options
+from . import devices, options
 from .printing import echo, echo_json
 from .progress import Bar, first_process
 from .references import keep_apart, needs, open_reference, say
@@ -202,6 +202,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--validate-every", default=100, show_default=True, type=click.IntRange(1), help="Steps between.")
 @click.option("--tracker", "trackers", multiple=True, help="Such as tensorboard; may be repeated.")
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
+@devices.device("train")
 @options.output("The delta file to write; a folder for the other methods.")
 @options.title
 @options.dry_run
@@ -276,6 +277,7 @@ class _Command:
     validate_every: int
     trackers: tuple[str, ...]
     skip_bad: bool
+    device: str | None
     title: str | None
     dry_run: bool
     force: bool
@@ -349,6 +351,8 @@ class _Command:
         config = settle(config, model)
         self.keep_apart(model, images, config)
         if self.dry_run:
+            if self.device is not None:
+                devices.device_for("train", self.device)
             if first_process():
                 self.tell(plan(model, images, config, skip_bad=self.skip_bad))
             return
@@ -364,6 +368,7 @@ class _Command:
                 class_folder=self.class_folder or self.folder / "class",
                 trackers=self.trackers,
                 skip_bad=self.skip_bad,
+                device=self.device,
             )
         if outcome.main_process:
             self.write(outcome, base, images, config)

@@ -34,6 +34,7 @@ OPTIONS: Final[Mapping[str, str]] = {
     "to": "--to",
     "token": "--token",
     "unchanged": "--unchanged",
+    "workers": "--workers",
 }
 """The option of each argument that messages of the library name."""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from svdiff_delta._util.atomic import replace_file, replace_folder
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.base_model.devices import on_host
+from svdiff_delta.base_model.devices import find_device, on_host
 from svdiff_delta.base_model.layout import is_index, read_json
 from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
 from svdiff_delta.errors import InputError, OutputError, TensorError
@@ -84,6 +84,7 @@ def bake(
     cache: BasisCache | None = None,
     progress: Progress | None = None,
     building: Progress | None = None,
+    device: str | torch.device = "cpu",
 ) -> Baked:
     """Write a full checkpoint with W + U diag(max(Σ wᵢδᵢ, −σ)) Vᵀ for every shifted weight (Eq. 2 and 4).
 
@@ -100,10 +101,11 @@ def bake(
         cache: where bases are kept; the default cache if not given.
         progress: called with the numbers of bytes written and in all.
         building: called while bases that are not in the cache are computed, with the work done and in all.
+        device: where ΔW is computed: a GPU is faster on large weights, and the last bits differ from a CPU's.
 
     Raises:
         OutputError: the output exists, the disk has too little space, or refused.
-        InputError: `base` is no opened base, there is no delta, or a weight is not finite.
+        InputError: `base` is no opened base, there is no delta or no such device, or a weight is not finite.
         SelectionError: a selector of a weight is unknown or matches nothing.
         BaseMismatchError: a delta was made for another base.
         BaseError: the base lacks a parameter, or a weight in it cannot be used.
@@ -113,9 +115,9 @@ def bake(
     if not isinstance(given, Base):
         what = type(given).__name__
         raise InputError(f"`base` is a {what}, not an opened base", fix="pass `open_base(path)` first, then the deltas")
-    output = Path(output)
+    output, place = Path(output), find_device(device)
     plan = plan_bake(base, deltas, output, dtype=dtype, overwrite=overwrite, unchanged=unchanged, cache=cache)
-    verified = plan.check_weights(building)
+    verified = plan.check_weights(building).on(place)
     return write_bake(plan, verified, overwrite=overwrite, progress=progress)
 
 

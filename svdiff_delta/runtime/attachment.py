@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Literal, cast, get_args
+from typing import Final, Literal, cast, get_args
 
+from svdiff_delta._util.device_errors import telling
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError, InputError
@@ -32,10 +33,13 @@ from .patched_layers import live_sites
 from .self_check import Check
 from .targets import TargetLayer, find_places
 
+HALVES: Final = "load the model in half precision or on the CPU, or attach a part of the delta"
+
 Mode = Literal["live", "fused"]
 """Whether layers compute with δ beside them, or weights hold it."""
 
 
+@telling(AttachError, "while attaching", HALVES)
 def attach(
     target: object,
     delta: WeightedDelta | Mapping[str, WeightedDelta],
@@ -78,7 +82,8 @@ def attach(
         The handle that weighs, swaps and detaches; as a context manager it detaches at the end.
 
     Raises:
-        AttachError: a component or layer is not there, is of an unsupported class, or is shifted already.
+        AttachError: a component or layer is not there, is of an unsupported class, or is shifted already; memory is not
+            enough, or the device has failed.
         BaseMismatchError: a delta was made for another base.
         BaseError: a weight cannot be read or used.
         TensorError: a δ differs where the base's singular values are tied, or is too large.

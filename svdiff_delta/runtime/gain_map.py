@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from svdiff_delta.base_model.devices import multiply
 from svdiff_delta.svd.decomposition import Basis, matricize
 from svdiff_delta.svd.prepare import Prepared
 
@@ -55,8 +56,9 @@ class Factors(NamedTuple):
 
 
 def additive(prepared: Prepared, basis: Basis) -> Factors:
-    """Return Vᵀ and U, between which Δσ stands: `W x + U (Δσ ⊙ Vᵀ x)`."""
-    long = basis.long_rows(matricize(prepared.rounded, prepared.parameter.axis))
+    """Return Vᵀ and U, between which Δσ stands: `W x + U (Δσ ⊙ Vᵀ x)`; computed where the basis' vectors are."""
+    matrix = matricize(prepared.rounded, prepared.parameter.axis)
+    long = basis.long_rows(matrix.to(basis.factor.device))
     rows, columns = (long, basis.factor.T) if basis.left else (basis.factor, long.T)
     return Factors(rows, columns, Response.of_change(basis.sigma))
 
@@ -68,7 +70,7 @@ def factored(matrix: Tensor, basis: Basis) -> Factors:
 
     Args:
         matrix: the matricized weight as it is, (rows, columns).
-        basis: its basis.
+        basis: its basis, with its vectors on the device of the matrix, where the products are computed.
     """
     matrix = matrix.float()
     start, stop = basis.split
@@ -80,12 +82,12 @@ def factored(matrix: Tensor, basis: Basis) -> Factors:
     factor, count = basis.factor, basis.factor.shape[0] + len(low)
     rows, columns = matrix.new_empty(count, matrix.shape[1]), matrix.new_empty(matrix.shape[0], count)
     if basis.left:
-        torch.mm(factor, matrix, out=rows[: len(factor)])
+        multiply(factor, matrix, rows[: len(factor)])
         rows[len(factor) :] = basis.tail
         torch.cat([factor.T, low.T], 1, out=columns)
     else:
         torch.cat([factor, low], out=rows)
-        torch.mm(matrix, factor.T, out=columns[:, : len(factor)])
+        multiply(matrix, factor.T, columns[:, : len(factor)])
         columns[:, len(factor) :] = basis.tail.T
     if start == stop:
         return Factors(rows, columns, Response(-basis.sigma, offset, slope))

@@ -18,7 +18,8 @@ from svdiff_delta.ops.combine import combine_parameters, note_weight, unite
 from svdiff_delta.svd.build import cost, run_costliest_first
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize
-from svdiff_delta.svd.fingerprint import fingerprint_stored, round_weight
+from svdiff_delta.svd.fingerprint import fingerprint_stored
+from svdiff_delta.svd.gpu_basis import round_for
 from svdiff_delta.svd.prepare import Prepared, verify_and_prepare
 from svdiff_delta.svd.verify import verify_base
 
@@ -27,7 +28,7 @@ from .gain_map import Factors, additive
 from .live_weight import SLOT
 from .modules import layer
 from .obstacles import check_bases, check_projection, check_storage, fusers_of, parents_of
-from .original_weights import LiveWeights, cast_as_live, cast_to, find_base, live_values
+from .original_weights import LiveWeights, cast_as_live, cast_to, device_of, find_base, live_values
 from .quantized import quantized_weight
 from .quantized.origin import check_origin
 from .stored_weight import StoredWeight
@@ -89,7 +90,7 @@ class TargetLayer:
         key = self.parameter.fingerprint
         found = self.cache.get(key)
         if found is None:
-            rounded = round_weight(self.read(), self.parameter.dtype)
+            rounded = round_for(self.read(), self.parameter.dtype, self.cache.device)
             found = self.cache.obtain(key, rounded, self.parameter.axis)
         return found
 
@@ -102,9 +103,8 @@ class TargetLayer:
         return matricize(self.live(), self.parameter.axis)
 
     def additive(self) -> Factors:
-        """Return what stands for ΔW in additive form."""
-        prepared = self.prepared()
-        return additive(prepared, cast("Basis", prepared.basis))
+        """Return what stands for ΔW in additive form, computed on the layer's device."""
+        return additive(self.prepared(), self.basis().to(device_of(self.module)))
 
 
 class _Layer(NamedTuple):

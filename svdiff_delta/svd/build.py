@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from svdiff_delta._util.device_errors import telling
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import on_host
 from svdiff_delta.base_model.weight_selection import choose_kinds
+from svdiff_delta.errors import BaseError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.format.metadata import Metadata
@@ -43,20 +45,22 @@ def build_basis(
             shifted only after it is saved again, may be left out.
         cache: where to keep them; the default cache if not given.
         progress: called after each weight with the work done and in all, in multiplications.
-        workers: how many to compute at once; by default as many as torch has threads, and 2 on a GPU, of which one
-            reads while the other computes.
+        workers: how many to compute at once; by default as many as torch has threads, and on a GPU as many as its free
+            memory has room for, 2 to 8, each in a stream of its own.
 
     Returns:
         What a delta file says about each parameter, by sorted name.
 
     Raises:
         SelectionError: a selector is unknown or matches nothing.
-        BaseError: a weight cannot be used, or has no place in the model's class.
+        BaseError: a weight cannot be used, or has no place in the model's class; memory is not enough, or the device
+            has failed.
     """
     kinds = choose_kinds(base, selectors, allow_missing=allow_missing)
     return prepare_all(base, kinds, cache or BasisCache(), progress=progress, workers=workers)
 
 
+@telling(BaseError, "while computing bases", "lower `workers`, or select a part of the model")
 @on_host
 def prepare_all(
     base: Base,
@@ -81,7 +85,7 @@ def prepare_all(
         What a delta file says about each parameter, by sorted name.
 
     Raises:
-        BaseError: a weight cannot be used.
+        BaseError: a weight cannot be used, memory is not enough, or the device has failed.
     """
     costs = {name: cost(base.shape(name), *kind) for name, kind in kinds.items()}
     given = dtypes or {}

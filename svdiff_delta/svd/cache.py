@@ -21,7 +21,8 @@ from svdiff_delta.base_model.devices import find_device
 from svdiff_delta.errors import CacheError, DeltaError, OutputError
 
 from .cache_entry import PROTOCOL, SUFFIX, OlderEntry, encode_entry, hexadecimal, read_entry, touch_entry
-from .decomposition import Basis, compute_basis
+from .decomposition import Basis
+from .gpu_basis import compute_on
 
 HOME_VARIABLE: Final = "SVDIFF_HOME"
 PATIENCE: Final = 600.0
@@ -52,12 +53,12 @@ class BasisCache:
     Args:
         root: the folder; `home() / "basis"` if not given.
         two_sided: keep both factors whole: entries are four times as large, and take half the products to use.
-        device: where bases are computed.
+        device: where bases are computed; a weight that does not fit into a GPU's memory goes to the CPU.
         patience: seconds to wait for another process that computes the same basis. If it takes longer, it is computed
             here as well; with 0 `obtain` raises `BusyError` instead.
 
     Raises:
-        InputError: there is no such device.
+        InputError: there is no such device, or it has no float64.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class BasisCache:
     ) -> None:
         self.root: Final = (root or home() / "basis") / f"v{PROTOCOL}"
         self.two_sided: Final = two_sided
-        self.device: Final = find_device(device)
+        self.device: Final = find_device(device, float64=True)
         self.patience: Final = patience
 
     def impatient(self) -> BasisCache:
@@ -143,7 +144,7 @@ class BasisCache:
         return basis if whole or not self.two_sided else None
 
     def _compute(self, key: str, rounded: torch.Tensor, axis: int) -> Basis:
-        basis = compute_basis(rounded.to(self.device), axis, two_sided=self.two_sided)
+        basis = compute_on(self.device, rounded, axis, two_sided=self.two_sided)
         try:
             self.put(key, basis)
         except OutputError as error:

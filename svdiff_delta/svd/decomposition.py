@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from svdiff_delta.base_model.devices import load_linear_algebra
+from svdiff_delta.base_model.devices import load_linear_algebra, multiply
 
 from .workspace import Workspace
 
@@ -70,7 +70,8 @@ class Basis:
         start, stop = self.split
         work = matrix if self.left else matrix.T
         rows = torch.zeros_like(work)
-        rows[:start] = (self.factor[:start] @ work) / self.sigma[:start, None].float()
+        sigma = self.sigma[:start, None].float().to(work.device)
+        rows[:start] = multiply(self.factor[:start], work) / sigma
         rows[start:stop] = self.tail
         return rows
 
@@ -84,8 +85,8 @@ class Basis:
         """
         space = space or Workspace()
         work = matrix if self.left else matrix.T
-        rows = space.take("rows", (self.split[1], work.shape[1]))
-        product = space.take("rounded", (work.shape[0], work.shape[1]))
+        rows = space.take("rows", (self.split[1], work.shape[1]), work.device)
+        product = space.take("rounded", (work.shape[0], work.shape[1]), work.device)
         self.write_change(work, shift, rows, product)
         return product if self.left else product.T
 
@@ -103,12 +104,12 @@ class Basis:
         # Eq. 2 without cancellation: ΔW is made of Δσ alone, never as W_δ − W, whose difference rounding would swamp.
         change = torch.maximum(shift.double(), -self.sigma)
         # Uᵀ W is diag(σ) Vᵀ: scaling its rows by Δσ/σ gives diag(Δσ) Vᵀ, and V itself is never needed.
-        torch.mm(self.factor[:start], work, out=rows[:start])
+        multiply(self.factor[:start], work, rows[:start])
         rows[:start] *= (change[:start] / self.sigma[:start]).float()[:, None].to(rows.device)
         # The tail's rows of Vᵀ are stored, since σ there is too small to divide by; null rows change nothing.
         low = self.tail[:, first : first + work.shape[1]]
         torch.mul(low, change[start:stop].float()[:, None].to(rows.device), out=rows[start:])
-        torch.mm(self.factor[:stop].T, rows, out=out)
+        multiply(self.factor[:stop].T, rows, out)
 
     def to(self, device: torch.device) -> Basis:
         """Return the same basis with its vectors on a device; σ stays where it is, for not all have float64."""

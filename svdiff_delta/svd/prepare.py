@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,9 +22,12 @@ from .cache import BasisCache
 from .decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize, unmatricize
 from .fingerprint import fingerprint_stored, round_into, round_weight
 from .fingerprint_cache import Known, recall, remember
+from .gpu_basis import round_for
 from .side_by_side import Progress as Progress
 from .side_by_side import cost, map_weights, workers_for
 from .workspace import Workspace
+
+CPU: Final = torch.device("cpu")
 
 
 class Weights(Protocol):
@@ -41,11 +45,13 @@ class Prepared:
         parameter: what a delta file says about it.
         basis: its basis; None for elementwise parameters.
         source: reads its values.
+        device: where `delta_weight` multiplies; values come from the CPU and go back there.
     """
 
     parameter: Parameter
     basis: Basis | None
     source: Callable[[], Tensor]
+    device: torch.device = CPU
 
     @property
     def weight(self) -> Tensor:
@@ -72,7 +78,11 @@ class Prepared:
         axis, space = self.parameter.axis, space or Workspace()
         weight = self.source() if weight is None else weight
         rounded = round_into(weight, self.parameter.dtype, space.take("rounded", tuple(weight.shape)))
-        change = self.basis.delta_weight(matricize(rounded, axis), shift, space)
+        matrix = matricize(rounded, axis)
+        if self.device.type == "cpu":
+            change = self.basis.delta_weight(matrix, shift, space)
+        else:
+            change = self.basis.to(self.device).delta_weight(matrix.to(self.device), shift).cpu()
         return unmatricize(change, self.parameter.shape, axis)
 
 
@@ -109,7 +119,8 @@ def prepare_weight(
     if kind == "spectral" and (basis is None or (cache.two_sided and not _is_whole(basis))):
         if not hashed:  # nothing is computed under a fingerprint that is not the values' own
             known = fingerprint_weight(weights, name, axis, dtype)
-        basis = cache.obtain(known.fingerprint, round_weight(weights.read(name), known.dtype), axis)
+        rounded = round_for(weights.read(name), known.dtype, cache.device)
+        basis = cache.obtain(known.fingerprint, rounded, axis)
     runs = find_runs(basis.sigma) if basis else Runs((), 0)
     parameter = Parameter(known.shape, kind, axis, known.dtype, known.fingerprint, runs.tied, runs.null)
     return Prepared(parameter, basis, partial(weights.read, name))

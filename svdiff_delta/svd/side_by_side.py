@@ -16,6 +16,7 @@ from svdiff_delta.errors import DeltaError
 from svdiff_delta.format.parameter import Kind
 
 from .cache import BasisCache, BusyError
+from .gpu_basis import gpu_workers
 
 T = TypeVar("T")
 
@@ -33,8 +34,8 @@ def cost(shape: Sequence[int], kind: Kind, axis: int) -> int:
 
 
 def workers_for(cache: BasisCache) -> int | None:
-    """Return how many bases to compute at once: one on each core, and two on a GPU, of which one reads meanwhile."""
-    return None if cache.device.type == "cpu" else 2
+    """Return how many bases to compute at once: one on each core, on a GPU as many as its memory has room for."""
+    return None if cache.device.type == "cpu" else gpu_workers(cache.device)
 
 
 def run_costliest_first(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Final, NamedTuple
+
+import torch
 
 from svdiff_delta._util.file_state import State, state
 from svdiff_delta.base_model.base import Base
@@ -19,6 +21,7 @@ from .cache import BasisCache
 from .fingerprint_cache import Known
 from .matching_base import advise, find_damage
 from .prepare import (
+    CPU,
     Prepared,
     Progress,
     Weights,
@@ -30,7 +33,7 @@ from .prepare import (
     shape_mismatch,
     verify_weight,
 )
-from .side_by_side import cost, run_costliest_first, try_weights
+from .side_by_side import cost, run_costliest_first, try_weights, workers_for
 
 SHOWN: Final = 3
 """How many parameters an error names."""
@@ -48,12 +51,18 @@ class VerifiedBase:
         deltas: the deltas that were verified against it.
         found: what each weight that they shift was identified as, by parameter name.
         projected: the parameters whose δ were found to be projected on the runs of their basis.
+        device: where weights that it prepares multiply.
     """
 
     weights: Weights
     deltas: Sequence[Delta]
     found: Mapping[str, Verified]
     projected: set[str] = field(default_factory=set)
+    device: torch.device = CPU
+
+    def on(self, device: torch.device) -> VerifiedBase:
+        """Return the same base, whose weights multiply on a device."""
+        return replace(self, device=device)
 
     def prepare(self, name: str, cache: BasisCache) -> Prepared:
         """Prepare a weight that the deltas shift, with its basis.
@@ -71,7 +80,7 @@ class VerifiedBase:
         if name not in self.projected:
             check_projected(name, mine, prepared)
             self.projected.add(name)
-        return prepared
+        return replace(prepared, device=self.device)
 
     def prepare_all(self, cache: BasisCache, progress: Progress | None = None) -> None:
         """See to it that the basis of every weight is in the cache, several at once.
@@ -88,9 +97,8 @@ class VerifiedBase:
             self.prepare(name, cache if wait else cache.impatient())
 
         said = {name: item for delta in self.deltas for name, item in delta.metadata.parameters.items()}
-        run_costliest_first(
-            {name: cost(item.shape, item.kind, item.axis) for name, item in said.items()}, work, progress
-        )
+        costs = {name: cost(item.shape, item.kind, item.axis) for name, item in said.items()}
+        run_costliest_first(costs, work, progress, workers_for(cache))
 
 
 class Verified(NamedTuple):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from svdiff_delta.base_model.base import Base
@@ -42,7 +43,7 @@ def paint_candidates(
     jobs: Sequence[tuple[str, int]],
     sampling: Sampling,
     *,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Candidate]:
     """Yield what each delta paints; all paint the same (prompt, seed) with one pipeline.

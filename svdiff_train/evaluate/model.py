@@ -13,7 +13,7 @@ from svdiff_delta._util.interrupted import interruptions_kept
 from svdiff_delta.base_model.devices import find_device
 from svdiff_delta.base_model.hub_model import find_model
 from svdiff_delta.base_model.layout import read_json, weight_files
-from svdiff_delta.errors import BaseError, DeltaError, InputError, MissingExtraError
+from svdiff_delta.errors import BaseError, DeltaError, InputError, MissingExtraError, is_out_of_memory
 from svdiff_delta.hub_client.reference import Reference, exists, locate
 
 
@@ -66,7 +66,9 @@ def load_model(model_class: str, folder: Path, what: str, device: str | torch.de
     try:
         with interruptions_kept():
             model, about = read(str(folder), dtype=torch.float32, output_loading_info=True, **options)
-    except Exception as error:  # noqa: BLE001 - transformers and safetensors raise whatever comes
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise _unreadable(folder, what, error) from None
     if missing := sorted(about["missing_keys"]):
         raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from svdiff_delta._util.atomic import sweep
 from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.devices import bases_beside
 from svdiff_delta.base_model.weight_selection import choose_kinds
 from svdiff_delta.errors import TrainError
 from svdiff_delta.format.delta import Delta
@@ -27,7 +29,7 @@ from svdiff_train.settings.config import TrainConfig
 from .callbacks import Watch
 from .checkpoint import check_same, load_state, restore, save_state, states
 from .lr_schedule import rate_factor
-from .oom_advice import FEWER, FILLED, PARTLY, SMALLER_BASE, enough_memory, smaller_model, smaller_step
+from .oom_advice import FEWER, FILLED, PARTLY, SMALLER_BASE, device_kept, enough_memory, smaller_model, smaller_step
 from .processes import Crew, accelerator, crew_of, shared, unused
 from .reports import Fault, Reports
 from .setup import RunInputs, prepare_run
@@ -112,6 +114,7 @@ def train(
     class_folder: Path | None = None,
     trackers: Sequence[str] = (),
     skip_bad: bool = False,
+    device: str | torch.device | None = None,
 ) -> Outcome:
     """Train a delta, or a baseline, from a few pictures of one concept, or of several.
 
@@ -130,23 +133,26 @@ def train(
             each class prompt.
         trackers: names of trackers as accelerate knows them, such as "tensorboard"; they need `keeping`.
         skip_bad: whether pictures that cannot be read are left out.
+        device: where to train; by default the GPU that accelerate gives this process, else the CPU.
 
     Raises:
-        InputError: no pictures, an unreadable one, or a resolution that the model cannot take.
+        InputError: no pictures, an unreadable one, a resolution that the model cannot take, or no such device.
         BaseError: the base cannot be loaded.
         SelectionError: a selector matches nothing that can be shifted, or no attention that can be regularized.
         TrainError: no family knows the base, nothing would be trained, the base has no cross-attention and
-            `unmix_weight` is not 0, a state is of another run, there is not enough memory, or the loss is not finite.
+            `unmix_weight` is not 0, a state is of another run, memory is not enough, the device has failed, or the loss
+            is not finite.
         OutputError: something cannot be kept.
     """
     config = settle(config, base)
     watch, factor = watch or Watch(), rate_factor(config)
     accelerate = accelerator(
+        device,
         mixed_precision="no",  # autocast knows the method and needs no global state
         log_with=list(trackers) or None,
         project_dir=None if keeping is None else str(keeping.folder),
     )
-    with ExitStack() as stack:
+    with device_kept(partial(_newest, keeping)), ExitStack() as stack:  # it fails again where δ is taken off
         crew = stack.enter_context(crew_of(accelerate))
         config = shared(config, crew)
         with enough_memory("while loading the model", smaller_model(config, SMALLER_BASE)):
@@ -160,7 +166,8 @@ def train(
         for part in opened.family.pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False)
-        job = Job(base, opened.family, config, cache or BasisCache(), watch.basis)
+        bases = cache or BasisCache(device=bases_beside(accelerate.device))
+        job = Job(base, opened.family, config, bases, watch.basis)
         with enough_memory("while preparing what is trained", smaller_model(config, PARTLY)):
             tuned = stack.enter_context(METHODS[config.method].tune(job))
             stepper = Stepper(opened, tuned, accelerate, opened.batches(classes), factor)
@@ -170,6 +177,11 @@ def train(
         stack.enter_context(_trackers(accelerate, trackers, run.facts()))
         crew.meet()  # what came so far took one of them longer than the others
         return run.go(watch, keeping, validation)
+
+
+def _newest(keeping: Keeping | None) -> Path | None:
+    """Return the newest state file, if any is kept."""
+    return None if keeping is None else next(reversed(states(keeping.states)), None)
 
 
 def _tell_start(watch: Watch, base: Base, opened: RunInputs) -> None:
@@ -318,7 +330,7 @@ class _Run:
         if good is not None:
             self.done = good
             self._save_state(keeping)
-        return next(reversed(states(keeping.states)), None)
+        return _newest(keeping)
 
     def _result(self) -> Result:
         return self.stepper.tuned.result(self.facts(self.done))

@@ -1,12 +1,14 @@
-"""Name the settings to lower when memory is not enough."""
+"""Say what to do when memory is not enough, or the device fails."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
-from svdiff_delta.errors import TrainError, is_out_of_memory
+from svdiff_delta._util.device_errors import ERRORS, is_device_failure, tell
+from svdiff_delta.errors import DeltaError, TrainError, is_out_of_memory
 from svdiff_train.methods import METHODS
 from svdiff_train.settings.config import TrainConfig
 
@@ -26,10 +28,37 @@ def enough_memory(when: str, fix: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except (MemoryError, RuntimeError, DeltaError) as error:
+        if isinstance(error, TrainError) or not is_out_of_memory(error):
             raise
         raise TrainError(f"out of memory {when}", fix=fix) from error
+
+
+@contextmanager
+def device_kept(newest: Callable[[], Path | None]) -> Iterator[None]:
+    """Let an error of a device that has failed say where the run can go on from.
+
+    Nothing is read from such a device, and nothing can be: what is left is the newest state file.
+
+    Args:
+        newest: returns that file, None if there is none.
+
+    Raises:
+        TrainError: the device has failed or is gone, or lacks what the run needs.
+    """
+    try:
+        yield
+    except ERRORS as error:
+        told = None if is_out_of_memory(error) else tell(error)
+        if told is None:
+            raise
+        path = newest() if is_device_failure(error) else None
+        if path is None:
+            raise TrainError(told.message, fix=told.fix) from error
+        raise TrainError(
+            f"{told.message}; the last state is kept in {path}",
+            fix="go on from it, in a new process, with `resume=True`",
+        ) from error
 
 
 def smaller_step(config: TrainConfig) -> str:

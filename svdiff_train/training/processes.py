@@ -17,6 +17,7 @@ from accelerate.accelerator import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from svdiff_delta.base_model.devices import find_device
 from svdiff_delta.errors import InputError, TrainError
 from svdiff_train.settings.config import TrainConfig
 
@@ -160,25 +161,45 @@ def unused() -> Iterator[str]:
             yield f"note: {name}={value} is not looked at: {instead}"
 
 
-def accelerator(**given: Any) -> Accelerator:
+def accelerator(device: str | torch.device | None = None, **given: Any) -> Accelerator:
     """Return accelerate's object for this process, in one run with the others that a launcher started.
 
     Without a GPU accelerate connects processes only when it is told that they are to run on the CPU.
 
     Args:
+        device: where to run; what accelerate takes by itself if not given.
         given: for `Accelerator`.
 
     Raises:
-        TrainError: there are other processes, and nothing connects them.
+        InputError: there is no such device, or it is one GPU for several processes.
+        TrainError: there are other processes, and nothing connects them; or accelerate runs elsewhere in this process.
     """
+    place = None if device is None else find_device(device)
     count, cpu = started(), started() > 1 and not _device()
+    if place is not None:
+        cpu = place.type == "cpu"
+        _take(place, count)
     try:
         found = Accelerator(cpu=cpu, **given)
     except ValueError as error:  # this program made its state before, for one process alone
         raise _apart(count, str(error)) from None
     if found.num_processes < count:
         raise _apart(count, f"accelerate has no backend for {found.device.type}")
+    if place is not None and found.device.type != place.type:
+        raise TrainError(
+            f"{place}: accelerate runs on {found.device} in this process", fix=f'use `device="{found.device}"`'
+        )
     return found
+
+
+def _take(place: torch.device, count: int) -> None:
+    """Let a process alone have the GPU that is named; accelerate takes the current one then."""
+    if place.index is None or place.type == "cpu":
+        return
+    if count > 1:
+        raise InputError(f"{place}: each of {count} processes has a GPU of its own", fix=f'use `device="{place.type}"`')
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
 
 
 def _device() -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from svdiff_delta.runtime import factored_ops
 from svdiff_delta.runtime.factored_ops import HALF, narrow
 from svdiff_delta.runtime.gain_map import factored
+from svdiff_delta.runtime.original_weights import device_of
 from svdiff_delta.runtime.per_sample import multiply
 from svdiff_delta.runtime.quantized import quantized_weight
 from svdiff_delta.runtime.targets import TargetLayer
@@ -40,7 +41,8 @@ class Factored:
 
     def hold(self, place: TargetLayer, module: nn.Module) -> Held:
         """Return U and Z, or WV and Vᵀ, as the two products' weights."""
-        factors = factored(place.matrix(), place.basis())
+        device = device_of(module)
+        factors = factored(place.matrix().to(device), place.basis().to(device))
         return Held(factors.response, product_pair(module, place.parameter, factors.rows, factors.columns))
 
     def call(

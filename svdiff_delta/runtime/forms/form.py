@@ -19,7 +19,8 @@ class Held(NamedTuple):
 
     Attributes:
         response: how the gain depends on δ.
-        tensors: float32 on the CPU, by name; None for those that a layer of this basis does not need.
+        tensors: float32, on the layer's device or the CPU, by name; None for those that a layer of this basis does not
+            need.
     """
 
     response: Response

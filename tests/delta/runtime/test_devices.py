@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from support.commands import python
 from support.live import delta_of, run, tiny
 from support.models import MINILM, live_zero, named, random_delta
+from support.refusals import EXHAUSTED, FAILED
 from support.weights import normal
 from torch import nn
 
@@ -159,3 +160,36 @@ def test_a_fused_weight_that_nobody_can_find_is_named() -> None:
     model.layer._parameters["weight"] = nn.Parameter(torch.empty(6, 8, device="meta"), requires_grad=False)
     with pytest.raises(AttachError, match=r"model\.layer\.weight: the weight was offloaded after the delta was fused"):
         handle.set_scale(0.5)
+
+
+@pytest.mark.parametrize("mode", ["live", "fused"])
+@pytest.mark.parametrize("who", EXHAUSTED)
+def test_attaching_without_enough_memory_says_what_to_set_and_leaves_the_model(
+    who: str, mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = named(nn.Linear(7, 9))
+    delta, before = random_delta(live_zero(model)), model.layer.weight.clone()
+
+    def full(*_: object) -> None:
+        raise EXHAUSTED[who]()
+
+    place = "spectral_shift.SpectralShift._hold" if mode == "live" else "fused.write_shifted"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"svdiff_delta.runtime.{place}", full)
+        with pytest.raises(AttachError, match=r"^out of memory while attaching: load the model in half"):
+            attach(model, delta, mode=mode)
+    assert torch.equal(model.layer.weight, before)
+    attach(model, delta, mode=mode).detach()
+
+
+@pytest.mark.parametrize("how", FAILED)
+def test_a_device_that_fails_while_attaching_is_named(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = named(nn.Linear(7, 9))
+    delta = random_delta(live_zero(model))
+
+    def failed(*_: object) -> None:
+        raise FAILED[how]()
+
+    monkeypatch.setattr("svdiff_delta.runtime.spectral_shift.SpectralShift._hold", failed)
+    with pytest.raises(AttachError, match=r"^the device has failed or is gone \(.*\): start again, in a new process"):
+        attach(model, delta)
