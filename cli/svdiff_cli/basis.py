@@ -53,7 +53,7 @@ def basis() -> None:
 @click.argument("base", metavar="BASE")
 @click.argument("selectors", metavar="[SELECTOR]...", nargs=-1)
 @devices.device("basis build", "Where to compute")
-@click.option("--workers", type=click.IntRange(1), help="Weights at once [default: as many as there are cores; on a GPU 2 to 8].")
+@click.option("--workers", type=click.IntRange(1), help="Weights at once [default: one a core; on a GPU 2 to 8].")
 @options.allow_missing
 @click.option("--two-sided", is_flag=True, help="Keep both factors: four times the disk, half the products.")
 @options.as_json
