@@ -14,7 +14,7 @@ from svdiff_delta.errors import DeltaError, InputError
 from . import devices, options
 from .printing import echo, echo_json
 from .progress import Bar
-from .references import keep_apart, open_deltas, open_reference, say, sole_component
+from .references import keep_apart, open_deltas, open_reference, say, sole_component, split_weight
 from .wording import spelled
 
 if TYPE_CHECKING:
@@ -26,13 +26,14 @@ MUCH = 1 / 3  # of a ΔW
 
 
 def check_order(base: str) -> None:
-    """Raise InputError if what stands in the place of BASE is a delta."""
-    if not Path(base).is_file():
+    """Raise InputError if what stands in the place of BASE is a delta, with a weight or without."""
+    path, _ = split_weight(base)
+    if not Path(path).is_file():
         return
     from svdiff_delta import load
 
     try:
-        load(base)
+        load(path)
     except DeltaError:
         return
     raise InputError(f"{base}: is a delta, and BASE stands before the deltas", fix=f"write `svdiff bake BASE {base}`")

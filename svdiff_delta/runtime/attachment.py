@@ -87,10 +87,12 @@ def attach(
         BaseMismatchError: a delta was made for another base.
         BaseError: a weight cannot be read or used.
         TensorError: a δ differs where the base's singular values are tied, or is too large.
-        InputError: there is no delta, a weight is no finite number, the mode is unknown, or what is to be trained is
+        InputError: there is no delta, `base` is no opened base, a weight is no finite number, the mode is unknown, or
+            what is to be trained is
             fused or several.
     """
     deltas, weights = _weighed(delta, name)
+    _check_base(base)
     _check_arguments(deltas, mode, form, exact=exact, trainable=trainable)
     slots = {name.partition(".")[0] for delta in deltas.values() for name in delta}
     models, claim = components(target, slots), Claim()
@@ -179,6 +181,11 @@ def _put(claim: Claim, places: Mapping[str, TargetLayer]) -> None:
 
     run_costliest_first({name: prod(place.parameter.shape) for name, place in places.items()}, change)
     give_back()
+
+
+def _check_base(base: object) -> None:
+    if base is not None and not isinstance(base, Base):  # of a program without type checks
+        raise InputError(f"`base` is a {type(base).__name__}, not an opened base", fix="pass `open_base(path)`")
 
 
 def _check_arguments(deltas: Mapping[str, Delta], mode: str, form: str | None, *, exact: bool, trainable: bool) -> None:

@@ -13,6 +13,8 @@ from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.svd.decomposition import matricize, unmatricize
 
+from .watched_operations import plain
+
 HALF: Final = (torch.float16, torch.bfloat16)
 
 CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -82,6 +84,8 @@ def added(module: nn.Module, x: Tensor, change: Tensor, /, *args: Any, **options
     In half precision that output would be rounded before a much smaller change is added, and up to half of the change
     be lost. So linear layers, and convolutions that see one position, add it inside their product, before rounding.
     """
+    if is_pointwise(module) and x.ndim == spatial(cast("Conv", module)) + 1:  # one sample without its dimension
+        return added(module, x[None], change[None], *args, **options)[0]
     weight, bias = own_weight(module), cast("Tensor | None", getattr(module, "bias", None))
     if change.dtype in HALF and is_linear(module):
         result = torch.addmm(change.reshape(-1, weight.shape[0]), x.reshape(-1, weight.shape[1]), weight.T)
@@ -91,7 +95,8 @@ def added(module: nn.Module, x: Tensor, change: Tensor, /, *args: Any, **options
     else:
         return inner(module, weight, x, *args, bias=bias, **options) + change
     result = result.reshape(change.shape)
-    return result if bias is None else (result + bias.reshape(tail(module, len(bias)))).to(change.dtype)
+    result = result if bias is None else result + bias.reshape(tail(module, len(bias)))
+    return laid_out(module, result, x, change.dtype)
 
 
 def own_weight(module: nn.Module) -> Tensor:
@@ -136,6 +141,20 @@ def channels_last(module: nn.Module, x: Tensor) -> Tensor:
 def channels_back(module: nn.Module, x: Tensor) -> Tensor:
     """Undo `channels_last`."""
     return x.movedim(-1, -spatial(module) - 1) if isinstance(module, Conv | ConvTranspose) else x
+
+
+def laid_out(module: nn.Module, result: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what a layer gives for an input in a dtype, laid out in memory as its own forward does it.
+
+    Models take views of it, and none could be taken of a pointwise convolution's that is one matrix product.
+    """
+    if not is_pointwise(module):
+        return result.to(dtype)
+    last = torch.channels_last
+    if x.ndim == 4 and not plain() and x.is_contiguous(memory_format=last) and not x.is_contiguous():
+        return result.to(dtype).contiguous(memory_format=last)
+    # The first of both copies where the dtype differs, the second where only the order does.
+    return result.to(dtype, memory_format=torch.contiguous_format).contiguous()
 
 
 def positions(module: nn.Module, x: Tensor) -> int:

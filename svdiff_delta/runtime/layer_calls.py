@@ -17,6 +17,7 @@ from . import factored_ops
 from .live_weight import own_class
 from .quantized import quantized_weight
 from .quantized.gradient import linear_output
+from .watched_operations import plain
 
 HELD: Final = frozenset({"_parameters", "_buffers", "_modules"})
 """Attributes that torch keeps; a twin shares their contents with its layer."""
@@ -61,7 +62,7 @@ def own_output(module: nn.Module, x: Tensor, /, *args: Any, bias: bool = True, *
         return factored_ops.inner(module, weight, x, *args, **options)
 
     graph = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, own_bias))
-    if graph and quantized_weight(module) is not None:
+    if graph and not plain() and quantized_weight(module) is not None:
         return linear_output(module, own, bare, x, own_bias)
     return own(x)
 

@@ -19,7 +19,8 @@ from .layer_calls import Call, own_output
 from .original_weights import device_of
 from .per_sample import Batch
 from .targets import TargetLayer
-from .trained_gains import TrainedGains, plain
+from .trained_gains import TrainedGains
+from .watched_operations import plain
 
 if TYPE_CHECKING:
     from .self_check import Check

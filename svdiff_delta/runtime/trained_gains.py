@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .joint_gains import MapCache, joint_gains
 from .live_weight import pickle_refusal
+from .watched_operations import plain
 
 if TYPE_CHECKING:
     from .shift import Shift
@@ -102,11 +103,6 @@ class TrainedGains:
         if self._shifts:
             raise pickle_refusal()
         return TrainedGains, ((),)
-
-
-def plain() -> bool:
-    """Tell whether somebody looks at the operations that are done, and would not look into a function of autograd's."""
-    return torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active()
 
 
 def going_back() -> bool:

@@ -6,13 +6,17 @@ Gradients are multiplied in the model's own dtype, as those of its own layers ar
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from math import ceil, log2
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from svdiff_delta.errors import AttachError
+
 from .factored_ops import HALF
 from .per_sample import multiply
+from .watched_operations import plain
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -27,6 +31,9 @@ def wide_product(x: Tensor, weight: Tensor) -> Tensor:
         x: (…, columns), of any dtype; it takes part as it is, or rounded to the weight's dtype on a GPU.
         weight: (rows, columns).
     """
+    if plain():
+        with exact(x):
+            return _product(x, weight)
     return cast("Tensor", _WideProduct.apply(x, weight))  # type: ignore[no-untyped-call]
 
 
@@ -41,6 +48,8 @@ def spectral_product(x: Tensor, square: Tensor, gain: Tensor, offset: Tensor | N
         gain: (K,), or (S, K) for samples in turn along the first dimension of x.
         offset: (K,), what is taken from x first, as a bias; nothing if not given.
     """
+    if plain():
+        return _spectral(x, square, gain, offset)[0]
     return cast("Tensor", _SpectralProduct.apply(x, square, gain, offset))  # type: ignore[no-untyped-call]
 
 
@@ -67,25 +76,60 @@ class _SpectralProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, square: Tensor, gain: Tensor, offset: Tensor | None) -> Tensor:
-        with exact(x):
-            hidden = _product(x, square)
-            if offset is not None:
-                hidden = hidden - _product(offset[None], square)[0]
-            ctx.dtype = x.dtype
-            # Products with gradients of half precision need no more of it than that.
-            ctx.save_for_backward(hidden.to(square.dtype) if ctx.needs_input_grad[2] else None, square, gain)
-            return _product(multiply(hidden, gain, (square.shape[0],)), square.T)
+        result, hidden = _spectral(x, square, gain, offset)
+        ctx.dtype, ctx.offset = x.dtype, None if offset is None else offset.dtype
+        # Products with gradients of half precision need no more of it than that.
+        kept = (hidden * _room(square)).to(square.dtype) if ctx.needs_input_grad[2] else None
+        ctx.save_for_backward(kept, square, gain)
+        return result
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:
         hidden, square, gain = ctx.saved_tensors
         (grad,) = grads
         with exact(grad):
             turned = _product(grad, square)
-            by_gain = _summed(turned * hidden, gain) if ctx.needs_input_grad[2] else None
+            by_gain = _summed(turned * hidden, gain) / _room(square) if ctx.needs_input_grad[2] else None
             scaled = multiply(turned, gain, (square.shape[0],))
-            by_x = _product(scaled, square.T).to(ctx.dtype) if ctx.needs_input_grad[0] else None
-        return by_x, None, by_gain, None
+            wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[3]
+            back = _product(scaled, square.T) if wanted else None
+        if by_gain is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            by_gain = _Last.apply(by_gain, gain)  # type: ignore[no-untyped-call]
+        by_x = back.to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        by_offset = -_lines(back).sum(0).to(ctx.offset) if ctx.needs_input_grad[3] else None
+        return by_x, None, by_gain, by_offset
+
+
+class _Last(torch.autograd.Function):
+    """A gradient that depends on more than was kept, so that its own would be wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, gain: Tensor) -> Tensor:  # noqa: ARG004
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
+        raise AttachError(
+            "the gradient by δ was to be differentiated once more, and the resident form does not keep what that takes",
+            fix='attach with `form="additive"`',
+        )
+
+
+def _spectral(x: Tensor, square: Tensor, gain: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the spectral product (…, K) and (x − offset) @ Fᵀ, what it is made of."""
+    with exact(x):
+        hidden = _product(x, square)
+        if offset is not None:
+            hidden = hidden - _product(offset[None], square)[0]
+        return _product(multiply(hidden, gain, (square.shape[0],)), square.T), hidden
+
+
+def _room(square: Tensor) -> float:
+    """Return by which power of two x @ Fᵀ is multiplied where it is kept in F's dtype.
+
+    Its entries are up to √K times as large as those of x, which may reach float16's largest.
+    """
+    return 2.0 ** -ceil(log2(square.shape[0]) / 2) if square.dtype == torch.float16 else 1.0
 
 
 def _summed(products: Tensor, gain: Tensor) -> Tensor:

@@ -123,9 +123,10 @@ def test_a_bake_with_its_arguments_swapped_writes_nothing(tmp_path: Path, monkey
 
     monkeypatch.chdir(tmp_path)
     save(zero_delta(open_tiny(), "mid-ca"), "dog.safetensors")
-    outcome = svdiff("bake", "dog.safetensors", "tiny", "-o", "baked")
-    why = "dog.safetensors: is a delta, and BASE stands before the deltas"
-    assert (outcome.code, outcome.err) == (1, f"error: {why}: write `svdiff bake BASE dog.safetensors`\n")
+    for given in ("dog.safetensors", "dog.safetensors:0.5"):
+        outcome = svdiff("bake", given, "tiny", "-o", "baked")
+        why = f"{given}: is a delta, and BASE stands before the deltas"
+        assert (outcome.code, outcome.err) == (1, f"error: {why}: write `svdiff bake BASE {given}`\n")
     with pytest.raises(InputError, match="`base` is a list, not an opened base"):
         bake([zero_delta(open_tiny(), "mid-ca")], open_tiny(), "baked")  # type: ignore[arg-type]
     assert not (tmp_path / "baked").exists()

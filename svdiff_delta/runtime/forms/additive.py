@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import ceil, log2
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from svdiff_delta.base_model.kinds import has_own_forward
 from svdiff_delta.runtime import factored_ops
+from svdiff_delta.runtime.gain_map import Factors
 from svdiff_delta.runtime.layer_calls import own_output
 from svdiff_delta.runtime.per_sample import multiply
 from svdiff_delta.runtime.quantized import needs_own_call, plain_weight, quantized_weight
@@ -33,7 +36,7 @@ class Additive:
 
     def hold(self, place: TargetLayer, module: nn.Module) -> Held:
         """Return U and Vᵀ as the two products' weights."""
-        factors = place.additive()
+        factors = with_room(place.additive())
         return Held(factors.response, product_pair(module, place.parameter, factors.rows, factors.columns))
 
     def call(
@@ -54,6 +57,15 @@ class Additive:
     def weight(self, shift: SpectralShift, module: nn.Module, gain: Tensor) -> Tensor:
         """Return W + ΔW."""
         return plain_weight(module) + matrix_of(shift, module, gain)
+
+
+def with_room(factors: Factors) -> Factors:
+    """Return factors whose first product is multiplied by a power of two, which the gain takes back.
+
+    Vᵀ x is up to √columns times as large as x, which may reach float16's largest number; the layer's output need not.
+    """
+    room = 2.0 ** ceil(log2(factors.rows.shape[1]) / 2)
+    return Factors(factors.rows / room, factors.columns, replace(factors.response, slope=factors.response.slope * room))
 
 
 def own_map(module: nn.Module) -> str:

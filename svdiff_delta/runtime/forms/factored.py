@@ -51,7 +51,7 @@ class Factored:
         """Return the layer's output: by both products, or by W + ΔW where many positions make that cheaper."""
         if self._whole(shift, module, gain, x):
             bias = getattr(module, "bias", None)
-            weight = factored_ops.as_called(module, self.weight(shift, module, gain))
+            weight = factored_ops.as_called(module, self.weight(shift, module, gain).to(shift.inner.dtype))
             return factored_ops.inner(module, weight, x, *args, bias=bias, **options)
         hidden = factored_ops.inner(module, shift.inner, x, *args, **options)
         hidden = multiply(hidden, gain, factored_ops.tail(module, gain.shape[-1])).to(hidden.dtype)

@@ -68,7 +68,7 @@ class Resident:
         if one and autocast is None and x.dtype != own:
             return own_output(module, x)  # which refuses such an input
         total, dtype = self.unrounded(shift, module, gain, x, *args, **options)
-        return total.to((autocast or own) if one else dtype)
+        return factored_ops.laid_out(module, total, x, (autocast or own) if one else dtype)
 
     def unrounded(
         self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from svdiff_delta.format.parameter import Parameter
@@ -28,7 +29,8 @@ def product_pair(module: nn.Module, parameter: Parameter, rows: Tensor, columns:
 
 
 def matrix_of(shift: SpectralShift, module: nn.Module, gain: Tensor) -> Tensor:
-    """Return what both products stand for, in the weight's shape and the gain's dtype."""
+    """Return what both products stand for, in the weight's shape and the wider dtype of theirs and the gain's."""
     rows, columns = factored_ops.factors(module, shift.parameter, shift.inner, shift.outer)
-    matrix = (columns.to(gain.dtype) * gain) @ rows.to(gain.dtype)
+    kept = torch.promote_types(gain.dtype, rows.dtype)
+    matrix = (columns.to(kept) * gain) @ rows.to(kept)
     return unmatricize(matrix, shift.parameter.shape, shift.parameter.axis)
