@@ -95,8 +95,11 @@ class _SpectralProduct(torch.autograd.Function):
             back = _product(scaled, square.T) if wanted else None
         if by_gain is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             by_gain = _Last.apply(by_gain, gain)  # type: ignore[no-untyped-call]
-        by_x = back.to(ctx.dtype) if ctx.needs_input_grad[0] else None
-        by_offset = -_lines(back).sum(0).to(ctx.offset) if ctx.needs_input_grad[3] else None
+        by_x = by_offset = None
+        if back is not None and ctx.needs_input_grad[0]:
+            by_x = back.to(ctx.dtype)
+        if back is not None and ctx.needs_input_grad[3]:
+            by_offset = -_lines(back).sum(0).to(ctx.offset)
         return by_x, None, by_gain, by_offset
 
 
