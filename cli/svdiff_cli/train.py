@@ -202,6 +202,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--validate-every", default=100, show_default=True, type=click.IntRange(1), help="Steps between.")
 @click.option("--tracker", "trackers", multiple=True, help="Such as tensorboard; may be repeated.")
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
+@click.option("--no-cuda-graphs", is_flag=True, help="Launch every operation of a step by itself on a GPU.")
 @options.output("The delta file to write; a folder for the other methods.")
 @options.title
 @options.dry_run
@@ -276,6 +277,7 @@ class _Command:
     validate_every: int
     trackers: tuple[str, ...]
     skip_bad: bool
+    no_cuda_graphs: bool
     title: str | None
     dry_run: bool
     force: bool
@@ -364,6 +366,7 @@ class _Command:
                 class_folder=self.class_folder or self.folder / "class",
                 trackers=self.trackers,
                 skip_bad=self.skip_bad,
+                cuda_graphs=not self.no_cuda_graphs,
             )
         if outcome.main_process:
             self.write(outcome, base, images, config)
