@@ -49,7 +49,10 @@ def _mode(scene: Scene, figures: Figures, deltas: list[Delta], mode: str) -> Non
     model, rounds = scene.unet(torch.float16), 2 if scene.dry else ROUNDS[mode]
     with attach(model, deltas[0], base=scene.base, cache=scene.cache, mode=mode) as handle:
         turns, factors = cycle(reversed(deltas)), cycle((0.5, 0.75))
-        for name, change in (("swap", lambda: handle.swap(next(turns))), ("scale", lambda: handle.set_scale(next(factors)))):
+        for name, change in (
+            ("swap", lambda: handle.swap(next(turns))),
+            ("scale", lambda: handle.set_scale(next(factors))),
+        ):
             change()
             taken = milliseconds(change, scene.device, runs=1, rounds=rounds)
             figures.add(f"{name}, {mode}", taken, "ms", limit=CHANGE[mode])

@@ -23,7 +23,9 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--folder", type=Path, help="where weights and bases lie or are made")
-    parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU, no limits: shows that all of it runs")
+    parser.add_argument(
+        "--dry", action="store_true", help="tiny sizes on the CPU, no limits: shows that all of it runs"
+    )
     return parser
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from svdiff_train.training.cuda_capture import CudaCapture
+from svdiff_train.training.cuda_capture import Capture, CudaCapture, Graph
 from svdiff_train.training.static_work import WARM
 
 
@@ -42,11 +42,38 @@ def milliseconds(work: Callable[[], object], device: torch.device, *, runs: int,
     return statistics.median(taken)
 
 
+class Again:
+    """Stands in for a graph where there are none: does the work again, and puts its result in the same place."""
+
+    def __init__(self, work: Callable[[], Tensor], result: Tensor) -> None:
+        self.work, self.result = work, result
+
+    def replay(self) -> None:
+        """Do it."""
+        self.result.copy_(self.work())
+
+
+class Eager:
+    """Stands in for what captures."""
+
+    def warm(self, work: Callable[[], Tensor]) -> Tensor:
+        """Do work as it is."""
+        return work()
+
+    def capture(self, work: Callable[[], Tensor]) -> tuple[Graph, Tensor]:
+        """Return what does it again; it is done once here to learn the result's shape."""
+        result = work().clone()
+        return Again(work, result), result
+
+
+def capture_on(device: torch.device) -> Capture:
+    """Return what captures on a device; on the CPU a stand-in, with which scripts run to their ends."""
+    return CudaCapture(device) if device.type == "cuda" else Eager()
+
+
 def as_graph(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-    """Return what replays work that was captured as one graph, and gives its result; on the CPU the work itself."""
-    if device.type != "cuda":
-        return work
-    capture = CudaCapture(device)
+    """Return what replays work that was captured as one graph, and gives its result."""
+    capture = capture_on(device)
     for _ in range(WARM):
         capture.warm(work)
     graph, result = capture.capture(work)
@@ -63,7 +90,7 @@ class _Dispatched(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
         return func(*args, **(kwargs or {}))
 
@@ -80,7 +107,8 @@ def launches(work: Callable[[], object], device: torch.device) -> int:
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         work()
         wait(device)
-    return sum(event.count for event in found.key_averages() if event.self_device_time_total > 0)
+    kernels = [event for event in found.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(not event.name.startswith(("Memcpy", "Memset", "Optimizer.", "##")) for event in kernels)
 
 
 def tidy(device: torch.device) -> None:
