@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -44,7 +45,9 @@ def main(section: str, measure: Callable[[Scene, Figures], None], description: s
         print(line, file=sys.stderr)
         sys.exit(NO_CARD)
     with tempfile.TemporaryDirectory() as temporary:
-        figures = run(section, measure, given.folder or Path(temporary) / "unet", dry=given.dry)
+        folder = given.folder or Path(temporary) / "unet"
+        os.environ["SVDIFF_HOME"] = str(folder / "home")  # what is remembered of other runs does not count
+        figures = run(section, measure, folder, dry=given.dry)
     if given.json is not None:
         given.json.write_text(json.dumps(figures.json(), indent=2) + "\n")
     sys.exit(1 if figures.missed else 0)

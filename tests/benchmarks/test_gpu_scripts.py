@@ -50,6 +50,13 @@ def test_a_section_runs_to_its_end(name: str, folder: Path) -> None:
     assert all(figure.value >= figure.limit if figure.least else figure.value <= figure.limit for figure in exact)
 
 
+def test_tests_for_a_card_are_where_they_are_looked_for() -> None:
+    tests = Path(__file__).parents[1]
+    marked = {path for path in tests.rglob("test_*.py") if "pytest.mark." + "gpu" in path.read_text()}
+    assert marked
+    assert marked == set((tests / "gpu").glob("test_*.py"))
+
+
 def test_limits_are_told_apart() -> None:
     figures = Figures("any")
     figures.add("within", 1.0, "s", limit=1.0)
