@@ -99,7 +99,7 @@ def stepper_of(scene: Scene, family: Family, config: TrainConfig, trained: Tuned
 
 def measure(scene: Scene, figures: Figures) -> None:
     """Measure each batch size both ways, each on a model of its own, and compare."""
-    for batch in BATCHES:
+    for batch in BATCHES[:1] if scene.dry else BATCHES:
         found = {method: _method(scene, figures, method, batch) for method in METHODS}
         own, other = found["svdiff"], found["lora"]
         name = f"batch {batch}: step as a graph"

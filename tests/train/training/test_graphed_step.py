@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from svdiff_train.data.batches import Batch, Batches, Texts
 from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
-from svdiff_train.training import graphed_step, loop, static_work
+from svdiff_train.training import graphed_step, loop, setup, static_work
 from svdiff_train.training.callbacks import Watch
 from svdiff_train.training.cuda_capture import Graph
 from svdiff_train.training.graphed_step import GraphedStep
@@ -110,6 +111,13 @@ class Captures:
 @pytest.fixture(autouse=True)
 def captured_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(static_work, "WARM", WARM)
+
+
+@pytest.fixture(autouse=True)
+def painted_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of the class need not be painted to be learned."""
+    paths = sorted(pictures_path("police_car").glob("*.png"))[:2]
+    monkeypatch.setattr(setup, "class_pictures", lambda *_, **__: [Image.open(path).convert("RGB") for path in paths])
 
 
 @cache
@@ -256,13 +264,13 @@ def test_a_run_on_a_processor_takes_plain_steps_and_says_nothing_of_graphs() -> 
     assert not [line for line in said if "graph" in line]
 
 
-def counted(step: Callable[[int], Tensor], number: int, monkeypatch: pytest.MonkeyPatch) -> Operations:
-    """List the operations of one step, but not those that draw a batch or find what is known of a prompt."""
+def counted(step: Callable[[int], Tensor], number: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Operations, Tensor]:
+    """List the operations of one step, but not those that draw a batch or find what is known of a prompt; do it."""
     with monkeypatch.context() as patch, Operations() as operations:
         for owner, name in ((Batches, "batch"), (Texts, "conditioning")):
             patch.setattr(owner, name, uncounted(getattr(owner, name)))
-        step(number)
-    return operations
+        result = step(number)
+    return operations, result
 
 
 def uncounted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -277,17 +285,17 @@ def uncounted(function: Callable[..., Any]) -> Callable[..., Any]:
 def test_a_step_has_the_plain_steps_operations_in_order_and_reads_nothing(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(static_work, "WARM", 99)  # what is captured later is what is done here
     found: dict[str, list[Operations]] = {"plain": [], "graphed": []}
     places: list[list[int]] = []
 
     def around(steps: GraphedStep, number: int) -> Tensor:
-        work = GraphedStep.step if number % 2 else lambda steps, number: steps._stepper.step(number)
-        kind = "graphed" if number % 2 else "plain"
-        result: list[Tensor] = []
-        found[kind].append(counted(lambda number: result.append(work(steps, number)) or result[0], number, monkeypatch))
-        (buffers,) = [work.buffers for work in steps._works.values()] or [{}]
-        places.append([each.data_ptr() for each in (*buffers.values(), *steps._held())])
-        return result[0]
+        kind, step = ("graphed", steps.step) if number % 2 else ("plain", steps._stepper.step)
+        operations, result = counted(step, number, monkeypatch)
+        found[kind].append(operations)
+        buffers = [buffer for work in steps._works.values() for buffer in work.buffers.values()]
+        places.append([each.data_ptr() for each in (*buffers, *steps._held())])
+        return result
 
     graphed(monkeypatch, replace(CONFIG, steps=6, mixed_precision=precision), Captures(), around)
     plain_step, (_, before, step) = found["plain"][-1], found["graphed"]
