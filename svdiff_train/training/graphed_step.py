@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -70,7 +71,7 @@ class GraphedStep:
         inputs |= {TOLD + name: value for name, value in told.items()}
         work = self._work_for(inputs, batch.subjects)
         if work is None:
-            return stepper.finish(stepper.learn([(batch, told)]))
+            return stepper.finish(stepper.learn([replace(batch, told=told)]))
         result = work.run(inputs)
         if work.why is not None:
             self._tell(f"capturing one failed ({work.why})")
@@ -95,11 +96,10 @@ class GraphedStep:
     def _learn(self, buffers: Mapping[str, Tensor], subjects: int) -> Tensor:
         """Do all of a step that is on the device."""
         latents, noise, timesteps, sizes = (buffers[name] for name in ("latents", "noise", "timesteps", "sizes"))
-        batch = Batch(latents, noise, timesteps, (), sizes, subjects)
         told = {name.removeprefix(TOLD): value for name, value in buffers.items() if name.startswith(TOLD)}
+        batch = Batch(latents, noise, timesteps, (), sizes, subjects, told=told)
         with _capturable(self._stepper.optimizer):
-            loss = self._stepper.learn([(batch, told)])
-            return self._stepper.finish(loss)
+            return self._stepper.finish(self._stepper.learn([batch]))
 
     def _held(self) -> list[Tensor]:
         """Return what a step changes, and the rates, which it reads."""

@@ -14,7 +14,6 @@ from torch import Tensor
 from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
 from svdiff_delta.format.dtypes import VARIANT_DTYPES
 from svdiff_train.data.batches import Batch, Batches, Texts
-from svdiff_train.families import Conditioning
 from svdiff_train.methods import Tuned
 
 from .loss import prior_preserving_loss
@@ -138,19 +137,15 @@ class Stepper:
     def _share(self, step: int, share: int) -> Tensor:
         """Leave the gradients of one process's share of the step in the parameters, and return its loss."""
         parts = range(self.config.accumulate)
-        return self.learn((self.batches.batch(step, self.samples(part, share)), None) for part in parts)
+        return self.learn(self.batches.batch(step, self.samples(part, share)) for part in parts)
 
-    def learn(self, parts: Iterable[tuple[Batch, Conditioning | None]]) -> Tensor:
-        """Leave the gradients of some batches in the parameters, and return their loss.
-
-        Args:
-            parts: as many as are accumulated; beside each what the denoiser is told about its prompts, None to ask.
-        """
+    def learn(self, batches: Iterable[Batch]) -> Tensor:
+        """Leave the gradients of batches, as many as are accumulated, in the parameters, and return their loss."""
         self.optimizer.zero_grad()
         loss = torch.zeros((), device=self.accelerator.device)
-        for batch, told in parts:
+        for batch in batches:
             with nullcontext() if self.unmix is None else self.unmix.on(batch):
-                one = self._loss(batch, told) / self.config.accumulate
+                one = self._loss(batch) / self.config.accumulate
                 scaled = self.scaler.scale(one)
                 (scaled * self._poison() if self.scaler.is_enabled() else scaled).backward()
             loss += one.detach()
@@ -162,10 +157,10 @@ class Stepper:
         first = (part * (self.config.processes or 1) + share) * size
         return list(range(first, first + size))
 
-    def _loss(self, batch: Batch, told: Conditioning | None) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         """Return Eq. 3 on a batch, with the unmix regularization if it is asked for."""
         noised, target = self.family.noised(batch.latents, batch.noise, batch.timesteps)
-        told = self.texts.conditioning(batch.prompts) if told is None else told
+        told = self.texts.conditioning(batch.prompts) if batch.told is None else batch.told
         conditioning = {**told, "sizes": batch.sizes}
         with nullcontext() if self.cast is None else torch.autocast(self.accelerator.device.type, self.cast):
             found = self.family.predict(self.denoiser, noised, batch.timesteps, conditioning)
