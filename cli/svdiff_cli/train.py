@@ -203,6 +203,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--tracker", "trackers", multiple=True, help="Such as tensorboard; may be repeated.")
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
 @devices.device("train")
+@click.option("--no-cuda-graphs", is_flag=True, help="Launch every operation of a step by itself on a GPU.")
 @options.output("The delta file to write; a folder for the other methods.")
 @options.title
 @options.dry_run
@@ -278,6 +279,7 @@ class _Command:
     trackers: tuple[str, ...]
     skip_bad: bool
     device: str | None
+    no_cuda_graphs: bool
     title: str | None
     dry_run: bool
     force: bool
@@ -369,6 +371,7 @@ class _Command:
                 trackers=self.trackers,
                 skip_bad=self.skip_bad,
                 device=self.device,
+                cuda_graphs=not self.no_cuda_graphs,
             )
         if outcome.main_process:
             self.write(outcome, base, images, config)

@@ -28,6 +28,7 @@ class Batch:
         sizes: (batch, 6).
         subjects: how many samples are the subject's.
         mixes: of each of the subject's samples, what it shows if it is mixed; empty if nothing is mixed.
+        told: what the denoiser is told about the prompts, where that is known; None to ask.
     """
 
     latents: Tensor
@@ -37,6 +38,7 @@ class Batch:
     sizes: Tensor
     subjects: int
     mixes: tuple[Mix | None, ...] = ()
+    told: Conditioning | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +28,7 @@ from svdiff_train.settings.config import TrainConfig
 
 from .callbacks import Watch
 from .checkpoint import check_same, load_state, restore, save_state, states
+from .graphed_step import step_of
 from .lr_schedule import rate_factor
 from .oom_advice import FEWER, FILLED, PARTLY, SMALLER_BASE, device_kept, enough_memory, smaller_model, smaller_step
 from .processes import Crew, accelerator, crew_of, shared, unused
@@ -115,6 +116,7 @@ def train(
     trackers: Sequence[str] = (),
     skip_bad: bool = False,
     device: str | torch.device | None = None,
+    cuda_graphs: bool = True,
 ) -> Outcome:
     """Train a delta, or a baseline, from a few pictures of one concept, or of several.
 
@@ -134,6 +136,7 @@ def train(
         trackers: names of trackers as accelerate knows them, such as "tensorboard"; they need `keeping`.
         skip_bad: whether pictures that cannot be read are left out.
         device: where to train; by default the GPU that accelerate gives this process, else the CPU.
+        cuda_graphs: whether steps are CUDA graphs on such a device, where they can be; they give the same.
 
     Raises:
         InputError: no pictures, an unreadable one, a resolution that the model cannot take, or no such device.
@@ -171,7 +174,7 @@ def train(
         with enough_memory("while preparing what is trained", smaller_model(config, PARTLY)):
             tuned = stack.enter_context(METHODS[config.method].tune(job))
             stepper = Stepper(opened, tuned, accelerate, opened.batches(classes), factor)
-            run = _Run(opened, stepper, crew, identity)
+            run = _Run(opened, stepper, crew, identity, step_of(stepper, watch.say, graphs=cuda_graphs))
         if opened.unmix is not None:
             stack.enter_context(opened.unmix.watching())
         stack.enter_context(_trackers(accelerate, trackers, run.facts()))
@@ -228,10 +231,17 @@ def _trackers(accelerator: Accelerator, names: Sequence[str], facts: Mapping[str
 class _Run:
     """One run: its steps, and what is kept, told and painted between them."""
 
-    def __init__(self, opened: RunInputs, stepper: Stepper, crew: Crew, identity: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        opened: RunInputs,
+        stepper: Stepper,
+        crew: Crew,
+        identity: Mapping[str, str],
+        step: Callable[[int], Tensor],
+    ) -> None:
         self.opened, self.config, self.stepper, self.crew = opened, opened.config, stepper, crew
         self.accelerator, self.identity = stepper.accelerator, dict(identity)
-        self.done, self._said = 0, False
+        self.step, self.done, self._said = step, 0, False
 
     def facts(self, steps: int | None = None) -> dict[str, Any]:
         """Return the description of the run, or of its first steps: whoever does what it says gets the same."""
@@ -294,7 +304,7 @@ class _Run:
     def _guarded(self, keeping: Keeping | None) -> Tensor:
         """Do one step; what was good before is kept if it fails, unless memory did: δ may be half of each step then."""
         with enough_memory(f"at step {self.done + 1}", smaller_step(self.config)), self._kept_on_error(keeping):
-            return self.stepper.step(self.done)
+            return self.step(self.done)
 
     @contextmanager
     def _kept_on_error(self, keeping: Keeping | None) -> Iterator[None]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, Final
 
+import numpy as np
 import torch
 from accelerate.accelerator import Accelerator
 from torch import Tensor
@@ -31,6 +32,9 @@ class Stepper:
         accelerator: the process, and what connects it to the others.
         batches: what draws samples.
         factor: on the learning rate at each step.
+
+    Attributes:
+        rate: the learning rate of the first group, as it was at the last step.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Stepper:
         self.parameters, self.places = dict(tuned.parameters()), dict(tuned.places())
         groups = tuned.groups()
         self.rates = [group["lr"] for group in groups]
+        self.rate: float = self.rates[0]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.mixed_precision == "fp16")
         self.bad = torch.zeros((), dtype=torch.bool, device=accelerator.device)
@@ -57,12 +62,6 @@ class Stepper:
             denoiser.enable_gradient_checkpointing()
         self.denoiser: Any = torch.compile(denoiser) if config.compile else denoiser
 
-    @property
-    def rate(self) -> float:
-        """The learning rate of the first group, as it was at the last step."""
-        rate: float = self.optimizer.param_groups[0]["lr"]
-        return rate
-
     def step(self, step: int) -> Tensor:
         """Do one optimizer step on Eq. 3; return its loss and its gradient's length (2,), where they were computed.
 
@@ -70,9 +69,26 @@ class Stepper:
         stays as it was before this step, in all later ones too. (A gradient that is not finite is no fault where the
         loss is scaled: the step is left out then, and the next one has a smaller factor.)
         """
+        self.set_rates(step)
+        return self.finish(self._backward(step))
+
+    def set_rates(self, step: int) -> None:
+        """Give the optimizer the learning rates of a step."""
+        factor = self.factor(step)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * self.factor(step)
-        loss = self._backward(step)
+            now = self._representable(rate * factor)
+            if isinstance(group["lr"], Tensor):  # a graph has its address
+                group["lr"].fill_(now)
+            else:
+                group["lr"] = now
+        self.rate = self._representable(self.rates[0] * factor)
+
+    def _representable(self, rate: float) -> float:
+        """Return a rate as the device reads it from a tensor: in float32 on CUDA, so that graphs change nothing."""
+        return float(np.float32(rate)) if self.accelerator.device.type == "cuda" else rate
+
+    def finish(self, loss: Tensor) -> Tensor:
+        """Change what is trained by the gradients that are there; return the loss and their length (2,)."""
         self.tuned.mask_gradients()
         self.scaler.unscale_(self.optimizer)
         length = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
@@ -85,9 +101,9 @@ class Stepper:
     def _note(self, taken: Tensor) -> None:
         """Let the optimizer leave this step out, and all later ones, if the loss or the gradient is not finite."""
         if self.scaler.is_enabled():  # it looks at the gradients itself, which `_share` makes NaN from then on
-            self.bad = self.bad | ~taken[0].isfinite()
+            self.bad.logical_or_(~taken[0].isfinite())
         elif all(group.get("fused") for group in self.optimizer.param_groups):
-            self.bad = self.bad | ~taken.isfinite().all()
+            self.bad.logical_or_(~taken.isfinite().all())
             self.optimizer.found_inf = self.bad.float()  # type: ignore[attr-defined]  # as GradScaler does
 
     def _poison(self) -> Tensor:
@@ -120,10 +136,14 @@ class Stepper:
 
     def _share(self, step: int, share: int) -> Tensor:
         """Leave the gradients of one process's share of the step in the parameters, and return its loss."""
+        parts = range(self.config.accumulate)
+        return self.learn(self.batches.batch(step, self.samples(part, share)) for part in parts)
+
+    def learn(self, batches: Iterable[Batch]) -> Tensor:
+        """Leave the gradients of batches, as many as are accumulated, in the parameters, and return their loss."""
         self.optimizer.zero_grad()
         loss = torch.zeros((), device=self.accelerator.device)
-        for part in range(self.config.accumulate):
-            batch = self.batches.batch(step, self._samples(part, share))
+        for batch in batches:
             with nullcontext() if self.unmix is None else self.unmix.on(batch):
                 one = self._loss(batch) / self.config.accumulate
                 scaled = self.scaler.scale(one)
@@ -131,7 +151,7 @@ class Stepper:
             loss += one.detach()
         return loss
 
-    def _samples(self, part: int, share: int) -> list[int]:
+    def samples(self, part: int, share: int) -> list[int]:
         """Return the samples of a part of a share, by their numbers in the whole batch."""
         size = self.config.batch
         first = (part * (self.config.processes or 1) + share) * size
@@ -140,7 +160,8 @@ class Stepper:
     def _loss(self, batch: Batch) -> Tensor:
         """Return Eq. 3 on a batch, with the unmix regularization if it is asked for."""
         noised, target = self.family.noised(batch.latents, batch.noise, batch.timesteps)
-        conditioning = {**self.texts.conditioning(batch.prompts), "sizes": batch.sizes}
+        told = self.texts.conditioning(batch.prompts) if batch.told is None else batch.told
+        conditioning = {**told, "sizes": batch.sizes}
         with nullcontext() if self.cast is None else torch.autocast(self.accelerator.device.type, self.cast):
             found = self.family.predict(self.denoiser, noised, batch.timesteps, conditioning)
         weights = self.family.loss_weights(batch.timesteps, self.config.snr_gamma)
