@@ -91,8 +91,7 @@ class _SpectralProduct(torch.autograd.Function):
             turned = _product(grad, square)
             by_gain = _summed(turned * hidden, gain) / _room(square) if ctx.needs_input_grad[2] else None
             scaled = multiply(turned, gain, (square.shape[0],))
-            wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[3]
-            back = _product(scaled, square.T) if wanted else None
+            back = _product(scaled, square.T) if ctx.needs_input_grad[0] or ctx.needs_input_grad[3] else scaled
         if by_gain is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             by_gain = _Last.apply(by_gain, gain)  # type: ignore[no-untyped-call]
         by_x = by_offset = None
