@@ -27,13 +27,13 @@ SETTINGS: Final[dict[str, dict[str, str]]] = {
 OURS: Final = {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS"}
 
 COMPARES_NOTHING: Final = {
+    "cli/test_devices.py",
     "cli/test_references.py",
     "delta/conversion/test_model_family.py",
     "delta/conversion/test_shapes.py",
     "delta/runtime/test_memory.py",
     "delta/svd/test_build.py",
     "delta/base_model/test_matching.py",
-    "delta/base_model/test_devices.py",
     "delta/svd/test_verify.py",
     "delta/base_model/test_sd15_layout.py",
     "test_readme.py",
