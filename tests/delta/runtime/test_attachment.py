@@ -23,7 +23,7 @@ def test_an_error_on_one_layer_lets_all_be_what_they_were(monkeypatch: pytest.Mo
             raise MemoryError
 
     monkeypatch.setattr(LivePatch, "put", fail_later)
-    with pytest.raises(AttachError, match="^out of memory while attaching: "):
+    with pytest.raises(AttachError, match=r"^out of memory while attaching: "):
         attach(model, delta_of("Llama"))
     assert len(done) > 4
     assert not any(hasattr(module, SLOT) for module in model.modules())
