@@ -27,6 +27,7 @@ SETTINGS: Final[dict[str, dict[str, str]]] = {
 OURS: Final = {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS"}
 
 COMPARES_NOTHING: Final = {
+    "cli/test_devices.py",
     "cli/test_references.py",
     "delta/conversion/test_model_family.py",
     "delta/conversion/test_shapes.py",
@@ -34,7 +35,6 @@ COMPARES_NOTHING: Final = {
     "delta/svd/test_build.py",
     "delta/svd/test_side_by_side.py",
     "delta/base_model/test_matching.py",
-    "delta/base_model/test_devices.py",
     "delta/svd/test_verify.py",
     "delta/base_model/test_sd15_layout.py",
     "test_readme.py",

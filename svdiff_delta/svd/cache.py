@@ -21,7 +21,7 @@ from svdiff_delta.base_model.devices import find_device
 from svdiff_delta.errors import CacheError, DeltaError, OutputError
 
 from .cache_entry import PROTOCOL, SUFFIX, OlderEntry, encode_entry, hexadecimal, read_entry, touch_entry
-from .decomposition import Basis
+from .decomposition import Basis, compute_basis
 from .gpu_basis import compute_on
 
 HOME_VARIABLE: Final = "SVDIFF_HOME"
@@ -144,7 +144,10 @@ class BasisCache:
         return basis if whole or not self.two_sided else None
 
     def _compute(self, key: str, rounded: torch.Tensor, axis: int) -> Basis:
-        basis = compute_on(self.device, rounded, axis, two_sided=self.two_sided)
+        def compute(weight: torch.Tensor) -> Basis:
+            return compute_basis(weight, axis, two_sided=self.two_sided)
+
+        basis = compute_on(self.device, rounded, compute)
         try:
             self.put(key, basis)
         except OutputError as error:

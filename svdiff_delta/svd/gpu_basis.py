@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -13,7 +13,7 @@ from svdiff_delta._util.warned import warn_once
 from svdiff_delta.errors import is_out_of_memory
 from svdiff_delta.format.dtypes import Dtype
 
-from .decomposition import Basis, compute_basis
+from .decomposition import Basis
 from .fingerprint import round_into, round_weight
 
 WORKERS: Final = 8
@@ -54,7 +54,7 @@ def round_for(weight: Tensor, dtype: Dtype, device: torch.device) -> Tensor:
     return round_into(weight, dtype, room)
 
 
-def compute_on(device: torch.device, rounded: Tensor, axis: int, *, two_sided: bool = False) -> Basis:
+def compute_on(device: torch.device, rounded: Tensor, compute: Callable[[Tensor], Basis]) -> Basis:
     """Return the basis of a rounded weight (spec, sections 6.3 and 6.5), computed on a device, on the CPU.
 
     A weight that does not fit into the GPU's memory beside what else is there is decomposed on the CPU, to the same
@@ -63,12 +63,11 @@ def compute_on(device: torch.device, rounded: Tensor, axis: int, *, two_sided: b
     Args:
         device: where to compute.
         rounded: the weight, float32, on the CPU.
-        axis: the axis of output channels.
-        two_sided: keep the whole other factor.
+        compute: returns the basis of a weight, computed where that is.
     """
     if device.type == "cpu":
-        return compute_basis(rounded, axis, two_sided=two_sided)
-    found = _on_gpu(device, rounded, axis, two_sided=two_sided)
+        return compute(rounded)
+    found = _on_gpu(device, rounded, compute)
     if found is not None:
         return found
     shape = "×".join(map(str, rounded.shape))
@@ -78,14 +77,14 @@ def compute_on(device: torch.device, rounded: Tensor, axis: int, *, two_sided: b
         "no memory for bases",
         device,
     )
-    return compute_basis(rounded, axis, two_sided=two_sided)
+    return compute(rounded)
 
 
-def _on_gpu(device: torch.device, rounded: Tensor, axis: int, *, two_sided: bool) -> Basis | None:
+def _on_gpu(device: torch.device, rounded: Tensor, compute: Callable[[Tensor], Basis]) -> Basis | None:
     """Return the basis; None if memory is not enough, with all that it held given back."""
     try:
         with own_stream(device):
-            return compute_basis(rounded.to(device, non_blocking=True), axis, two_sided=two_sided)
+            return compute(rounded.to(device, non_blocking=True))
     except RuntimeError as error:  # its frames hold what was in memory, so the CPU's turn comes after this block
         if not is_out_of_memory(error):
             raise

@@ -173,13 +173,16 @@ def test_products_are_computed_where_the_vectors_are() -> None:
 def test_products_are_not_rounded_where_a_program_rounds_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor that says it is on CUDA shows which product is taken; what TF32 makes of it only a card does."""
 
+    seen: list[torch.dtype] = []
+
     class Card(torch.Tensor):
-        device = CUDA  # type: ignore[assignment]
+        device = CUDA
+
+        def double(self) -> torch.Tensor:  # type: ignore[override]
+            seen.append(self.dtype)
+            return super().double()
 
     left, right = torch.rand(5, 7), torch.rand(7, 3)
-    seen: list[torch.dtype] = []
-    double = torch.Tensor.double
-    monkeypatch.setattr(Card, "double", lambda self: seen.append(self.dtype) or double(self), raising=False)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     found = multiply(left.as_subclass(Card), right.as_subclass(Card)).as_subclass(torch.Tensor)
     assert torch.equal(found, (left.double() @ right.double()).float())

@@ -19,7 +19,7 @@ from svdiff_delta import Delta, convert, select
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.conversion.dialect import WeightChange
 from svdiff_delta.errors import InputError
-from svdiff_delta.svd import gpu_basis
+from svdiff_delta.svd import cache as cache_module
 from svdiff_delta.svd.cache import BasisCache
 
 DIALECTS = ("peft", "diffusers", "kohya", "lycoris")
@@ -232,13 +232,13 @@ def test_bases_that_are_not_there_yet_are_computed_side_by_side(
     delta = delta_of(base, a=np.linspace(2, 1, 12), b=np.linspace(2, 1, 12))
     convert(delta, to="full", base=base, output=tmp_path / "full.safetensors")
     meeting = threading.Barrier(2, timeout=60)  # broken, and an error, unless two are computed at the same time
-    plain = gpu_basis.compute_basis
+    plain = cache_module.compute_basis
 
     def compute(*arguments: Any, **options: Any) -> Any:
         meeting.wait()
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(gpu_basis, "compute_basis", compute)
+    monkeypatch.setattr(cache_module, "compute_basis", compute)
     cold, threads = BasisCache(tmp_path / "cold"), torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -7,6 +7,7 @@ import torch
 from support.live import delta_of, tiny
 
 from svdiff_delta import InputError, attach
+from svdiff_delta.errors import AttachError
 from svdiff_delta.runtime.live_weight import SLOT
 from svdiff_delta.runtime.patched_layers import LivePatch
 
@@ -22,7 +23,7 @@ def test_an_error_on_one_layer_lets_all_be_what_they_were(monkeypatch: pytest.Mo
             raise MemoryError
 
     monkeypatch.setattr(LivePatch, "put", fail_later)
-    with pytest.raises(MemoryError):
+    with pytest.raises(AttachError, match=r"^out of memory while attaching: "):
         attach(model, delta_of("Llama"))
     assert len(done) > 4
     assert not any(hasattr(module, SLOT) for module in model.modules())
