@@ -39,7 +39,7 @@ def failing(error: BaseException) -> Callable[[torch.Tensor], Basis]:
     return compute
 
 
-@pytest.mark.parametrize("who", EXHAUSTED.keys() - {"Python", "CPU", "CPU of Windows"})
+@pytest.mark.parametrize("who", sorted(EXHAUSTED.keys() - {"Python", "CPU", "CPU of Windows"}))
 def test_what_does_not_fit_is_computed_on_the_cpu_and_said_once(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, compute = normal(6, 9), failing(EXHAUSTED[who]())
     monkeypatch.setattr(warned, "_SAID", set())
