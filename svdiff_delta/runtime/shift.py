@@ -195,7 +195,7 @@ class Shift(nn.Module):
         """
         if self.rows is not None:
             self.batch.check(self.name, x)
-        if self.rows is None and self.check is None and self.keeps_weight and self._off():
+        if self._off():
             return own_output(module, x, *args, **options)  # the base, bit for bit
         gains = self.gains() if self.rows is None else self.rows
         before = None if self.check is None else Call.of(module, (x, *args), options)
@@ -205,6 +205,9 @@ class Shift(nn.Module):
         return result
 
     def _off(self) -> bool:
+        """Tell whether W alone is to compute; a compiled model would be compiled again for it."""
+        if torch.compiler.is_compiling() or self.rows is not None or self.check is not None or not self.keeps_weight:
+            return False
         return not self.enabled if self.trainable else self.idle
 
     def gain_of(self, delta: Tensor) -> Tensor:
