@@ -28,6 +28,7 @@ OURS: Final = {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLA
 
 COMPARES_NOTHING: Final = {
     "cli/test_devices.py",
+    "benchmarks/test_gpu_scripts.py",
     "cli/test_references.py",
     "delta/conversion/test_model_family.py",
     "delta/conversion/test_shapes.py",

@@ -33,8 +33,8 @@ def leave_half(path: Path | None) -> None:
     """Write a file, and remove it when told to stop; without a path do nothing."""
     if path is None:
         return
-    path.write_text("half")
-    try:
+    try:  # the signal may come as soon as the file is there
+        path.write_text("half")
         time.sleep(60)
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
