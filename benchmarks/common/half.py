@@ -12,10 +12,10 @@ from torch import Tensor
 
 from svdiff_delta import Delta, attach, load, open_base
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.svd.build import run_costliest_first
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.cache_entry import read_entry
 from svdiff_delta.svd.decomposition import Basis, matricize
+from svdiff_delta.svd.side_by_side import run_costliest_first
 
 from .live_scene import RUNS, Scene
 from .process import Spent, child, resident, restart_peak, spending, spent_by

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from svdiff_delta import build_basis, open_base
 from svdiff_delta.base_model.kinds import shiftable
-from svdiff_delta.svd.build import cost, run_costliest_first, workers_for
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.decomposition import compute_basis
+from svdiff_delta.svd.side_by_side import cost, run_costliest_first, workers_for
 
 from .figures import Figures
 from .scene import Scene

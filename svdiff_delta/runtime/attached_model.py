@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from svdiff_delta.errors import AttachError
 from svdiff_delta.format.parameter import Kind
-from svdiff_delta.svd.build import run_costliest_first
+from svdiff_delta.svd.side_by_side import run_costliest_first
 from svdiff_delta.svd.workspace import Workspace
 
 from .claim import Claim

@@ -15,8 +15,8 @@ from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.ops.weights import WeightedDelta, weigh
-from svdiff_delta.svd.build import run_costliest_first
 from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.side_by_side import run_costliest_first
 
 from .attached_model import AttachedModel
 from .claim import Claim, LayerPatch, claim_of, undo_unsettled

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svdiff_delta.errors import AttachError
-from svdiff_delta.svd.build import run_costliest_first
 from svdiff_delta.svd.fingerprint import PIECE
 from svdiff_delta.svd.shifted_weight import write_shifted
+from svdiff_delta.svd.side_by_side import run_costliest_first
 from svdiff_delta.svd.workspace import Workspace
 
 from .live_weight import READ, own_class

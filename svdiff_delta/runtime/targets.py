@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.kinds import kind_of, weight_of
-from svdiff_delta.errors import AttachError, BaseMismatchError, DeltaError
+from svdiff_delta.errors import AttachError, BaseMismatchError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.ops.combine import combine_parameters, note_weight, unite
-from svdiff_delta.svd.build import cost, run_costliest_first
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize
 from svdiff_delta.svd.fingerprint import fingerprint_stored
 from svdiff_delta.svd.gpu_basis import round_for
 from svdiff_delta.svd.prepare import Prepared, verify_and_prepare
+from svdiff_delta.svd.side_by_side import cost, map_waiting, map_weights
 from svdiff_delta.svd.verify import verify_base
 
 from .claim import claim_of
@@ -141,7 +141,7 @@ def find_places(
     verified = verify_base(base, given) if base is not None else None
     layers = _find_layers(models, parameters)
     sizes = {name: prod(parameter.shape) for name, parameter in parameters.items()}
-    readers = _each(sizes, lambda name, _: _readers(name, layers[name].module, base, parameters[name]))
+    readers = map_weights(sizes, lambda name: _readers(name, layers[name].module, base, parameters[name]))
 
     def prepare(name: str, cache: BasisCache) -> Prepared:
         return verified.prepare(name, cache) if verified else _prepare_live(models, name, deltas, cache)
@@ -156,32 +156,11 @@ def find_places(
         )
 
     try:
-        return _each({name: cost(each.shape, each.kind, each.axis) for name, each in parameters.items()}, place)
+        return map_waiting({name: cost(each.shape, each.kind, each.axis) for name, each in parameters.items()}, place)
     except BaseMismatchError:
         if base is None:
             verify_base(LiveWeights(models), given)  # says which others differ too
         raise
-
-
-def _each(costs: Mapping[str, int], work: Callable[[str, bool], T]) -> dict[str, T]:
-    """Return the results of `work(name, wait)` by sorted name, done in threads.
-
-    Raises:
-        DeltaError: that of the first name for which there is one, whichever thread met one first.
-    """
-
-    def kept(name: str, wait: bool) -> T | DeltaError:
-        try:
-            return work(name, wait)
-        except DeltaError as error:
-            return error
-
-    found: dict[str, T] = {}
-    for name, result in run_costliest_first(costs, kept).items():
-        if isinstance(result, DeltaError):
-            raise result
-        found[name] = result
-    return found
 
 
 def _find_layers(models: Mapping[str, nn.Module], parameters: Mapping[str, Parameter]) -> dict[str, _Layer]:

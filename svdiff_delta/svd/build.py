@@ -20,9 +20,7 @@ from svdiff_delta.format.parameter import Kind, Parameter
 
 from .cache import BasisCache
 from .prepare import Progress, prepare_weight
-from .side_by_side import cost as cost
-from .side_by_side import run_costliest_first as run_costliest_first
-from .side_by_side import workers_for
+from .side_by_side import cost, run_costliest_first, workers_for
 
 
 def build_basis(

@@ -101,7 +101,17 @@ def map_weights(
     Raises:
         DeltaError: as `work`; of several the first in the order of `costs`.
     """
-    found = try_weights(costs, work, progress, workers)
+    return map_waiting(costs, lambda name, _: work(name), progress, workers)
+
+
+def map_waiting(
+    costs: Mapping[str, int],
+    work: Callable[[str, bool], T],
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> dict[str, T]:
+    """Do as `map_weights` with `work(name, wait)`, which may raise `BusyError` unless it is to wait."""
+    found = _attempted(costs, work, progress, workers)
     results: dict[str, T] = {}
     for name, result in found.items():
         if isinstance(result, DeltaError):
@@ -114,10 +124,15 @@ def try_weights(
     costs: Mapping[str, int], work: Callable[[str], T], progress: Progress | None = None, workers: int | None = None
 ) -> dict[str, T | DeltaError]:
     """Do as `map_weights`, but return each `DeltaError` in place of its result."""
+    return _attempted(costs, lambda name, _: work(name), progress, workers)
 
-    def attempt(name: str, _: bool) -> T | DeltaError:
+
+def _attempted(
+    costs: Mapping[str, int], work: Callable[[str, bool], T], progress: Progress | None, workers: int | None
+) -> dict[str, T | DeltaError]:
+    def attempt(name: str, wait: bool) -> T | DeltaError:
         try:
-            return work(name)
+            return work(name, wait)
         except DeltaError as error:
             return error.with_traceback(None)  # whose frames hold the weight
 

@@ -32,8 +32,8 @@ from svdiff_delta.errors import (
     VersionError,
 )
 from svdiff_delta.format.file import dumps, file_digest
-from svdiff_delta.svd.build import cost
 from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.side_by_side import cost
 
 KEY = "svdiff.difference"
 SCHEMA = json.loads((Path(__file__).parents[3] / "spec" / "v1" / "schema.json").read_text())

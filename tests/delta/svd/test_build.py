@@ -16,8 +16,9 @@ from support.weights import normal
 
 from svdiff_delta.errors import BaseError
 from svdiff_delta.format.parameter import Parameter
-from svdiff_delta.svd.build import build_basis, cost, run_costliest_first
+from svdiff_delta.svd.build import build_basis
 from svdiff_delta.svd.cache import BasisCache, BusyError
+from svdiff_delta.svd.side_by_side import cost, run_costliest_first
 from svdiff_train.tiny import base_path, open_tiny
 
 PARAMETER = Parameter((2, 2), "spectral", 0, "F32", "A" * 22)
