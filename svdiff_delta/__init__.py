@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .baking.bake import Baked as Baked
     from .baking.bake import Loss as Loss
     from .baking.bake import bake as bake
-    from .base_model.base import Base as Base
     from .base_model.base import open_base as open_base
+    from .base_model.opened import Base as Base
     from .conversion import convert as convert
     from .conversion.rebase import rebase as rebase
     from .conversion.result import Conversion as Conversion
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
 _HOME: Final = {
     "AttachError": "errors",
     "Baked": "baking.bake",
-    "Base": "base_model.base",
+    "Base": "base_model.opened",
     "BaseError": "errors",
     "BaseInfo": "format.metadata",
     "BaseMismatchError": "errors",

@@ -19,7 +19,7 @@ from support.hub import Hub, serve
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's library is imported: no test leaves this machine
 
 if find_spec("bitsandbytes") is None:  # `make test` has the libraries that quantize in the second of its runs alone
-    collect_ignore_glob = ["delta/runtime/test_quantized*.py"]
+    collect_ignore_glob = ["delta/runtime/test_quantized*.py", "train/memory/test_quantized*.py"]
 
 
 def seed() -> None:
@@ -46,6 +46,16 @@ def pytest_runtest_setup() -> None:
 def pytest_runtest_call() -> None:
     """Seed what the test draws, whether its fixtures were there already or not."""
     seed()
+
+
+@pytest.hookimpl(trylast=True)  # once what is not asked for is gone
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the walks over vector units, which take minutes each, first in both halves: two processes begin with them."""
+    walks = [each for each in items if each.name.startswith("test_numbers_compare_on[")]
+    if walks:
+        others = [each for each in items if each not in {*walks}]
+        middle, half = len(walks) // 2, len(others) // 2
+        items[:] = [*walks[:middle], *others[:half], *walks[middle:], *others[half:]]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -35,6 +35,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 PATIENCE = 600.0
 
 CONVERT = ("convert", "--base", "tiny", "--to", "peft", "--rank", "2", "--allow-unmatched", "-o", "out", "--force")
+SPELL = ("convert", "--base", "tiny", "--to", "peft", "-o", "out", "--force")
 PAINT = ("generate", "tiny", "--steps", "1", "--seeds", "3", "-o", "x.png", "--separate", "out", "--force", "--prompt")
 TRAIN = ("train", "tiny", "pictures", "--prompt", "a photo of a sks dog", "--save-every", "1", "--keep-every", "1")
 CLASS = ("--class-prompt", "a photo of a dog", "--class-images", "2", "--class-folder", "class")
@@ -73,6 +74,7 @@ COMMANDS = {
         ]
     ),
     "convert": Command([(*CONVERT, "a.safetensors"), (*CONVERT, "b.safetensors")]),
+    "convert from LoRA to LoRA": Command([(*SPELL, "a.kohya.safetensors"), (*SPELL, "b.kohya.safetensors")]),
     "convert many": Command(
         [("convert", "--manifest", f"{name}.jsonl", "--force") for name in ("a", "b")],
         ("out1", "out2", "out3"),
@@ -177,11 +179,14 @@ def make_inputs(work: Path) -> int:
     """Write what the commands read."""
     from support.models import base_delta
 
-    from svdiff_delta import save
+    from svdiff_delta import convert, save
     from svdiff_train.tiny import base_path, open_tiny, pictures_path
 
     for name, seed in (("a", 0), ("b", 1)):
-        save(base_delta(open_tiny(), "mid", seed=seed), work / f"{name}.safetensors")
+        delta = base_delta(open_tiny(), "mid", seed=seed)
+        save(delta, work / f"{name}.safetensors")
+        spelled = work / f"{name}.kohya.safetensors"
+        convert(delta, to="kohya", base=open_tiny(), rank=2, allow_unmatched=True, output=spelled)
         rows = [
             {"input": f"{name}.safetensors", "output": output, "base": "tiny", **how}
             for output, how in (

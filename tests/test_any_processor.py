@@ -23,11 +23,12 @@ SETTINGS: Final[dict[str, dict[str, str]]] = {
     "torch's own and oneDNN's AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2", "OMP_NUM_THREADS": "1"},
     "its own on all cores": {},
 }
-"""Beside a processor's own on one thread, which `make test` runs on; none asks for units that it may not have."""
+"""Beside a processor's own on one thread, on which `make test` runs; none asks for units that it may not have."""
 OURS: Final = {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS"}
 
 COMPARES_NOTHING: Final = {
     "cli/test_devices.py",
+    "cli/test_progress.py",
     "benchmarks/test_gpu_scripts.py",
     "cli/test_references.py",
     "delta/conversion/test_model_family.py",
@@ -36,25 +37,27 @@ COMPARES_NOTHING: Final = {
     "delta/svd/test_build.py",
     "delta/svd/test_side_by_side.py",
     "delta/base_model/test_matching.py",
+    "delta/base_model/test_original_files.py",
+    "delta/selectors/test_structure.py",
     "delta/svd/test_verify.py",
     "delta/base_model/test_sd15_layout.py",
     "test_readme.py",
     "train/training/test_oom_advice.py",
+    "delta/conversion/test_without_classes.py",
+    "delta/svd/remembered/test_remembered_blobs.py",
+    "train/families/test_recorded_runs.py",
+    "train/graphs/test_cuda_capture.py",
+    "train/memory/test_quantized_runs.py",
+    "train/memory/test_sharding.py",
 }
-"""Files that import torch and whose tests are of messages, names, devices and equal files."""
+"""Files that import torch and whose tests are of messages, names, devices and equal files, or are all slow."""
+COMPARES_WITH_ITSELF: Final = {"train/sampling/test_graphed_denoiser.py", "train/training/test_graphed_step.py"}
+"""Files whose tests compute one thing in two ways, by the same kernels, bit for bit; a quarter of the whole time."""
 LEFT_OUT: Final = {
-    "delta/baking/test_bake.py": {
-        "test_delta_weight_is_the_same_from_the_float32_and_the_float16_variant_in_another_process"
-    },
-    "delta/conversion/test_families.py": {
-        "test_diffusers_takes_every_layer_of_sdxl_and_changes_it_as_the_report_states"
-    },
+    "delta/conversion/test_respell.py": {"test_an_adapter_comes_back_bit_for_bit"},
     "train/evaluate/test_statistics.py": {"test_nineteen_of_twenty_intervals_hold_the_true_mean"},
-    "train/sampling/test_ddim_inversion.py": {"test_there_and_back_the_error_falls_as_one_over_the_steps"},
-    "train/training/test_loop.py": {"test_prior_preservation_changes_what_is_learned_and_is_recorded"},
-    "tools/build_tiny/test_stages.py": {"test_two_processes_give_the_gradient_of_one"},
 }
-"""Tests that take long, for what others of their files compare too, or for bounds that rounding is far from."""
+"""Tests that take long and compute nothing, or what others of their files compare, or what rounding is far from."""
 
 PROBE: Final = """
 import torch
@@ -71,7 +74,8 @@ def chosen() -> list[str]:
         for path in files_of_tests()
         if reaches_torch(path) and "pytest.mark.quantized" not in path.read_text("utf-8")  # whose libraries lie apart
         for name in numeric_tests(path)
-        if name not in LEFT_OUT.get(path.relative_to(TESTS).as_posix(), ())
+        if (file := path.relative_to(TESTS).as_posix()) not in COMPARES_WITH_ITSELF
+        and name not in LEFT_OUT.get(file, ())
     ]
 
 
@@ -103,6 +107,7 @@ def test_most_files_with_torch_are_chosen_and_what_is_left_out_is_there() -> Non
         "train/data/test_image_sets.py::test_a_picture_does_not_depend_on_its_batch" in names
     )  # in a function beside it
     assert "train/test_ways.py::test_a_compiled_run_learns_what_one_that_is_not_compiled_does" not in names  # slow
+    assert all(numeric_tests(TESTS / file) for file in COMPARES_WITH_ITSELF)
     for file, left_out in LEFT_OUT.items():
         assert left_out <= {*numeric_tests(TESTS / file)}
 

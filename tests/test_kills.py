@@ -32,6 +32,7 @@ def end(only: str, many: int, told: int, seed: int = 0) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_bake_that_is_ended_leaves_old_or_new_and_nothing_else() -> None:
     assert end("bake", 4, 2).startswith("old or new every time, nothing left")
 
@@ -57,8 +58,10 @@ def test_the_commands_that_write_folders_are_all_among_them() -> None:
         "svdiff_delta/_util/atomic.py",
         "svdiff_delta/baking/bake.py",
         "svdiff_delta/conversion/peft.py",
+        "svdiff_delta/conversion/respell/api.py",
         "svdiff_train/methods/checkpoint.py",
         "svdiff_train/methods/lora.py",
+        "svdiff_train/sampling/clip_out.py",
         "cli/svdiff_cli/demo.py",
         "cli/svdiff_cli/generate.py",
     }

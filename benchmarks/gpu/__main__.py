@@ -62,7 +62,7 @@ def section(name: str, folder: Path, out: Path, end: float, *, dry: bool) -> dic
     except subprocess.TimeoutExpired:
         status = None
     ended = {None: ["not done in time"], 0: [], 1: []}.get(status, [f"ended with {status}"])
-    figures = json.loads(out.read_text()) if out.exists() else {"section": name, "figures": []}
+    figures: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"section": name, "figures": []}
     missed = [each["name"] for each in figures["figures"] if each["met"] is False]
     if status == 1 and not missed:
         ended = ["a test failed" if name == "tests" else "ended with an error"]

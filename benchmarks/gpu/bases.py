@@ -123,7 +123,7 @@ def _build(scene: Scene) -> float:
 def _matrix(shape: Shape, device: torch.device, seed: int) -> Tensor:
     """Return a random matrix whose values are exact in float16, as those of a base mostly are."""
     generator = torch.Generator(device).manual_seed(seed)
-    drawn = torch.randn(shape, generator=generator, device=device) / shape[1] ** 0.5
+    drawn: Tensor = torch.randn(shape, generator=generator, device=device) / shape[1] ** 0.5
     return drawn.half().float()
 
 

@@ -9,7 +9,9 @@ goes to another delta on all weights each time.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import cycle
+from typing import Literal
 
 import torch
 
@@ -21,7 +23,9 @@ from .script import main
 from .timing import milliseconds, tidy, wait
 
 ATTACH = 1000.0
-CHANGE = {"live": 1.0, "fused": 60.0}
+Mode = Literal["live", "fused"]
+
+CHANGE: dict[Mode, float] = {"live": 1.0, "fused": 60.0}
 ROUNDS = {"live": 20, "fused": 5}
 
 
@@ -33,7 +37,7 @@ def measure(scene: Scene, figures: Figures) -> None:
         _mode(scene, figures, deltas, mode)
 
 
-def _attach(scene: Scene, deltas: list[Delta], mode: str) -> float:
+def _attach(scene: Scene, deltas: list[Delta], mode: Mode) -> float:
     model = scene.unet(torch.float16)
     wait(scene.device)
     begun = time.perf_counter()
@@ -44,15 +48,16 @@ def _attach(scene: Scene, deltas: list[Delta], mode: str) -> float:
     return taken
 
 
-def _mode(scene: Scene, figures: Figures, deltas: list[Delta], mode: str) -> None:
+def _mode(scene: Scene, figures: Figures, deltas: list[Delta], mode: Mode) -> None:
     figures.add(f"attach, {mode}", _attach(scene, deltas, mode), "ms", limit=ATTACH)
     model, rounds = scene.unet(torch.float16), 2 if scene.dry else ROUNDS[mode]
     with attach(model, deltas[0], base=scene.base, cache=scene.cache, mode=mode) as handle:
         turns, factors = cycle(reversed(deltas)), cycle((0.5, 0.75))
-        for name, change in (
-            ("swap", lambda: handle.swap(next(turns))),
-            ("scale", lambda: handle.set_scale(next(factors))),
-        ):
+        changes: dict[str, Callable[[], object]] = {
+            "swap": lambda: handle.swap(next(turns)),
+            "scale": lambda: handle.set_scale(next(factors)),
+        }
+        for name, change in changes.items():
             change()
             taken = milliseconds(change, scene.device, runs=1, rounds=rounds)
             figures.add(f"{name}, {mode}", taken, "ms", limit=CHANGE[mode])

@@ -20,10 +20,11 @@ from accelerate.accelerator import Accelerator
 from torch import Tensor
 
 from svdiff_delta import attach, zero_delta
-from svdiff_train.data.batches import Batch, Batches
+from svdiff_train.data.batches import Batch, Batches, Encoded
 from svdiff_train.data.cut_mix import Mixing
 from svdiff_train.families import Conditioning
 from svdiff_train.families.stable_diffusion import StableDiffusion
+from svdiff_train.graphs.static_work import WARM
 from svdiff_train.methods import Job, Tuned
 from svdiff_train.methods.lora import Lora
 from svdiff_train.methods.svdiff import TunedShifts
@@ -31,7 +32,6 @@ from svdiff_train.settings.config import TrainConfig
 from svdiff_train.training import graphed_step
 from svdiff_train.training.graphed_step import GraphedStep
 from svdiff_train.training.setup import RunInputs
-from svdiff_train.training.static_work import WARM
 from svdiff_train.training.step import Stepper
 
 from .figures import Figures
@@ -72,8 +72,8 @@ class Drawn(Batches):
 
     def batch(self, step: int, samples: Sequence[int]) -> Batch:
         """Return samples of a step."""
-        sizes = torch.zeros(6)
-        drawn = [self._noised(0, self.moments, sizes, "a photo", step, sample) for sample in samples]
+        known = Encoded(self.moments, torch.zeros(6), {})
+        drawn = [self._noised(0, known, "a photo", step, sample) for sample in samples]
         return self._stacked(drawn, len(samples))
 
 
@@ -102,6 +102,7 @@ def measure(scene: Scene, figures: Figures) -> None:
     for batch in BATCHES[:1] if scene.dry else BATCHES:
         found = {method: _method(scene, figures, method, batch) for method in METHODS}
         own, other = found["svdiff"], found["lora"]
+        figures.add(f"batch {batch}: what chance draws of a step, on the host", own["draws"], "ms")
         name = f"batch {batch}: step as a graph"
         figures.add(f"{name}, of LoRA's eager step", own["graph"] / other["eager"], "times", limit=EAGER[batch])
         figures.add(f"{name}, of LoRA's as a graph", own["graph"] / other["graph"], "times", limit=GRAPH)
@@ -131,6 +132,7 @@ def _method(scene: Scene, figures: Figures, method: str, batch: int) -> dict[str
         with tuned(scene, family, config) as trained:
             stepper = stepper_of(scene, family, config, trained)
             found[kind] = _milliseconds(scene, stepper, graph=kind == "graph")
+            found["draws"] = _draws(scene, stepper)
         found[f"{kind} memory"] = peak(scene.device) - before
         del family, trained, stepper
         figures.add(f"batch {batch}: {method}, {kind}", found[kind], "ms")
@@ -153,6 +155,17 @@ def _milliseconds(scene: Scene, stepper: Stepper, *, graph: bool) -> float:
     if not bool(last.isfinite().all()):
         raise RuntimeError(f"the step gave {last.tolist()}")
     return taken
+
+
+def _draws(scene: Scene, stepper: Stepper) -> float:
+    """Return how long the host takes to draw a batch, which is in every step and in no graph."""
+    samples, number = stepper.samples(0, 0), iter(range(10**6))
+
+    def draw() -> Batch:
+        return stepper.batches.batch(next(number), samples)
+
+    draw()
+    return milliseconds(draw, scene.device, runs=1 if scene.dry else 5, rounds=2 if scene.dry else 3)
 
 
 def _graphed(stepper: Stepper) -> Any:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from svdiff_train.training.cuda_capture import Capture, CudaCapture, Graph
-from svdiff_train.training.static_work import WARM
+from svdiff_train.graphs.cuda_capture import Capture, CudaCapture, Graph
+from svdiff_train.graphs.static_work import WARM
 
 
 def wait(device: torch.device) -> None:
@@ -86,9 +86,7 @@ def as_graph(work: Callable[[], Tensor], device: torch.device) -> Callable[[], T
 
 
 class _Dispatched(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+    count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
@@ -98,16 +96,17 @@ class _Dispatched(TorchDispatchMode):
 def launches(work: Callable[[], object], device: torch.device) -> int:
     """Return how many kernels a run launches; on the CPU how many operations it dispatches."""
     if device.type != "cuda":
-        with _Dispatched() as dispatched:
+        dispatched = _Dispatched()  # type: ignore[no-untyped-call]  # the class of torch has no types
+        with dispatched:
             work()
         return dispatched.count
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import DeviceType, ProfilerActivity, profile
 
     wait(device)
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         work()
         wait(device)
-    kernels = [event for event in found.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in found.events() if event.device_type == DeviceType.CUDA]
     return sum(not event.name.startswith(("Memcpy", "Memset", "Optimizer.", "##")) for event in kernels)
 
 

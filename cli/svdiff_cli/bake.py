@@ -55,6 +55,7 @@ def check_order(base: str) -> None:
 @options.force
 @options.dry_run
 @options.as_json
+@options.single_files
 @options.quiet
 def bake(
     base: str,
@@ -87,7 +88,6 @@ def bake(
     place = devices.device_for("bake", device)
     from svdiff_delta.baking.bake import write_bake
     from svdiff_delta.baking.plan import plan_bake
-    from svdiff_delta.base_model.devices import bases_beside
     from svdiff_delta.svd.cache import BasisCache
 
     plan = plan_bake(
@@ -97,7 +97,7 @@ def bake(
         dtype=cast("Dtype | None", dtype.upper() if dtype else None),
         overwrite=force,
         unchanged=cast("Unchanged", unchanged),
-        cache=BasisCache(device=bases_beside(place)),
+        cache=BasisCache.beside(place),
     )
     facts = _facts(plan)
     silent = quiet or as_json

@@ -57,6 +57,7 @@ def basis() -> None:
 @options.allow_missing
 @click.option("--two-sided", is_flag=True, help="Keep both factors: four times the disk, half the products.")
 @options.as_json
+@options.single_files
 @options.quiet
 def build(
     base: str,
@@ -72,7 +73,7 @@ def build(
 
     What is there already is not computed again, so an interrupted build can be repeated. Several processes with one
     SVDIFF_HOME, such as those of torchrun, share the work. In the end it says how many of the values in the files of
-    the chosen components stand in weights that can be shifted: embeddings, biases and stacked experts do not.
+    the chosen components stand in weights that can be shifted: embeddings and biases do not.
 
     \b
         svdiff basis build tiny unet-ca

@@ -143,9 +143,10 @@ def slice_(delta: str, selectors: tuple[str, ...], sample_size: int | None, writ
 
     \b
         a subset      unet, unet-ca, unet-ca-kv, unet-1d, unet-2d, unet-4d, up, down, mid, up-ca, down-ca, mid-ca
-                      (the paper's twelve); transformer, transformer-attn, transformer-mlp, transformer-1d,
-                      transformer-2d; text, text-1, text-2, text-3, text-attn, text-mlp; 1D, 2D, 4D
-        a block       down.1, up.0
+                      (the paper's twelve); attn, ca (cross-attention), kv (keys and values), ca-kv, mlp, 1D, 2D,
+                      4D, conv, each in all components, or behind unet-, transformer-, text-, text-1- or the name
+                      of a component; transformer (both, where there are two), text, text-1, text-2, text-3
+        a block       down.1, up.0; block.3, block.3-7, transformer-block.3
         an address    (16,down,1), or a range (16,down,1)-(8,down,0), as in Fig. 10 of the paper
         a glob        'unet.mid_block.*'
         a name        unet.conv_in.weight

@@ -74,6 +74,7 @@ def correlate(deltas: tuple[str, ...], plot: Path | None, force: bool, as_json: 
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option("--base", metavar="BASE", help="Also count the singular values that A + B would clip.")
+@options.single_files
 @options.as_json
 def interfere(a: str, b: str, base: str | None, as_json: bool) -> None:
     """Say how far two deltas get in each other's way when they are added."""

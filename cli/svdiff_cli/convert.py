@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from svdiff_delta._text.printable import counted, printable
 
 from . import devices, options
+from .conversion_output import finish
 from .convert_manifest import TwoForms
 from .delta_output import Writing, writes, writes_delta
 from .printing import echo, echo_json
@@ -20,16 +20,16 @@ from .wording import spelled
 
 if TYPE_CHECKING:
     from svdiff_delta import Base, Conversion
+    from svdiff_delta.conversion.result import DirectConversion
     from svdiff_delta.format.dtypes import StoredDtype
     from svdiff_delta.svd.calibration import Calibration
-    from svdiff_delta.svd.energy import Energy, OutputEnergy
 
-WRITTEN = "full, peft, diffusers, kohya or lycoris"
-READ = "full, peft, diffusers, kohya, lycoris, flux, svdiff-pytorch, svdiff-author, transformer2 or svf"
+WRITTEN = "full, peft, diffusers, kohya, comfyui or lycoris"
+READ = "full, peft, diffusers, kohya, comfyui, lycoris, flux, svdiff-pytorch, svdiff-author, transformer2 or svf"
 """Dialects as the help names them; a test compares them with the registry, which is too heavy to import for a help."""
 
-POOR = 0.5
-"""A share of the change below which a remark says that the result is a poor copy."""
+SPELLED = ("peft", "diffusers", "kohya", "comfyui", "lycoris")
+"""Dialects that an adapter can be spelled in without a delta in between."""
 
 allow_unmatched = click.option(
     "--allow-unmatched", is_flag=True, help="Leave out what cannot be carried over, and list it."
@@ -41,7 +41,11 @@ layers_too = click.option("--layers", is_flag=True, help="List every parameter."
 @click.argument("source", metavar="IN")
 @click.option("--to", default="delta", show_default=True, metavar="DIALECT", help=f"delta, {WRITTEN}.")
 @click.option("--from", "from_", metavar="DIALECT", help=f"delta, {READ} [default: what IN says it is].")
-@click.option("--base", required=True, metavar="BASE", help="The base that the change is a change of.")
+@click.option(
+    "--base",
+    metavar="BASE",
+    help="The base that the change is a change of; from LoRA to LoRA only where names need it.",
+)
 @click.option("--rank", type=int, help="The rank of a low-rank copy.")
 @click.option("--energy", type=float, help="Or the share of each weight's change that it must retain.")
 @click.option("--max-rank", type=int, help="The most ranks for --energy.")
@@ -49,6 +53,11 @@ layers_too = click.option("--layers", is_flag=True, help="List every parameter."
     "--min-energy", type=float, help="Fail if less of the change is captured [default: 0.1 from an adapter, else 0]."
 )
 @allow_unmatched
+@click.option(
+    "--component",
+    metavar="NAME",
+    help="The component of BASE that keys mean which name none, such as transformer_2 [default: the denoiser].",
+)
 @click.option("--embeddings", is_flag=True, help="Shift embeddings too, where they changed.")
 @click.option(
     "--calibrate",
@@ -65,7 +74,19 @@ layers_too = click.option("--layers", is_flag=True, help="List every parameter."
     show_default=True,
     help="Denoising steps of each prompt, or timesteps of each picture.",
 )
+@click.option(
+    "--direct",
+    is_flag=True,
+    help="With --to full or a LoRA: make new factors of the change itself, or write all of it; no delta in between.",
+)
+@click.option(
+    "--made-on",
+    metavar="BASE",
+    help="The base that an adapter was made on, if its file lacks what its program takes out of that base anew (PSOFT, "
+    "OSF, FRoD, T-LoRA; a LoRA that began as PiSSA or OLoRA).",
+)
 @devices.device("convert", "Where --calibrate runs BASE")
+@options.single_files
 @layers_too
 @options.stored_dtype
 @writes("The file to write; with --to peft a folder.")
@@ -73,35 +94,47 @@ def convert(
     source: str,
     to: str,
     from_: str | None,
-    base: str,
+    base: str | None,
     rank: int | None,
     energy: float | None,
     max_rank: int | None,
     min_energy: float | None,
     allow_unmatched: bool,
+    component: str | None,
     embeddings: bool,
     calibrate: Path | None,
     calibrate_steps: int,
+    direct: bool,
+    made_on: str | None,
     device: str | None,
     layers: bool,
     dtype: str | None,
     writing: Writing,
 ) -> None:
-    """Convert a delta to LoRA or full weights, or these or shifts of other programs to a delta.
+    """Convert a delta to LoRA or full weights, these or shifts of other programs to a delta, or LoRA to other LoRA.
 
     IN is a delta file, an adapter (a file, or PEFT's folder), a file that --to full wrote, or, with --from full, a
     tuned model: a pipeline's folder, a model's folder, or a safetensors file. A file may be owner/repo[/file] on the
     Hub.
 
-    --to peft, diffusers, kohya or lycoris keeps of each weight's change the part of the largest --rank, which is the
-    best copy of that rank, and says how much of the change it retains. --to full writes all of it, computed before it
-    is added to BASE. Web UIs (AUTOMATIC1111, Forge, ComfyUI) read --to kohya; of a UNet they do not read --to
-    diffusers, which is for diffusers' own pipelines.
+    --to peft, diffusers, kohya, comfyui or lycoris keeps of each weight's change the part of the largest --rank, which
+    is the best copy of that rank, and says how much of the change it retains. --to full writes all of it, computed
+    before it is added to BASE. Web UIs (AUTOMATIC1111, Forge, ComfyUI) read --to kohya, and ComfyUI --to comfyui; of a
+    UNet they do not read --to diffusers, which is for diffusers' own pipelines.
+
+    From an adapter to another of these dialects there are three ways. It is spelled anew, unless an option asks for
+    another way: names change, factors, alphas, ranks and number formats do not. LoHa, LoKr and DoRA too, where both
+    dialects have them. --base is needed only where the keys do not tell what the base's layers are called. With
+    --direct it gets new factors, the best ones of its change at --rank or --energy; so can any method, and a tuned
+    model. With --rank or --energy alone it goes through a delta, which keeps what stretches BASE.
 
     To a delta it takes for each singular value of BASE the shift that is nearest to the change, and says how much of
     the change all of them capture. That is little where the change is not a stretching of what BASE has: of a random
     change about 1/max(M, N) for a weight of M rows and N columns. From an adapter less than a tenth is refused,
     unless --min-energy says otherwise.
+
+    Of adapters LoRA, LoHa, LoKr and whole weights are read by their formulas, all other methods of PEFT and LyCORIS by
+    these libraries' own layers, one weight of BASE at a time. --direct --to full writes the whole change.
 
     Shifts that other programs trained are taken over as they are: those of svdiff-pytorch (a file, or the folder of
     spectral_shifts.safetensors and spectral_shifts_te.safetensors), of the paper's author, and of Transformer².
@@ -112,8 +145,10 @@ def convert(
     \b
         svdiff convert dog.safetensors --to kohya --rank 32 --base tiny -o dog-lora.safetensors
         svdiff convert dog-lora.safetensors --base tiny -o dog.safetensors
+        svdiff convert kohya.safetensors --to comfyui -o comfyui.safetensors
         svdiff convert dog-model --from full --base tiny --min-energy 0.9 -o dog.safetensors
         svdiff convert spectral_shifts.safetensors --base sd15 -o old-dog.safetensors
+        svdiff convert dog-loha.safetensors --to kohya --direct --rank 16 --base tiny -o dog-lora.safetensors
         svdiff convert dog-model --from full --base tiny --calibrate prompts.txt -o dog.safetensors
         svdiff convert dog-model --from full --base tiny --calibrate pictures -o dog.safetensors
 
@@ -122,31 +157,89 @@ def convert(
     \b
         svdiff convert --manifest all.yaml --jobs 4 [--report REPORT] [--force] [--dry-run] [--json] [--quiet]
     """
+    through = (rank, energy, max_rank, min_energy, calibrate, made_on, embeddings or direct or None)
+    if to in SPELLED and all(value is None for value in through):
+        needs("torch", "torch")
+        from svdiff_delta.conversion.respell import is_respelling
+
+        if is_respelling(given := local_file(source), to, from_):
+            _respell(given, source, to, base, component, writing, allow_unmatched=allow_unmatched, dtype=dtype)
+            return
+    if base is None:
+        raise click.UsageError("Missing option '--base'.")
     model = open_reference(base)
     given = local_file(source)
     _check_output(writing, model, Path(given), calibrate, folder=to == "peft")
-    from svdiff_delta.conversion import convert as run
-
+    shared: dict[str, Any] = {
+        "to": to,
+        "base": model,
+        "from_": from_,
+        "output": None if to == "delta" or writing.dry_run else writing.output,
+        "dtype": dtype.upper() if dtype else "F32",
+        "rank": rank,
+        "energy": energy,
+        "max_rank": max_rank,
+        "allow_unmatched": allow_unmatched,
+        "component": component,
+        "embeddings": embeddings,
+        "made_on": None if made_on is None else open_reference(made_on),
+        "title": writing.title,
+        "overwrite": writing.force,
+    }
+    found: Conversion | DirectConversion
     with Bar("converting", quiet=writing.silent) as bar:
-        found = run(
-            given,
-            to=to,
-            base=model,
-            from_=from_,
-            output=None if to == "delta" or writing.dry_run else writing.output,
-            dtype=cast("StoredDtype", dtype.upper() if dtype else "F32"),
-            rank=rank,
-            energy=energy,
-            max_rank=max_rank,
-            min_energy=min_energy,
-            allow_unmatched=allow_unmatched,
-            embeddings=embeddings,
-            calibration=None if calibrate is None else _calibration(model, calibrate, calibrate_steps, device),
-            title=writing.title,
-            overwrite=writing.force,
-            progress=bar,
-        )
-    _finish(found, source, writing, layers=layers)
+        if direct:
+            found = _directly(given, shared, min_energy, calibrate, bar)
+        else:
+            from svdiff_delta.conversion import convert as run
+
+            calibration = None if calibrate is None else _calibration(model, calibrate, calibrate_steps, device)
+            found = run(given, **shared, min_energy=min_energy, calibration=calibration, progress=bar)
+    finish(found, source, writing, layers=layers)
+
+
+def _respell(
+    given: str,
+    source: str,
+    to: str,
+    base: str | None,
+    component: str | None,
+    writing: Writing,
+    *,
+    allow_unmatched: bool,
+    dtype: str | None,
+) -> None:
+    """Spell an adapter anew, and say what was written."""
+    from svdiff_delta.conversion.respell import KEEPS_FORMATS, respell
+    from svdiff_delta.errors import InputError
+
+    if dtype is not None:
+        raise InputError(KEEPS_FORMATS[0], fix=KEEPS_FORMATS[1])
+    model = None if base is None else open_reference(base)
+    _check_output(writing, model, Path(given), folder=to == "peft")
+    found = respell(
+        given,
+        to=to,
+        base=model,
+        output=None if writing.dry_run else writing.output,
+        component=component,
+        title=writing.title,
+        allow_unmatched=allow_unmatched,
+        overwrite=writing.force,
+    )
+    for remark in found.remarks:
+        say(f"note: {source}: {remark}", quiet=writing.silent)
+    if writing.as_json:
+        counts = {"modules": found.modules, "layers": found.layers, "tensors": found.tensors, "bytes": found.size}
+        left = {"left_out": dict(found.left_out), "remarks": [spelled(remark) for remark in found.remarks]}
+        echo_json({"output": str(writing.output), **counts, **left, "written": found.output is not None})
+    elif not writing.quiet:
+        for name, reason in found.left_out.items():
+            echo(f"left out: {printable(name)}: {printable(reason)}")
+        verb = "would write" if found.output is None else "wrote"
+        layers = f"{counted(found.modules, 'module')} as {found.layers:,}" if found.modules != found.layers else ""
+        what = layers or counted(found.layers, "module")
+        echo(f"{verb} {writing.output}: {what}, {counted(found.tensors, 'tensor')}, {found.size:,} bytes")
 
 
 @click.command()
@@ -157,6 +250,7 @@ def convert(
     "--min-energy", type=float, default=0.0, show_default=True, help="Fail if less than this share is captured."
 )
 @allow_unmatched
+@options.single_files
 @layers_too
 @options.stored_dtype
 @writes_delta
@@ -195,7 +289,18 @@ def rebase(
             allow_unmatched=allow_unmatched,
             progress=bar,
         )
-    _finish(found, delta, writing, layers=layers)
+    finish(found, delta, writing, layers=layers)
+
+
+def _directly(
+    given: str, shared: dict[str, Any], min_energy: float | None, calibrate: Path | None, bar: Bar
+) -> DirectConversion:
+    """Convert a change without a delta in between."""
+    if calibrate is not None:
+        raise click.UsageError("--calibrate chooses shifts, and with --direct there are none.")
+    from svdiff_delta.conversion import convert_directly
+
+    return convert_directly(given, **shared, min_energy=min_energy or 0.0, progress=bar)
 
 
 def _calibration(model: Base, path: Path, steps: int, device: str | None) -> Calibration:
@@ -212,99 +317,3 @@ def _check_output(writing: Writing, *inputs: Base | Path | None, folder: bool = 
 
     check_output(writing.output, overwrite=writing.force, folder=folder)
     keep_apart(writing.output, *inputs)
-
-
-def _finish(found: Conversion, source: str, writing: Writing, *, layers: bool) -> None:
-    """Say what was captured and what left out, and write what the library did not write."""
-    if not writing.silent:
-        _print_captured(found, layers=layers)
-    for remark in found.remarks:
-        say(f"note: {source}: {remark}", quiet=writing.silent)
-    if found.captured < POOR and (found.retained or not found.ranks):
-        say(
-            f"note: {source}: only {found.captured:.2%} of the change is captured; the rest is no stretching of what "
-            "the base has",
-            quiet=writing.silent,
-        )
-    facts = {
-        "captured": found.captured,
-        "layers": {name: _facts(found, name) for name in found.layers},
-        "left_out": dict(found.left_out),
-        "unchanged": found.unchanged,
-        "remarks": [spelled(remark) for remark in found.remarks],
-    }
-    if found.retained:
-        from svdiff_delta.svd.energy import total_energy
-
-        facts["retained"] = total_energy(found.retained.values()).captured
-    if found.outputs:
-        from svdiff_delta.svd.energy import total_output
-
-        facts["outputs"] = {name: _output_facts(output) for name, output in found.outputs.items()}
-        facts["output"] = _output_facts(total_output(found.outputs.values()))
-    written = found.retained or found.layers
-    if found.size is None:
-        writing.finish(found.delta, **facts)
-    elif writing.as_json:
-        about = {"output": str(writing.output), "parameters": len(written), "bytes": found.size}
-        echo_json({**about, **facts, "written": found.output is not None})
-    elif not writing.quiet:
-        verb = "would write" if found.output is None else "wrote"
-        echo(f"{verb} {writing.output}: {counted(len(written), 'parameter')}, {found.size:,} bytes")
-
-
-def _facts(found: Conversion, name: str) -> dict[str, float]:
-    energy = found.layers[name]
-    facts = {"norm": energy.whole**0.5, "captured": energy.captured}
-    if name in found.retained:
-        facts["retained"] = found.retained[name].captured
-    return facts | ({"rank": found.ranks[name]} if name in found.ranks else {})
-
-
-def _output_facts(output: OutputEnergy) -> dict[str, float]:
-    plain, calibrated = output.shares
-    return {"plain": plain, "calibrated": calibrated}
-
-
-def _print_captured(found: Conversion, *, layers: bool) -> None:
-    """Print a table of blocks, a line for all of them, on request one for each parameter, and what was left out."""
-    from svdiff_delta.ops.stats import in_blocks
-    from svdiff_delta.svd.energy import total_output
-
-    groups = [*in_blocks(found.layers).items(), ("in all", [*found.layers])]
-    width = max(len(block) for block, _ in groups)
-    columns = _columns(found)
-    head = "".join(f"{column:>12}" for column in columns)
-    echo(f"{'block':<{width}}{'parameters':>12}{'‖ΔW‖':>12}{head}")
-    for block, names in groups:
-        norm = _together(found.layers, names).whole ** 0.5
-        shares = "".join(f"{_together(energies, names).captured:>12.2%}" for energies in columns.values())
-        echo(f"{printable(block):<{width}}{len(names):>12,}{norm:>12.4g}{shares}")
-    if found.outputs:
-        plain, calibrated = total_output(found.outputs.values()).shares
-        echo(
-            f"of what the change does to the inputs of {counted(len(found.outputs), 'layer')} {calibrated:.2%} is "
-            f"captured; uncalibrated it would be {plain:.2%}"
-        )
-    if layers:
-        echo()
-        for name, energy in found.layers.items():
-            shares = "".join(f"{_together(energies, [name]).captured:>8.2%} " for energies in columns.values())
-            rank = f"  rank {found.ranks[name]:<5}" if name in found.ranks else ""
-            echo(f"{shares}of {energy.whole**0.5:<10.4g}{rank}  {printable(name)}")
-    for name, reason in found.left_out.items():
-        echo(f"left out: {printable(name)}: {printable(reason)}")
-
-
-def _columns(found: Conversion) -> dict[str, Mapping[str, Energy]]:
-    """Return the shares to print: what a delta captured, what a low-rank copy retained of it, or both."""
-    if found.retained:
-        return {"captured": found.layers, "retained": found.retained}
-    return {"retained" if found.ranks else "captured": found.layers}
-
-
-def _together(energies: Mapping[str, Energy], names: Sequence[str]) -> Energy:
-    """Return the energy of some parameters together; those that were left out have none."""
-    from svdiff_delta.svd.energy import total_energy
-
-    return total_energy(energies[name] for name in names if name in energies)

@@ -50,9 +50,10 @@ def convert_many(
     """Convert many files, as a manifest says.
 
     A row has input, output and base, and, where they are needed, variant (of the base's files, such as fp16), to,
-    from, dtype, title, rank, energy, max_rank, min_energy, allow_unmatched, embeddings, calibrate, calibrate_steps and
-    device, which mean what the options of svdiff convert do. Paths are relative to the manifest. In YAML the keys
-    beside `files` count for every row that does not give them itself.
+    from, dtype, title, rank, energy, max_rank, min_energy, allow_unmatched, component, embeddings, calibrate,
+    calibrate_steps, device, base_config, dequantize, direct and made_on, which mean what the options of svdiff
+    convert do. From LoRA to LoRA a row needs no base where the keys tell the family. Paths are relative to the
+    manifest. In YAML the keys beside `files` count for every row that does not give them itself.
 
     All rows are checked before the first one starts. A file that fails does not stop the rest. A second run passes over
     what is done, and goes on after a kill. Beside the report lies the same as a table, MANIFEST.report.txt.

@@ -13,6 +13,7 @@ from . import options
 from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, needs
+from .threads import compute_on_one
 from .train import watch_with
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def demo(steps: int, seed: int, output: Path, force: bool, as_json: bool, quiet:
 
     keep_apart(output, base_path())
     begun = time.perf_counter()
+    compute_on_one()
     silent = quiet or as_json
 
     def say(line: str) -> None:

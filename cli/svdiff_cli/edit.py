@@ -17,12 +17,13 @@ from .devices import device, device_for
 from .image_inputs import WeightedInput, all_seeds, check_painting, open_given, say_cut
 from .printing import echo, echo_json
 from .progress import Bar
-from .references import keep_apart, needs, open_reference
+from .references import keep_apart, needs, open_to_paint, say
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from svdiff_train.sampling.edit import EditConfig, Edited
+    from svdiff_train.sampling.graphed_denoiser import GraphedDenoiser
 
 LEGIBLE = 100
 """Pixels that the longest label needs."""
@@ -51,6 +52,7 @@ WAYS = {True: "inverted", False: "from noise"}
 @options.size
 @options.batch_size
 @device("edit")
+@options.no_cuda_graphs
 @options.output("The PNG to write: IMAGE, its reconstruction, and every edit, side by side.")
 @options.force
 @options.as_json
@@ -85,6 +87,7 @@ class _Command:
     size: tuple[int, int] | None
     batch_size: int
     device: str | None
+    no_cuda_graphs: bool
     output: Path
     force: bool
     as_json: bool
@@ -114,10 +117,11 @@ class _Command:
         *deltas, picture = references
         image, given = open_image(Path(picture)), open_given(deltas)
         configs = [self._config(given, invert=invert) for invert in self.ways]
-        model = open_reference(base)
+        model = open_to_paint(base)
         keep_apart(self.output, model, *deltas, Path(picture))
         from svdiff_train.sampling.adapter_stack import AdapterStack, part_facts
         from svdiff_train.sampling.ddim_inversion import diffusion_family
+        from svdiff_train.sampling.graphed_denoiser import GraphedDenoiser
         from svdiff_train.sampling.pipelines import load_pipeline
         from svdiff_train.sampling.png import sampling_facts, save_png
 
@@ -126,8 +130,9 @@ class _Command:
         facts = sampling_facts(pipeline, model, configs[0].sampling(8, 8), self.edits, configs[0].seeds)
         cut = say_cut(pipeline, [*self.edits, *filter(None, [self.negative_prompt])], quiet=self.silent)
         parts, weights = [each.part(model, quiet=self.silent) for each in given], [each.weight for each in given]
+        graphs = None if self.no_cuda_graphs else GraphedDenoiser(pipeline, say=None if self.silent else say)
         with AdapterStack(pipeline, model, parts) as stage, stage.active(weights):
-            found = [self._paint(pipeline, image, config, first=config is configs[0]) for config in configs]
+            found = [self._paint(pipeline, image, config, graphs, first=config is configs[0]) for config in configs]
         facts |= {
             "deltas": [part_facts(part, weight) for part, weight in zip(parts, weights, strict=True)],
             "image": hashlib.sha256(read_bytes(Path(picture), PICTURE)).hexdigest(),
@@ -158,12 +163,14 @@ class _Command:
             batch_size=self.batch_size,
         )
 
-    def _paint(self, pipeline: Any, image: Image, config: EditConfig, *, first: bool) -> Edited:
+    def _paint(
+        self, pipeline: Any, image: Image, config: EditConfig, graphs: GraphedDenoiser | None, *, first: bool
+    ) -> Edited:
         from svdiff_train.sampling.edit import edit as paint
 
         size = None if self.size is None else (self.size[1], self.size[0])
         with Bar(f"painting, {WAYS[config.invert]}", quiet=self.silent) as bar:
-            return paint(pipeline, image, self.edits, config, size=size, reconstruct=first, progress=bar)
+            return paint(pipeline, image, self.edits, config, size=size, reconstruct=first, progress=bar, graphs=graphs)
 
 
 def _trained_on(given: Sequence[WeightedInput]) -> str:

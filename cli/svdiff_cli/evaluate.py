@@ -11,7 +11,7 @@ import click
 from . import options
 from .devices import device, device_for
 from .printing import echo
-from .references import keep_apart, needs, open_deltas, open_reference, split_variant
+from .references import keep_apart, needs, open_deltas, open_to_paint, split_variant
 
 if TYPE_CHECKING:
     from svdiff_delta import Base
@@ -41,6 +41,7 @@ _folder: Any = click.Path(path_type=Path)
 @click.option("--concept", multiple=True, metavar="NAME=FOLDER", help="Know NAME by these pictures, not by its word.")
 @click.option("--skip-bad", is_flag=True, help="Go on without pictures that cannot be read.")
 @device("evaluate")
+@options.no_cuda_graphs
 @options.output("The JSON to write.")
 @click.option("--plot", type=_folder, help="Also draw text and image alignment as this PNG.")
 @options.force
@@ -97,7 +98,7 @@ def _measure(base: str, given: dict[str, Any], *, quiet: bool) -> tuple[dict[str
 
     given = given | {"device": device_for("evaluate", given["device"])}
     opened, weights = open_deltas(given["deltas"])
-    model = open_reference(base)
+    model = open_to_paint(base)
     settings, candidates, prompts = find_candidates(model, opened, weights, given, quiet=quiet)
     questions = find_questions(model, given, prompts, quiet=quiet)
     if given["dry_run"]:

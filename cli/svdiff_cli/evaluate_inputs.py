@@ -43,7 +43,16 @@ def find_candidates(
 
     def painted() -> Iterable[Candidate]:
         with Bar("painting", quiet=quiet) as bar:
-            yield from paint_candidates(base, subjects, jobs, sampling, device=given["device"], progress=bar)
+            yield from paint_candidates(
+                base,
+                subjects,
+                jobs,
+                sampling,
+                device=given["device"],
+                progress=bar,
+                cuda_graphs=not given["no_cuda_graphs"],
+                say=None if quiet else say,
+            )
 
     return {"steps": sampling.steps, "guidance": sampling.guidance}, painted(), asked
 

@@ -17,12 +17,13 @@ from .devices import device, device_for
 from .image_inputs import all_prompts, all_seeds, check_painting, open_given, say_cut
 from .printing import echo, echo_json
 from .progress import Bar
-from .references import keep_apart, needs, open_reference
+from .references import keep_apart, needs, open_to_paint, say
 
 if TYPE_CHECKING:
     from svdiff_delta import Delta
     from svdiff_train.sampling.adapter_stack import Part
     from svdiff_train.sampling.gallery import Gallery
+    from svdiff_train.sampling.image_to_image import Initial
     from svdiff_train.sampling.sample import Sampling
 
 
@@ -35,18 +36,25 @@ if TYPE_CHECKING:
 @click.option("--seed", "given_seeds", multiple=True, type=options.SEED, help="One picture per seed [default: 0].")
 @click.option("--seeds", "seed_count", metavar="N", type=click.IntRange(1), help="Or the seeds 0 to N-1.")
 @options.steps
-@options.guidance
+@options.own_guidance
+@click.option("--true-cfg-scale", type=float, help="Classifier-free guidance beside a distilled one, as of Flux.1.")
 @options.scheduler
 @options.eta
 @options.size
 @options.batch_size
+@click.option("--init-image", type=click.Path(path_type=Path), help="Paint from this picture, or edit it.")
+@click.option("--mask-image", type=click.Path(path_type=Path), help="Fill in where this is white; of --init-image.")
+@click.option("--strength", type=click.FloatRange(0, 1, min_open=True), help="How much changes of it [default: 0.8].")
+@click.option("--num-frames", type=click.IntRange(1), help="Frames of each clip [default: the pipeline's].")
+@click.option("--fps", type=click.IntRange(1, 60), help="Frames in a second of a written clip [default: 16].")
 @click.option("--each", is_flag=True, help="A row for the base, and one for every delta alone.")
 @click.option("--geometry", metavar="DELTA", help="Style mixing: what gives --layers.")
 @click.option("--appearance", metavar="DELTA", help="Style mixing: what gives all other layers.")
 @click.option("--layers", metavar="SELECTOR", help="Of the geometry [default: (16,down,1)-(8,down,0), for SD 1.5].")
 @click.option("--separate", type=click.Path(path_type=Path), help="A folder for one PNG per picture, too.")
 @device("generate")
-@options.output("The PNG to write; a labelled sheet if there are several pictures.")
+@options.no_cuda_graphs
+@options.output("The PNG to write, a labelled sheet if there are several pictures; of clips, a GIF, MP4 or folder.")
 @options.force
 @options.as_json
 @options.quiet
@@ -75,17 +83,24 @@ class _Command:
     given_seeds: tuple[int, ...]
     seed_count: int | None
     steps: int
-    guidance: float
+    guidance: float | None
+    true_cfg_scale: float | None
     scheduler: str | None
     eta: float
     size: tuple[int, int] | None
     batch_size: int
+    init_image: Path | None
+    mask_image: Path | None
+    strength: float | None
+    num_frames: int | None
+    fps: int | None
     each: bool
     geometry: str | None
     appearance: str | None
     layers: str | None
     separate: Path | None
     device: str | None
+    no_cuda_graphs: bool
     output: Path
     force: bool
     as_json: bool
@@ -100,7 +115,7 @@ class _Command:
         """Check, paint, write, and say so."""
         from svdiff_delta._util.atomic import check_output
 
-        check_painting(self.output, overwrite=self.force)
+        check_painting(self.output, overwrite=self.force, also=(".gif",))
         if self.separate is not None:
             check_output(self.separate, overwrite=self.force, folder=True)
             self._check_places(self.separate)
@@ -109,8 +124,9 @@ class _Command:
         needs("diffusers", "train")
         prompts, seeds = all_prompts(self.given_prompts, self.prompt_file), all_seeds(self.given_seeds, self.seed_count)
         given, mixed = open_given(references), self._mixed()
-        model = open_reference(base)
-        keep_apart((self.output, self.separate), model, *references, self.geometry, self.appearance, self.prompt_file)
+        model = open_to_paint(base)
+        read = (self.geometry, self.appearance, self.prompt_file, self.init_image, self.mask_image)
+        keep_apart((self.output, self.separate), model, *references, *read)
         from svdiff_train.sampling.gallery import Plan
         from svdiff_train.sampling.pipelines import load_pipeline
         from svdiff_train.sampling.png import sampling_facts
@@ -119,16 +135,19 @@ class _Command:
         place = device_for("generate", self.device)
         sampling, pipeline = self._sampling(), load_pipeline(model, device=place)
         check_sampling(pipeline, sampling)
-        facts = sampling_facts(pipeline, model, sampling, prompts, seeds)
+        self._check_clips(pipeline, len(prompts) * len(seeds), several=self.each and bool(references))
+        start = self._initial(pipeline, sampling)
+        facts = sampling_facts(pipeline, model, sampling, prompts, seeds, strength=self.strength)
         cut = say_cut(pipeline, [*prompts, *filter(None, [self.negative_prompt])], quiet=self.silent)
         parts: dict[str, tuple[Part, float]] = {}
         for each in given:
             parts[_free(each.label, parts)] = each.part(model, quiet=self.silent), each.weight
         if mixed is not None:
             parts[_free("mixed", parts)] = mixed, 1.0
-        plan = Plan(parts, prompts, seeds, sampling, each=self.each)
+        plan = Plan(parts, prompts, seeds, sampling, each=self.each, init=start)
         with Bar("painting", quiet=self.silent) as bar:
-            gallery = plan.paint(pipeline, model, bar)
+            graphs, tell = not self.no_cuda_graphs, None if self.silent else say
+            gallery = plan.paint(pipeline, model, bar, cuda_graphs=graphs, say=tell)
         self._write(gallery, facts)
         self._tell(gallery, facts, cut)
 
@@ -161,12 +180,63 @@ class _Command:
             eta=self.eta,
             height=height,
             width=width,
+            true_cfg_scale=self.true_cfg_scale,
+            num_frames=self.num_frames,
+            strength=self.strength,
         )
+
+    def _initial(self, pipeline: Any, sampling: Sampling) -> Initial | None:
+        """Return what is painted from, if there is something that the pipeline can paint from."""
+        from svdiff_train.sampling.image_to_image import check_needed
+
+        if self.init_image is None:
+            for value, name in ((self.strength, "--strength"), (self.mask_image, "--mask-image")):
+                if value is not None:
+                    raise click.UsageError(f"{name} is of an initial picture: name it with --init-image.")
+            check_needed(pipeline)
+            return None
+        from svdiff_train.data.picture import open_image
+        from svdiff_train.sampling.image_to_image import Initial, image_to_image, initial
+        from svdiff_train.sampling.sample import size_unit
+
+        mask = None if self.mask_image is None else open_image(self.mask_image)
+        start = Initial(open_image(self.init_image), mask)
+        initial(image_to_image(pipeline), start, sampling, size_unit(pipeline))
+        return start
+
+    def _check_clips(self, pipeline: Any, count: int, *, several: bool) -> None:
+        """Refuse a name that cannot hold what the pipeline makes: clips, or pictures."""
+        from svdiff_delta.errors import InputError
+        from svdiff_train.sampling.clip_out import check_clip_path
+        from svdiff_train.sampling.sample import is_video
+
+        if not is_video(pipeline):
+            if self.fps is not None:
+                raise click.UsageError("--fps is of clips, and BASE paints pictures.")
+            check_painting(self.output, overwrite=self.force)
+            return
+        check_clip_path(self.output)
+        if self.separate is not None:
+            raise InputError("clips are separate already", fix="leave out --separate")
+        if (count > 1 or several) and self.output.suffix:
+            raise InputError(
+                f"{self.output}: several clips need a folder", fix=f"call it {self.output.with_suffix('')}"
+            )
 
     def _write(self, gallery: Gallery, facts: Mapping[str, Any]) -> None:
         from svdiff_delta._util.atomic import replace_folder
+        from svdiff_train.sampling.clip_out import FPS, gif_bytes, save_clip
         from svdiff_train.sampling.png import png_bytes, save_png
 
+        if gallery.clips:
+            fps, clips = self.fps or FPS, list(gallery.separate_clips(facts))
+            if len(clips) == 1:
+                save_clip(clips[0][1], self.output, clips[0][2], fps=fps, overwrite=self.force)
+                return
+            with replace_folder(self.output, overwrite=self.force) as folder:
+                for name, frames, own in clips:
+                    (folder / name).write_bytes(gif_bytes(frames, own, fps))
+            return
         if self.separate is not None:
             with replace_folder(self.separate, overwrite=self.force) as folder:
                 for name, image, own in gallery.separate(facts):
@@ -175,12 +245,13 @@ class _Command:
 
     def _tell(self, gallery: Gallery, facts: Mapping[str, Any], cut: Mapping[str, str]) -> None:
         count = len(gallery.images)
+        noun = "clip" if gallery.clips else "picture"
         if self.as_json:
             found: dict[str, Any] = {"output": str(self.output), "pictures": count, "rows": list(gallery.plan.rows)}
             found |= {"separate": None if self.separate is None else str(self.separate), "cut": dict(cut)}
             echo_json({**found, **gallery.facts(facts)})
         elif not self.quiet:
-            echo(f"wrote {self.output}: {counted(count, 'picture')}")
+            echo(f"wrote {self.output}: {counted(count, noun)}")
             if self.separate is not None:
                 echo(f"wrote {self.separate}: each of them")
 

@@ -88,7 +88,7 @@ def push(
     silent = quiet or as_json
     opened = load(delta)
     pictures = [_split_sample(sample, prompt or _trained(opened)) for sample in samples]
-    with _lora_copy(opened, lora, lora_rank, base, quiet=silent) as copy, _client(quiet=silent):
+    with _lora_copy(opened, lora, lora_rank, base, quiet=silent) as copy, hub_client(quiet=silent):
         done = run(
             opened,
             repository,
@@ -138,7 +138,7 @@ def pull(reference: str, output: Path | None, force: bool, dry_run: bool, as_jso
     from svdiff_delta.hub_client.reference import read_reference
     from svdiff_delta.io import take
 
-    with _client(quiet=quiet or as_json):
+    with hub_client(quiet=quiet or as_json):
         found = find_delta(read_reference(reference))
         if output is not None:
             check_output(output, overwrite=force)
@@ -220,7 +220,7 @@ def _left_out(names: Collection[str]) -> list[str]:
 
 
 @contextmanager
-def _client(*, quiet: bool) -> Iterator[None]:
+def hub_client(*, quiet: bool) -> Iterator[None]:
     """Let the Hub's own library show progress on a terminal only, and its warnings unless nothing is to be printed."""
     from huggingface_hub.utils import logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars

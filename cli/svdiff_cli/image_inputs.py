@@ -21,7 +21,7 @@ OTHERS: Final = frozenset({".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".
 """Ends of names that say that a picture is no PNG."""
 
 
-def check_painting(output: Path, *, overwrite: bool, allowed: str = ".png") -> None:
+def check_painting(output: Path, *, overwrite: bool, allowed: str = ".png", also: tuple[str, ...] = ()) -> None:
     """Refuse early what writing a picture would refuse late, and a name that says another format than it is written in.
 
     Raises:
@@ -31,9 +31,9 @@ def check_painting(output: Path, *, overwrite: bool, allowed: str = ".png") -> N
     from svdiff_delta._util.atomic import check_output
     from svdiff_delta.errors import InputError
 
-    check_output(output, overwrite=overwrite, folder=False)
+    check_output(output, overwrite=overwrite, folder=None if also and not output.suffix else False)
     suffix = output.suffix.lower()
-    if suffix in OTHERS and suffix != allowed:
+    if suffix in OTHERS and suffix not in (allowed, *also):
         raise InputError(f"{output}: pictures are written as PNG", fix=f"call it {output.with_suffix('.png')}")
 
 

@@ -81,6 +81,7 @@ def lineage(delta: str, as_json: bool) -> None:
     help="Also do again what its lineage says, from inputs in DIR, and compare the bytes.",
 )
 @options.as_json
+@options.single_files
 @options.quiet
 def verify(delta: str, base: str | None, folder: Path | None, as_json: bool, quiet: bool) -> None:
     """Check a delta file.

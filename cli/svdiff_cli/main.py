@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,13 +18,10 @@ from .devices import told
 from .printing import abandon, echo, prepare_streams, telling_warnings
 from .progress import first_process
 from .signals import Ended, raised
+from .threads import wait_quietly
 from .wording import spelled
 
 INTERRUPTED = 130
-
-WAITING: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""What says how threads of OpenMP wait: of any of its libraries, of GNU's, of LLVM's and Intel's."""
-
 
 COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "inspect": ("info", "verify", "lineage"),
@@ -37,6 +33,7 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "bake": ("bake",),
     "convert": ("convert", "rebase"),
     "hub": ("push", "pull"),
+    "what": ("what", "find"),
     "train": ("train",),
     "generate": ("generate",),
     "evaluate": ("evaluate",),
@@ -123,15 +120,6 @@ def tell_refusal(error: OSError | UnicodeEncodeError) -> None:
         line = refusal("the output", error, "written")
     with suppress(OSError):
         echo(f"error: {line}", err=True)
-
-
-def wait_quietly() -> None:
-    """Let threads that wait for others sleep, unless the user says how they wait; of use before torch is loaded.
-
-    Threads that wait in a loop take the cores from those they wait for, wherever anything else runs.
-    """
-    if not any(name in os.environ for name in WAITING):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 @click.group(cls=ErrorHandling, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

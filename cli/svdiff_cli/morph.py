@@ -13,7 +13,7 @@ from . import devices, options
 from .image_inputs import check_painting, open_given, say_cut
 from .printing import echo, echo_json
 from .progress import Bar
-from .references import keep_apart, needs, open_reference
+from .references import keep_apart, needs, open_to_paint, say
 
 GIF = ".gif"
 
@@ -31,6 +31,7 @@ GIF = ".gif"
 @options.scheduler
 @options.size
 @devices.device("morph")
+@options.no_cuda_graphs
 @options.output("The strip to write, as PNG; an animation if it ends in .gif.")
 @options.force
 @options.as_json
@@ -48,6 +49,7 @@ def morph(
     scheduler: str | None,
     size: tuple[int, int] | None,
     device: str | None,
+    no_cuda_graphs: bool,
     output: Path,
     force: bool,
     as_json: bool,
@@ -68,9 +70,10 @@ def morph(
     given = open_given([a, b])
     if any(each.weight != 1 for each in given):
         raise InputError("morph takes no weights: α is the weight", fix="scale a delta with `svdiff scale` first")
-    model = open_reference(base)
+    model = open_to_paint(base)
     keep_apart(output, model, a, b)
     from svdiff_train.sampling.adapter_stack import part_facts
+    from svdiff_train.sampling.graphed_denoiser import GraphedDenoiser
     from svdiff_train.sampling.morph import gif_bytes, strip
     from svdiff_train.sampling.morph import morph as paint
     from svdiff_train.sampling.pipelines import load_pipeline
@@ -91,8 +94,20 @@ def morph(
     facts = sampling_facts(pipeline, model, sampling, [prompt], [seed])
     cut = say_cut(pipeline, [prompt], quiet=silent)
     first, second = (each.part(model, quiet=silent) for each in given)
+    graphs = None if no_cuda_graphs else GraphedDenoiser(pipeline, say=None if silent else say)
     with Bar("painting", quiet=silent) as bar:
-        frames = paint(pipeline, model, first, second, prompt, seed=seed, count=count, sampling=sampling, progress=bar)
+        frames = paint(
+            pipeline,
+            model,
+            first,
+            second,
+            prompt,
+            seed=seed,
+            count=count,
+            sampling=sampling,
+            progress=bar,
+            graphs=graphs,
+        )
     image = frames[0].image
     facts |= {
         "deltas": [part_facts(first, 1.0), part_facts(second, 1.0)],

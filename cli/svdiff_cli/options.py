@@ -59,6 +59,30 @@ allow_missing = click.option(
 )
 
 
+def _kept(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Keep a value for `references.open_reference`, which opens every BASE of the command."""
+    context.meta[f"svdiff_cli.{parameter.name}"] = value
+
+
+def single_files(command: Command) -> Command:
+    """Add the options that say how a BASE is read that is a single file."""
+    config = click.option(
+        "--base-config",
+        metavar="CONFIG",
+        expose_value=False,
+        callback=_kept,
+        help="Where the configuration of a BASE is that is a single file: a folder, or owner/repo on the Hub.",
+    )
+    dequantize = click.option(
+        "--dequantize",
+        is_flag=True,
+        expose_value=False,
+        callback=_kept,
+        help="Read a BASE that is a quantized single file (GGUF, fp8) as float32 numbers.",
+    )
+    return config(dequantize(command))
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Return width and height of WIDTHxHEIGHT; raise BadParameter if it is written otherwise."""
     sides = text.lower().split("x")
@@ -71,6 +95,12 @@ SEED = click.IntRange(0, 2**53 - 1)
 
 steps = click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Denoising steps.")
 guidance = click.option("--guidance", default=7.5, show_default=True, help="Classifier-free guidance scale.")
+own_guidance = click.option(
+    "--guidance",
+    type=float,
+    help="Guidance scale, classifier-free or distilled as BASE has it "
+    "[default: 7.5 of Stable Diffusion and Flux.1, else the pipeline's own].",
+)
 negative_prompt = click.option("--negative-prompt", help="What not to paint.")
 eta = click.option(
     "--eta", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="η of DDIM: 0 adds no noise on the way."
@@ -78,6 +108,9 @@ eta = click.option(
 size = click.option("--size", type=parse_size, metavar="WxH", help="Of each picture, in pixels [default: the model's].")
 batch_size = click.option(
     "--batch-size", default=4, show_default=True, type=click.IntRange(1), help="Pictures painted at a time."
+)
+no_cuda_graphs = click.option(
+    "--no-cuda-graphs", is_flag=True, help="Launch every operation of the denoiser by itself on a GPU."
 )
 scheduler = click.option(
     "--scheduler", metavar="NAME", help="A scheduler of diffusers, such as EulerDiscrete [default: DDIM]."

@@ -8,9 +8,12 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from svdiff_delta.errors import InputError
 
 from .printing import echo
+from .threads import compute_on_one
 from .wording import spelled
 
 if TYPE_CHECKING:
@@ -81,7 +84,18 @@ def open_reference(reference: str, component: str | None = None, variant: str | 
 
     if variant is None:
         reference, variant = split_variant(reference)
-    return open_base(reference, component=component, variant=variant)
+    context = click.get_current_context(silent=True)
+    kept = {} if context is None else context.meta
+    config, dequantize = kept.get("svdiff_cli.base_config"), bool(kept.get("svdiff_cli.dequantize"))
+    return open_base(reference, component=component, variant=variant, config=config, dequantize=dequantize)
+
+
+def open_to_paint(reference: str) -> Base:
+    """Open a BASE whose model is going to run: the embedded one computes on one thread, as it is fastest."""
+    opened = open_reference(reference)
+    if reference == TINY and not Path(reference).exists():
+        compute_on_one()
+    return opened
 
 
 def split_variant(reference: str) -> tuple[str, str | None]:

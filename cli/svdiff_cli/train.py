@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from svdiff_delta._text.printable import counted
-from svdiff_delta.errors import OutputError
+from svdiff_delta.errors import InputError, OutputError
 
 from . import devices, options
+from .known_pipelines import listed
 from .printing import echo, echo_json
 from .progress import Bar, first_process
-from .references import keep_apart, needs, open_reference, say
+from .references import keep_apart, needs, open_to_paint, say
 from .signals import SIGNALLED
+from .train_push import MINE, PushAfter, painted
 
 if TYPE_CHECKING:
     from svdiff_delta.base_model.base import Base
+    from svdiff_train.sampling.image_to_image import Initial
     from svdiff_train.settings.config import TrainConfig
     from svdiff_train.training.callbacks import Report, Watch
     from svdiff_train.training.loop import Keeping, Outcome
@@ -109,7 +112,17 @@ SETTINGS = (
     Setting("max_grad_norm", float, "Gradients are clipped to it.", "1.0"),
     Setting("prior_weight", float, "λ of Eq. 3.", "1.0"),
     Setting("class_images", click.IntRange(1), "Pictures of the class to paint.", "200"),
-    Setting("snr_gamma", float, "γ of min-SNR weighting; 5 is usual.", "none"),
+    Setting("snr_gamma", float, "γ of min-SNR weighting, of diffusion; 5 is usual.", "none"),
+    Setting(
+        "weighting_scheme",
+        click.Choice(["none", "sigma_sqrt", "logit_normal", "mode", "cosmap"]),
+        "How flow matching draws timesteps and weights the loss, by diffusers' names.",
+        "the family's own: none, of SD 3 logit_normal",
+    ),
+    Setting("logit_mean", float, "Of logit_normal.", "0"),
+    Setting("logit_std", float, "Of logit_normal.", "1"),
+    Setting("mode_scale", float, "Of mode.", "1.29"),
+    Setting("num_frames", click.IntRange(1), "Frames of each clip, for video models.", "the pipeline's"),
     Setting("seed", click.IntRange(0, 2**53 - 1), "Of all draws.", "0"),
     Setting("resolution", click.IntRange(8), "Side of the pictures in pixels.", "the model's"),
     Setting("crop", click.Choice(["center", "random"]), "Where pictures are cut to size.", "center"),
@@ -117,10 +130,20 @@ SETTINGS = (
     Setting("buckets", bool, "Let pictures keep about their own shape."),
     Setting("mixed_precision", click.Choice(["no", "fp16", "bf16"]), "What the model computes in.", "no"),
     Setting("gradient_checkpointing", bool, "Save memory, and compute twice."),
+    Setting(
+        "quantization",
+        click.Choice(["no", "nf4", "int8", "float8", "qint8", "qint4", "qfloat8"]),
+        "What the denoiser's frozen weights are stored in: by bitsandbytes, torchao (int8, float8) or quanto.",
+        "no",
+    ),
+    Setting("cache_latents", bool, "Encode all pictures first, keep that on disk, and let the autoencoder go."),
+    Setting("pre_compute_text_embeddings", bool, "The same for prompts and the text encoders."),
     Setting("compile", bool, "Run the denoiser through torch.compile."),
     Setting("train_rank", click.IntRange(1), "Shift only so many largest singular values of each weight.", "all"),
     Setting("revive", bool, "Let shifts below −σ come back (projected gradient)."),
     Setting("lora_rank", click.IntRange(1), "Rank of LoRA.", "4"),
+    Setting("use_ema", bool, "Give the running mean of the steps, not what the last one left."),
+    Setting("ema_decay", float, "What that mean keeps of itself at a step, at most.", "0.9999"),
     Setting(
         "concepts",
         str,
@@ -157,6 +180,12 @@ SETTINGS = (
         "0",
     ),
     Setting(
+        "unmix_maps",
+        click.Choice(["attention", "share"]),
+        "What is kept small: that attention itself, or its share of all that the token gets.",
+        "attention",
+    ),
+    Setting(
         "unmix_layers",
         str,
         "Which cross-attention that is, by glob or part of the name; may be given several times.",
@@ -187,7 +216,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+@click.command(epilog=f"BASE is a pipeline of one of these families: {listed()}.")
 @click.argument("base", metavar="BASE", required=False)
 @click.argument("images", metavar="[IMAGES]", required=False)
 @click.option("--config", "run_file", type=click.Path(path_type=Path), help="A run file; options given here win.")
@@ -199,11 +228,36 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--keep-every", type=click.IntRange(1), help="Steps between results that all stay, to choose from.")
 @click.option("--class-folder", type=click.Path(path_type=Path), help="Pictures of the class [default: in RUN-FOLDER].")
 @click.option("--validate", "validation_prompts", multiple=True, help="Paint this on the way; may be repeated.")
+@click.option("--validate-image", type=click.Path(path_type=Path), help="Paint that from this picture, or edit it.")
+@click.option("--validate-mask", type=click.Path(path_type=Path), help="Fill in where this is white.")
 @click.option("--validate-every", default=100, show_default=True, type=click.IntRange(1), help="Steps between.")
+@click.option(
+    "--push-to-hub",
+    "push",
+    is_flag=False,
+    flag_value=MINE,
+    metavar="[OWNER/REPO]",
+    help="Push the delta in the end, with a card and pictures. Without a name, as your repository called like OUTPUT; "
+    "write it last then.",
+)
+@click.option("--license", "licence", metavar="ID", help="Of what is pushed [default: that of the base's card].")
 @click.option("--tracker", "trackers", multiple=True, help="Such as tensorboard; may be repeated.")
+@click.option(
+    "--output-cache",
+    type=click.Path(path_type=Path),
+    help="Where what encoders gave is kept [default: outputs in SVDIFF_HOME].",
+)
+@click.option(
+    "--output-cache-size",
+    default=20.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Gigabytes of that; what was not used for longest goes first.",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
 @devices.device("train")
-@click.option("--no-cuda-graphs", is_flag=True, help="Launch every operation of a step by itself on a GPU.")
+@click.option("--no-cuda-graphs", is_flag=True, help="Launch every operation by itself on a GPU.")
+@click.option("--fsdp", is_flag=True, help="Share out the denoiser's frozen weights over the processes (FSDP).")
 @options.output("The delta file to write; a folder for the other methods.")
 @options.title
 @options.dry_run
@@ -275,11 +329,18 @@ class _Command:
     keep_every: int | None
     class_folder: Path | None
     validation_prompts: tuple[str, ...]
+    validate_image: Path | None
+    validate_mask: Path | None
     validate_every: int
+    push: str | None
+    licence: str | None
     trackers: tuple[str, ...]
+    output_cache: Path | None
+    output_cache_size: float
     skip_bad: bool
     device: str | None
     no_cuda_graphs: bool
+    fsdp: bool
     title: str | None
     dry_run: bool
     force: bool
@@ -297,9 +358,11 @@ class _Command:
         return self.output.with_suffix(".toml")
 
     def check(self) -> None:
-        """Refuse what would fail after hours."""
+        """Refuse what would fail after hours, or has no meaning."""
         from svdiff_delta._util.atomic import check_output
 
+        if self.licence is not None and self.push is None:
+            raise InputError("--license is of what is pushed", fix="give --push-to-hub too, or leave it out")
         overwrite = self.force or self.resume
         check_output(self.output, overwrite=overwrite)
         check_output(self.run_file, overwrite=overwrite)
@@ -324,6 +387,11 @@ class _Command:
                         fix="choose another folder",
                     )
 
+    @property
+    def pushing(self) -> PushAfter | None:
+        """The push in the end, if one was asked for."""
+        return None if self.push is None else PushAfter(self.push, self.output, self.licence)
+
     def keeping(self) -> Keeping:
         """Return what is kept on the way."""
         from svdiff_train.training.loop import Keeping
@@ -336,27 +404,54 @@ class _Command:
             resume=self.resume,
         )
 
-    def validation(self) -> Validation | None:
-        """Return what is painted on the way."""
+    def shown(self, config: TrainConfig) -> tuple[str, ...]:
+        """Return the prompts that are painted: those that were given, or what a card is to show."""
+        learned = tuple(concept.prompt for concept in config.subjects())
+        return self.validation_prompts or (learned if self.push is not None else ())
+
+    def validation(self, config: TrainConfig) -> Validation | None:
+        """Return what is painted on the way, for a card alone only in the end.
+
+        Pictures have the model's own size, clips that which is trained.
+        """
+        from svdiff_train.sampling.sample import Sampling
         from svdiff_train.training.validation import Validation
 
-        if not self.validation_prompts:
+        if not (prompts := self.shown(config)):
             return None
-        return Validation(prompts=self.validation_prompts, every=self.validate_every)
+        side = config.resolution if config.num_frames is not None else None
+        sampling = Sampling(steps=30, guidance=None, num_frames=config.num_frames, height=side, width=side)
+        every = self.validate_every if self.validation_prompts else config.steps
+        return Validation(prompts=prompts, every=every, sampling=sampling, init=self._initial())
+
+    def _initial(self) -> Initial | None:
+        """Return what is painted from on the way."""
+        if self.validate_image is None:
+            if self.validate_mask is not None:
+                raise click.UsageError("--validate-mask is of a picture: name it with --validate-image.")
+            return None
+        from svdiff_train.data.picture import open_image
+        from svdiff_train.sampling.image_to_image import Initial
+
+        mask = None if self.validate_mask is None else open_image(self.validate_mask)
+        return Initial(open_image(self.validate_image), mask)
 
     def run(self, base: str, images: Path | None, config: TrainConfig) -> None:
         """Train, write the result and its run file, and say so."""
+        from svdiff_train.memory.output_cache import OutputCache
         from svdiff_train.settings.base_advice import settle
         from svdiff_train.training.loop import plan, train
 
-        model = open_reference(base)
+        model = open_to_paint(base)
         config = settle(config, model)
         self.keep_apart(model, images, config)
+        if self.pushing is not None:
+            self.pushing.check(model, config)
         if self.dry_run:
             if self.device is not None:
                 devices.device_for("train", self.device)
             if first_process():
-                self.tell(plan(model, images, config, skip_bad=self.skip_bad))
+                self.tell(plan(model, images, config, skip_bad=self.skip_bad, device=self.device))
             return
         silent = self.quiet or self.as_json or not first_process()
         with Bar("loading", quiet=silent) as bar:
@@ -366,12 +461,14 @@ class _Command:
                 config,
                 watch=watch_with(bar, None if silent else say),
                 keeping=self.keeping(),
-                validation=self.validation(),
+                validation=self.validation(config),
                 class_folder=self.class_folder or self.folder / "class",
                 trackers=self.trackers,
                 skip_bad=self.skip_bad,
                 device=self.device,
                 cuda_graphs=not self.no_cuda_graphs,
+                outputs=OutputCache(self.output_cache, output_cache_size=self.output_cache_size),
+                fsdp=self.fsdp,
             )
         if outcome.main_process:
             self.write(outcome, base, images, config)
@@ -390,14 +487,28 @@ class _Command:
         size = sum(path.stat().st_size for path in files)
         if self.as_json:
             facts = {"output": str(self.output), "steps": outcome.steps, "bytes": size, "loss": outcome.loss}
-            echo_json({**facts, "interrupted": outcome.interrupted, "run": str(self.folder)})
-        elif outcome.interrupted:
+            pushed = self.send(outcome, config)
+            echo_json({**facts, "interrupted": outcome.interrupted, "run": str(self.folder), **pushed})
+            return
+        if outcome.interrupted:
             say(
                 f"interrupted: saved the state after {counted(outcome.steps, 'step')} to {self.output}; "
                 f"the same command with --resume goes on"
             )
         elif not self.quiet:
             echo(f"wrote {self.output}: {counted(outcome.steps, 'step')}, {size:,} bytes")
+        found = self.send(outcome, config)
+        if found and not self.quiet:
+            echo(f"pushed to {found['repository']}: see {found['url']}")
+
+    def send(self, outcome: Outcome, config: TrainConfig) -> dict[str, Any]:
+        """Push the result if that was asked for and the run went to its end; return where to."""
+        if self.pushing is None or outcome.interrupted:
+            return {}
+        done = self.pushing.push(
+            painted(self.folder, self.shown(config), outcome.steps), quiet=self.quiet or self.as_json
+        )
+        return {"repository": done.repository, "revision": done.revision, "url": done.url}
 
     def tell(self, facts: dict[str, Any]) -> None:
         """Print what a run would do."""
@@ -405,7 +516,8 @@ class _Command:
             echo_json(facts)
         elif not self.quiet:
             for key, value in facts.items():
-                echo(f"{key.replace('_', ' ')}: {value}")
+                for line in value["lines"] if key == "memory" else [f"{key.replace('_', ' ')}: {value}"]:
+                    echo(line)
 
 
 def watch_with(bar: Bar, tell: Callable[[str], None] | None = None) -> Watch:
@@ -427,6 +539,7 @@ def watch_with(bar: Bar, tell: Callable[[str], None] | None = None) -> Watch:
     return Watch(
         basis=lambda done, total: bar(done, total, label="computing bases"),
         class_images=lambda done, total: bar(done, total, label="painting the class"),
+        encoded=lambda done, total: bar(done, total, label="encoding pictures"),
         step=step,
         say=tell,
     )

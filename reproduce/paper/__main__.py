@@ -1,18 +1,16 @@
-"""`python -m reproduce.paper`: measure what is not measured yet, and write the report."""
+"""`python -m reproduce.paper`: play the plan from where it stands, and write the report."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 
-from svdiff_delta._util.ticker import Ticker
-
+from .carry_out import carry_out
 from .lab import base_digest
-from .measure import measure
-from .plan import all_cells, quick_cells, search_cells, trainings
+from .planner import paper_plan
+from .quick import quick_plan
 from .report import write_report
 
 
@@ -30,32 +28,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("paper-out"), help="folder of trainings, which may be deleted"
     )
-    parser.add_argument("--quick", action="store_true", help="one subject and one seed, in a report of its own")
-    parser.add_argument("--search", action="store_true", help="measure what recipes are chosen by, no experiment")
+    parser.add_argument("--quick", action="store_true", help="a few small claims, in a report of its own")
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
-    parser.add_argument("--minutes", type=float, help="begin no cell after so many minutes")
-    parser.add_argument("--only", help="letters of experiments, such as ab")
-    parser.add_argument("--base", help="fingerprint of a former embedded base: report what was measured on it, no more")
+    parser.add_argument("--minutes", type=float, help="begin no cell after so many minutes; 0 only writes the report")
     args = parser.parse_args(argv)
-    cells = quick_cells() if args.quick else all_cells()
-    if args.base is not None:
-        print(f"wrote {write_report(args.out, cells, args.base, search_cells())}")
-        return
-    base = base_digest()
-    wanted = search_cells() if args.search else cells
-    chosen = [cell for cell in wanted if args.only is None or cell.experiment in args.only]
-    missing = [cell for cell in chosen if cell.known(args.out, base) is None]
-    say(f"{len(missing)} of {len(chosen)} cells to measure, {trainings(missing)} trainings")
-    limit = None if args.minutes is None else args.minutes * 60
-    with Ticker("measuring") as ticker:
-        ended = count(1)
-
-        def tell(line: str) -> None:
-            say(line)
-            ticker.tell(next(ended), len(missing))
-
-        measure(missing, args.work, args.out, base, args.jobs, limit, tell)
-    print(f"wrote {write_report(args.out, cells, base, search_cells())}")
+    plan = quick_plan() if args.quick else paper_plan()
+    if args.minutes != 0:
+        carry_out(plan, args.work, args.out, base_digest(), args.jobs, args.minutes, say)
+    print(f"wrote {write_report(args.out, plan, base_digest())}")
 
 
 if __name__ == "__main__":

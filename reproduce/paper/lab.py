@@ -53,7 +53,7 @@ class Trained:
 
     Attributes:
         recipe: what was trained.
-        results: after half of the steps, and after all of them.
+        results: after half of the steps, where the better one is measured, and after all of them.
         seconds: what it took, the base being loaded and bases computed.
         size: bytes of what is particular to the last result.
     """
@@ -91,7 +91,7 @@ class Lab:
         record = folder / "record.json"
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):  # two cells may need the same
-            if not record.exists():
+            if not record.exists() or not (folder / "steps").exists():
                 self._train(recipe, folder)
         known = json.loads(record.read_bytes())
         results = tuple(sorted((folder / "steps").iterdir()))
@@ -102,7 +102,8 @@ class Lab:
         if recipe.method == "svdiff":
             self._warm(recipe)
         begun = time.perf_counter()
-        keeping = Keeping(folder=folder, every=recipe.steps, newest=1, results_every=recipe.steps // 2)
+        every = recipe.steps // 2 if recipe.best_of_two else recipe.steps
+        keeping = Keeping(folder=folder, every=recipe.steps, newest=1, results_every=every)
         config = recipe.config()
         with self._images(recipe) as images:
             train(self.base, images, config, cache=self.cache, keeping=keeping, class_folder=self._classes(config))

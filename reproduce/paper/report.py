@@ -1,86 +1,167 @@
-"""`paper.md`: every claim of the paper beside what was measured, then each experiment."""
+"""`paper.md` and its pages: every claim of the paper beside what was measured, then each experiment."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, get_args
 
-from svdiff_delta._util.atomic import replace_file
-
 from .cell import Cell
-from .claim import Verdict, table
-from .lab import base_digest
-from .plan import trainings
-from .sections.edits import edits
-from .sections.pairs import pairs
-from .sections.results import Results
-from .sections.search import search
-from .sections.shifts import combined, correlation, styles
-from .sections.single import singles, subsets, sweeps
+from .claims.verdict import Judged, Verdict
+from .found import Found
+from .pages.claim_section import claim_section, summary
+from .pages.plan import write_plan
+from .pages.search import detector, search
+from .pages.tables import TABLES
+from .pages.text import mean_shown, table, write_page
+from .planner import Plan, Progress, all_cells, play
+from .plots import overview
 
-NAME: Final = "paper.md"
-SECTIONS: Final = (singles, pairs, edits, subsets, combined, styles, correlation, sweeps, search)
+TITLES: Final = {
+    "a": "Single subjects", "b": "Several subjects in one picture", "c": "Edits of a single picture",
+    "d": "Subsets of parameters", "e": "Sums and interpolations", "f": "Style mixing", "g": "Correlation",
+    "h": "Ranks and scales",
+}  # fmt: skip
+
 INTRODUCTION: Final = """\
 # The paper's claims on the embedded base
 
-All cells below belong to one base, that with the fingerprint `{base}`: {which}.
+SVDiff (Han et al., ICCV 2023) makes its claims on Stable Diffusion. This report trains and measures its experiments on
+the embedded base, a Stable Diffusion of 10 million weights that knows 150 emoji, so that anyone can repeat them on two
+CPU cores: `make paper`. What agrees here agrees at this scale; what differs here may hold at the paper's. Pictures are
+judged by the base's own CLIP and by plain pixels, not by people.
 
-SVDiff (Han et al., ICCV 2023) makes its claims on Stable Diffusion. This report trains and measures all of its
-experiments on the embedded base, a Stable Diffusion of 10 million weights that knows 150 emoji, so that anyone can
-repeat them on two CPU cores: `make paper`. What agrees here agrees at this scale; what differs here may hold at the
-paper's. Measures were fixed before the runs. Learning rates were chosen on two other subjects, by the same rule for
-every method (i). Pictures are judged by the base's own CLIP and by plain pixels, not by people.
-
-A claim *agrees* where the 95 % interval of what was measured lies on its side, *differs* where it lies on the other,
-and is *undecided* where it holds both.
+Measures, margins, pairing and looks stood in [the plan](plan.md) before the cells were run. A claim *agrees* or
+*differs* by an interval that holds at all looks together; it is *undecided* where no look decided it.
 """
 
-SHIPPED: Final = "the one that ships with this version"
-FORMER: Final = (
-    "a former embedded base, which this version no longer ships (its own: `{shipped}`). Verdicts and recipes hold for "
-    "that one until `make paper` has run again"
-)
 
+def write_report(out: Path, plan: Plan, base: str) -> Path:
+    """Write the plan, the report and its pages from the cells in a folder; the same cells give the same bytes.
 
-def write_report(folder: Path, cells: Sequence[Cell], base: str, searched: Sequence[Cell] = ()) -> Path:
-    """Write the report from the numbers of cells in a folder, and return its path; the same numbers give the same text.
+    Times stand in `times.md` alone.
 
     Args:
-        folder: holds `cells` and `pictures`.
-        cells: every cell that belongs to the report.
-        base: the base's digest; numbers of another are not used.
-        searched: the cells that recipes were chosen by.
+        out: holds `cells`, `pictures` and, of other bases, `former`.
+        plan: what is asked for.
+        base: the base's fingerprint; numbers of another are named and not used.
+
+    Returns:
+        The path of the report.
     """
-    known = {(cell.experiment, cell.name): cell.known(folder, base) for cell in (*cells, *searched)}
-    results = Results({key: numbers for key, numbers in known.items() if numbers is not None}, folder / "pictures")
-    measured = sum((cell.experiment, cell.name) in results.found for cell in cells)
-    sections = [section(results) for section in SECTIONS]
-    claims = [claim for section in sections for claim in section.claims]
-    counted = Counter(claim.verdict for claim in claims)
+    find = Found(out, base)
+    progress = play(plan, find)
+    cells = list(all_cells(plan, progress.choices).values())
+    claims = progress.judged(find)
+    write_plan(plan, out)
+    _write_pages(out, plan, progress, claims, cells, find)
+    overview(claims, out / "plots" / "overview.png")
+    write_page(out / "times.md", _times(cells, find))
+    return write_page(out / "paper.md", _front(out, plan, progress, claims, cells, find))
+
+
+def _write_pages(
+    out: Path, plan: Plan, progress: Progress, claims: Sequence[Judged], cells: Sequence[Cell], find: Found
+) -> None:
+    for letter, title in TITLES.items():
+        own = [one for one in claims if one.claim.letter == letter]
+        if not own:
+            continue
+        lines = [f"# ({letter}) {title}", "", "[All claims](../paper.md)", ""]
+        lines += TABLES[letter](cells, find, out) if letter in TABLES else []
+        for one in own:
+            lines += claim_section(one, out, find)
+        write_page(out / "pages" / f"{letter}.md", lines)
+    if plan.stages:
+        write_page(out / "pages" / "i.md", search(plan, progress, find, out))
+    if plan.check is not None:
+        write_page(out / "pages" / "s.md", detector(plan, progress, find, out))
+
+
+def _front(
+    out: Path, plan: Plan, progress: Progress, claims: Sequence[Judged], cells: Sequence[Cell], find: Found
+) -> list[str]:
+    counted = Counter(one.verdict for one in claims)
     verdicts = ", ".join(f"{counted[verdict]} {verdict}" for verdict in get_args(Verdict) if counted[verdict])
+    rows = [
+        [one.claim.where, one.claim.says, summary(one), f"**{one.verdict}**",
+         f"[({one.claim.letter})](pages/{one.claim.letter}.md#{one.claim.name})"]
+        for one in claims
+    ]  # fmt: skip
+    lines = [*INTRODUCTION.splitlines(), "", f"Of {len(claims)} claims: {verdicts}.", ""]
+    lines += table(["section", "the paper's claim", "measured here", "verdict", "more"], rows)
+    if (out / "plots" / "overview.png").exists() and any(one.parts for one in claims):
+        lines += ["![all claims, in margins of equality](plots/overview.png)", ""]
+    return [*lines, "## How far it is", "", *_status(out, plan, progress, cells, find)]
+
+
+def _status(out: Path, plan: Plan, progress: Progress, cells: Sequence[Cell], find: Found) -> list[str]:
+    done = sum(find(cell) is not None for cell in cells)
     lines = [
-        INTRODUCTION.format(base=base, which=_which(base)),
-        f"{measured} of {len(cells)} cells are measured ({trainings(cells)} trainings in all).",
-        f"Of {len(claims)} claims: {verdicts}.",
-        "",
-        *table(
-            ["section", "the paper's claim", "measured here", "verdict"],
-            [[claim.where, claim.claim, claim.measured, f"**{claim.verdict}**"] for claim in claims],
-        ),
+        f"- Base: `{find.base}`, the one that ships with this version.",
+        f"- {done} cells are measured; the plan has asked for {len(progress.spent)} of {plan.budget} trainings.",
+        *_identity(cells, find),
+        f"- It goes on with: {progress.waiting.title}." if progress.waiting else "- The plan is at its end.",
     ]
-    for section in sections:
-        lines += ["", f"## {section.title}", *section.body]
-    path = folder / NAME
-    with replace_file(path, overwrite=True) as stream:
-        text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines).rstrip())  # one empty line after a text, whoever adds it
-        stream.write(f"{text}\n".encode())
-    return path
+    if progress.refused:
+        lines.append(f"- The budget did not suffice for another look at {', '.join(sorted(progress.refused))}.")
+    for name, groups in sorted(progress.dropped.items()):
+        lines.append(f"- {name}: not judged by {'; '.join(groups)}, which [the judge](pages/s.md) cannot tell apart.")
+    lines += [f"- {count} cells were measured on {device}." for device, count in find.elsewhere(cells).items()]
+    lines += [f"- Among the cells: {line}." for line in find.outside(cells)]
+    more = [("how recipes were chosen", "i"), ("what the judge tells apart", "s")]
+    lines += [f"- [{text[0].upper()}{text[1:]}](pages/{letter}.md)." for text, letter in more if _page(out, letter)]
+    return [*lines, "- [What it took](times.md).", *_former(out)]
 
 
-def _which(base: str) -> str:
-    """Return what the report says of the base that its cells belong to."""
-    shipped = base_digest()
-    return SHIPPED if base == shipped else FORMER.format(shipped=shipped)
+def _page(out: Path, letter: str) -> bool:
+    return (out / "pages" / f"{letter}.md").exists()
+
+
+def _identity(cells: Sequence[Cell], find: Found) -> list[str]:
+    """Return the identity that comparisons stand on: of SVDiff at its rate, and the best of any method and rate."""
+    own = _identities([cell for cell in cells if cell.experiment == "a" and "-svdiff-" in cell.name], find)
+    if not own:
+        return []
+    tried = [cell for cell in cells if cell.experiment == "i"]
+    groups: dict[str, list[Cell]] = {}
+    for cell in tried:
+        groups.setdefault(_rate_of(cell), []).append(cell)
+    best = max(
+        (sum(found) / len(found) for group in groups.values() if (found := _identities(group, find))), default=None
+    )
+    line = f"- Identity of SVDiff with λ = 1 at the searched rate: {mean_shown(own, within=(0.0, 1.0))} of its pictures"
+    return [line + ("." if best is None else f"; the best rate of any method reached {best:.3f} in the search.")]
+
+
+def _rate_of(cell: Cell) -> str:
+    return " ".join(f"{recipe.method} {recipe.rate:g}" for recipe in cell.recipes)
+
+
+def _identities(cells: Sequence[Cell], find: Found) -> list[float]:
+    return [float(numbers["identity"]) for cell in cells if (numbers := find(cell)) and "identity" in numbers]
+
+
+def _former(out: Path) -> list[str]:
+    """Return where reports of other bases lie, which are kept apart."""
+    return [
+        f"- On a former base, `{path.parent.name}`, by the measures of then: "
+        f"[its report](former/{path.parent.name}/paper.md)."
+        for path in sorted((out / "former").glob("*/paper.md"))
+    ]
+
+
+def _times(cells: Sequence[Cell], find: Found) -> list[str]:
+    rows = [
+        [letter, str(len(seconds)), f"{sum(seconds) / len(seconds):.0f}", f"{sum(seconds) / 3600:.2f}"]
+        for letter, seconds in sorted(find.seconds(cells).items())
+    ]
+    head = ["experiment", "cells", "seconds each", "hours of one core"]
+    return [
+        "# What it took",
+        "",
+        "Trainings included; a training that two cells need counts once.",
+        "",
+        *table(head, rows),
+    ]

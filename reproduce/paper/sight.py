@@ -50,17 +50,21 @@ class Sight:
         """Return unit vectors of texts (n, width)."""
         return np.asarray(self.clip.text_features(list(prompts)), np.float64)
 
+    def pictures(self, subject: Subject) -> list[Image.Image]:
+        """Return a subject's pictures."""
+        return [_open(path) for path in sorted(subject.folder.glob("*.png"))]
+
     def references(self, subject: Subject) -> Floats:
         """Return unit vectors of a subject's pictures."""
         if subject.name not in self._known:
-            self._known[subject.name] = self.seen([_open(path) for path in sorted(subject.folder.glob("*.png"))])
+            self._known[subject.name] = self.seen(self.pictures(subject))
         return self._known[subject.name]
 
     def small_references(self, subject: Subject) -> Floats:
         """Return unit vectors of a subject's pictures as they look in one half of a picture of two."""
         key = f"small {subject.name}"
         if key not in self._known:
-            self._known[key] = self.seen([_shrunk(_open(path)) for path in sorted(subject.folder.glob("*.png"))])
+            self._known[key] = self.seen([_shrunk(picture) for picture in self.pictures(subject)])
         return self._known[key]
 
     def text_alignment(self, pictures: Pictures, prompts: Sequence[str]) -> Floats:

@@ -29,9 +29,9 @@ class Subject:
         """Where its pictures are."""
         return pictures_path(self.name.replace(" ", "_"))
 
-    def phrase(self, noun: str | None = None) -> str:
+    def phrase(self, noun: str | None = None, token: str | None = None) -> str:
         """Return what prompts call it."""
-        return f"a {self.token} {noun or self.noun}"
+        return f"a {token or self.token} {noun or self.noun}"
 
 
 _ALL: Final = (
@@ -45,37 +45,51 @@ _ALL: Final = (
     Subject("hibiscus", "flower", "V8"),
     Subject("guide dog", "dog", "V9"),
     Subject("banjo", "guitar", "V10"),
+    Subject("racehorse", "horse", "V11"),
 )
 SUBJECTS: Final[Mapping[str, Subject]] = {subject.name: subject for subject in _ALL}
 
-SINGLES: Final = ("black cat", "police car", "polar bear", "pagoda", "hibiscus")
-"""The five subjects of single-subject generation."""
+SEARCHED: Final = ("banjo", "guide dog", "racehorse")
+"""The subjects on which recipes are searched; no experiment has them."""
 
-SEARCHED: Final = ("banjo", "guide dog")
-"""The subjects on which recipes are searched: no experiment has the first, and one interpolation alone the second."""
+SEARCHED_PAIR: Final = ("guide dog", "racehorse")
+"""Two of them, of similar class, that are learned together."""
 
-ABLATED: Final = ("black cat", "police car", "pagoda")
-"""The three subjects of ablations."""
+SINGLES: Final = tuple(name for name in SUBJECTS if name not in SEARCHED)
+"""The eight subjects of the experiments."""
 
-PAIRS: Final = (
+SIMILAR: Final = (
     ("black cat", "poodle"),
     ("polar bear", "white rabbit"),
     ("police car", "fire engine"),
-    ("black cat", "pagoda"),
+    ("poodle", "polar bear"),
+    ("white rabbit", "black cat"),
+    ("black cat", "polar bear"),
 )
-"""Pairs for Cut-Mix-Unmix: three of similar class, then one that is well separated."""
+"""Pairs of similar class, for Cut-Mix-Unmix: animals, and vehicles.
 
-SIMILAR: Final = PAIRS[:3]
+Not the poodle and the white rabbit: of the halves that show the one a fifth is taken for the other.
+"""
+
+APART: Final = (
+    ("black cat", "pagoda"),
+    ("polar bear", "fire engine"),
+    ("police car", "hibiscus"),
+    ("poodle", "pagoda"),
+    ("white rabbit", "police car"),
+    ("black cat", "hibiscus"),
+)
+"""Well separated pairs: each shares its first subject with that similar pair whose place it has."""
+
 TRIPLE: Final = ("black cat", "poodle", "pagoda")
 
-COMBINED: Final = (("black cat", "polar bear"), ("black cat", "police car"), ("pagoda", "hibiscus"))
-"""Pairs whose individually trained results are added."""
-
-THINGS: Final = ("black cat", "pagoda")
-"""Two classes that are learned as a "thing", to interpolate between."""
-
-WITHIN: Final = ("poodle", "guide dog")
-"""Two subjects of one class, to interpolate between."""
+ADDED: Final = (
+    ("black cat", "polar bear"),
+    ("poodle", "fire engine"),
+    ("police car", "pagoda"),
+    ("white rabbit", "hibiscus"),
+)
+"""Pairs whose individually trained results are added, or interpolated: every subject of the experiments once."""
 
 Check = Literal["ground", "removed", "replaced", "left", "right"]
 
@@ -110,16 +124,20 @@ class Scene:
         noun: the class of its subject.
         prompt: describes it.
         edits: what is asked for.
+        subject: whose first picture it is; None if it is one of those to edit.
     """
 
     name: str
     noun: str
     prompt: str
-    edits: tuple[Edit, ...]
+    edits: tuple[Edit, ...] = ()
+    subject: str | None = None
 
     @property
     def path(self) -> Path:
         """The picture."""
+        if self.subject is not None:
+            return min(SUBJECTS[self.subject].folder.glob("*.png"))
         return pictures_path("edits") / f"{self.name}.png"
 
     @property
@@ -155,4 +173,15 @@ SCENES: Final = (
     _alone("castle", "castle", "at sunset", "temple", "green", "right"),
     _two("car-tree", "car", "tree", "on a gray background", "cactus", "yellow"),
 )
-SCENE: Final[Mapping[str, Scene]] = {scene.name: scene for scene in SCENES}
+SEARCHED_SCENES: Final = tuple(
+    Scene(f"search-{name}".replace(" ", "-"), SUBJECTS[name].noun, f"a photo of a {SUBJECTS[name].noun}", subject=name)
+    for name in SEARCHED
+)
+"""Single pictures on which the recipes of edits are searched."""
+
+SCENE: Final[Mapping[str, Scene]] = {scene.name: scene for scene in (*SCENES, *SEARCHED_SCENES)}
+
+
+def slug(*names: str) -> str:
+    """Return names as a part of a file's name."""
+    return "+".join(names).replace(" ", "_")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from math import isfinite
-from pathlib import Path
 from typing import Any, Final
 
 import rfc8785
 
-from svdiff_delta.errors import DeltaError, FormatError, InputError, MetadataError
+from svdiff_delta.errors import DeltaError, FormatError, MetadataError
 
-from .limits import LINE, Limit
-from .reading import decode, read_bytes
+from .limits import Limit
 
 MAX_DEPTH: Final = 8
 MAX_INTEGER: Final = 2**53 - 1  # what every JSON reader can hold exactly
@@ -68,49 +65,6 @@ def check_nodes(text: bytes, what: str, limit: Limit, error: type[DeltaError]) -
 
     if nodes(text) > limit.nodes and nodes(_STRING.sub(b"", text)) > limit.nodes:
         raise error(f"{what}: has more than {limit.nodes:,} values", fix="split it, or name another file")
-
-
-def read_object(path: Path, limit: Limit, error: type[DeltaError] = InputError) -> dict[str, JSON]:
-    """Return the object in a JSON file that another program wrote: keys may stand twice, numbers be infinite.
-
-    Raises:
-        DeltaError: as `error`, if it cannot be read, is no JSON object, or is larger than `limit`; it names the file.
-    """
-    raw = read_bytes(path, limit.bytes, error)
-    check_nodes(raw, str(path), limit, error)
-    try:
-        found = json.loads(decode(raw, path, error))
-    except RecursionError:
-        raise error(f"{path}: is nested too deeply ({limit.depth} levels are allowed)") from None
-    except ValueError as cause:
-        raise error(f"{path}: is not valid JSON ({cause})") from None
-    if not isinstance(found, dict):
-        raise error(f"{path}: is not a JSON object")
-    if is_deeper(found, limit.depth):
-        raise error(f"{path}: is nested too deeply ({limit.depth} levels are allowed)")
-    return found
-
-
-def read_lines(path: Path, limit: Limit, fix: str) -> Iterator[tuple[int, JSON]]:
-    """Yield number and content of each line of a file with strict JSON on every line; empty lines count.
-
-    Raises:
-        InputError: it cannot be read, a line is no JSON or too long, or it is larger than `limit`; it names the line.
-    """
-    raw = read_bytes(path, limit.bytes)
-    decode(raw, path)
-    raw = raw.removeprefix(codecs.BOM_UTF8)
-    for number, line in enumerate(raw.split(b"\n"), 1):
-        where = f"{path}: line {number}"
-        if len(line) > LINE:
-            raise InputError(f"{where} has more than {LINE:,} bytes", fix=fix)
-        if not line.strip():
-            continue
-        check_nodes(line, where, limit, InputError)
-        try:
-            yield number, strict_json(line, where, MetadataError)
-        except MetadataError as error:
-            raise InputError(error.message, fix=fix) from None
 
 
 _TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[{}]', re.DOTALL)

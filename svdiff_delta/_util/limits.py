@@ -69,7 +69,9 @@ PIXELS_PER_BYTE: Final = 64
 MOST_PIXELS: Final = 2**27
 """Of any picture."""
 PICTURE: Final = 512 * MB
-"""Bytes of a picture's file."""
+"""Bytes of a picture's file, or of a clip's."""
+CLIP_FRAMES: Final = 10_000
+"""Frames of a clip."""
 LAYERS: Final = 10_000
 """Layers, blocks or experts that a configuration may ask for."""
 MODULES: Final = 100_000

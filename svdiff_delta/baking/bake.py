@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from svdiff_delta._util.atomic import replace_file, replace_folder
-from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import find_device, on_host
 from svdiff_delta.base_model.layout import is_index, read_json
 from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import InputError, OutputError, TensorError
-from svdiff_delta.format.container import ITEM_SIZE, header_bytes
+from svdiff_delta.format.container import header_bytes
 from svdiff_delta.format.dtypes import FLOATING, Dtype
+from svdiff_delta.format.entry import ITEM_SIZE
 from svdiff_delta.format.parameter import Parameter
+from svdiff_delta.format.stacked import Slice, slice_of
 from svdiff_delta.ops.totals import weighted_total
 from svdiff_delta.ops.weights import WeightedDelta
 from svdiff_delta.svd.cache import BasisCache
@@ -156,6 +158,8 @@ class _Writer:
         self.plan, self.verified, self.progress = plan, verified, progress
         self.done, self.total = 0, sum(item.bytes for item in plan.items)
         self.losses: dict[str, Loss] = {}
+        parts = ((slot, slice_of(key)) for slot, key in plan.keys)
+        self.stacks = {(slot, part.stack) for slot, part in parts if part is not None}
 
     def count(self, size: int) -> None:
         self.done += size
@@ -177,14 +181,52 @@ class _Writer:
     def weights(self, item: Item, stream: IO[bytes]) -> None:
         """Write a weight file in the order of the base's file; what is made is written while the next is made."""
         slot = item.slot or ""
+        if self.plan.base.components[slot].original is not None:
+            self.original(item, stream)
+            return
         layout, metadata, sizes = layout_of(self.plan.base.components[slot], item.source, self.plan.dtype)
         stream.write(header_bytes(layout, metadata, sizes))
         with WriteQueue(stream, self.count) as queue, Workers(queue) as workers:
-            for key, dtype, _ in layout:
-                if shifted := self.spectral(slot, key):
-                    workers.compute(partial(self.raw, slot, key, dtype), prod(shifted.shape))
+            for key, dtype, shape in layout:
+                for part in self.parts(slot, key, shape):
+                    if shifted := self.spectral(slot, part):
+                        workers.compute(partial(self.raw, slot, part, dtype), prod(shifted.shape))
+                    else:
+                        workers.pass_on(partial(self.raw, slot, part, dtype))
+
+    def parts(self, slot: str, key: str, shape: tuple[int, ...]) -> list[str]:
+        """Return the keys of what is read, computed and written at a time of a tensor.
+
+        That is the tensor, or each slice of one that experts are shifted of: their bytes stand one after another.
+        """
+        return [str(Slice(key, number)) for number in range(shape[0])] if (slot, key) in self.stacks else [key]
+
+    def original(self, item: Item, stream: IO[bytes]) -> None:
+        """Write a single file of another layout: every tensor of the base's file, with the weights that it holds."""
+        slot, held = item.slot or "", held_weights(self.plan.base, self.plan.keys)
+        layout, metadata, sizes = layout_of(self.plan.base.components[slot], item.source, self.plan.dtype)
+        stream.write(header_bytes(layout, metadata, sizes))
+        with WriteQueue(stream, self.count) as queue, Workers(queue) as workers:
+            for key, dtype, shape in layout:
+                if dtype in FLOATING and key in held:
+                    workers.compute(partial(self.merged, slot, key, dtype, held[key]), prod(shape))
                 else:
-                    workers.pass_on(partial(self.raw, slot, key, dtype))
+                    workers.pass_on(partial(self.stored, slot, key, dtype))
+
+    def stored(self, slot: str, key: str, dtype: str) -> Tensor:
+        """Return the bytes of a tensor of a single file that no δ changes."""
+        if dtype not in FLOATING:
+            return self.plan.base.read_stored(slot, key, raw=True)
+        values = self.plan.base.read_stored(slot, key).to(TORCH_DTYPES[dtype])
+        return values.contiguous().flatten().view(torch.uint8)
+
+    def merged(self, slot: str, key: str, dtype: str, held: Sequence[tuple[str, str]], space: Workspace) -> Tensor:
+        """Return the bytes of a tensor of a single file with the baked weights that it holds: (component, key)."""
+        target = self.plan.base.read_stored(slot, key).to(TORCH_DTYPES[dtype], copy=True).contiguous()
+        for part, weight in held:
+            if layout := self.plan.base.components[part].original:
+                layout.put(weight, key, self.baked(part, weight, dtype, space), target)
+        return target.flatten().view(torch.uint8)
 
     def spectral(self, slot: str, key: str) -> Parameter | None:
         """Return the parameter of a weight whose singular values are shifted; None if a tensor is no such weight."""
@@ -219,6 +261,16 @@ class _Writer:
         if half:
             self.losses[name] = _loss(weight.to(target), found, change)
         return found
+
+
+def held_weights(base: Base, keys: Mapping[tuple[str, str], str]) -> dict[str, list[tuple[str, str]]]:
+    """Return which of some weights, by component and key, each tensor of a base's single file holds."""
+    held: dict[str, list[tuple[str, str]]] = {}
+    for slot, key in sorted(keys):
+        layout = base.components[slot].original
+        for source in sorted(layout.sources(key)) if layout else ():
+            held.setdefault(source, []).append((slot, key))
+    return held
 
 
 def _sum(name: str, change: Tensor, weight: Tensor, space: Workspace) -> Tensor:

@@ -11,13 +11,14 @@ from typing import Final, Literal, cast
 
 from svdiff_delta._util.atomic import check_output
 from svdiff_delta._util.paths import check_apart, check_links
-from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.component import Component
 from svdiff_delta.base_model.layout import PICKLE_SUFFIXES, is_index, part_folders, shard_names, variants
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import BaseError, InputError, OutputError
-from svdiff_delta.format.container import ITEM_SIZE, header_bytes
+from svdiff_delta.format.container import header_bytes
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import FLOATING, VARIANT_DTYPES, Dtype
+from svdiff_delta.format.entry import ITEM_SIZE
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.ops.combine import combine_parameters, note_weight
 from svdiff_delta.ops.weights import WeightedDelta, weigh
@@ -125,6 +126,8 @@ class Plan:
     def loading(self) -> str:
         """The call that loads the output, where it takes more than the folder's name; else empty."""
         given, dtype, (first, *_) = [], self.written_dtype, self.base.components.values()
+        if first.original is not None:
+            return ""  # every program loads it as it loaded the base
         if self.variant:
             given.append(f'variant="{self.variant}"')
         if dtype in ("F16", "BF16") and (self.dtype or self.variant or self._narrow):
@@ -210,9 +213,9 @@ def plan_bake(
     parameters = combine_parameters([delta for delta, _ in pairs])
     keys: dict[tuple[str, str], str] = {}
     for name in parameters:
-        place = name.partition(".")[0], base.locate(name)[1]
-        note_weight(keys, place, name)
-        keys |= {(place[0], key): name for key in base.twins(name)}  # tied weights stay tied
+        slot, _, stored = base.stored_name(name).partition(".")
+        note_weight(keys, (slot, stored), name)
+        keys |= {(slot, key): name for key in base.twins(name)}  # tied weights stay tied
     rewritten = {*base.components} if dtype else {slot for slot, _ in keys}
     items = list(_items(base, rewritten, dtype))
     plan = Plan(
@@ -236,7 +239,7 @@ def plan_bake(
 def _items(base: Base, rewritten: set[str], dtype: Dtype | None) -> Iterator[Item]:
     """Yield the files of the output: settings and tokenizers first, then weights."""
     if base.path.is_file():
-        ((name, component),) = base.components.items()
+        name, component = next(iter(base.components.items()))  # all of them are in the one file
         yield _weights_item(name, component, base.path, Path(), dtype)
         return
     if base.pipeline:

@@ -1,167 +1,19 @@
-"""The base: a diffusers pipeline, one component, a transformers model or one safetensors file, read by parameter."""
+"""Open a base: a diffusers pipeline, one component, a transformers model or one file of weights."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 
-from torch import Tensor
-
-from svdiff_delta._util.file_state import state
 from svdiff_delta._util.reading import system_errors
-from svdiff_delta.errors import BaseError, HubError, InputError, TensorError
-from svdiff_delta.format.container import Entry
-from svdiff_delta.format.metadata import BaseInfo
+from svdiff_delta.errors import BaseError, HubError, InputError
 from svdiff_delta.hub_client.names import REPOSITORY, REVISION, is_repository, is_revision
 from svdiff_delta.hub_client.reference import Reference, locate
-from svdiff_delta.selectors.addresses import find_layout
 
-from .component import Component, absent_models, open_file, open_model, open_pipeline
+from .component import check_suffix, open_model, open_pipeline
 from .hub_model import find_model
-from .mapped_tensor import map_bytes, map_tensor
-from .quantized import refuse
-
-
-@dataclass(frozen=True)
-class Base:
-    """An opened base. Weights are read one by one, when asked for.
-
-    A tensor that stands under several keys, such as an output layer that is tied to the embeddings, has one parameter
-    name: the one under which the file holds it (the source, if it holds both). The others lead to it.
-
-    Attributes:
-        path: the folder or file.
-        components: its components with weights, by name.
-        pipeline: whether `path` is a pipeline's folder.
-        repository: the repository it is known by, if any; never a local path.
-        revision: the commit, if known.
-    """
-
-    path: Path
-    components: Mapping[str, Component]
-    pipeline: bool = False
-    repository: str | None = None
-    revision: str | None = None
-
-    @property
-    def info(self) -> BaseInfo:
-        """What a delta file says about this base."""
-        classes = {name: component.class_name for name, component in self.components.items()}
-        return BaseInfo(classes, self.repository, self.revision, self._sample_size(), find_layout(self.names()))
-
-    def _sample_size(self) -> int | None:
-        """The width of the latents that the denoiser was made for, if its configuration says it."""
-        for name in ("unet", "transformer"):
-            component = self.components.get(name)
-            if component is not None and component.folder is not None:
-                size = component.config.get("sample_size")
-                size = size[-1] if isinstance(size, list) and size else size
-                return size if isinstance(size, int) and size > 0 else None
-        return None
-
-    @property
-    def files(self) -> list[Path]:
-        """Its folder or file, and its weight files, which links may take elsewhere: what no output may touch."""
-        return [self.path, *(file for component in self.components.values() for file in component.files)]
-
-    @property
-    def absent(self) -> list[str]:
-        """The parts that its model_index.json names and that are not there."""
-        return absent_models(self.path) if self.pipeline else []
-
-    def names(self) -> Iterator[str]:
-        """Yield every parameter name, by component and key."""
-        for name, component in self.components.items():
-            for key in sorted(component.location):
-                yield f"{name}.{key}"
-
-    def locate(self, name: str) -> tuple[Component, str, Path, Entry]:
-        """Return component, key, file and header entry of a parameter.
-
-        Raises:
-            BaseError: the base has no such component or parameter, or holds it quantized under other keys.
-        """
-        slot, _, key = name.partition(".")
-        component = self.components.get(slot)
-        if component is None:
-            if slot in self.absent:
-                raise BaseError(
-                    f"{name}: {self.path} has no folder {slot}, which its model_index.json names",
-                    fix="fetch the base again, with all of its parts",
-                )
-            raise BaseError(
-                f"{name}: the base {self.path} has no component {slot!r}, it has {', '.join(self.components)}",
-                fix="name the base that the delta was made for",
-            )
-        stored = component.stored(key)
-        if stored is None:
-            refuse(name, key, component.dtypes, component.config)
-            raise BaseError(
-                f"{name}: the base {self.path} has no such parameter", fix="name the base that the delta was made for"
-            )
-        return component, stored, *component.location[stored]
-
-    def stored_name(self, name: str) -> str:
-        """Return the one name that a parameter has in deltas for this base.
-
-        Raises:
-            BaseError: as `locate`.
-        """
-        return f"{name.partition('.')[0]}.{self.locate(name)[1]}"
-
-    def twins(self, name: str) -> tuple[str, ...]:
-        """Return all keys under which the files hold this parameter's tensor: whoever bakes it writes them all.
-
-        Raises:
-            BaseError: as `locate`.
-        """
-        component, key, _, _ = self.locate(name)
-        return component.twins(key)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return a parameter's shape without reading its values."""
-        return self.locate(name)[3].shape
-
-    def check_format(self, name: str) -> None:
-        """Raise BaseError if a parameter's number format, which it names, has no singular values to shift."""
-        component, key, _, _ = self.locate(name)
-        refuse(name, key, component.dtypes, component.config)
-
-    def read(self, name: str) -> Tensor:
-        """Return a parameter's values as they stand in the file, on the CPU.
-
-        Raises:
-            BaseError: there is no such parameter, or its file cannot be read any more or was saved again since.
-        """
-        component, _, path, entry = self.locate(name)
-        try:
-            return map_tensor(path, component.headers[path].data, entry, partial(_check_file, name, component, path))
-        except (OSError, ValueError) as error:
-            raise BaseError(f"{name}: could not be read from {path} ({error})", fix="fetch the base again") from None
-        except TensorError as error:
-            raise BaseError(f"{name}: {error.message} ({path})", fix="use the unquantized base") from None
-
-    def read_bytes(self, name: str) -> Tensor:
-        """Return a parameter's bytes as they stand in the file, uint8 in one dimension, whatever its dtype.
-
-        Raises:
-            BaseError: there is no such parameter, or its file cannot be read any more or was saved again since.
-        """
-        component, _, path, entry = self.locate(name)
-        try:
-            return map_bytes(path, component.headers[path].data, entry, partial(_check_file, name, component, path))
-        except (OSError, ValueError) as error:
-            raise BaseError(f"{name}: could not be read from {path} ({error})", fix="fetch the base again") from None
-
-
-def _check_file(name: str, component: Component, path: Path, about: os.stat_result) -> None:
-    """Raise BaseError if a file was saved again since its header was read: its tensors stand elsewhere now."""
-    if not state(about).saved_as(state(component.opened[path][1])):
-        raise BaseError(f"{name}: {path} was changed since the base was opened", fix="open the base again")
+from .open_original import open_single
+from .opened import Base as Base
 
 
 def open_base(
@@ -172,6 +24,8 @@ def open_base(
     repository: str | None = None,
     revision: str | None = None,
     fetch: bool = True,
+    config: str | PathLike[str] | None = None,
+    dequantize: bool = False,
 ) -> Base:
     """Open a base lazily; only its configuration and headers are read.
 
@@ -186,6 +40,11 @@ def open_base(
         repository: the name to record in delta files, such as `owner/repo`; never a local path.
         revision: the commit to record.
         fetch: whether the Hub may be asked; else only its local cache is.
+        config: where the configuration of a single file is that says none: a model's or pipeline's folder, or a
+            repository on the Hub. Without it those of published models and of the class are tried, and one is taken
+            only if all weights fit it. What a folder says by itself is not changed.
+        dequantize: whether a single file that is quantized (GGUF, fp8) is read as float32 numbers, as its own library
+            does; deltas say so. Without it such a file is refused.
 
     Raises:
         InputError: `repository` or `revision` is no name that the Hub allows.
@@ -194,7 +53,7 @@ def open_base(
     """
     _check_names(repository, revision)
     with system_errors(path, BaseError):
-        return _open(path, component, variant, repository, revision, fetch)
+        return _open(path, component, variant, repository, revision, fetch, config, dequantize)
 
 
 def _open(
@@ -204,14 +63,21 @@ def _open(
     repository: str | None,
     revision: str | None,
     fetch: bool,
+    config: str | PathLike[str] | None,
+    dequantize: bool,
 ) -> Base:
     place = _place(path)
     if isinstance(place, Reference):
         origin = find_model(place, variant, fetch=fetch)
         path, repository, revision = origin.path, repository or origin.repository, revision or origin.revision
     path = Path(path)
+    if dequantize and not path.is_file():
+        raise BaseError(f"{path}: is a folder, and only single files are dequantized", fix="use the unquantized base")
     if path.is_file():
-        return Base(path, {component or "model": open_file(path)}, False, repository, revision)
+        check_suffix(path)
+        return Base(
+            path, open_single(path, component, config, fetch=fetch, dequantize=dequantize), False, repository, revision
+        )
     if (path / "model_index.json").is_file():
         return Base(path, open_pipeline(path, variant), True, repository, revision)
     if (path / "config.json").is_file():
@@ -226,17 +92,6 @@ def _check_names(repository: str | None, revision: str | None) -> None:
         raise InputError(f"repository: {repository!r} is no name of the Hub", fix=f"give {REPOSITORY}")
     if revision is not None and not is_revision(revision):
         raise InputError(f"revision: {revision!r} is no name of the Hub", fix=f"give {REVISION}")
-
-
-def missing_names(base: Base, names: Iterable[str]) -> list[str]:
-    """Return those of `names` that the base lacks."""
-    lacking = []
-    for name in names:
-        try:
-            base.locate(name)
-        except BaseError:
-            lacking.append(name)
-    return lacking
 
 
 def _place(path: str | PathLike[str]) -> Path | Reference:

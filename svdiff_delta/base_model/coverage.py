@@ -1,7 +1,7 @@
 """Compare the weight names of a base's files with those of its models' classes, and count what δ covers.
 
-transformers and diffusers rename weights when they load a model. A weight that the files hold under another name than
-the class does can be shifted under neither: the files lack the one, and nothing says the kind of the other.
+What a library only renames when it loads a model has a place (`live_names`). What it splits or merges has none, nor has
+what the class calls otherwise for another reason: nothing says the kind of the one, and the files lack the other.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from math import prod
 from typing import Final
 
 from svdiff_delta.errors import BaseError
-from svdiff_delta.format.container import Entry
 from svdiff_delta.format.dtypes import FLOATING
+from svdiff_delta.format.entry import Entry
 
-from .base import Base
 from .component import Component, aliases
-from .kinds import shiftable
+from .kinds import class_shapes, shiftable, whole_key
+from .opened import Base
 from .quantized import quantized
 
 SHOWN: Final = 3
@@ -39,14 +39,16 @@ def strange_keys(component: Component) -> list[str]:
         BaseError: the class is not known.
         MissingExtraError: diffusers or transformers is needed and not installed.
     """
-    model = component.skeleton
+    model, names = component.skeleton, component.names
+    live = {**names.live, **names.parts} if names else {}
+    changed = {*names.changed} if names else set[str]()
     known = {key for key, _ in model.named_parameters(remove_duplicate=False)} | {
         key for key, _ in model.named_buffers()
     }
     return [
         key
         for key, (_, entry) in sorted(component.location.items())
-        if _could_be_shifted(key, entry) and not known.intersection(aliases(key))
+        if _could_be_shifted(key, entry) and key not in live and not (known.intersection(aliases(key)) - changed)
     ]
 
 
@@ -75,9 +77,21 @@ def misnamed(base: Base) -> dict[str, str]:
     found: dict[str, str] = {}
     for slot in {name.partition(".")[0]: None for name in lost_weights(base)}:
         component = base.components[slot]
-        why = f"has no place in {component.class_name}, which names it otherwise: {save_again(component)}"
-        found |= {f"{slot}.{key}": why for key in strange_keys(component)}
+        for key in strange_keys(component):
+            found[f"{slot}.{key}"] = _why_no_place(component, key)
     return found
+
+
+def _why_no_place(component: Component, key: str) -> str:
+    change = component.names.changed.get(key) if component.names else None
+    named = f"has no place in {component.class_name}, which names it otherwise"
+    return f"{changed_words(component, change) if change else named}: {save_again(component)}"
+
+
+def changed_words(component: Component, change: str) -> str:
+    """Return in words why a weight that a library takes apart, or puts together with others, has no place."""
+    place, library = f"has no place in {component.class_name}", component.library
+    return f"{place}: {library} makes other weights of it on loading ({change})"
 
 
 def lost_error(base: Base, names: Sequence[str]) -> BaseError:
@@ -88,10 +102,16 @@ def lost_error(base: Base, names: Sequence[str]) -> BaseError:
     left = f"weight{'s' * (len(mine) > 1)} that can be shifted would be left out"
     mend = "use the unquantized base" if "quantization_config" in component.config else save_again(component)
     return BaseError(
-        f"{base.path}: {places_line(slot, component)}; its class names them otherwise, so {len(mine)} {left}: "
+        f"{base.path}: {places_line(slot, component)}; its class {_verb(component)}, so {len(mine)} {left}: "
         f"{_listed(mine)}",
         fix=f"{mend}, select others, or leave them out with `allow_missing=True`",
     )
+
+
+def _verb(component: Component) -> str:
+    changed = component.names.changed if component.names else {}
+    otherwise = any(key in changed for key in strange_keys(component))
+    return "has them split, merged or turned" if otherwise else "names them otherwise"
 
 
 def save_again(component: Component) -> str:
@@ -109,10 +129,38 @@ def places_line(slot: str, component: Component) -> str:
 
 
 def remarks(base: Base, names: Iterable[str]) -> list[str]:
-    """Return one line for each component of these parameters whose files hold weights that have no place."""
-    slots = {name.partition(".")[0]: None for name in names}
+    """Return lines on what these parameters leave out: weights that have no place in a class, and stacked experts."""
+    chosen = [*names]
+    slots = {name.partition(".")[0]: None for name in chosen}
     parts = {slot: base.components[slot] for slot in slots}
-    return [places_line(slot, part) for slot, part in parts.items() if strange_keys(part)]
+    lines = [places_line(slot, part) for slot, part in parts.items() if strange_keys(part)]
+    return lines + experts_lines(base, chosen)
+
+
+def experts_lines(base: Base, names: Iterable[str]) -> list[str]:
+    """Return one line for each component whose experts are stacked in a way not known, with the share that is covered.
+
+    Raises:
+        BaseError, MissingExtraError: as `strange_keys`.
+    """
+    chosen, lines = [*names], list[str]()
+    for slot in {name.partition(".")[0]: None for name in chosen}:
+        if not _stacked(base.components[slot]):
+            continue
+        covered, values = count_values(base, [name for name in chosen if name.startswith(f"{slot}.")])
+        lines.append(
+            f"the experts of {slot} are stacked in tensors of many matrices, which are not shifted: what is chosen "
+            f"covers {covered / values:.1%} of its values"
+        )
+    return lines
+
+
+def _stacked(component: Component) -> bool:
+    """Tell whether a class has experts in tensors of more than two dimensions that nothing says the kind of."""
+    slices = ((key, whole_key(key)) for key, _, _ in shiftable(component.skeleton))
+    known = {whole for key, whole in slices if key != whole and component.stored_parts(key)}
+    stacked = (key for key, value in component.skeleton.named_parameters() if "expert" in key and value.ndim > 2)
+    return any(key not in known for key in stacked)
 
 
 def count_values(base: Base, names: Iterable[str]) -> tuple[int, int]:
@@ -126,12 +174,12 @@ def count_values(base: Base, names: Iterable[str]) -> tuple[int, int]:
 def _lacking(component: Component) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the class's shiftable weights that the files hold neither plain nor quantized, by key."""
     # A weight that is computed, as torch's parametrizations do, is no parameter, and no file has it.
-    shapes = {key: tuple(value.shape) for key, value in component.skeleton.named_parameters(remove_duplicate=False)}
+    shapes = class_shapes(component.skeleton)
     return {
         key: shapes[key]
         for key, _, _ in shiftable(component.skeleton)
-        if key in shapes and component.stored(key) is None
-        if not quantized(key, component.dtypes, component.config)
+        if key in shapes and not component.stored_parts(key)
+        if not quantized(whole_key(key), component.dtypes, component.config)
     }
 
 

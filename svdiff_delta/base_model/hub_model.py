@@ -10,8 +10,7 @@ from svdiff_delta.errors import BaseError, HubError
 from svdiff_delta.hub_client.errors import not_here
 from svdiff_delta.hub_client.reference import Reference, Snapshot, describe, fetch_files, find_cached, is_commit
 
-from .component import model_folders
-from .layout import PICKLE_SUFFIXES, check_variant, weight_files, weight_names
+from .layout import PICKLE_SUFFIXES, check_variant, model_folders, weight_files, weight_names
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import torch
 from torch import nn
 
 from svdiff_delta.format.parameter import Kind
+from svdiff_delta.format.stacked import Slice, slice_of
 
-from .base import Base
+from .experts import ExpertWeight, stacks
+
+if TYPE_CHECKING:
+    from .opened import Base
 
 SPECTRAL: Final[Mapping[type[nn.Module], int]] = {
     nn.Linear: 0,
@@ -36,6 +40,8 @@ def kind_of(module: nn.Module, *, on_request: bool = False) -> tuple[Kind, int] 
         module: any module.
         on_request: whether to count embeddings.
     """
+    if isinstance(module, ExpertWeight):
+        return "spectral", module.axis
     if not isinstance(getattr(module, "weight", None), torch.Tensor):
         return None
     tables = [SPECTRAL, ON_REQUEST] if on_request else [SPECTRAL]
@@ -76,7 +82,7 @@ def shiftable(model: nn.Module, *, on_request: bool = False) -> Iterator[tuple[s
     """Yield (state-dict key, kind, axis) of every weight of a model that can be shifted.
 
     Multi-head attention of torch itself reads its projections without calling them, so they are left out. An output
-    layer that is tied to an embedding counts as one.
+    layer that is tied to an embedding counts as one. Experts whose weights are stacked count one by one.
     """
     skipped = {
         child for module in model.modules() if isinstance(module, nn.MultiheadAttention) for child in module.children()
@@ -87,6 +93,28 @@ def shiftable(model: nn.Module, *, on_request: bool = False) -> Iterator[tuple[s
             continue
         if on_request or id(module._parameters.get("weight")) not in embeddings:
             yield f"{path}.weight", *found
+    yield from _experts(model)
+
+
+def _experts(model: nn.Module) -> Iterator[tuple[str, Kind, int]]:
+    """Yield (state-dict key and index, kind, axis) of each expert whose weight is a slice of a stacked tensor."""
+    for path, module in model.named_modules():
+        for attribute, axis in stacks(module):
+            stack = f"{path}.{attribute}" if path else attribute
+            for index in range(len(cast("nn.Parameter", module._parameters[attribute]))):
+                yield str(Slice(stack, index)), "spectral", axis
+
+
+def class_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's parameters by state-dict key, and those of slices of stacked ones."""
+    found = {key: tuple(value.shape) for key, value in model.named_parameters(remove_duplicate=False)}
+    return found | {key: found[whole_key(key)][1:] for key, _, _ in _experts(model)}
+
+
+def whole_key(key: str) -> str:
+    """Return the key of the tensor that a key is of, or is a slice of."""
+    part = slice_of(key)
+    return part.stack if part else key
 
 
 def base_kinds(base: Base, *, on_request: bool = False) -> dict[str, tuple[Kind, int]]:
@@ -101,6 +129,6 @@ def base_kinds(base: Base, *, on_request: bool = False) -> dict[str, tuple[Kind,
     found: dict[str, tuple[Kind, int]] = {}
     for name, component in base.components.items():
         for key, kind, axis in shiftable(component.skeleton, on_request=on_request):
-            if stored := component.stored(key):
+            for stored in component.stored_parts(key):
                 found[f"{name}.{stored}"] = kind, axis
     return dict(sorted(found.items()))

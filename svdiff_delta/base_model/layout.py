@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from svdiff_delta._util.json import read_object
+from svdiff_delta._util.json_files import read_object
 from svdiff_delta._util.limits import CONFIGURATION, INDEX
 from svdiff_delta._util.paths import below
 from svdiff_delta._util.reading import system_errors
@@ -169,6 +169,31 @@ def part_folders(path: Path) -> dict[str, Path]:
         name: below(path, name, source=index, error=BaseError)
         for name, value in sorted(read_json(index).items())
         if isinstance(value, list) and len(value) == 2  # all else are settings
+    }
+
+
+def model_folders(path: Path) -> dict[str, Path]:
+    """Return the folders of a pipeline's models by component."""
+    # Safety checkers and image encoders are models too, so no list of known names is needed.
+    return {name: folder for name, folder in _used_parts(path).items() if (folder / "config.json").is_file()}
+
+
+def absent_models(path: Path) -> list[str]:
+    """Return the parts that a pipeline's `model_index.json` names and that have no folder."""
+    return [name for name, folder in _used_parts(path).items() if not folder.exists()]
+
+
+def unused_parts(path: Path) -> list[str]:
+    """Return the parts that a pipeline's `model_index.json` names, and that it says are switched off."""
+    said = read_json(path / "model_index.json")
+    return [name for name in part_folders(path) if said[name] == [None, None]]  # a setting may be a pair of numbers
+
+
+def _used_parts(path: Path) -> dict[str, Path]:
+    """Return the folders of a pipeline's parts by name, without those that are switched off."""
+    said = read_json(path / "model_index.json")
+    return {
+        name: folder for name, folder in part_folders(path).items() if all(isinstance(word, str) for word in said[name])
     }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from svdiff_delta.errors import TensorError
-from svdiff_delta.format.container import Entry
+from svdiff_delta.format.entry import Entry
 
 TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
     "BOOL": torch.bool,
@@ -47,6 +47,23 @@ Look = Callable[[os.stat_result], None]
 """Called with what the system says of the file, before it is mapped; may raise."""
 
 
+class Made(Entry):
+    """A tensor that is made of others of its file, whose bytes are where `start` and `stop` say, and between.
+
+    Attributes:
+        make: makes it, called with what returns the values of an entry of the file.
+    """
+
+    make: Callable[[Callable[[Entry], Tensor]], Tensor]
+
+    @classmethod
+    def of(cls, entry: Entry, make: Callable[[Callable[[Entry], Tensor]], Tensor]) -> Made:
+        """Return the entry of a tensor that `make` makes."""
+        made = cls(*entry)
+        made.make = make
+        return made
+
+
 def map_tensor(path: Path, data: int, entry: Entry, look: Look | None = None) -> Tensor:
     """Return a tensor on the CPU; what is written to it stays in memory.
 
@@ -63,6 +80,8 @@ def map_tensor(path: Path, data: int, entry: Entry, look: Look | None = None) ->
         OSError, ValueError: the file cannot be read, or has become shorter.
         TensorError: torch has no such dtype, or not one value at a time.
     """
+    if isinstance(entry, Made):
+        return entry.make(lambda other: map_tensor(path, data, other, look)).contiguous()
     dtype = TORCH_DTYPES.get(entry.dtype) or FOREIGN_DTYPES.get(entry.dtype)
     if dtype is None:
         raise TensorError(f"is stored as {entry.dtype}, which has no values that can be read one by one")
@@ -80,6 +99,8 @@ def map_bytes(path: Path, data: int, entry: Entry, look: Look | None = None) -> 
     Raises:
         OSError, ValueError: the file cannot be read, or has become shorter.
     """
+    if isinstance(entry, Made):
+        return map_tensor(path, data, entry, look).flatten().view(torch.uint8)
     count = entry.stop - entry.start
     if count == 0:
         return torch.empty(0, dtype=torch.uint8)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Final
 
 from svdiff_delta.errors import BaseError
 
-from .base import Base
 from .component import Component, aliases
-
-UNNAMED: Final = "model"
-"""What a file is called that says nothing of its class."""
+from .opened import Base
+from .slots import UNNAMED
 
 
 def named_like(base: Base, names: Iterable[str]) -> Base:
     """Return a model that nothing names, such as a single file, as the component that all these parameters are of.
 
-    Any other base is returned as it is.
+    So is a model on its own whose parameters a delta of an earlier version names without the slot of its class. Any
+    other base is returned as it is.
     """
     slots = {name.partition(".")[0] for name in names}
-    if base.pipeline or len(slots) != 1 or [*base.components] != [UNNAMED]:
+    if base.pipeline or len(slots) != 1 or len(base.components) != 1 or UNNAMED not in slots | base.components.keys():
         return base
     (component,) = base.components.values()
     return replace(base, components={slots.pop(): component})

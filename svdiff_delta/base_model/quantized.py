@@ -16,6 +16,9 @@ PACKED: Final[Mapping[str, str]] = {
 }
 """Schemes by the key that a weight `key`, or `stem.weight`, is packed under."""
 
+FOUR_BITS: Final = ("absmax", "quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4")
+"""What may stand below a weight that bitsandbytes has packed."""
+
 
 def quantized(key: str, dtypes: Mapping[str, str], config: Mapping[str, Any]) -> str | None:
     """Return in words how a weight is quantized, None if it is not.
@@ -28,11 +31,10 @@ def quantized(key: str, dtypes: Mapping[str, str], config: Mapping[str, Any]) ->
     stem = key.removesuffix(".weight")
     said = config.get("quantization_config")
     method = str(said.get("quant_method", "")) if isinstance(said, Mapping) else ""
-    state = f"{key}.quant_state.bitsandbytes__"
-    if packed := next((other for other in dtypes if other.startswith(state)), None):
-        return f"bitsandbytes 4-bit {packed.removeprefix(state)}"
-    if f"{key}.absmax" in dtypes:
-        return "bitsandbytes 4-bit"
+    if any(f"{key}.{part}" in dtypes for part in FOUR_BITS):
+        state = f"{key}.quant_state.bitsandbytes__"
+        kind = next((other.removeprefix(state) for other in dtypes if other.startswith(state)), "")
+        return f"bitsandbytes 4-bit {kind}".rstrip()
     if f"{stem}.SCB" in dtypes or f"{key}.SCB" in dtypes:
         return "bitsandbytes 8-bit"
     if f"{stem}.qweight" in dtypes:

@@ -17,26 +17,27 @@ from svdiff_delta._util.interrupted import interruptions_kept
 from svdiff_delta._util.limits import LAYERS, MODULES
 from svdiff_delta.errors import BaseError, MissingExtraError
 
-from .layout import read_json
-
 LEVELS: Final = 8
 """Configurations within one another that are looked at."""
 
 
-def build_skeleton(name: str, library: str, class_name: str, folder: Path | None) -> nn.Module:
+def build_skeleton(
+    name: str, library: str, class_name: str, folder: Path | None, settings: Mapping[str, Any] | None
+) -> nn.Module:
     """Build a model from its configuration without reading a weight.
 
     Args:
         name: the component, for errors.
         library: "diffusers" or "transformers".
         class_name: the model's class.
-        folder: where its config.json lies.
+        folder: where its config.json lies, if it has one.
+        settings: what stands in that; {} for all that the class sets by itself, None where nothing is known.
 
     Raises:
         BaseError: the class is not known, or its configuration does not fit it.
         MissingExtraError: the library is not installed.
     """
-    if folder is None or not class_name:
+    if settings is None or not class_name:
         raise BaseError(
             f"{name}: nothing says which class this model has, and kinds come from the class",
             fix="name the model's folder with its config.json, not the weight file alone",
@@ -50,18 +51,24 @@ def build_skeleton(name: str, library: str, class_name: str, folder: Path | None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise BaseError(f"{name}: {library} has no model class {class_name}", fix="install a newer one")
     cls: Any = found
-    said = read_json(folder / "config.json")
+    said = dict(settings)
+    place = "its configuration" if folder is None else folder / "config.json"
     try:
         _check_counts(said)
         with interruptions_kept(), torch.device("meta"), _few_modules():
-            if library == "diffusers":
-                model = cls.from_config(said)
-            else:
-                model = cls(cls.config_class.from_pretrained(str(folder), local_files_only=True))
+            model = _from_config(cls, library, folder, said)
     except Exception as error:  # noqa: BLE001 - of wrong values, code of other libraries raises whatever it happens to
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BaseError(f"{name}: {class_name} cannot be built from {folder / 'config.json'} ({reason})") from None
+        raise BaseError(f"{name}: {class_name} cannot be built from {place} ({reason})") from None
     return cast("nn.Module", model)
+
+
+def _from_config(cls: Any, library: str, folder: Path | None, said: Mapping[str, Any]) -> Any:
+    if library == "diffusers":
+        return cls.from_config(said)
+    if folder is None:
+        return cls(cls.config_class.from_dict(dict(said)))
+    return cls(cls.config_class.from_pretrained(str(folder), local_files_only=True))
 
 
 _COUNT: Final = re.compile(r"(?:.*_)?(?:n_?)?(?:layers?|blocks|depths?|experts)(?:_per_block)?")

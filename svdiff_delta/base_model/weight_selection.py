@@ -12,10 +12,11 @@ from svdiff_delta.format.dtypes import FLOATING
 from svdiff_delta.format.parameter import Kind
 from svdiff_delta.selectors.match import match
 
-from .base import Base
 from .component import Component
-from .coverage import lost_error, lost_weights
-from .kinds import base_kinds, shiftable
+from .coverage import changed_words, lost_error, lost_weights
+from .experts import stacks
+from .kinds import base_kinds, class_shapes, shiftable, whole_key
+from .opened import Base
 from .quantized import quantized
 
 
@@ -69,9 +70,11 @@ def _packed(base: Base) -> dict[str, tuple[int, ...]]:
     """Return the shapes of weights that the base holds only quantized under other keys, by parameter name."""
     found = {}
     for slot, component in base.components.items():
-        shapes = {key: tuple(parameter.shape) for key, parameter in component.skeleton.named_parameters()}
+        shapes = class_shapes(component.skeleton)
         for key, _, _ in shiftable(component.skeleton):
-            if component.stored(key) is None and quantized(key, component.dtypes, component.config):
+            if component.stored_parts(key) or not quantized(whole_key(key), component.dtypes, component.config):
+                continue
+            if key in shapes:
                 found[f"{slot}.{key}"] = shapes[key]
     return found
 
@@ -105,15 +108,19 @@ def _of_no_kind(base: Base, name: str) -> BaseError:
     """Return the error that says why a parameter that was named cannot be shifted."""
     slot, _, key = name.partition(".")
     component = base.components[slot]
-    found = _find(component, key)
+    found = _find(component, component.live(key))
     if component.dtypes.get(key, "F32") not in FLOATING:
         why = f"its dtype {component.dtypes[key]} has no singular values"
+    elif found is None and "expert" in key:
+        why = f"{component.class_name} reads it as part of a tensor of all experts, which has no singular values"
+    elif change := component.names and component.names.changed.get(key):
+        why = f"it {changed_words(component, change)}"
     elif found is None:
         why = f"{component.class_name} has no weight of this name, so nothing says its kind"
-        if "expert" in key:
-            why = f"{component.class_name} reads it as part of a tensor of all experts, which has no singular values"
     elif key.endswith("bias"):
         why = "biases are never shifted"
+    elif key.rpartition(".")[2] in dict(stacks(found[0])):
+        return _is_stack(component, name, key)
     elif found[1].ndim > 2:
         why = f"it holds many matrices in one tensor of shape {list(found[1].shape)}, batched experts or the like"
     elif component.stored(key) is None:
@@ -121,3 +128,14 @@ def _of_no_kind(base: Base, name: str) -> BaseError:
     else:
         why = f"{type(found[0]).__name__} is not of a class whose weights have a kind"
     return BaseError(f"{name}: cannot be shifted, {why}", fix="leave it out")
+
+
+def _is_stack(component: Component, name: str, key: str) -> BaseError:
+    """Return the error that says how the experts are named whose weights a stacked tensor holds."""
+    slot, parts = name.partition(".")[0], component.stored_parts(f"{component.live(key)}[0]")
+    if not parts:
+        return BaseError(f"{name}: cannot be shifted, the base's files hold it in another form", fix="leave it out")
+    return BaseError(
+        f"{name}: cannot be shifted as a whole, its experts are parameters of their own",
+        fix=f"name them, as in `{slot}.{parts[0]}`, or all of a kind by a glob",
+    )

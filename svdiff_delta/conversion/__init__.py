@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .api import convert as convert
+from .direct import convert_directly as convert_directly
 from .registry import DIALECTS as DIALECTS
 
-__all__ = ["DIALECTS", "convert"]
+__all__ = ["DIALECTS", "convert", "convert_directly"]

@@ -19,7 +19,9 @@ from .architecture import looks_like
 from .dialect import Changes, Job, WeightChange
 from .key_map import Names
 from .lazy_tensors import Ref, TensorFile
+from .library_methods.library_update import bind, rounding_remark
 from .provenance import foreign_facts, name_source
+from .reasons import NO_ALPHA, NO_KIND, NO_LAYOUT, NO_MODULE, NO_RULE
 from .unread_adapters import MERGE, unread
 from .weight_updates import Update
 
@@ -30,15 +32,6 @@ FORMAT: Final = "svdiff-adapter"
 
 OWN_MEMBERS: Final = ("names", "retained")
 """Members of the document that delta files do not have."""
-
-NO_ALPHA: Final = "no alpha"
-NO_RULE: Final = "no rule explains this key"
-NO_MODULE: Final = "the base has no such layer"
-NO_LAYOUT: Final = "this layout of names is not known"
-BIAS: Final = "is a bias"
-NO_HALF: Final = "lacks its other half"
-NO_MAGNITUDE: Final = "lacks the magnitudes that its configuration speaks of"
-NO_KIND: Final = "changes, and is of no kind that can be shifted"
 
 
 @dataclass
@@ -119,6 +112,7 @@ class Adapter:
             BaseError: the base does not say the classes of its layers.
         """
         self._drop_spoiled()
+        self.updates = bind(self.updates, job.made_on, self.what)
         kinds = base_kinds(job.base, on_request=job.embeddings)
         left_out, fitting = dict(self.left_out), {}
         reasons = misnamed(job.base) if self.updates.keys() - kinds.keys() else {}
@@ -142,8 +136,9 @@ class Adapter:
             expected={name: known for name, known in said.parameters.items() if name in fitting},
             left_out=dict(sorted(left_out.items())),
             metadata=said,
-            remarks=(*self.remarks, *self._scales_of_one()),
+            remarks=(*self.remarks, *self._scales_of_one(), *rounding_remark(self.updates, job.base)),
             hint=hint,
+            updates={name: self.updates[name] for name in fitting},
         )
 
     def _nothing_fits(self, left_out: Mapping[str, str], hint: str, names: Names) -> DeltaError:

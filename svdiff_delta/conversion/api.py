@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from os import PathLike
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svdiff_delta._util.atomic import check_output
-from svdiff_delta._util.json import JSON
-from svdiff_delta._util.paths import check_apart
 from svdiff_delta._util.reading import system_errors
-from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import on_host
 from svdiff_delta.base_model.matching import named_like
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import StoredDtype
 from svdiff_delta.format.file import save
-from svdiff_delta.format.lineage import Lineage, Record, bounded
-from svdiff_delta.format.metadata import BaseInfo, Metadata
-from svdiff_delta.format.modelspec import known_modelspec, portable_modelspec
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.io import load
 from svdiff_delta.svd.build import prepare_all
@@ -42,7 +36,11 @@ from .lazy_tensors import OpenedAdapter
 from .rank_policy import make_ranking
 from .registry import DELTA
 from .result import DECIMALS, Conversion, check_captured, check_left_out, recorded_share
+from .result_metadata import conversion_metadata
 from .route import ConversionRoute, resolve_route
+
+ADAPTERS: Final = ("peft", "diffusers", "kohya", "lycoris", "flux")
+"""Dialects of adapters, whose readers take their updates by `Adapter`."""
 
 
 @on_host
@@ -63,8 +61,10 @@ def convert(
     title: str | None = None,
     overwrite: bool = False,
     calibration: Calibration | None = None,
+    made_on: Base | None = None,
     cache: BasisCache | None = None,
     progress: Progress | None = None,
+    component: str | None = None,
 ) -> Conversion:
     """Convert a delta to another dialect, or full weights, an adapter or shifts in another dialect to a delta.
 
@@ -91,8 +91,12 @@ def convert(
         overwrite: whether an existing output may be replaced.
         calibration: measures what the layers' inputs are, so that δ comes nearest to what the change does to them, not
             to the change itself.
+        made_on: the base that an adapter was made on, for methods whose files lack what their library takes out of that
+            base anew; by how much a rounded copy of it would move the change is remarked.
         cache: where bases are kept; the default cache if not given.
         progress: called with how much is done and how much there is in all, of each stage.
+        component: the component of the base that an adapter's keys mean which name none, such as a second expert; the
+            denoiser, or the only model, if not given.
 
     Raises:
         InputError: an unknown dialect, a least energy out of range or not reached, weights that cannot be carried
@@ -106,12 +110,13 @@ def convert(
     route = resolve_route(input, to=to, from_=from_, dtype=dtype, min_energy=min_energy, ranking=ranking, base=base)
     if calibration is not None and route.read is None:
         raise InputError("a delta is shifts already: there is nothing to calibrate", fix="leave the calibration away")
-    target = None if output is None else Path(output)
+    if made_on is not None and route.source not in ADAPTERS:
+        raise InputError(f"{route.source}: holds all that its change is made of", fix="leave `made_on` away")
     job = Job(
         base=base,
         cache=cache or BasisCache(),
         dtype=dtype,
-        output=target,
+        output=None if output is None else Path(output),
         title=title,
         overwrite=overwrite,
         min_energy=route.min_energy,
@@ -120,10 +125,10 @@ def convert(
         embeddings=embeddings,
         progress=progress,
         calibration=calibration,
+        component=component,
+        made_on=made_on,
     )
-    if target is not None:
-        check_output(target, overwrite=overwrite)
-        check_apart(target, [*base.files, *([] if isinstance(input, Delta) else [Path(input)])])
+    job.check(input)
     if route.read is None:
         delta = input if isinstance(input, Delta) else load(input)
         return _written(route, delta, job)
@@ -140,9 +145,9 @@ def convert(
             retained=written.layers,
         )
     projected = _project(route, job)
-    if target is not None:
-        save(projected.delta, target, overwrite=overwrite)
-    return replace(projected, output=target)
+    if job.output is not None:
+        save(projected.delta, job.output, overwrite=overwrite)
+    return replace(projected, output=job.output)
 
 
 def _written(route: ConversionRoute, delta: Delta, job: Job) -> Conversion:
@@ -171,11 +176,11 @@ def _project(route: ConversionRoute, job: Job) -> Conversion:
     if job.calibration is not None:
         captured = round(total_output(outputs.values()).shares[1], DECIMALS)
         arguments["calibration"] = {**job.calibration.facts, "captured": captured, "layers": len(outputs)}
-    metadata = _metadata(changes, parameters, arguments, job)
+    metadata = conversion_metadata(changes, parameters, arguments, job)
     delta = Delta(values, metadata, dtypes=dict.fromkeys(values, job.dtype))
     unchanged = changes.unchanged + len(changes.kinds) - len(values)
     remarks = changes.remarks + (job.calibration.remarks if job.calibration else ())
-    return Conversion(delta, layers, changes.left_out, unchanged, outputs=outputs, remarks=remarks)
+    return Conversion(delta, layers, left_out=changes.left_out, unchanged=unchanged, outputs=outputs, remarks=remarks)
 
 
 def _projections(
@@ -230,41 +235,3 @@ def _calibrated(
         return calibrate_change(prepared, change, moments)
     except InputError as error:
         raise InputError(f"{name}: {error.message}", fix=error.fix) from None
-
-
-def _metadata(changes: Changes, parameters: Mapping[str, Parameter], arguments: dict[str, JSON], job: Job) -> Metadata:
-    """Return the metadata of the result: the base's, the input's, and the conversion as the last operation."""
-    said, sources = changes.metadata, changes.sources()
-    files = {**(said.lineage.files if said.lineage else {}), **dict(sources)}
-    if job.dtype != "F32":
-        arguments["dtype"] = job.dtype
-    if job.embeddings:
-        arguments["embeddings"] = True
-    record = Record("convert", arguments, tuple(sha256 for sha256, _ in sources))
-    base = _base_info(job.base, parameters, said.base)
-    title = said.title if job.title is None else job.title
-    spec = {**portable_modelspec(said.modelspec), **known_modelspec(base.components)}
-    return Metadata(
-        base=base,
-        parameters=parameters,
-        lineage=bounded(Lineage(record, files)),
-        training=said.training,
-        modelspec=spec if title is None else {**spec, "title": title},
-        extra=said.extra,
-        foreign=said.foreign,
-    )
-
-
-def _base_info(base: Base, parameters: Mapping[str, Parameter], told: BaseInfo) -> BaseInfo:
-    """Return the facts of the opened base, completed by those in the input: the weights of both are the same."""
-    info, used = base.info, {name.partition(".")[0] for name in parameters}
-    classes = {name: info.components[name] or told.components.get(name, "") for name in sorted(used)}
-    if info.repository is None:
-        info = replace(info, repository=told.repository, revision=told.revision)
-    return replace(
-        info,
-        components=classes,
-        sample_size=info.sample_size or told.sample_size,
-        attentions=info.attentions or told.attentions,
-        extra=told.extra,
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Final
@@ -9,14 +11,16 @@ from typing import Final
 import torch
 
 from svdiff_delta._text.printable import counted
-from svdiff_delta.base_model.base import Base, open_base
+from svdiff_delta.base_model.base import open_base
 from svdiff_delta.base_model.component import Component, aliases
 from svdiff_delta.base_model.coverage import misnamed
 from svdiff_delta.base_model.kinds import base_kinds
 from svdiff_delta.base_model.matching import paired
-from svdiff_delta.errors import BaseError, InputError
-from svdiff_delta.format.container import Entry
+from svdiff_delta.base_model.opened import Base
+from svdiff_delta.errors import BaseError, DeltaError, InputError
 from svdiff_delta.format.dtypes import FLOATING
+from svdiff_delta.format.entry import Entry
+from svdiff_delta.format.stacked import Slice, entry_of, slice_of
 
 from .dialect import Changes, Job, Meter, WeightChange
 from .lazy_tensors import open_tensors
@@ -24,6 +28,9 @@ from .provenance import foreign_facts, name_source
 
 WHOLE: Final = frozenset({"BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"})
 """Dtypes of whole numbers: indices, masks and counters, or weights that are packed, which no name is left without."""
+
+
+NONE: Final[Mapping[str, Sequence[str]]] = {}
 
 
 @dataclass
@@ -68,7 +75,7 @@ def read_tuned(source: str, job: Job) -> Changes:
         InputError: the two are equal.
     """
     tuned = paired(open_base(source), job.base)
-    found = compare(tuned, job)
+    found = compare(tuned, job, slices=_slices(job.base))
     kinds = base_kinds(replace(job.base, components=_common(tuned, job.base)), on_request=job.embeddings)
     other = [name for name in found.changed if name not in kinds]
     reasons = misnamed(job.base) if other else {}
@@ -94,31 +101,44 @@ def _common(tuned: Base, base: Base) -> dict[str, Component]:
     return {name: part for name, part in base.components.items() if name in tuned.components}
 
 
-def compare(tuned: Base, job: Job) -> Comparison:
+def compare(tuned: Base, job: Job, *, slices: Mapping[str, Sequence[str]] = NONE) -> Comparison:
     """Compare every weight of the components that a tuned model has in common with the base.
 
     Args:
         tuned: the model, its components named as those of the base.
         job: with the base.
+        slices: the names of experts by that of the stacked tensor that holds them; they are compared one by one.
 
     Raises:
         BaseError: a weight of the tuned model is quantized, or holds NaN or infinity.
     """
     base, common, found, seen = job.base, _common(tuned, job.base), Comparison(), set()
-    names = [name for name in base.names() if name.partition(".")[0] in common]
+    whole = [name for name in base.names() if name.partition(".")[0] in common]
+    names = [each for name in whole for each in slices.get(name, [name])]
     meter = Meter(job, sum(prod(base.shape(name)) for name in names))
     for name in names:
-        place = _place(tuned, name)
+        place = _place(tuned, base, name)
         if place is None:
             _one_sided(name, base.locate(name)[3], "is not in the checkpoint", found)
         else:
-            seen.add(place[0])
+            part = slice_of(place[0])
+            seen.add(part.stack if part else place[0])
             _compare_one(name, tuned, base, place[1], found)
         meter.add(prod(base.shape(name)))
     for name in tuned.names():
         if name not in seen:
             _one_sided(name, tuned.locate(name)[3], "is not in the base", found)
     return found
+
+
+def _slices(base: Base) -> dict[str, list[str]]:
+    """Return the names of experts by that of the stacked tensor that holds them; none where no class is known."""
+    slices: dict[str, list[str]] = {}
+    with suppress(DeltaError):
+        for name in base_kinds(base):
+            if (part := slice_of(name)) is not None:
+                slices.setdefault(part.stack, []).append(name)
+    return slices
 
 
 def _one_sided(name: str, entry: Entry, reason: str, found: Comparison) -> None:
@@ -129,13 +149,20 @@ def _one_sided(name: str, entry: Entry, reason: str, found: Comparison) -> None:
         found.left_out[name] = reason
 
 
-def _place(model: Base, name: str) -> tuple[str, Entry] | None:
-    """Return the name under which a model has a parameter, and its header entry."""
+def _place(model: Base, base: Base, name: str) -> tuple[str, Entry] | None:
+    """Return the name under which a model has a parameter of the base, and its header entry.
+
+    The library of the two may have saved them under different names: what loads as one weight is one.
+    """
     slot, _, key = name.partition(".")
-    for candidate in aliases(key):
-        if candidate in model.components[slot].location:
-            return f"{slot}.{candidate}", model.components[slot].location[candidate][1]
-    return None
+    part = model.components[slot]
+    if (expert := slice_of(key)) is not None:
+        whole = _place(model, base, f"{slot}.{expert.stack}")
+        entry = entry_of({expert.stack: whole[1]}, key) if whole else None
+        return (str(Slice(whole[0], expert.number)), entry) if whole and entry else None
+    same = next((candidate for candidate in aliases(key) if candidate in part.location), None)
+    found = same or part.in_class(base.components[slot].live(key))
+    return (f"{slot}.{found}", part.location[found][1]) if found else None
 
 
 def _compare_one(name: str, tuned: Base, base: Base, there: Entry, found: Comparison) -> None:

@@ -9,12 +9,17 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import BaseError, MissingExtraError
 from svdiff_delta.format.parameter import Parameter
 
 PLAIN: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Classes that PEFT can build another one of; of a subclass it is tried."""
+
+ALL_PLAIN: Final = frozenset({"UNet2DConditionModel"})
+"""Models whose convolutions are all torch's own, of one group, undilated and padded with zeros, whose one embedding is
+`class_embedding`, and whose weights all have the outputs first, however they are configured: of them neither a class
+is built nor a library imported."""
 
 
 class Convolutions:
@@ -33,7 +38,7 @@ class Convolutions:
         A weight (out, in/groups, k, …) says nothing of its groups. Where no class does, one with several inputs counts
         as ungrouped, and one with a single input may be depthwise.
         """
-        if len(parameter.shape) < 3:
+        if len(parameter.shape) < 3 or self._is_plain(name):
             return 1
         if name in self._found:
             return self._found[name].groups
@@ -44,7 +49,7 @@ class Convolutions:
 
         PEFT 0.21 builds one of the same class with kernel, stride and padding, and with nothing else.
         """
-        layer = self._found.get(name)
+        layer = None if self._is_plain(name) else self._found.get(name)
         if layer is None:
             return ""
         if any(step != 1 for step in layer.dilation):
@@ -54,6 +59,10 @@ class Convolutions:
         return (
             "" if type(layer) in PLAIN or _is_built(layer) else f"is a {type(layer).__name__}, which PEFT cannot build"
         )
+
+    def _is_plain(self, name: str) -> bool:
+        component = self._base.components.get(name.partition(".")[0])
+        return component is not None and component.class_name in ALL_PLAIN
 
     @cached_property
     def _layers(self) -> dict[str, dict[str, _ConvNd]]:
@@ -65,9 +74,8 @@ class Convolutions:
             except (BaseError, MissingExtraError):
                 continue
             layers = ((path, layer) for path, layer in skeleton.named_modules() if isinstance(layer, _ConvNd))
-            found[slot] = {
-                f"{slot}.{stored}": layer for path, layer in layers if (stored := component.stored(f"{path}.weight"))
-            }
+            keys = ((component.stored_class(f"{path}.weight"), layer) for path, layer in layers)
+            found[slot] = {f"{slot}.{key}": layer for key, layer in keys if key}
         return found
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import BaseError, BaseMismatchError
 
 from .adapter_reader import Adapter

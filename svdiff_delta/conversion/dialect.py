@@ -4,25 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svdiff_delta.base_model.base import Base
+from svdiff_delta._util.atomic import check_output
+from svdiff_delta._util.paths import check_apart
+from svdiff_delta.base_model.opened import Base
+from svdiff_delta.errors import InputError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import Dtype, StoredDtype
 from svdiff_delta.format.lineage import Source
 from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.format.parameter import Kind, Parameter
-from svdiff_delta.svd.cache import BasisCache
-from svdiff_delta.svd.calibration import Calibration
-from svdiff_delta.svd.prepare import Prepared, Progress
 
-from .lazy_tensors import OpenedAdapter
 from .rank_policy import Ranking
-from .result import Conversion
+
+if TYPE_CHECKING:
+    from svdiff_delta.svd.cache import BasisCache
+    from svdiff_delta.svd.calibration import Calibration
+    from svdiff_delta.svd.prepare import Prepared, Progress
+
+    from .lazy_tensors import OpenedAdapter
+    from .result import Conversion
+    from .weight_updates import Update
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,8 @@ class Job:
         embeddings: whether embeddings may be shifted.
         progress: called with how much is done and how much there is in all.
         calibration: how the inputs of layers are measured, if δ is to depend on them.
+        component: the component that an adapter's keys mean which name none; None for the denoiser or the only model.
+        made_on: the base that an adapter was made on, where its file lacks what its library takes out of that base.
     """
 
     base: Base
@@ -82,6 +93,25 @@ class Job:
     embeddings: bool = False
     progress: Progress | None = None
     calibration: Calibration | None = None
+    component: str | None = None
+    made_on: Base | None = None
+
+    def check(self, source: str | PathLike[str] | Delta) -> None:
+        """Check that the base has the component, and that the output may be written, before any work is done.
+
+        Args:
+            source: the input, which the output must not touch.
+
+        Raises:
+            InputError: there is no such component, or the output would be written over the input or the base.
+            OutputError: the output exists, or its folder does not.
+        """
+        if self.component is not None and self.component not in self.base.components:
+            known = ", ".join(sorted(self.base.components))
+            raise InputError(f"the base has no component {self.component!r}", fix=f"name one of {known}")
+        if self.output is not None:
+            check_output(self.output, overwrite=self.overwrite)
+            check_apart(self.output, [*self.base.files, *([] if isinstance(source, Delta) else [Path(source)])])
 
 
 class Meter:
@@ -112,6 +142,7 @@ class Changes:
         remarks: what was assumed in reading it.
         hint: what to add to the list of what is left out, such as what the input looks like.
         dtype: the basis dtype of all parameters, where the input demands one; else a writer's choice (section 6.1).
+        updates: what an adapter's reader makes ΔW of, by parameter: some have factors without a decomposition.
     """
 
     kinds: Mapping[str, tuple[Kind, int]]
@@ -124,6 +155,7 @@ class Changes:
     remarks: tuple[str, ...] = ()
     hint: str = ""
     dtype: Dtype | None = None
+    updates: Mapping[str, Update] = field(default_factory=dict)
 
     def basis_dtype(self, name: str) -> Dtype | None:
         """Return the basis dtype that the input demands of a parameter; None for a writer's choice."""

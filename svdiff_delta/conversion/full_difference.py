@@ -14,9 +14,10 @@ import torch
 from svdiff_delta._util.atomic import replace_file
 from svdiff_delta.errors import DeltaError, InputError, TensorError
 from svdiff_delta.format import metadata as meta
-from svdiff_delta.format.container import ITEM_SIZE, header_bytes
+from svdiff_delta.format.container import header_bytes
 from svdiff_delta.format.delta import Delta, check_range
 from svdiff_delta.format.dtypes import DTYPES, encode, is_dtype
+from svdiff_delta.format.entry import ITEM_SIZE
 from svdiff_delta.format.metadata import Metadata
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.ops.combine import note_weight

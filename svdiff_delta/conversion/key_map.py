@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Final
 
-from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.component import aliases
+from svdiff_delta.base_model.opened import Base
 
 from .sgm_names import SgmNames
 
 MAIN: Final = ("unet", "transformer")
 """Components that adapters are made for first of all."""
+
+EXPERT: Final = "transformer_2"
+"""The second denoiser of a pipeline, for which all programs take a file of its own, under the names of the first."""
 
 PREFIXES: Final[Mapping[str, tuple[str, ...]]] = {
     "lora_unet": MAIN,
@@ -34,16 +38,25 @@ class Names:
 
     Args:
         base: the base.
+        main: the component that an adapter is for that does not say so; found from the base if not given.
     """
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, main: str | None = None) -> None:
         self.base = base
+        self._main = main
 
     @property
     def main(self) -> str:
         """The component that an adapter is for that does not say so."""
+        if self._main is not None:
+            return self._main
         found = [name for name in MAIN if name in self.base.components]
         return found[0] if found else next(iter(self.base.components))
+
+    @property
+    def is_transformer(self) -> bool:
+        """Tell whether the main component is a transformer of diffusers, whatever it is called."""
+        return bool(re.search(r"Transformer\dDModel$", self.base.components[self.main].class_name))
 
     def component(self, prefix: str) -> str | None:
         """Return the component that a prefix of kohya or LyCORIS means in this base; None if it has none such."""
@@ -65,10 +78,8 @@ class Names:
         found = self.base.components.get(component)
         if found is None:
             return None
-        for key in aliases(f"{path}.{leaf}"):
-            if key in found.location:
-                return f"{component}.{key}"
-        return None
+        key = found.in_class(f"{path}.{leaf}") or found.named(f"{path}.{leaf}")
+        return f"{component}.{key}" if key else None
 
     def tied(self, component: str, path: str) -> str:
         """Return in words which weight of the base a module's is tied to; empty if it is to none."""

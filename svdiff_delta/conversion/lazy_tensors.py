@@ -18,7 +18,8 @@ from torch import Tensor
 from svdiff_delta._util.reading import regular_file
 from svdiff_delta.base_model.mapped_tensor import FOREIGN_DTYPES, TORCH_DTYPES
 from svdiff_delta.errors import DeltaError, HeaderError, InputError, TensorError
-from svdiff_delta.format.container import Header, read_foreign_header
+from svdiff_delta.format.container import read_foreign_header
+from svdiff_delta.format.entry import Header
 
 Shape = tuple[int, ...]
 
@@ -67,8 +68,12 @@ class TensorFile:
         """Return a tensor's shape, without reading its values."""
         return self.header.entries[key].shape
 
-    def load(self, key: str) -> Tensor:
+    def load(self, key: str, at: tuple[slice, ...] | None = None) -> Tensor:
         """Return a tensor as it is, in memory of its own.
+
+        Args:
+            key: the tensor's.
+            at: which part of it, by its first axes; all of it if not given. Only that is read.
 
         Raises:
             TensorError: its number format is packed, without values of its own.
@@ -81,8 +86,11 @@ class TensorFile:
                 fix="use the adapter as it was trained, before it was quantized",
             )
         start = self.header.data + entry.start
-        raw = np.frombuffer(self.pages, np.uint8, entry.stop - entry.start, start).copy()
-        return torch.from_numpy(raw).view(dtype).reshape(entry.shape)
+        raw = np.frombuffer(self.pages, np.uint8, entry.stop - entry.start, start)
+        if at is None:
+            return torch.from_numpy(raw.copy()).view(dtype).reshape(entry.shape)
+        part = raw.reshape(*entry.shape, dtype.itemsize)[at].copy()
+        return torch.from_numpy(part).view(dtype).squeeze(-1)
 
     def digests(self) -> tuple[str, str]:
         """Return the SHA-256 of the whole file and of its data section, in hexadecimal."""
@@ -149,6 +157,33 @@ class OpenedAdapter:
             return self.file(path).header
         except DeltaError:
             return None
+
+
+@dataclass(frozen=True)
+class TensorPart:
+    """The same part of each tensor of a file that has as many axes or more."""
+
+    file: TensorFile
+    at: tuple[slice, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the file in errors."""
+        return self.file.name
+
+    def keys(self) -> list[str]:
+        """Return the keys, sorted."""
+        return self.file.keys()
+
+    def shape(self, key: str) -> Shape:
+        """Return the shape of a tensor's part, without reading its values."""
+        whole = self.file.shape(key)
+        parts = (len(range(*part.indices(size))) for part, size in zip(self.at, whole, strict=False))
+        return (*parts, *whole[len(self.at) :])
+
+    def load(self, key: str) -> Tensor:
+        """Return a tensor's part as it is."""
+        return self.file.load(key, self.at)
 
 
 @dataclass(frozen=True)

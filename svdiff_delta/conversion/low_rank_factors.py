@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.svd.decomposition import Basis, one_thread
-from svdiff_delta.svd.energy import Energy
+from svdiff_delta.svd.energy import Energy, total_energy
 from svdiff_delta.svd.fingerprint import narrow
 
 from .rank_policy import Ranking
@@ -121,6 +122,85 @@ def split(factors: Factors, groups: int, ranking: Ranking) -> Factors:
     up = (left[..., :kept] * root[:, None]).reshape(-1, kept)
     down = (right[:, :kept] * root[..., None]).reshape(groups * kept, -1)
     return Factors(up.numpy(), down.numpy(), Energy(factors.energy.whole, float(squares[:kept].sum())))
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """The rows of one weight in a layer of the original code, which may hold several.
+
+    Attributes:
+        start, stop: the rows.
+        total: the number of all of them.
+        swap: whether their halves stand in the other order there.
+    """
+
+    start: int
+    stop: int
+    total: int
+    swap: bool = False
+
+
+def joined(parts: Sequence[tuple[Factors, LayerRows]]) -> Factors:
+    """Return the factors of a layer that holds several weights, each with its own ranks; rows of others are 0.
+
+    Args:
+        parts: the factors of each weight that changes, and its rows in the layer.
+
+    Returns:
+        Factors (all rows, Σ r) and (Σ r, columns).
+    """
+    rank = sum(factors.rank for factors, _ in parts)
+    up, place = np.zeros((parts[0][1].total, rank)), 0
+    for factors, rows in parts:
+        own = np.concatenate([*reversed(np.split(factors.up, 2))]) if rows.swap else factors.up
+        up[rows.start : rows.stop, place : place + factors.rank] = own
+        place += factors.rank
+    energy = total_energy(found.energy for found, _ in parts)
+    return Factors(up, np.concatenate([factors.down for factors, _ in parts]), energy)
+
+
+@dataclass(frozen=True)
+class StackPlace:
+    """The place of one expert's weight in a parameter in which those of all experts are stacked.
+
+    Attributes:
+        number: the expert.
+        count: the number of all experts.
+        rows: the rows of the weight, where the matrix of an expert holds several; else None.
+        transposed: whether the product of the factors is (inputs, outputs).
+    """
+
+    number: int
+    count: int
+    rows: LayerRows | None = None
+    transposed: bool = False
+
+
+def stacked(parts: Sequence[tuple[Factors, StackPlace]]) -> Factors:
+    """Return the factors of all experts, each with the largest rank that one of them needs; 0 where nothing changes.
+
+    Args:
+        parts: the factors of each weight that changes, and its place.
+
+    Returns:
+        Factors (rows, r · E), of which every E-th column is one expert's, and (E · r, columns), one after the other.
+    """
+    count, experts = parts[0][1].count, dict[int, list[tuple[Factors, StackPlace]]]()
+    for part in parts:
+        experts.setdefault(part[1].number, []).append(part)
+    whole = {number: _of_expert(own) for number, own in experts.items()}
+    first, rank = whole[parts[0][1].number], max(found.rank for found in whole.values())
+    up, down = np.zeros((len(first.up), rank, count)), np.zeros((count, rank, first.down.shape[1]))
+    for number, found in whole.items():
+        up[:, : found.rank, number], down[number, : found.rank] = found.up, found.down
+    energy = total_energy(found.energy for found in whole.values())
+    return Factors(up.reshape(len(up), -1), down.reshape(-1, down.shape[2]), energy)
+
+
+def _of_expert(own: Sequence[tuple[Factors, StackPlace]]) -> Factors:
+    places = [(factors, place.rows) for factors, place in own if place.rows is not None]
+    factors = joined(places) if places else own[0][0]
+    return Factors(factors.down.T, factors.up.T, factors.energy) if own[0][1].transposed else factors
 
 
 def spread(down: NDArray[np.float64], groups: int, shape: tuple[int, ...]) -> NDArray[np.float64]:

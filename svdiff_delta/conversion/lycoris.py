@@ -10,10 +10,11 @@ from svdiff_delta.format.parameter import Parameter
 from .adapter_writer import adapter_writer
 from .dialect import Dialect
 from .energy_limits import LEAST
-from .kohya import begins, plain_layer, read, text_module
 from .lazy_tensors import OpenedAdapter
 from .module_keys import CORES, LOHA, LOKR
-from .write_target import Keys, Target
+from .spelled_reader import begins, read
+from .text_names import text_module
+from .write_target import Keys, Target, plain_layer
 
 SUFFIXES: Final = (*LOHA, *CORES, *LOKR, "diff", "diff_b", "w_norm", "b_norm")
 """What only LyCORIS writes."""
@@ -49,6 +50,8 @@ class LycorisTarget(Target):
         """Return where a parameter's update stands, or why it has no place."""
         if parameter.kind == "spectral" and (reason := plain_layer(parameter)):
             return reason
+        if reason := self.second(name.partition(".")[0]):
+            return reason
         module = self.module(name)
         if module is None:
             return "LyCORIS has no name for it"
@@ -62,7 +65,7 @@ class LycorisTarget(Target):
         """Return the flat name of the module that a parameter is of; None if it has none."""
         component, _, key = name.partition(".")
         path = key.removesuffix(".weight")
-        if component == self.names.main:
+        if component == self.denoiser:
             return f"lycoris_{path.replace('.', '_')}"
         return text_module(self.names, component, path)
 

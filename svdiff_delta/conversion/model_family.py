@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.component import Component
 from svdiff_delta.base_model.layout import read_json
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import BaseError
 
 UNET: Final = "UNet2DConditionModel"
@@ -22,6 +23,9 @@ FOREIGN: Final = (
 
 CONTEXT: Final = "attn2.to_k.weight"
 """Ends the keys whose columns are the width of the text that cross-attention sees."""
+
+FLUX2: Final = {6144: "flux_2_dev", 3072: "flux_2_klein_4b", 4096: "flux_2_klein_9b"}
+"""musubi-tuner's words for the models of Flux.2, by their width."""
 
 SD1, SD2, REFINER = 768, 1024, 1280
 """Those widths."""
@@ -47,6 +51,25 @@ class Family:
         """Return the metadata that kohya's scripts write of it."""
         found = {"ss_base_model_version": self.version, "ss_v2": str(self.second)}
         return found if self.velocity is None else {**found, "ss_v_parameterization": str(self.velocity)}
+
+
+FAMILIES: Final[Mapping[str, Family]] = {
+    # sd-scripts' words, and musubi-tuner's: `ss_base_model_version` and `modelspec.architecture`.
+    "ChromaTransformer2DModel": Family("chroma", "chroma"),
+    "Lumina2Transformer2DModel": Family("lumina2", "lumina-2"),
+    "QwenImageTransformer2DModel": Family("qwen_image", "Qwen-Image"),
+    "ZImageTransformer2DModel": Family("z_image", "Z-Image"),
+    "WanTransformer3DModel": Family("wan", "wan2.1"),
+    "HunyuanVideoTransformer3DModel": Family("hunyuan_video", "hunyuan-video"),
+    # No trainer's word is sure: those of the models themselves, and no architecture.
+    "HiDreamImageTransformer2DModel": Family("hidream"),
+    "Krea2Transformer2DModel": Family("krea2"),
+    "LTXVideoTransformer3DModel": Family("ltxv"),
+    "LTX2VideoTransformer3DModel": Family("ltx2"),
+    "AuraFlowTransformer2DModel": Family("auraflow"),
+    "SanaTransformer2DModel": Family("sana"),
+}
+"""Families that their transformer's class tells."""
 
 
 def find_family(base: Base) -> Family | None:
@@ -94,7 +117,11 @@ def _of_transformer(transformer: Component) -> Family | None:
         if not any(key.endswith("attn.norm_k.weight") for key in keys):
             return Family("3-medium", "stable-diffusion-3")
         return Family(f"3-5-{'medium' if any('.attn2.' in key for key in keys) else 'large'}", "stable-diffusion-3")
-    return {
-        "ChromaTransformer2DModel": Family("chroma", "chroma"),
-        "Lumina2Transformer2DModel": Family("lumina2", "lumina-2"),
-    }.get(transformer.class_name)
+    if transformer.class_name == "Flux2Transformer2DModel":
+        return Family(FLUX2.get(_outputs(transformer, "x_embedder.weight"), "flux_2"))
+    return FAMILIES.get(transformer.class_name)
+
+
+def _outputs(transformer: Component, key: str) -> int:
+    """Return the number of rows of a weight; 0 if there is no such weight."""
+    return transformer.location[key][1].shape[0] if key in transformer.location else 0

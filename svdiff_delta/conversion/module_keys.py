@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from .adapter_reader import NO_ALPHA
 from .lazy_tensors import Ref
+from .reasons import NO_ALPHA
 from .weight_updates import Decomposed, Hadamard, Kronecker, LowRank, Update, Whole
 
 LORA: Final = frozenset({"lora_up.weight", "lora_down.weight"})

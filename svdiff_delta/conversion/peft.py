@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,26 +14,31 @@ from svdiff_delta._util.atomic import replace_folder
 from svdiff_delta._util.limits import CONFIGURATION
 from svdiff_delta._util.paths import below
 from svdiff_delta._util.reading import read_bytes
+from svdiff_delta.adapters.folders import PEFT_CONFIG as CONFIG
+from svdiff_delta.adapters.folders import PEFT_PICKLE as PICKLE
+from svdiff_delta.adapters.folders import PEFT_WEIGHTS as WEIGHTS
+from svdiff_delta.base_model.component import aliases
 from svdiff_delta.base_model.kinds import base_kinds
 from svdiff_delta.errors import BaseError, InputError, TensorError
 from svdiff_delta.format.foreign import method_of
 from svdiff_delta.format.parameter import Kind, Parameter
 
-from .adapter_reader import BIAS, NO_MAGNITUDE, NO_MODULE, Adapter, unexplained, width
+from .adapter_reader import Adapter, document, unexplained, width
 from .adapter_writer import adapter_writer
+from .convolutions import ALL_PLAIN
 from .copies import check_copy, same_as_base
 from .dialect import Changes, Dialect, Job
 from .energy_limits import LEAST
-from .key_map import Names
+from .key_map import EXPERT, Names
 from .lazy_tensors import Modules, OpenedAdapter, Ref, TensorFile
-from .peft_config import PeftConfig, low_rank_config, read_config
+from .library_methods.peft import component_of, read_method
+from .peft_config import PeftConfig, low_rank_config, read_config, read_method_config
+from .peft_parameters import ExpertKeys, has_module, read_parameters
+from .reasons import BIAS, NO_MAGNITUDE, NO_MODULE
 from .weight_updates import Decomposed, LowRank, Update, Whole
 from .write_target import Keys, Part, Target
 
-CONFIG: Final = "adapter_config.json"
-WEIGHTS: Final = "adapter_model.safetensors"
 PREFIX: Final = "base_model.model."
-PICKLE: Final = "adapter_model.bin"
 CONVERT_PICKLE: Final = (
     "convert it once where you trust it, with `PeftModel.from_pretrained(MODEL, FOLDER).save_pretrained(NEW)`"
 )
@@ -86,10 +92,16 @@ def read(source: OpenedAdapter, job: Job) -> Changes:
         base_kinds(job.base, on_request=True),
     )
     for folder in found:
-        config, file = read_config(folder / CONFIG), _open_weights(source, folder)
+        method = read_method_config(folder / CONFIG, made_on=job.made_on is not None)
+        config = read_config(folder / CONFIG, parameters=True) if method is None else None
+        file = _open_weights(source, folder)
         adapter.files.append(file)
         adapter.extra[CONFIG] = hashlib.sha256(read_bytes(folder / CONFIG, CONFIGURATION.bytes)).hexdigest()
-        _read_folder(file, config, _component(folder, file, names), names, kinds, adapter)
+        component = _told(folder, file, job) or _likely(file, names, adapter, by_method=method is not None)
+        if method is not None:
+            _read_others(read_method(method, file, component, job, adapter), Modules(), component, names, adapter)
+        elif config is not None:
+            _read_folder(file, config, component, names, kinds, adapter)
     return adapter.changes(job)
 
 
@@ -101,13 +113,29 @@ def _open_weights(source: OpenedAdapter, folder: Path) -> TensorFile:
     return source.file(folder / WEIGHTS)
 
 
-def _component(folder: Path, file: TensorFile, names: Names) -> str:
-    """Return the component that an adapter is of: the one its folder is called by, or the one that has most layers."""
-    parts = names.base.components
+def _told(folder: Path, file: TensorFile, job: Job) -> str | None:
+    """Return the component that an adapter is of: the one its folder is called by, is asked for, or its file names."""
+    parts, said = job.base.components, document(file)
     if folder.name in parts:
         return folder.name
+    meant = {name.partition(".")[0] for name in said.parameters} & {*parts} if said else set()
+    return job.component or (meant.pop() if len(meant) == 1 else None)
+
+
+def _likely(file: TensorFile, names: Names, adapter: Adapter, *, by_method: bool) -> str:
+    """Return the component that has most layers of an adapter; of two experts, which have the same, the first."""
+    found = component_of(file, names) if by_method else _fullest(file, names)
+    if found == names.main and EXPERT in names.base.components:
+        adapter.remarks.append(f"its keys name no expert: taken for {names.main}; `component` names the other")
+    return found
+
+
+def _fullest(file: TensorFile, names: Names) -> str:
+    parts = names.base.components
     paths = {match["path"] for key in file.keys() if (match := _KEY.fullmatch(key.removeprefix(PREFIX)))}  # noqa: SIM118
     fitting = {part: sum(names.dotted(part, path) is not None for path in paths) for part in parts}
+    if not any(fitting.values()):  # of parameters that are no layer's weight, such as stacked experts
+        fitting = {part: sum(has_module(parts[part], path) for path in paths) for part in parts}
     return max(fitting, key=lambda part: fitting[part])
 
 
@@ -123,8 +151,17 @@ def _read_folder(
             modules.take(match["path"], PARTS[match["part"]], Ref(file, key))
         else:
             others[inner] = Ref(file, key)
+    parameters = read_parameters(modules, config, component, names, adapter)
     for path, refs in modules.items():
-        _read_module(component, path, refs, config, names, kinds, adapter)
+        if path not in parameters:
+            _read_module(component, path, refs, config, names, kinds, adapter)
+    _read_others(others, modules, component, names, adapter)
+    if not config.has_alpha:
+        adapter.remarks.append(f"{CONFIG} gives no lora_alpha: taken to be 8, as PEFT does")
+
+
+def _read_others(others: Mapping[str, Ref], modules: Modules, component: str, names: Names, adapter: Adapter) -> None:
+    """Take weights that were trained as a whole, and say why other keys are left out."""
     for inner, ref in others.items():
         path, leaf = _whole(inner)
         name = names.dotted(component, path, leaf)
@@ -137,8 +174,6 @@ def _read_folder(
         else:
             is_layer = leaf in ("weight", "bias") and not method_of(inner)
             adapter.leave([ref.key], NO_MODULE if is_layer else unexplained(ref.key))
-    if not config.has_alpha:
-        adapter.remarks.append(f"{CONFIG} gives no lora_alpha: taken to be 8, as PEFT does")
 
 
 def _read_module(
@@ -212,13 +247,7 @@ class PeftTarget(Target):
     name = "peft"
     grouped = "divided"
     by_peft = True
-
-    def __init__(self, names: Names) -> None:
-        super().__init__(names)
-        try:
-            self._kinds: Kinds | None = base_kinds(names.base)
-        except BaseError:  # it does not say the classes of its layers
-            self._kinds = None
+    stacks = True
 
     def place(self, name: str, parameter: Parameter) -> Keys | str:
         """Return where a parameter's update stands, or why it has no place."""
@@ -227,23 +256,57 @@ class PeftTarget(Target):
         if len(parameter.shape) > 2 and parameter.axis != 0:
             return "is a transposed convolution, for which this dialect has no place"
         component, _, key = name.partition(".")
-        path = f"{PREFIX}{key.removesuffix('.weight')}"
-        if self._kinds is not None and name not in self._kinds:
+        if expert := self.expert(name):
+            return self._experts.place(component, expert, parameter)
+        path = f"{PREFIX}{self._path(component, key)}"
+        if self._is_embedding(name):
             return Keys(f"{path}.lora_embedding_B", f"{path}.lora_embedding_A", transposed=True, file=component)
         return Keys(f"{path}.lora_B.weight", f"{path}.lora_A.weight", file=component)
 
     def _config(self, component: str, ranks: Mapping[str, int]) -> dict[str, Any]:
         info = self.names.base.info
-        paths = {name.partition(".")[2].removesuffix(".weight"): rank for name, rank in ranks.items()}
+        stacks = {expert.stack: rank for name, rank in ranks.items() if (expert := self.expert(name))}
+        plain = [name for name in ranks if not self.expert(name)]
+        paths = {self._path(component, name.partition(".")[2]): ranks[name] for name in plain}
+        layers = [self._path(component, f"{path}.weight") for path in self.names.paths(component)]
         return {
             "peft_type": "LORA",
             "task_type": None,
             "base_model_name_or_path": info.repository,
             "revision": info.revision,
             "inference_mode": True,
-            "fan_in_fan_out": self._kinds is not None and any(_stored_transposed(self._kinds, name) for name in ranks),
-            **low_rank_config(paths, [*self.names.paths(component)]),
+            "fan_in_fan_out": any(map(self._is_transposed, plain)),
+            **low_rank_config(paths, layers, stacks),
         }
+
+    @cached_property
+    def _experts(self) -> ExpertKeys:
+        return ExpertKeys(self, PREFIX)
+
+    @cached_property
+    def _kinds(self) -> Kinds | None:
+        """The kinds of the base's weights; None if it does not say the classes of its layers."""
+        try:
+            return base_kinds(self.names.base)
+        except BaseError:
+            return None
+
+    def _is_plain(self, name: str) -> bool:
+        """Tell whether a weight is of a linear layer or convolution, without the class being built."""
+        component, _, key = name.partition(".")
+        kind = self.names.base.components[component].class_name
+        return kind in ALL_PLAIN and not key.startswith("class_embedding.")
+
+    def _is_embedding(self, name: str) -> bool:
+        return not self._is_plain(name) and self._kinds is not None and name not in self._kinds
+
+    def _is_transposed(self, name: str) -> bool:
+        return not self._is_plain(name) and self._kinds is not None and _stored_transposed(self._kinds, name)
+
+    def _path(self, component: str, key: str) -> str:
+        """Return the path of a weight's layer in the live model, which is what PEFT looks for."""
+        live = self.names.base.components[component].live(key)
+        return (key if live in aliases(key) else live).removesuffix(".weight")
 
     def write(self, job: Job, parts: Mapping[str, Part]) -> int:
         """Write the folder, if there is an output; return the size of all its files."""

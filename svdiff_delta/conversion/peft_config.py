@@ -19,6 +19,7 @@ from svdiff_delta._util.reading import read_bytes
 from svdiff_delta._util.typed import build, keys_of
 from svdiff_delta.errors import InputError, MetadataError
 
+from .library_methods.peft_method import PeftMethod, check_method
 from .peft_fields import MERGE, check_fields
 
 ALPHA: Final = 8.0
@@ -36,6 +37,8 @@ class PeftConfig:
         root: `use_rslora`, alpha is divided by √rank.
         dora: `use_dora`, each layer has magnitudes.
         default: the alpha if none is given; None for the rank.
+        parameters: `target_parameters`, the ends of the names of parameters that have factors of their own.
+        version: of the PEFT that wrote it, the first two numbers; None if it does not say, or of one in between.
     """
 
     alpha: float | None = None
@@ -45,6 +48,8 @@ class PeftConfig:
     root: bool = False
     dora: bool = False
     default: float | None = ALPHA
+    parameters: tuple[str, ...] = ()
+    version: tuple[int, int] | None = None
 
     @property
     def has_alpha(self) -> bool:
@@ -86,17 +91,38 @@ def _matcher(pattern: str) -> Callable[[str], object]:
     return re.compile(rf"{whole}$").match if _PLAIN.fullmatch(pattern) else expression(whole).matches
 
 
-def read_config(path: Path) -> PeftConfig:
+def read_config(path: Path, *, parameters: bool = False) -> PeftConfig:
     """Read the ranks and scales from a configuration file.
+
+    Args:
+        path: the file.
+        parameters: whether factors of parameters that are no layer's `weight` may be among them.
 
     Raises:
         InputError: it cannot be read, is of another method than LoRA, or says what the factors alone do not tell.
         MetadataError: it is not valid, the message names the field.
     """
+    return parse_config(_read_fields(path), str(path), parameters=parameters)
+
+
+def read_method_config(path: Path, *, made_on: bool) -> PeftMethod | None:
+    """Read a configuration of another method than LoRA, or of a LoRA that PEFT's own layers are to read.
+
+    Args:
+        path: the file.
+        made_on: whether the base is named that the adapter was made on.
+
+    Raises:
+        InputError: it cannot be read, changes no weight, is not known, or needs a base that is not named.
+        MetadataError: it is not valid.
+    """
+    return check_method(_read_fields(path), str(path), made_on=made_on)
+
+
+def _read_fields(path: Path) -> Mapping[str, Any]:
     raw = read_bytes(path, CONFIGURATION.bytes)
     check_nodes(raw, str(path), CONFIGURATION, InputError)
-    fields = as_object(strict_json(raw, str(path), MetadataError), str(path))
-    return parse_config(fields, str(path))
+    return as_object(strict_json(raw, str(path), MetadataError), str(path))
 
 
 class _Fields(msgspec.Struct):
@@ -108,24 +134,29 @@ class _Fields(msgspec.Struct):
     alpha_pattern: dict[str, float] | None = None
     use_rslora: bool | None = None
     use_dora: bool | None = None
+    target_parameters: list[str] | None = None
+    peft_version: str | None = None
 
 
 _READ: Final = keys_of(_Fields)
 
 
-def parse_config(fields: Mapping[str, Any], where: str, default: float | None = ALPHA) -> PeftConfig:
+def parse_config(
+    fields: Mapping[str, Any], where: str, default: float | None = ALPHA, *, parameters: bool = False
+) -> PeftConfig:
     """Return what the fields of a configuration say of scales, all others being without meaning for ΔW.
 
     Args:
         fields: as in the file.
         where: what errors call it.
         default: the alpha if none is given.
+        parameters: as for `read_config`.
 
     Raises:
         InputError: it is of another method than LoRA, or a field says what the factors alone do not tell.
         MetadataError: a field has a wrong type.
     """
-    check_fields(fields, where)
+    check_fields(fields, where, parameters=parameters)
     said = build(_Fields, {key: fields[key] for key in _READ if key in fields}, where, MetadataError)
     _check_patterns([*(said.rank_pattern or {}), *(said.alpha_pattern or {})], where)
     return PeftConfig(
@@ -136,7 +167,14 @@ def parse_config(fields: Mapping[str, Any], where: str, default: float | None = 
         root=bool(said.use_rslora),
         dora=bool(said.use_dora),
         default=default,
+        parameters=tuple(said.target_parameters or ()),
+        version=_version(said.peft_version or ""),
     )
+
+
+def _version(said: str) -> tuple[int, int] | None:
+    match = re.match(r"([0-9]{1,6})\.([0-9]{1,6})(?![0-9])", said)
+    return (int(match[1]), int(match[2])) if match and "dev" not in said else None
 
 
 def _check_patterns(patterns: Iterable[str], where: str) -> None:
@@ -153,15 +191,19 @@ def _check_patterns(patterns: Iterable[str], where: str) -> None:
             raise InputError(f"{where}: its patterns have more than {STATES:,} steps", fix=MERGE)
 
 
-def low_rank_config(ranks: Mapping[str, int], paths: Sequence[str]) -> dict[str, Any]:
+def low_rank_config(
+    ranks: Mapping[str, int], paths: Sequence[str], stacks: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Return the fields for layers of these ranks, each with alpha = rank, so that every scale is 1.
 
     Args:
         ranks: the rank by path of the layer.
         paths: all layers of the model, so that a path that others end in is not taken for them.
+        stacks: the rank by state-dict key of parameters that are named by themselves, such as stacked experts.
     """
-    common = Counter(sorted(ranks.values())).most_common(1)[0][0]
-    others = {_pattern_of(path, paths): rank for path, rank in sorted(ranks.items()) if rank != common}
+    every = {**ranks, **(stacks or {})}
+    common = Counter(sorted(every.values())).most_common(1)[0][0]
+    others = {_pattern_of(path, paths): rank for path, rank in sorted(every.items()) if rank != common}
     return {
         "r": common,
         "lora_alpha": common,
@@ -169,6 +211,7 @@ def low_rank_config(ranks: Mapping[str, int], paths: Sequence[str]) -> dict[str,
         "alpha_pattern": dict(others),
         "target_modules": _targets(sorted(ranks), paths),
         "bias": "none",
+        **({"target_parameters": sorted(stacks)} if stacks else {}),
     }
 
 

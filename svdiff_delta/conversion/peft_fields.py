@@ -37,13 +37,15 @@ MEANINGLESS: Final = (
 )
 """Fields that say nothing of ΔW."""
 
+PARAMETERS: Final = "target_parameters"
+
 REFUSED: Final[Mapping[str, str]] = {
     "alora_invocation_tokens": "the adapter acts only from certain tokens on, which no change of a weight does",
     "layer_replication": "layers of the base stand several times in the model",
     "megatron_config": "layers are Megatron's, shared out to several devices",
     "use_qalora": "the inputs are pooled before the factors",
     "monteclora_config": "the factors are sampled",
-    "target_parameters": "the factors are for parameters that their keys do not name",
+    PARAMETERS: "the factors are for parameters that their keys do not name",
     "trainable_token_indices": "rows of the embedding were trained on their own",
     "use_bdlora": "the factors are blocks of a diagonal",
     "arrow_config": "several adapters are mixed by what the inputs are",
@@ -64,13 +66,19 @@ CHANGING: Final[Mapping[str, str]] = {
 """Initializations that change the base's weights, which the file does not hold."""
 
 
-def check_fields(fields: Mapping[str, Any], where: str) -> None:
-    """Raise InputError if a configuration says what the factors alone do not tell; the message names the field."""
+def check_fields(fields: Mapping[str, Any], where: str, *, parameters: bool = False) -> None:
+    """Raise InputError if a configuration says what the factors alone do not tell; the message names the field.
+
+    Args:
+        fields: as in the file.
+        where: what errors call it.
+        parameters: whether the reader finds the parameters that `target_parameters` names.
+    """
     if (method := fields.get("peft_type") or "LORA") != "LORA":
         raise InputError(f"{where}: is of PEFT's method {method}, not LORA", fix=MERGE)
     _check_start(fields.get("init_lora_weights"), where)
     for field, value in sorted(fields.items()):
-        if not value or field in UNDERSTOOD or field in MEANINGLESS:
+        if not value or field in UNDERSTOOD or field in MEANINGLESS or (parameters and field == PARAMETERS):
             continue
         if field == "alora_invocation_tokens":
             raise InputError(f"{where}: {field}: {REFUSED[field]}", fix="use it with PEFT")
@@ -86,7 +94,8 @@ def _check_start(start: Any, where: str) -> None:
     for name, what in CHANGING.items():
         if str(start).lower().startswith(name):
             # PEFT takes the first two out of the base again when it loads them; of the others only the run knows.
-            fix = MERGE if name in ("pissa", "olora") else MERGE_THERE
+            named = f"{MERGE}, or name the base that it was made on as `made_on`"
+            fix = named if name in ("pissa", "olora") else MERGE_THERE
             raise InputError(f"{where}: init_lora_weights is {start}, which {what}", fix=fix)
     raise InputError(f"{where}: this program does not know what init_lora_weights {_shown(start)} does", fix=MERGE)
 

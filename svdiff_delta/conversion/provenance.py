@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Final
 
 from svdiff_delta._util.json import JSON
-from svdiff_delta.format.container import Header
 from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.entry import Header
 from svdiff_delta.format.lineage import Record, Source
 from svdiff_delta.format.metadata import BaseInfo, Metadata
 from svdiff_delta.format.modelspec import portable_modelspec

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from svdiff_delta._util.json import JSON
-from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import on_host
 from svdiff_delta.base_model.matching import named_like
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import BaseError, InputError
 from svdiff_delta.format.delta import Delta, check_range
 from svdiff_delta.format.dtypes import Stored, StoredDtype, encode
@@ -85,7 +85,7 @@ def rebase(
         if progress is not None:
             progress(done, total)
     check_captured(work.layers.values(), min_energy)
-    return Conversion(work.result(len(left_out)), work.layers, left_out, unchanged=work.unchanged)
+    return Conversion(work.result(len(left_out)), work.layers, left_out=left_out, unchanged=work.unchanged)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from .comfyui import comfyui
 from .dialect import Dialect
 from .diffusers import diffusers
 from .flux import flux
@@ -25,6 +26,7 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
     "flux": flux,
     "lycoris": lycoris,
     "kohya": kohya,
+    "comfyui": comfyui,
     "diffusers": diffusers,
     "svdiff-pytorch": svdiff_pytorch,
     "svdiff-author": svdiff_author,

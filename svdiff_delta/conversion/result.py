@@ -20,34 +20,14 @@ SHOWN: Final = 3
 """Weights that an error names before it counts the others."""
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """The result of a conversion.
+class Captured:
+    """The share of a change that its conversion captured, of all layers together.
 
     Attributes:
-        delta: the delta that came out, or that another dialect was made of.
         layers: the energy of each parameter that was converted, by sorted name.
-        left_out: what could not be carried over, with the reason; empty unless that was allowed.
-        unchanged: weights in which nothing changes, and shifts that were carried over bit for bit.
-        output: what was written; None if nothing was.
-        size: the bytes of the file in another dialect, whether it was written or not; None for a delta.
-        ranks: the rank of each parameter in a low-rank copy.
-        remarks: what was assumed, and what to know about the result.
-        outputs: the output energy of each parameter that was calibrated.
-        retained: what of the delta's change the output holds, by parameter, where one dialect became another by way of
-            a delta; `layers` then says what the delta captured of the input's.
     """
 
-    delta: Delta
     layers: Mapping[str, Energy]
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    unchanged: int = 0
-    output: Path | None = None
-    size: int | None = None
-    ranks: Mapping[str, int] = field(default_factory=dict)
-    remarks: tuple[str, ...] = ()
-    outputs: Mapping[str, OutputEnergy] = field(default_factory=dict)
-    retained: Mapping[str, Energy] = field(default_factory=dict)
 
     @property
     def energy(self) -> Energy:
@@ -58,6 +38,57 @@ class Conversion:
     def captured(self) -> float:
         """The share of the whole change that is carried over."""
         return self.energy.captured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted(Captured):
+    """The members that the results of both ways of converting have; `Conversion` says what they are."""
+
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    unchanged: int = 0
+    output: Path | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    outputs: Mapping[str, OutputEnergy] = field(default_factory=dict)
+    retained: Mapping[str, Energy] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conversion(Converted):
+    """The result of a conversion.
+
+    Attributes:
+        delta: the delta that came out, or that another dialect was made of.
+        layers: the energy of each parameter that was converted, by sorted name.
+        energy: that of all layers together.
+        captured: the share of the whole change that is carried over.
+        size: the bytes of the file in another dialect, whether it was written or not; None for a delta.
+        left_out: what could not be carried over, with the reason; empty unless that was allowed.
+        unchanged: weights in which nothing changes, and shifts that were carried over bit for bit.
+        output: what was written; None if nothing was.
+        ranks: the rank of each parameter in a low-rank copy.
+        remarks: what was assumed, and what to know about the result.
+        outputs: the output energy of each parameter that was calibrated.
+        retained: what of the delta's change the output holds, by parameter, where one dialect became another by way of
+            a delta; `layers` then says what the delta captured of the input's.
+    """
+
+    delta: Delta
+    layers: Mapping[str, Energy]
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class DirectConversion(Converted):
+    """The result of a direct conversion; the other members have the meaning that those of `Conversion` have.
+
+    Attributes:
+        layers: of each parameter ‖ΔW‖², and what of it the output holds.
+        size: the bytes of the file.
+    """
+
+    layers: Mapping[str, Energy]
+    size: int = 0
 
 
 def recorded_share(layers: Iterable[Energy]) -> float:

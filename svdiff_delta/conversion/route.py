@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from svdiff_delta._util.reading import regular_file, system_errors
-from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import DTYPES, StoredDtype, is_dtype
@@ -58,6 +58,7 @@ def resolve_route(
     ranking: Ranking | None = None,
     base: Base | None = None,
     ask: str = ASK,
+    same: bool = False,
 ) -> ConversionRoute:
     """Return the way from an input to a dialect; no weight is read, neither of the input nor of a base.
 
@@ -70,6 +71,7 @@ def resolve_route(
         ranking: how many singular values a low-rank copy keeps.
         base: whose names tell whether an unknown layout is one of its own names behind a prefix.
         ask: what to do where nothing tells the input's dialect.
+        same: whether the input's own dialect may be that of the result.
 
     Raises:
         InputError: a dialect is unknown, or there is no way between the two, or an argument makes no sense on it.
@@ -83,7 +85,7 @@ def resolve_route(
     opened = None if isinstance(source, Delta) else _opened(source)
     with system_errors(opened.name if opened else source, InputError):
         found = DELTA if opened is None else from_ or _recognized(opened, base, ask)
-    if found == to:
+    if found == to and not same:
         raise InputError(
             f"the input is {found} already", fix=f"choose another of {_known()}; for another base, use `svdiff rebase`"
         )

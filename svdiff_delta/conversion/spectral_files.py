@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.component import Component
 from svdiff_delta.base_model.kinds import base_kinds
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import BaseMismatchError, InputError
 from svdiff_delta.format.parameter import Kind
 from svdiff_delta.svd.prepare import Prepared

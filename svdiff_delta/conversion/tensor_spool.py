@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from svdiff_delta._util.reading import system_errors
 from svdiff_delta.errors import OutputError, TensorError
-from svdiff_delta.format.container import ITEM_SIZE, header_bytes
+from svdiff_delta.format.container import header_bytes
 from svdiff_delta.format.delta import check_range
 from svdiff_delta.format.dtypes import Dtype, StoredDtype, encode
+from svdiff_delta.format.entry import ITEM_SIZE
 
 PIECE: Final = 1 << 20
 """Bytes that are copied at a time."""

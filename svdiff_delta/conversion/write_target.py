@@ -9,11 +9,16 @@ from functools import cached_property
 from typing import IO, ClassVar, Final, Literal
 
 from svdiff_delta._util.atomic import replace_file
+from svdiff_delta.base_model.experts import ExpertPart
+from svdiff_delta.base_model.opened import component_of
+from svdiff_delta.format.original_names import is_known
 from svdiff_delta.format.parameter import Parameter
+from svdiff_delta.format.stacked import slice_of
 
 from .convolutions import Convolutions
 from .dialect import Job
-from .key_map import Names
+from .key_map import EXPERT, Names
+from .low_rank_factors import Factors, LayerRows, StackPlace, joined, stacked
 from .model_family import Family, find_family
 from .tensor_spool import Spool
 
@@ -29,6 +34,8 @@ class Keys:
         whole: ΔW itself, for norms; then there is nothing else.
         transposed: whether `up` and `down` are stored transposed.
         groups: into how many groups of inputs and outputs the factors are divided, as PEFT divides them.
+        rows: the rows that the weight has in the layer of these keys, where that holds several weights; else None.
+        stack: the place of one expert's weight, where those of all are stacked under these keys; else None.
         file: the name of the file; empty for the only one.
     """
 
@@ -38,7 +45,27 @@ class Keys:
     whole: str = ""
     transposed: bool = False
     groups: int = 1
+    rows: LayerRows | None = None
+    stack: StackPlace | None = None
     file: str = ""
+
+
+def of_layer(factors: Mapping[str, Factors], places: Mapping[str, Keys]) -> tuple[Factors, int]:
+    """Return the factors of one layer of a file, which may hold several weights, and their rank in its configuration.
+
+    Args:
+        factors: of each of its weights that changes, by parameter.
+        places: of all weights.
+    """
+    keys = places[next(iter(factors))]
+    if keys.stack is not None:
+        whole = stacked([(found, stack) for name, found in factors.items() if (stack := places[name].stack)])
+        return whole, whole.rank // keys.stack.count
+    if keys.rows is not None:
+        whole = joined([(found, rows) for name, found in factors.items() if (rows := places[name].rows)])
+        return whole, whole.rank
+    ((_, found),) = factors.items()
+    return found, found.rank
 
 
 @dataclass(frozen=True)
@@ -94,14 +121,33 @@ class Target(ABC):
     by_peft: ClassVar[bool] = False
     """Whether PEFT builds the layers that the factors are put into."""
 
+    stacks: ClassVar[bool] = False
+    """Whether it has places for the weights of stacked experts."""
+
     def __init__(self, names: Names) -> None:
         self.names: Final = names
+        self.changed: frozenset[str] = frozenset(names.base.components)
+        """The components that the delta changes; the writer says it."""
+        self.weights: frozenset[str] = frozenset()
+        """The parameters that it changes, if the writer says it."""
         self.convolutions: Final = Convolutions(names.base)
 
     @cached_property
     def family(self) -> Family | None:
         """The family of models that the base is, if its structure tells."""
         return find_family(self.names.base)
+
+    @property
+    def denoiser(self) -> str:
+        """The component that keys mean which say none: the main one, or the second expert where that alone changes."""
+        alone = EXPERT in self.changed and self.names.main not in self.changed
+        return EXPERT if alone else self.names.main
+
+    def second(self, component: str) -> str:
+        """Return why a weight of a second expert has no place beside those of the first; empty if it is of none."""
+        if component != EXPERT or self.denoiser == EXPERT:
+            return ""
+        return f"is of {EXPERT}, for which programs take a file of its own: convert a slice of each component"
 
     @property
     def remark(self) -> str:
@@ -132,6 +178,20 @@ class Target(ABC):
             return f"is a convolution of {groups} groups, and PEFT takes no rank below that"
         return replace(keys, groups=groups)
 
+    def find(self, name: str, parameter: Parameter) -> Keys | str:
+        """Return where a parameter's update stands, or why it has no place, whatever kind of weight it is."""
+        if not self.stacks and self.expert(name):
+            return "is one of several experts whose weights are stacked, for which only peft has a place"
+        return self.place(name, parameter)
+
+    def expert(self, name: str) -> ExpertPart | None:
+        """Return where the class has the weight of one of several stacked experts; None for any other weight."""
+        slot, _, key = name.partition(".")
+        part, indexed = component_of(self.names.base, slot), slice_of(key)
+        if part is None:
+            return ExpertPart(*indexed) if indexed else None
+        return ExpertPart(part.live(indexed.stack), indexed.number) if indexed else part.expert_part(key)
+
     @abstractmethod
     def place(self, name: str, parameter: Parameter) -> Keys | str:
         """Return where a parameter's update stands, or why it has no place."""
@@ -156,3 +216,20 @@ class Target(ABC):
             with replace_file(job.output, overwrite=job.overwrite) as stream:
                 part.copy(stream)
         return part.size
+
+
+def unknown_names(names: Names, program: str) -> str:
+    """Return a remark on a denoiser whose names in a program are not known; empty if they are."""
+    kind = names.base.components[names.main].class_name
+    if not names.is_transformer or is_known(kind):
+        return ""
+    return f"what {program} call the layers of {kind} is not known here: diffusers' names are written"
+
+
+def plain_layer(parameter: Parameter) -> str:
+    """Return why a weight has no place beside linear layers and convolutions; empty if it has one."""
+    if parameter.kind == "elementwise":
+        return "is a norm, for which only lycoris has a place"
+    if parameter.axis != 0:
+        return "is stored transposed, for which this dialect has no place"
+    return ""

@@ -6,25 +6,19 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from types import MappingProxyType
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Final
 
 from svdiff_delta._text.printable import counted
 from svdiff_delta._util.json import JSON, MAX_INTEGER, canonical_json, end_of_object, strict_json
 from svdiff_delta._util.limits import DIMENSIONS
 from svdiff_delta.errors import HeaderError
 
+from .entry import ITEM_SIZE, Entries, Entry, Header
 from .foreign import LFS
 from .members import members
-
-ITEM_SIZE: Final[dict[str, int]] = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
-}  # fmt: skip
-"""Bytes per element of each dtype the container can hold (spec, section 3.1)."""
 
 FOREIGN_BITS: Final[dict[str, int]] = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "C64": 64,
@@ -44,35 +38,6 @@ LARGEST_METADATA: Final = 6_000_000
 
 SAFETENSORS: Final = 100_000_000
 """Bytes that the safetensors library itself reads of a header: what claims more is another format."""
-
-
-class Entry(NamedTuple):
-    """One tensor in a container: dtype by its safetensors name, shape, and byte range within the data section."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-Entries = MappingProxyType[str, Entry]
-"""Tensors by name, in the order of their offsets."""
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """A checked header: `entries` in the file's order of offsets; `data` is where the data section starts."""
-
-    metadata: dict[str, str]
-    entries: Entries
-    data: int
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _header, (self.metadata, dict(self.entries), self.data)  # its own view of them cannot be pickled
-
-
-def _header(metadata: dict[str, str], entries: dict[str, Entry], data: int) -> Header:
-    return Header(metadata, MappingProxyType(entries), data)
 
 
 def read_header(buffer: bytes | memoryview, size: int, *, foreign: bool = False) -> Header:

@@ -16,7 +16,7 @@ from svdiff_delta._util.atomic import replace_file
 from svdiff_delta.errors import DeltaError, InputError, MetadataError, TensorError
 
 from . import metadata as meta
-from .container import ITEM_SIZE, LARGEST_HEADER, Entries, Entry, Header, header_bytes, read_header
+from .container import LARGEST_HEADER, header_bytes, read_header
 from .content import IN_MEMORY, Content, InMemory, open_content
 from .delta import Delta, Origin, check_range
 from .dtypes import (
@@ -29,6 +29,7 @@ from .dtypes import (
     is_stored_dtype,
     without_negative_zero,
 )
+from .entry import ITEM_SIZE, Entries, Entry, Header
 from .foreign import adapter_in
 from .lineage import Source
 from .modelspec import with_hash

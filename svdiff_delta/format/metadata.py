@@ -14,13 +14,14 @@ from svdiff_delta.selectors.addresses import Layout
 
 from .lineage import Lineage, dump_lineage, parse_lineage
 from .parameter import Parameter, Table, dump_columns, parse_columns
+from .stacked import FEATURE, misplaced_index, slice_of
 
 FORMAT: Final = "svdiff-delta"
 VERSION: Final = 1
 KEY: Final = "svdiff"
 """Key of the document in the container's `__metadata__`."""
 
-FEATURES: Final[frozenset[str]] = frozenset()
+FEATURES: Final = frozenset({FEATURE})
 """Features that this reader understands (spec, section 9)."""
 
 MOST_BLOCKS: Final = 99
@@ -116,6 +117,8 @@ def dump(metadata: Metadata, *, key: str = KEY, form: str = FORMAT) -> dict[str,
         "base": _dump_base(metadata.base),
         "parameters": dump_columns(metadata.parameters),
     }
+    if features := _features(metadata.parameters):
+        document["must_understand"] = features
     if metadata.lineage is not None:
         document["lineage"] = dump_lineage(metadata.lineage)
     if metadata.training is not None:
@@ -137,10 +140,11 @@ def parse(strings: Mapping[str, str], names: Sequence[str], *, key: str = KEY, f
             fix="name a delta file",
         )
     document = as_object(strict_json(strings[key].encode("utf-8", "surrogatepass"), f"`{key}`", MetadataError), key)
-    _check_version(document, form)
+    features = _check_version(document, form)
     base = _parse_base(as_object(take(document, "base"), "base"))
     parameters = parse_columns(as_object(take(document, "parameters"), "parameters"), sorted(names))
     _check_components(base, parameters)
+    _check_features(features, parameters)
     return Metadata(
         base=base,
         parameters=parameters,
@@ -152,7 +156,8 @@ def parse(strings: Mapping[str, str], names: Sequence[str], *, key: str = KEY, f
     )
 
 
-def _check_version(document: dict[str, JSON], form: str) -> None:
+def _check_version(document: dict[str, JSON], form: str) -> list[str]:
+    """Return the features that the file needs, once this program is one that reads it."""
     if (name := take(document, "format")) != form:
         raise MetadataError(f"format: must be {form!r}, is {name!r}")
     version = take(document, "version")
@@ -171,6 +176,19 @@ def _check_version(document: dict[str, JSON], form: str) -> None:
             f"must_understand: the file needs {', '.join(unknown)}, which this program does not know",
             fix="use a newer release of svdiff-delta",
         )
+    return features
+
+
+def _features(parameters: Mapping[str, Parameter]) -> list[JSON]:
+    return [FEATURE] if any(map(slice_of, parameters)) else []
+
+
+def _check_features(given: Sequence[str], parameters: Mapping[str, Parameter]) -> None:
+    """Raise MetadataError if a file says that it has no stacked weights, and has some, or the other way round."""
+    if FEATURE in given and not _features(parameters):
+        raise MetadataError(f"must_understand: names {FEATURE!r}, and no parameter's name has an index")
+    if FEATURE not in given and (name := next(filter(slice_of, parameters), None)):
+        raise MetadataError(f"{name}: has an index, and must_understand does not name {FEATURE!r}")
 
 
 def _dump_base(base: BaseInfo) -> dict[str, JSON]:
@@ -228,5 +246,9 @@ def _check_components(base: BaseInfo, parameters: Mapping[str, Parameter]) -> No
         component, _, key = name.partition(".")
         if not component or not key or not key.isascii() or not key.isprintable():
             raise MetadataError(f"{name!r}: is not a parameter name (component, dot, state-dict key)")
+        if wrong := misplaced_index(key):
+            raise MetadataError(f"{name!r}: is not a parameter name: {wrong}")
+        if slice_of(key) and (parameters[name].kind != "spectral" or len(parameters[name].shape) != 2):
+            raise MetadataError(f"{name}: a name with an index is of a spectral parameter with two dimensions")
         if component not in base.components:
             raise MetadataError(f"{name}: base.components does not name {component!r}")

@@ -10,8 +10,9 @@ from math import prod
 from typing import Final, Literal, cast, get_args
 
 from svdiff_delta._util.device_errors import telling
-from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.experts import ExpertWeight, held_weights
 from svdiff_delta.base_model.kinds import weight_of
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.ops.weights import WeightedDelta, weigh
@@ -24,13 +25,15 @@ from .flat_deltas import Sums
 from .forms.choice import EXACT, FormName
 from .fused import FusedPatch
 from .handle import Handle
+from .live_sites import live_sites
 from .memory import Trim, give_back
 from .model_locks import holding, locks_of, ordinary
 from .modules import components
 from .obstacles import FusionGuard, LoadGuard, check_fusable
+from .original_weights import running_on
 from .own_forwards import find_forward, own_forward
-from .patched_layers import live_sites
 from .self_check import Check
+from .stack_guard import StackGuard
 from .targets import TargetLayer, find_places
 
 HALVES: Final = "load the model in half precision or on the CPU, or attach a part of the delta"
@@ -76,7 +79,8 @@ def attach(
         trainable: whether δ takes gradients (see `Handle.parameters`); the model's own weights are left as they are.
         check: whether the next forward of each model compares every shifted layer with W + ΔW, with a δ of the check's
             own where the given one is too small to see; it raises AttachError if a layer differs or was never called.
-        cache: where bases are kept; the default cache if not given.
+        cache: where bases are kept; the default cache if not given, and those that are missing are computed on the
+            model's GPU if that is fast in float64.
 
     Returns:
         The handle that weighs, swaps and detaches; as a context manager it detaches at the end.
@@ -100,7 +104,8 @@ def attach(
 
     def put() -> Handle:
         undo_unsettled(models[slot] for slot in slots)
-        places = find_places(target, models, deltas, base, cache or BasisCache())
+        bases = cache or BasisCache.beside(running_on(models[slot] for slot in sorted(slots)))
+        places = find_places(target, models, deltas, base, bases)
         sites = {key: _sites(place, mode, form, exact=exact, trainable=trainable) for key, place in places.items()}
         claim.take({key: place.modules for key, place in places.items()}, sites)
         _put(claim, places)
@@ -127,7 +132,8 @@ def handle_of(target: object) -> Handle:
     Raises:
         AttachError: nothing is attached to it, or its components were attached to one by one.
     """
-    claims = [claim_of(module) for model in components(target, ()).values() for module in model.modules()]
+    models = components(target, ()).values()
+    claims = [claim_of(module) for model in models for module in (*model.modules(), *held_weights(model))]
     settled = [claim for claim in claims if claim is not None and claim.settled]
     handles = {id(claim): claim.handle for claim in settled if claim.handle is not None}
     if not handles:
@@ -165,9 +171,12 @@ def _sites(place: TargetLayer, mode: Mode, form: FormName | None, *, exact: bool
         sites.append(FusedPatch(place))
     else:
         for module in place.modules:
-            find_forward(place.name, module, own_forward(module))
+            if not isinstance(module, ExpertWeight):  # nobody calls those
+                find_forward(place.name, module, own_forward(module))
         sites += live_sites(place, form=form, exact=exact, trainable=trainable)
-    sites += [LoadGuard(place.name, module) for module in place.modules]
+    for module in place.modules:
+        expert = isinstance(module, ExpertWeight)
+        sites.append(StackGuard(place.name, cast("ExpertWeight", module)) if expert else LoadGuard(place.name, module))
     return sites + [FusionGuard(place.name, module, parent) for module, parent in place.fusers]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from torch import nn
 
+from svdiff_delta.base_model.experts import held_weights
 from svdiff_delta.errors import AttachError
 
 from .live_weight import pickle_refusal
@@ -183,7 +184,7 @@ def undo_unsettled(models: Iterable[nn.Module]) -> None:
     Raises:
         AttachError: a weight cannot be read any more.
     """
-    claims = (claim_of(module) for model in models for module in model.modules())
+    claims = (claim_of(module) for model in models for module in (*model.modules(), *held_weights(model)))
     for claim in {id(claim): claim for claim in claims if claim is not None and not claim.settled}.values():
         if claim.busy.acquire(blocking=False):  # else another thread is at it, on a part of the model
             try:

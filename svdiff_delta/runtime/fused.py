@@ -6,24 +6,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from svdiff_delta.base_model.experts import ExpertWeight
 from svdiff_delta.errors import AttachError
 from svdiff_delta.svd.fingerprint import PIECE
 from svdiff_delta.svd.shifted_weight import write_shifted
 from svdiff_delta.svd.side_by_side import run_costliest_first
 from svdiff_delta.svd.workspace import Workspace
 
-from .live_weight import READ, own_class
+from .live_weight import unwatch
 from .model_locks import writing
 from .original_weights import kept_weight
 from .stored_weight import words
-from .targets import TargetLayer
+
+if TYPE_CHECKING:
+    from .targets import TargetLayer
 
 
 class FusedPatch:
@@ -217,6 +220,5 @@ class FusedPatch:
         if not self.is_original:
             run_costliest_first({self.name: 1}, lambda *_: self.write_original())
         for module in self.modules:  # a check may have been interrupted
-            module.__class__ = own_class(module)
-            module.__dict__.pop(READ, None)
+            unwatch(module.owner if isinstance(module, ExpertWeight) else module)
         self._original, self._begun = None, False

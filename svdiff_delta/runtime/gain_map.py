@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from svdiff_delta.base_model.devices import multiply
 from svdiff_delta.svd.decomposition import Basis, matricize
-from svdiff_delta.svd.prepare import Prepared
+
+if TYPE_CHECKING:
+    from svdiff_delta.svd.prepare import Prepared
 
 
 @dataclass(frozen=True, eq=False)

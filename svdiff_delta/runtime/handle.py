@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from math import isfinite
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from svdiff_delta._util.json import JSON
 from svdiff_delta.errors import AttachError, InputError
@@ -19,8 +16,7 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.parameter import Kind
 from svdiff_delta.ops.arithmetic import add
 
-from .attached_model import AttachedModel
-from .flat_deltas import Flat
+from .handle_state import HandleState, finite
 from .model_locks import exclusive
 from .shift import Shift
 
@@ -28,36 +24,13 @@ Sample = str | None | Mapping[str, float]
 """The δ of one sample: a name, none, or names with weights."""
 
 
-class Handle:
+class Handle(HandleState):
     """Deltas on a live model. Made by `attach`.
 
     What the model computes with is Σ scale · weight · δ over the active deltas, summed first and clipped once.
 
     Threads may share it: a change waits for the one before. One that fails, or is interrupted, changes nothing.
-
-    Args:
-        board: the shifted layers.
-        deltas: the deltas by name, all active.
-        scale: factor on all.
-        locks: the locks of the models.
-        weights: the weights by name; 1 for those that are not there.
     """
-
-    def __init__(
-        self,
-        board: AttachedModel,
-        deltas: Mapping[str, Delta],
-        scale: float,
-        locks: Sequence[Any],
-        weights: Mapping[str, float] | None = None,
-    ) -> None:
-        self._board, self._sums, self._trained, self.locks = board, board.sums, board.trained, locks
-        self._held: dict[str, Flat] = {name: self._sums.flatten(delta) for name, delta in deltas.items()}
-        self._active: dict[str, float] = dict.fromkeys(self._held, 1.0) | dict(weights or {})
-        self._scale, self._enabled = _finite(scale, "the scale"), True
-        self._samples: list[dict[str, float]] = []
-        self._buffer = np.empty(self._sums.size)
-        self._write()
 
     def __enter__(self) -> Self:
         return self
@@ -214,7 +187,7 @@ class Handle:
             AttachError: the handle is detached, or its delta is being trained.
         """
         self._check_fixed()
-        self._change(_scale=_finite(scale, "the scale"))
+        self._change(_scale=finite(scale, "the scale"))
 
     def enable(self) -> None:
         """Turn the active deltas on again."""
@@ -354,81 +327,8 @@ class Handle:
         """
         self._board.clear(force=force)
 
-    # -- how
-
-    def _change(self, **state: Any) -> None:
-        """Let some of the state be other than it is, on the model too; what fails changes nothing."""
-        before, kept = {key: getattr(self, key) for key in state}, self._board.kept()
-        try:
-            self._board.begun = False
-            self.__dict__.update(state)
-            self._write()
-        except BaseException:
-            self.__dict__.update(before)
-            self._write_again(kept)
-            raise
-
-    def _write(self, *, check: bool = True) -> None:
-        """Put what is active on the model; everything is read and checked first."""
-        total = self._total(self._active if self._enabled else {}, out=self._buffer)
-        rows = [self._total(sample if self._enabled else {}) for sample in self._samples]
-        if check:
-            self._board.check(total)
-        self._board.write(total, rows)
-
-    def _write_again(self, kept: Mapping[str, Tensor]) -> None:
-        """Put what was active before on the model, if anything was written since."""
-        if self._board.begun:
-            if kept:
-                self._board.put_back(kept)
-            else:
-                self._write(check=False)
-
-    def _total(self, weights: Mapping[str, float], out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        return self._sums.total([(self._held[name], factor) for name, factor in self._factors(weights).items()], out)
-
-    def _factors(self, weights: Mapping[str, float]) -> dict[str, float]:
-        return {name: self._scale * weight for name, weight in weights.items()}
-
-    def _parts(self, total: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-        return {name: self._sums.part(total, name) for name in self._sums.parameters}
-
-    def _trained_values(self) -> dict[str, NDArray[np.float32]]:
-        return {name: shift.full().detach().float().cpu().numpy() for name, shift in self._trained.items()}
-
-    def _checked(self, weights: Mapping[str, float]) -> dict[str, float]:
-        """Return weights by name if there are such deltas, and they are finite."""
-        for name, weight in weights.items():
-            if name not in self._held:
-                raise InputError(
-                    f"there is no delta {name!r}, there are {', '.join(map(repr, self._held)) or 'none'}",
-                    fix="`add` it under this name first",
-                )
-            _finite(weight, f"the weight of {name!r}")
-        return {name: float(weight) for name, weight in weights.items()}
-
-    def _check_attached(self) -> None:
-        claim = self._board.claim
-        if claim.gone:
-            raise AttachError("the delta was detached", fix="attach it again")
-        if not claim.whole:
-            raise AttachError("the delta is half off, since detaching it was interrupted", fix="call `detach` again")
-
-    def _check_fixed(self) -> None:
-        self._check_attached()
-        if self._trained:
-            raise AttachError(
-                "the delta is being trained", fix="attach what `handle.delta()` returns, without `trainable`"
-            )
-
 
 def _weights(sample: Sample) -> Mapping[str, float]:
     if sample is None:
         return {}
     return {sample: 1.0} if isinstance(sample, str) else sample
-
-
-def _finite(value: float, what: str) -> float:
-    if not isfinite(value):
-        raise InputError(f"{what} must be a finite number, is {value}")
-    return float(value)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svdiff_delta.base_model.experts import ExpertWeight
 from svdiff_delta.base_model.kinds import kind_of
 from svdiff_delta.svd.calibration import Factors, Moments, Probe
 from svdiff_delta.svd.decomposition import unmatricize
@@ -50,7 +51,7 @@ def measure(
 
 def measurable(module: nn.Module) -> bool:
     """Tell whether the inputs of a layer can be measured: linear layers and convolutions without groups."""
-    kind = kind_of(module)
+    kind = None if isinstance(module, ExpertWeight) else kind_of(module)  # nobody calls those
     return kind is not None and kind[0] == "spectral" and not is_grouped(module)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -43,7 +44,9 @@ def forward_apart(module: nn.Module, weight: Tensor, /, *args: Any, **options: A
     return result, _written(twin, module)
 
 
-def own_output(module: nn.Module, x: Tensor, /, *args: Any, bias: bool = True, **options: Any) -> Tensor:
+def own_output(
+    module: nn.Module, x: Tensor, /, *args: Any, bias: bool = True, change: Tensor | None = None, **options: Any
+) -> Tensor:
     """Return what a layer computes without a delta, with or without its bias.
 
     Args:
@@ -51,20 +54,36 @@ def own_output(module: nn.Module, x: Tensor, /, *args: Any, bias: bool = True, *
         x: what it is called with.
         args: what else.
         bias: whether its bias counts.
+        change: what it makes of this, without its bias, is added; nothing if not given.
         options: what else, by name.
     """
     own_bias = module._parameters.get("bias") if bias else None
 
-    def own(x: Tensor) -> Tensor:
-        return _own_forward(module, x, *args, bias=bias, **options)
+    def own(x: Tensor, change: Tensor | None) -> Tensor:
+        unpacked = _unpacked(module)
+        if unpacked is not None:  # once for both
+            offset = None if own_bias is None else own_bias.to(unpacked.dtype)
+            y = F.linear(x, unpacked, offset)
+            return y if change is None else y + F.linear(change, unpacked)
+        y = _own_forward(module, x, *args, bias=bias, **options)
+        return y if change is None else y + _own_forward(module, change, *args, bias=False, **options)
 
     def bare(weight: Tensor, x: Tensor) -> Tensor:
         return factored_ops.inner(module, weight, x, *args, **options)
 
-    graph = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, own_bias))
+    given = (x, change, own_bias)
+    graph = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in given)
     if graph and not plain() and quantized_weight(module) is not None:
-        return linear_output(module, own, bare, x, own_bias)
-    return own(x)
+        return linear_output(module, own, bare, x, change, own_bias)
+    return own(x, change)
+
+
+def _unpacked(module: nn.Module) -> Tensor | None:
+    """Return the weight that a quantized layer's forward multiplies by, if that is all it does; else None."""
+    if plain() or torch.compiler.is_compiling():
+        return None
+    stored = quantized_weight(module)
+    return None if stored is None or stored.unpack is None else stored.unpack()
 
 
 def _own_forward(module: nn.Module, x: Tensor, /, *args: Any, bias: bool, **options: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,9 @@ from .gain_map import Response
 from .layer_calls import forward_with
 from .per_sample import multiply
 from .shift import Shift
-from .targets import TargetLayer
+
+if TYPE_CHECKING:
+    from .targets import TargetLayer
 
 
 class NormShift(Shift):

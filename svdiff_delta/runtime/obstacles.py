@@ -8,15 +8,17 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.experts import ExpertWeight
 from svdiff_delta.base_model.kinds import weight_of
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import AttachError
 
 from .claim import claim_of
 from .factored_ops import narrow
 from .live_weight import SLOT
-from .modules import layer
+from .modules import LiveKeys, layer
 from .quantized import KNOWN, PLAIN, quantized_weight
+from .sharded import is_sharded
 
 FUSED: Final[Mapping[str, tuple[str, ...]]] = {
     "to_qkv": ("to_q", "to_k", "to_v"),
@@ -32,13 +34,16 @@ SCHEMES: Final[Mapping[str, str]] = {
     "gguf": "GGUF",
     "hqq": "HQQ",
     "optimum.quanto": "quanto",
-    "torchao": "torchao",
     "torch.distributed": "sharded",
+    "torchao": "torchao",
 }
 """What a weight's class says of it, by the package that it comes from."""
 
 GUARDED: Final = "svdiff_guarded"
 """The attribute of an attention layer that lists its shifted projections."""
+
+LOADED: Final = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""The dtypes of weights that are no format to store them in."""
 
 LOAD: Final = "_load_from_state_dict"
 """The method by which torch loads one layer's weights."""
@@ -48,11 +53,17 @@ def check_storage(name: str, module: nn.Module) -> None:
     """Check that a layer's weight is a plain tensor of floating-point numbers, or quantized in a known scheme.
 
     Raises:
-        AttachError: it is quantized otherwise, sharded or stored in float8; the message names the scheme.
+        AttachError: it is quantized otherwise or stored in float8, the message names the scheme; or it is of experts
+            that are sharded.
     """
+    if isinstance(module, ExpertWeight) and is_sharded(module.stack):
+        raise AttachError(
+            f"{name}: the live weight is of experts that are sharded over processes",
+            fix="leave the experts out with `select`, or attach to a model that is not sharded",
+        )
     weight = weight_of(module)
     scheme = scheme_of(weight)
-    if scheme is None or quantized_weight(module) is not None:
+    if scheme is None or quantized_weight(module) is not None or (is_sharded(weight) and weight.dtype in LOADED):
         return
     if narrow(weight.dtype) and type(weight) in PLAIN:
         raise AttachError(
@@ -60,13 +71,18 @@ def check_storage(name: str, module: nn.Module) -> None:
             fix="attach before `enable_layerwise_casting`, or load the model in F16, BF16 or F32",
         )
     raise AttachError(
-        f"{name}: the live weight is {'sharded' if 'DTensor' in scheme else 'quantized'} ({scheme})",
+        f"{name}: the live weight is quantized ({scheme})",
         fix=f"load the model in F16, BF16 or F32, or quantized by {KNOWN}; or use `bake` on its unquantized base",
     )
 
 
 def check_bases(
-    models: Mapping[str, nn.Module], names: Iterable[str], *, given: Base | None, found: Base | None
+    models: Mapping[str, nn.Module],
+    names: Iterable[str],
+    *,
+    given: Base | None,
+    found: Base | None,
+    keys: LiveKeys,
 ) -> None:
     """Check that an unquantized base is named where weights are quantized: δ is about its singular values.
 
@@ -75,12 +91,19 @@ def check_bases(
         names: the parameters that are to be shifted.
         given: the base that was named.
         found: that, or the one that the models say they came from.
+        keys: what the layers are called on the live models where that is another name (`live_keys`).
 
     Raises:
-        AttachError: none is named; of weights that are only cast, none is found either.
+        AttachError: none is named; of weights that are only cast, or sharded, none is found either.
     """
     for name in names:
-        stored = quantized_weight(layer(models, name))
+        module = layer(models, name, keys)
+        if found is None and is_sharded(module.stack if isinstance(module, ExpertWeight) else weight_of(module)):
+            raise AttachError(
+                f"{name}: the live weight is sharded over processes, and the files it came from were not found",
+                fix="name its base, as in `attach(model, delta, base=open_base(...))`",
+            )
+        stored = quantized_weight(module)
         if stored is not None and (found if stored.cast else given) is None:
             raise AttachError(
                 f"{name}: the live weight is quantized ({stored.scheme}), and δ shifts the singular values of what it "
@@ -93,8 +116,13 @@ def check_fusable(name: str, module: nn.Module) -> None:
     """Check that ΔW can be fused into a layer's weight.
 
     Raises:
-        AttachError: it is quantized.
+        AttachError: it is quantized, or sharded over processes.
     """
+    if is_sharded(weight_of(module)):
+        raise AttachError(
+            f"{name}: the live weight is sharded over processes, nothing can be fused into it",
+            fix='use `mode="live"`, or fuse before the model is sharded',
+        )
     if (stored := quantized_weight(module)) is not None:
         raise AttachError(
             f"{name}: the live weight is quantized ({stored.scheme}), nothing can be fused into it",
@@ -218,7 +246,7 @@ class LoadGuard:
         if quantized_weight(self._module) is not None:
             return any(other.startswith(key) for other in state)
         loaded = state.get(key)
-        return loaded is not None and not _is_there(self._module, loaded)
+        return loaded is not None and not is_there(self._module, loaded)
 
     def check(self, *, force: bool = False) -> None:
         """Accept every state: a guard holds no weight that others could have changed."""
@@ -234,10 +262,13 @@ class LoadGuard:
 
 def is_shifted(module: nn.Module) -> bool:
     """Tell whether a delta is on a layer."""
-    return module._modules.get(SLOT) is not None or claim_of(module) is not None
+    if claim_of(module) is not None:
+        return True
+    shift: Any = (module.owner if isinstance(module, ExpertWeight) else module)._modules.get(SLOT)
+    return shift is not None and (not isinstance(module, ExpertWeight) or shift.shift_of(module) is not None)
 
 
-def _is_there(module: nn.Module, loaded: Any) -> bool:
+def is_there(module: nn.Module, loaded: Any) -> bool:
     """Tell whether a layer holds the very weight that is to be loaded."""
     weight = weight_of(module).data
     same = isinstance(loaded, Tensor) and loaded.shape == weight.shape and loaded.device.type != "meta"

@@ -12,15 +12,18 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from svdiff_delta.base_model.base import Base, open_base
+from svdiff_delta.base_model.base import open_base
 from svdiff_delta.base_model.component import Component
+from svdiff_delta.base_model.experts import ExpertWeight
 from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.base_model.layout import variants
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import AttachError, BaseError
 from svdiff_delta.hub_client.reference import SCHEME, find_cached, parse_reference
 from svdiff_delta.svd.fingerprint import PIECE
 
 from .modules import layer
+from .sharded import is_sharded, own_part
 from .stored_weight import digest, words
 
 GIVE: Final = "say where its files are, as in `attach(model, delta, base=open_base(...))`"
@@ -106,10 +109,12 @@ def kept_weight(module: nn.Module) -> Tensor | None:
     weight = weight_of(module).data
     if weight.device.type != "meta":
         return weight
+    attribute = module.attribute if isinstance(module, ExpertWeight) else "weight"
     for hook in _hooks(module):
         kept = getattr(hook, "weights_map", None)
-        if kept is not None and "weight" in kept:
-            return cast("Tensor", kept["weight"]).data
+        if kept is not None and attribute in kept:
+            values = cast("Tensor", kept[attribute]).data
+            return module.view(values) if isinstance(module, ExpertWeight) else values
     return None
 
 
@@ -122,8 +127,14 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
+def running_on(models: Iterable[nn.Module]) -> torch.device:
+    """Return the device that models are on: of their first weight that is not on the CPU, or only on its way there."""
+    weights = (weight for model in models for weight in model.parameters())
+    return next((weight.device for weight in weights if weight.device.type not in ("cpu", "meta")), torch.device("cpu"))
+
+
 def _hooks(module: nn.Module) -> list[object]:
-    hook = getattr(module, "_hf_hook", None)
+    hook = getattr(module.owner if isinstance(module, ExpertWeight) else module, "_hf_hook", None)
     return list(getattr(hook, "hooks", [hook])) if hook is not None else []
 
 
@@ -140,6 +151,8 @@ class LiveWeights:
             AttachError: there is no such layer, or its values are offloaded or quantized.
         """
         module = layer(self._models, name)
+        if is_sharded(weight_of(module)):
+            raise AttachError(f"{name}: the live weight is sharded, and the file it came from was not found", fix=GIVE)
         values = live_values(module)
         if values is None or not values.is_floating_point():
             state = "offloaded" if values is None else f"quantized ({str(values.dtype).removeprefix('torch.')})"
@@ -150,7 +163,8 @@ class LiveWeights:
 def cast_as_live(name: str, module: nn.Module, original: Tensor) -> tuple[torch.dtype, ...]:
     """Return the casts that make the live weight of the file's, bit for bit; its own values are not identified.
 
-    Both are read once. A weight on another device stays there: digests are compared.
+    Both are read once. A weight on another device stays there: digests are compared. Of one that is sharded, this
+    process's part is compared.
 
     Raises:
         AttachError: it is another one.
@@ -158,10 +172,13 @@ def cast_as_live(name: str, module: nn.Module, original: Tensor) -> tuple[torch.
     live = kept_weight(module)
     if live is None:  # offloaded where nobody can look
         return (weight_of(module).dtype,)
+    same = live.shape == original.shape
+    if same and is_sharded(live):
+        live, original = own_part(live, original)
     # An F32 file may have been loaded as F16 and then cast.
     for between in (live.dtype, torch.float16, torch.bfloat16):
         casts = tuple(dict.fromkeys((between, live.dtype)))
-        if live.shape == original.shape and _is_cast(live, original, casts):
+        if same and _is_cast(live, original, casts):
             return casts
     raise AttachError(
         f"{name}: the live weight is not the one in the base's file",

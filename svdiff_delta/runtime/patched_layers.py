@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from inspect import signature
 from types import MethodType
 from typing import Any, cast
@@ -16,16 +16,10 @@ from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError
 
 from .dropped_weight import Dropped
-from .factored_ops import HALF
-from .forms.choice import WHOLE, choose_form
 from .live_weight import SLOT, own_class, watch
-from .norm_shift import NormShift
 from .own_forwards import find_forward, own_forward
 from .quantized import compute_dtype
 from .shift import Shift
-from .spectral_shift import SpectralShift
-from .targets import TargetLayer
-from .whole_shift import WholeShift
 
 
 class LivePatch:
@@ -71,7 +65,7 @@ class LivePatch:
         """
         probe = torch.empty(0, dtype=compute_dtype(self.module), device=weight_of(self.module).device)
         shift, target = self.shift, fn(probe).dtype
-        if isinstance(shift, SpectralShift) and (form := shift.form_at(target, self.module)) != shift.form.name:
+        if form := shift.other_form(target, self.module):
             if self._dropped is not None:
                 self._dropped.fill()
             shift.become(form, self.module)
@@ -115,42 +109,6 @@ class LivePatch:
         self.module.__class__ = own_class(self.module)
         self.module._modules.pop(SLOT, None)
         self._begun = False
-
-
-def live_sites(place: TargetLayer, *, form: str | None, exact: bool, trainable: bool) -> list[LivePatch]:
-    """Return what lets shifts compute the output of a layer and of those it is tied to; nothing is put there yet.
-
-    Args:
-        place: the layer and its weight.
-        form: the form to compute in; the cheapest that serves the layer if not given.
-        exact: whether ΔW must be the baked weight's on any base.
-        trainable: whether δ takes gradients; tied layers train one parameter.
-    """
-    # Functions of their own, so that copies of the model share what they need.
-    spectral = place.parameter.kind == "spectral"
-    forms = [choose_form(place, each, form, exact=exact) if spectral else "" for each in place.modules]
-    dropped = Dropped(place.module, lambda: place.read(), lambda weight: place.cast(weight))
-    make = lambda: _make_shift(place, place.module, form=forms[0], exact=exact, trainable=trainable)  # noqa: E731
-    droppable = not place.shared and not place.offloaded
-    sites = [LivePatch(place.name, place.module, make, dropped if droppable else None)]
-    first = sites[0]
-
-    def make_twin(module: nn.Module, form: str) -> Shift:
-        shift = _make_shift(place, module, form=form, exact=exact, trainable=trainable)
-        shift.value = first.shift.value
-        return shift
-
-    twins = zip(place.twins, forms[1:], strict=True)
-    return sites + [LivePatch(place.name, module, partial(make_twin, module, form)) for module, form in twins]
-
-
-def _make_shift(place: TargetLayer, module: nn.Module, *, form: str, exact: bool, trainable: bool) -> Shift:
-    if place.parameter.kind == "elementwise":
-        return NormShift(place, module, trainable=trainable)
-    if form == WHOLE:
-        both = exact or compute_dtype(module) not in HALF  # memory is what half precision is for
-        return WholeShift(place, module, both=both, trainable=trainable)
-    return SpectralShift(place, module, form=form, trainable=trainable)
 
 
 def _shifted_forward(self: nn.Module, /, *args: Any, **options: Any) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -25,7 +25,9 @@ from .live_weight import note_reads
 from .quantized import plain_weight, quantized_weight
 from .shift import Shift
 from .spectral_shift import SpectralShift
-from .targets import TargetLayer
+
+if TYPE_CHECKING:
+    from .targets import TargetLayer
 
 SHARE: Final = 0.02
 """How much of a layer's change may differ: twice what two factors rounded to bfloat16 cost (measured: under 1 %)."""
@@ -119,8 +121,36 @@ class Check:
                 self._compare(shift, call, result)
 
     def read(self, shift: Shift) -> None:
-        """Note that a layer's weight was read without calling it; what it reads is W + ΔW."""
+        """Note that somebody has read the weight, or that of another expert, and so would have read this one."""
         self._seen.add(shift.name)
+
+    @on_host
+    def weight(self, shift: Shift, module: nn.Module, found: Tensor) -> None:
+        """Compare what a layer's weight is read as by who does not call the layer.
+
+        Args:
+            shift: the layer's δ.
+            module: the layer.
+            found: what is read.
+
+        Raises:
+            AttachError: it is not W + ΔW.
+        """
+        self._seen.add(shift.name)
+        if torch.compiler.is_compiling() or quantized_weight(module) is not None:
+            return
+        with torch.no_grad(), torch.autocast(found.device.type, enabled=False):
+            dtype = torch.promote_types(torch.float32, found.dtype)
+            change = self._places[shift.name].prepared().delta_weight(torch.from_numpy(self._given(shift)))
+            expected = self._weight(shift, module).to(found.device, dtype) + change.to(found.device, dtype)
+            noise = ROUNDINGS * torch.finfo(found.dtype).eps * float(expected.norm())
+            off, moved = float((found.to(dtype) - expected).norm()), float(change.norm())
+        if not off <= SHARE * moved + noise:
+            raise AttachError(
+                f"{shift.name}: what the model reads as its weight is no W + ΔW, it is off by "
+                f"{off / moved if moved else float('inf'):.2g} of the change",
+                fix='attach with `mode="fused"`, or bake the delta',
+            )
 
     def _compare(self, shift: Shift, call: Call, result: Tensor) -> None:
         module = call.module

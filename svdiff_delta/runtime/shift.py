@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svdiff_delta.errors import InputError
+from svdiff_delta.base_model.kinds import weight_of
+from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.format.parameter import free_index
 
 from .factored_ops import HALF, narrow
@@ -18,12 +19,13 @@ from .joint_gains import MapCache, joint_gains
 from .layer_calls import Call, own_output
 from .original_weights import device_of
 from .per_sample import Batch
-from .targets import TargetLayer
+from .sharded import is_sharded
 from .trained_gains import TrainedGains
 from .watched_operations import plain
 
 if TYPE_CHECKING:
     from .self_check import Check
+    from .targets import TargetLayer
 
 WIDE: Final = ("gain", "rows", "value", "flat", "floor", "offset", "slope")
 """What stands for δ; it is float32 at least."""
@@ -55,6 +57,7 @@ class Shift(nn.Module):
         check: what compares the layer with W + ΔW, while one forward is checked.
     """
 
+    stacked = False
     gain: Tensor
     rows: Tensor | None
     value: nn.Parameter | None
@@ -221,20 +224,39 @@ class Shift(nn.Module):
         """Return the layer's output with this gain, (R,) or (S, R)."""
         raise NotImplementedError
 
-    def read_weight(self, module: nn.Module) -> Tensor:
+    def other_form(self, dtype: torch.dtype, module: nn.Module) -> str:  # noqa: ARG002
+        """Return the form that the layer must go over to in another dtype; empty if it stays as it is."""
+        return ""
+
+    def become(self, form: str, module: nn.Module) -> None:
+        """Go over to another form, with the δ that is there now."""
+        raise NotImplementedError
+
+    def holds(self, attribute: str) -> bool:
+        """Tell whether this is the shift of a layer's parameter of this name."""
+        return attribute == "weight"
+
+    def read_weight(self, module: nn.Module, *_: object) -> Tensor:
         """Return W + ΔW in the weight's shape and dtype, for who reads the weight without calling the layer.
 
         Raises:
             InputError: every sample has a δ of its own, which one weight cannot have.
+            AttachError: the weight is sharded over processes, and its layer does not compute now.
         """
+        if not torch.compiler.is_compiling() and is_sharded(weight_of(module)):
+            raise AttachError(
+                f"{self.name}: was read outside its layer's call, and is sharded over processes there",
+                fix="let the layer be called, or leave it out with `select`",
+            )
         if self.rows is not None:
             raise InputError(
                 f"{self.name}: the model reads this weight without calling its layer, so all samples share it",
                 fix="run the model once for each delta",
             )
+        found = self.weight(module, self.gains())
         if self.check is not None:
-            self.check.read(self)
-        return self.weight(module, self.gains())
+            self.check.weight(self, module, found)
+        return found
 
     def weight(self, module: nn.Module, gain: Tensor) -> Tensor:
         """Return W + ΔW in the weight's shape and dtype with this gain, (R,)."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from . import factored_ops
 from .factored_ops import HALF, narrow
-from .forms import FORMS
-from .forms.choice import choose_form
+from .forms.choice import FORMS, choose_form
 from .gain_map import Response
 from .model_locks import ordinary
 from .quantized import compute_dtype
 from .shift import Shift
-from .targets import TargetLayer
+
+if TYPE_CHECKING:
+    from .targets import TargetLayer
 
 
 class SpectralShift(Shift):
@@ -60,12 +61,13 @@ class SpectralShift(Shift):
             found = tensors.get(name)
             self._keep(**{name: None if found is None else found.to(self.gain.device, dtype)})
 
-    def form_at(self, dtype: torch.dtype, module: nn.Module) -> str:
-        """Return the form that the layer must have in another dtype: its own, unless that holds W too coarsely then."""
+    def other_form(self, dtype: torch.dtype, module: nn.Module) -> str:
+        """Return the form that holds W finely enough in another dtype; empty if the layer's own does."""
         if self.form.keeps_weight or not (dtype in HALF or narrow(dtype)):
-            return self.form.name
+            return ""
         # What W loses in one byte would be a large part of a change that is made of W.
-        return choose_form(self._find(), module, dtype=dtype, exact=narrow(dtype))
+        form = choose_form(self._find(), module, dtype=dtype, exact=narrow(dtype))
+        return "" if form == self.form.name else form
 
     @ordinary
     def become(self, form: str, module: nn.Module) -> None:

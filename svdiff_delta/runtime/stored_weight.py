@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from svdiff_delta._util.file_state import RACY, State, state
-from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.component import read_file_header
 from svdiff_delta.base_model.mapped_tensor import map_tensor
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import AttachError, DeltaError
-from svdiff_delta.format.container import Entry
+from svdiff_delta.format.entry import Entry
+from svdiff_delta.format.stacked import entry_of
 
 SMALL: Final = 1 << 16
 """Bytes of a tensor up to which all of them are hashed."""
@@ -100,7 +101,7 @@ class StoredWeight:
             ValueError, DeltaError: it says that nowhere, or there is no such file any more.
         """
         header, _ = read_file_header(self._path)
-        entry, before = header.entries.get(self._key), self._where.entry
+        entry, before = entry_of(header.entries, self._key), self._where.entry
         if entry is None or (entry.dtype, entry.shape) != (before.dtype, before.shape):
             raise ValueError
         return _Where(header.data, entry, None)

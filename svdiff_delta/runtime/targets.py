@@ -9,8 +9,9 @@ from typing import NamedTuple, TypeVar, cast
 
 from torch import Tensor, nn
 
-from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.experts import ExpertWeight
 from svdiff_delta.base_model.kinds import kind_of, weight_of
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import AttachError, BaseMismatchError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.parameter import Parameter
@@ -19,15 +20,14 @@ from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize
 from svdiff_delta.svd.fingerprint import fingerprint_stored
 from svdiff_delta.svd.gpu_basis import round_for
-from svdiff_delta.svd.prepare import Prepared, verify_and_prepare
-from svdiff_delta.svd.side_by_side import cost, map_waiting, map_weights
+from svdiff_delta.svd.prepare import Prepared, Weights, verify_and_prepare
+from svdiff_delta.svd.side_by_side import attempting, map_weights, without_errors, workers_for
+from svdiff_delta.svd.together import Wanted, is_missing, run_prepared
 from svdiff_delta.svd.verify import verify_base
 
-from .claim import claim_of
 from .gain_map import Factors, additive
-from .live_weight import SLOT
-from .modules import layer
-from .obstacles import check_bases, check_projection, check_storage, fusers_of, parents_of
+from .modules import LiveKeys, layer, live_keys
+from .obstacles import check_bases, check_projection, check_storage, fusers_of, is_shifted, parents_of
 from .original_weights import LiveWeights, cast_as_live, cast_to, device_of, find_base, live_values
 from .quantized import quantized_weight
 from .quantized.origin import check_origin
@@ -137,9 +137,10 @@ def find_places(
     given = list(deltas.values())
     parameters = combine_parameters(given)
     named, base = base, base or find_base(target, models, [name.partition(".")[0] for name in parameters])
-    check_bases(models, parameters, given=named, found=base)
+    keys = live_keys(models, base, {name.partition(".")[0] for name in parameters})
+    check_bases(models, parameters, given=named, found=base, keys=keys)
     verified = verify_base(base, given) if base is not None else None
-    layers = _find_layers(models, parameters)
+    layers = _find_layers(models, parameters, keys)
     sizes = {name: prod(parameter.shape) for name, parameter in parameters.items()}
     readers = map_weights(sizes, lambda name: _readers(name, layers[name].module, base, parameters[name]))
 
@@ -156,14 +157,20 @@ def find_places(
         )
 
     try:
-        return map_waiting({name: cost(each.shape, each.kind, each.axis) for name, each in parameters.items()}, place)
+        wanted = {name: Wanted.of(each) for name, each in parameters.items()}
+        weights: Weights = LiveWeights(models) if base is None else base
+        workers = workers_for(cache) if is_missing(parameters.values(), cache) else None
+        found = run_prepared(weights, wanted, cache, attempting(place), workers=workers)
+        return without_errors({name: found[name] for name in parameters})
     except BaseMismatchError:
         if base is None:
             verify_base(LiveWeights(models), given)  # says which others differ too
         raise
 
 
-def _find_layers(models: Mapping[str, nn.Module], parameters: Mapping[str, Parameter]) -> dict[str, _Layer]:
+def _find_layers(
+    models: Mapping[str, nn.Module], parameters: Mapping[str, Parameter], keys: LiveKeys
+) -> dict[str, _Layer]:
     """Return the layer of every parameter, by name.
 
     Raises:
@@ -171,11 +178,12 @@ def _find_layers(models: Mapping[str, nn.Module], parameters: Mapping[str, Param
     """
     owners, parents = _owners(models), parents_of(models.values())
     found: dict[str, _Layer] = {}
-    taken: dict[int, str] = {}
+    taken: dict[tuple[int, ...], str] = {}
+    joined: dict[tuple[int, int], tuple[int, str]] = {}
     for name, parameter in parameters.items():
-        module = layer(models, name)
-        note_weight(taken, id(weight_of(module)), name, AttachError)
-        sharers = owners.get(id(weight_of(module)), [])
+        module = layer(models, name, keys)
+        _note(taken, joined, name, module)
+        sharers = _sharers(name, module, owners)
         twins = tuple(other for slot, other in sharers if other is not module and slot == name.partition(".")[0])
         for each in (module, *twins):
             check_layer(name, each, parameter)
@@ -185,13 +193,46 @@ def _find_layers(models: Mapping[str, nn.Module], parameters: Mapping[str, Param
     return found
 
 
+def _sharers(
+    name: str, module: nn.Module, owners: Mapping[int, list[tuple[str, nn.Module]]]
+) -> list[tuple[str, nn.Module]]:
+    """Return the modules, each with its component, that own a layer's weight.
+
+    Raises:
+        AttachError: it is an expert's, and several layers own the stack.
+    """
+    if not isinstance(module, ExpertWeight):
+        return owners.get(id(weight_of(module)), [])
+    if len(owners.get(id(module.stack), [])) > 1:
+        raise AttachError(f"{name}: several layers of the model share these experts", fix="use `bake`")
+    return []
+
+
+def _note(
+    taken: dict[tuple[int, ...], str], joined: dict[tuple[int, int], tuple[int, str]], name: str, module: nn.Module
+) -> None:
+    """Note the name of a weight, by what tells it from others; of an expert's, what part it is of how many too.
+
+    Raises:
+        AttachError: another name of it was noted before, or one of an expert's weight that has rows in common.
+    """
+    if not isinstance(module, ExpertWeight):
+        note_weight(taken, (id(weight_of(module)),), name, AttachError)
+        return
+    expert, place = (id(module.stack), module.place.number), module.place
+    parts, other = joined.setdefault(expert, (place.parts, name))
+    if parts != place.parts:
+        note_weight({expert: other}, expert, name, AttachError)
+    note_weight(taken, (*expert, place.part, place.parts), name, AttachError)
+
+
 def check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
     """Check that a layer is of a kind that can be shifted live as a delta says, and is not shifted yet.
 
     Raises:
         AttachError: it is not.
     """
-    if hasattr(module, SLOT) or claim_of(module) is not None:
+    if is_shifted(module):
         raise AttachError(
             f"{name}: has a delta on it already",
             fix="`add` to the handle that shifts it (`handle_of` returns it), or detach it",
@@ -200,6 +241,12 @@ def check_layer(name: str, module: nn.Module, parameter: Parameter) -> None:
     check_storage(name, module)
     if found is None or getattr(module, "max_norm", None) is not None:
         raise AttachError(f"{name}: layers of class {type(module).__name__} cannot be shifted live", fix="use `bake`")
+    if isinstance(module, ExpertWeight) and weight_of(module).shape != parameter.shape:
+        raise AttachError(
+            f"{name}: the delta was made for a weight of shape {list(parameter.shape)}, the model's experts have "
+            f"{list(weight_of(module).shape)}",
+            fix="attach to the model that the delta was made for",
+        )
     if found != (parameter.kind, parameter.axis):
         raise AttachError(
             f"{name}: the delta says {parameter.kind} on axis {parameter.axis}, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from .forms.square_change import square_change
 from .gain_map import resident
 from .layer_calls import forward_apart, forward_with
 from .shift import Shift
-from .targets import TargetLayer
 from .wide_product import wide
+
+if TYPE_CHECKING:
+    from .targets import TargetLayer
 
 
 class WholeShift(Shift):

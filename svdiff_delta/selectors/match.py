@@ -9,7 +9,7 @@ from svdiff_delta._util.patterns import check_pattern, glob
 from svdiff_delta.errors import InputError, SelectionError
 
 from .addresses import Layout, is_address, select_addresses
-from .subsets import SUBSETS, subset
+from .subsets import SPELLED, subset
 
 COMPLEMENT: Final = "!"
 """In front of a selector: all but what it names."""
@@ -38,7 +38,7 @@ def match(
         raise InputError(f"the sample size must be at least 1, is {sample_size}")
     given = list(selectors)
     if not given:
-        raise SelectionError("no selector was given", fix=f"known subsets are {', '.join(SUBSETS)}")
+        raise SelectionError("no selector was given", fix=f"name {SPELLED}")
     wanted = [selector for selector in given if not selector.startswith(COMPLEMENT)]
     unwanted = [selector.removeprefix(COMPLEMENT) for selector in given if selector.startswith(COMPLEMENT)]
     chosen = set() if wanted else set(shapes)
@@ -57,7 +57,7 @@ def _match_one(
     check_pattern(selector, SelectionError)
     if selector in shapes:
         return {selector}
-    if rule := subset(selector):
+    if rule := subset(selector, shapes.keys()):
         found = {name for name, shape in shapes.items() if rule(name, shape)}
     elif is_address(selector):
         if sample_size is None:
@@ -71,7 +71,7 @@ def _match_one(
     else:
         raise SelectionError(
             f"{selector!r}: is neither a subset nor a parameter here",
-            fix=f"use a glob such as 'unet.mid_block.*', or one of {', '.join(SUBSETS)}",
+            fix=f"use a glob such as 'unet.mid_block.*', or {SPELLED}",
         )
     if not found:
         raise SelectionError(

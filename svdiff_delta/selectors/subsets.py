@@ -1,10 +1,12 @@
-"""Named subsets of parameters: the paper's twelve (Table 1), and the like for transformers and text encoders."""
+"""Named subsets of parameters: the paper's twelve (Table 1), and the same words for every component of every family."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
+
+from .structure import part_of, picture_twice
 
 Rule = Callable[[str, tuple[int, ...]], bool]
 """Whether a parameter of this name, whose weight has this shape, belongs to a subset."""
@@ -20,19 +22,43 @@ def _rule(component: str, part: str = "", dims: int | None = None) -> Rule:
     return rule
 
 
+def _both(one: Rule, other: Rule) -> Rule:
+    return lambda name, shape: one(name, shape) and other(name, shape)
+
+
 def _kind(dims: int) -> Rule:
     return lambda _, shape: len(shape) == dims
 
 
-def _block(way: str, level: int) -> Rule:
-    return _rule("unet", rf"{way}_blocks\.{level}\.")
+_CROSS: Final = r".*\.(?:attn2\.to_(?:q|k|v|out\.0)|add_[kv]_proj)\.weight$"
+_CROSS_KV: Final = r".*\.(?:attn2\.to_[kv]|add_[kv]_proj)\.weight$"
 
+COMPONENTS: Final[Mapping[str, str]] = {
+    "unet": "unet",
+    "transformer": r"transformer(?:_\d+)?",
+    "text": r"text_encoder(?:_\d+)?",
+    "text-1": "text_encoder",
+    "text-2": "text_encoder_2",
+    "text-3": "text_encoder_3",
+}
+"""The components that a word stands for, as a pattern; that of a component without a word of its own stands for it."""
 
-_CROSS: Final = r".*\.attn2\.to_(?:q|k|v|out\.0)\.weight$"
-_CROSS_KV: Final = r".*\.attn2\.to_[kv]\.weight$"
-_TEXT: Final = r"text_encoder(?:_\d+)?"
-_ATTENTION: Final = r".*(?:attn|attention|SelfAttention)"
-_MLP: Final = r".*\b(?:mlp|ff|ff_context|ff_net|DenseReluDense|proj_mlp|intermediate)\b"
+_EXPERT: Final = re.compile(r"\.experts\.\d+\.|\[\d+\]$")
+"""One of several experts: a module of a row of them, or a slice of a stacked tensor (spec, section 4.1)."""
+
+PARTS: Final[Mapping[str, Rule]] = {
+    "attn": lambda name, _: part_of(name).attn,
+    "ca": lambda name, _: part_of(name).ca,
+    "ca-kv": lambda name, _: part_of(name).ca and part_of(name).kv,
+    "kv": lambda name, _: part_of(name).kv,
+    "mlp": lambda name, _: part_of(name).mlp,
+    "experts": lambda name, _: _EXPERT.search(name) is not None,
+    "1d": _kind(1),
+    "2d": _kind(2),
+    "4d": _kind(4),
+    "conv": lambda _, shape: len(shape) > 2,
+}
+"""Parts of all components: attention, cross-attention, keys and values of both, feed-forward, its experts, kinds."""
 
 PAPER: Final[Mapping[str, Rule]] = {
     "unet": _rule("unet"),
@@ -50,33 +76,62 @@ PAPER: Final[Mapping[str, Rule]] = {
 }
 """The twelve subsets of Table 1; they hold for every UNet of diffusers, SDXL's included."""
 
-OTHERS: Final[Mapping[str, Rule]] = {
-    "transformer": _rule("transformer"),
-    "transformer-attn": _rule("transformer", _ATTENTION),
-    "transformer-mlp": _rule("transformer", _MLP),
-    "transformer-1d": _rule("transformer", dims=1),
-    "transformer-2d": _rule("transformer", dims=2),
-    "text": _rule(_TEXT),
-    "text-attn": _rule(_TEXT, _ATTENTION),
-    "text-mlp": _rule(_TEXT, _MLP),
-    "text-1": _rule("text_encoder"),
-    "text-2": _rule("text_encoder_2"),
-    "text-3": _rule("text_encoder_3"),
-    "1d": _kind(1),
-    "2d": _kind(2),
-    "4d": _kind(4),
+SUBSETS: Final[Mapping[str, Rule]] = {
+    **{f"{word}-{part}": _both(_rule(its), rule) for word, its in COMPONENTS.items() for part, rule in PARTS.items()},
+    **{word: _rule(its) for word, its in COMPONENTS.items()},
+    **PARTS,
+    **PAPER,
 }
-"""Subsets of diffusion transformers and text encoders, and the kinds by the weight's dimensions in every component."""
+"""All named subsets, by the names that commands take; those of components by their own names come beside."""
 
-SUBSETS: Final[Mapping[str, Rule]] = {**PAPER, **OTHERS}
-"""All named subsets, by the names that commands take."""
+SPELLED: Final = (
+    f"a component ({', '.join(COMPONENTS)}), a part ({', '.join(PARTS)}), both, as in unet-ca-kv, "
+    "up, down, mid, up-ca, down-ca, mid-ca, down.1, up.1, or block.3"
+)
+"""How subsets are named, for errors."""
 
 _LEVEL: Final = re.compile(r"(up|down)\.(\d{1,2})")
+_BLOCK: Final = re.compile(r"(?:(?P<component>[\w-]+)-)?block\.(?P<first>\d{1,3})(?:-(?P<last>\d{1,3}))?")
+_SECOND: Final = re.compile(r"(?:[\w-]+-)?ca(?:-kv)?")
 
 
-def subset(name: str) -> Rule | None:
-    """Return the rule of a named subset or of a UNet's block such as `down.1`, in any case; None if unknown."""
+def subset(name: str, names: Collection[str] = ()) -> Rule | None:
+    """Return the rule of a named subset, or of blocks, in any case; None if unknown.
+
+    Args:
+        name: a name of `SUBSETS`, or with the name of a component in `names` in place of the word for it; `down.1` or
+            `up.1` of a UNet; `block.3` or `block.3-5`, with a component in front or without.
+        names: the parameters at hand.
+    """
     name = name.lower()
     if match := _LEVEL.fullmatch(name):
-        return _block(match[1], int(match[2]))
-    return SUBSETS.get(name)
+        return _rule("unet", rf"{match[1]}_blocks\.{match[2]}\.")
+    if match := _BLOCK.fullmatch(name):
+        return _blocks(match["component"], int(match["first"]), int(match["last"] or match["first"]), names)
+    rule = SUBSETS.get(name) or _of_component(name, names)
+    if rule is None or name in PAPER or not _SECOND.fullmatch(name):
+        return rule
+    twice = picture_twice(names)
+    return _both(rule, lambda each, _: each.partition(".attn2.")[0] not in twice)
+
+
+def _of_component(name: str, names: Collection[str]) -> Rule | None:
+    """Return the rule of a component at hand by its own name, or of a part of it."""
+    for component in {each.partition(".")[0] for each in names} - {*COMPONENTS.values()}:  # these have a word
+        if name == component.lower():
+            return _rule(component)
+        part = PARTS.get(name.removeprefix(f"{component.lower()}-")) if name.startswith(component.lower()) else None
+        if part is not None:
+            return _both(_rule(component), part)
+    return None
+
+
+def _blocks(component: str | None, first: int, last: int, names: Collection[str]) -> Rule | None:
+    """Return the rule of the blocks of these numbers, of one component or of all."""
+    whole = subset(component, names) if component else lambda *_: True
+
+    def within(name: str, _: tuple[int, ...]) -> bool:
+        number = part_of(name).block
+        return number is not None and first <= number <= last
+
+    return None if whole is None else _both(whole, within)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from svdiff_delta._util.device_errors import telling
-from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import on_host
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.base_model.weight_selection import choose_kinds
 from svdiff_delta.errors import BaseError
 from svdiff_delta.format.delta import Delta
@@ -20,7 +20,8 @@ from svdiff_delta.format.parameter import Kind, Parameter
 
 from .cache import BasisCache
 from .prepare import Progress, prepare_weight
-from .side_by_side import cost, run_costliest_first, workers_for
+from .side_by_side import workers_for
+from .together import Wanted, run_prepared
 
 
 def build_basis(
@@ -44,7 +45,8 @@ def build_basis(
         cache: where to keep them; the default cache if not given.
         progress: called after each weight with the work done and in all, in multiplications.
         workers: how many to compute at once; by default as many as torch has threads, and on a GPU as many as its free
-            memory has room for, 2 to 8, each in a stream of its own.
+            memory has room for, 2 to 8, each in a stream of its own. There, up to 16 small weights of one shape count
+            as one.
 
     Returns:
         What a delta file says about each parameter, by sorted name.
@@ -85,14 +87,14 @@ def prepare_all(
     Raises:
         BaseError: a weight cannot be used, memory is not enough, or the device has failed.
     """
-    costs = {name: cost(base.shape(name), *kind) for name, kind in kinds.items()}
     given = dtypes or {}
+    wanted = {name: Wanted(base.shape(name), *kind, given.get(name)) for name, kind in kinds.items()}
 
     def work(name: str, wait: bool) -> Parameter:
         cache_ = cache if wait else cache.impatient()
         return prepare_weight(base, name, *kinds[name], cache_, dtype=given.get(name)).parameter
 
-    return run_costliest_first(costs, work, progress, workers or workers_for(cache))
+    return run_prepared(base, wanted, cache, work, progress, workers or workers_for(cache))
 
 
 def zero_delta(

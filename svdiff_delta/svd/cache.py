@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import filelock
-import platformdirs
 import torch
 
 from svdiff_delta._util.atomic import drop_lock, replace_file
+from svdiff_delta._util.home import HOME_VARIABLE, home
 from svdiff_delta._util.warned import warn_once
-from svdiff_delta.base_model.devices import find_device
+from svdiff_delta.base_model.devices import bases_beside, find_device
 from svdiff_delta.errors import CacheError, DeltaError, OutputError
 
-from .cache_entry import PROTOCOL, SUFFIX, OlderEntry, encode_entry, hexadecimal, read_entry, touch_entry
-from .decomposition import Basis, compute_basis
-from .gpu_basis import compute_on
+from .cache_entry import PROTOCOL, SUFFIX, BusyError, OlderEntry, encode_entry, hexadecimal, read_entry, touch_entry
+from .decomposition import Basis, compute_bases, compute_basis
+from .gpu_basis import compute_on, compute_together
 
-HOME_VARIABLE: Final = "SVDIFF_HOME"
 PATIENCE: Final = 600.0
 DAY: Final = 86_400.0  # seconds
-
-
-def home() -> Path:
-    """Return the folder of all that is kept between runs: `SVDIFF_HOME`, else the platform's cache folder."""
-    return Path(os.environ.get(HOME_VARIABLE) or platformdirs.user_cache_dir("svdiff-delta", appauthor=False))
 
 
 @dataclass(frozen=True)
@@ -41,10 +34,6 @@ class Kept:
     path: Path
     bytes: int
     used: float
-
-
-class BusyError(Exception):
-    """Another process or thread computes this basis now, and the cache was told not to wait."""
 
 
 class BasisCache:
@@ -74,6 +63,14 @@ class BasisCache:
         self.device: Final = find_device(device, float64=True)
         self.patience: Final = patience
 
+    @classmethod
+    def beside(cls, device: torch.device) -> BasisCache:
+        """Return the default cache for a model on a device: bases are computed there if it is fast in float64.
+
+        Else they are computed on the CPU, which most cards are slower than in float64.
+        """
+        return cls(device=bases_beside(device))
+
     def impatient(self) -> BasisCache:
         """Return the same cache, which never waits: with it several processes share out what is to be computed."""
         return BasisCache(self.root.parent, two_sided=self.two_sided, device=self.device, patience=0)
@@ -82,6 +79,10 @@ class BasisCache:
         """Return where the entry for a fingerprint lies."""
         name = hexadecimal(key)
         return self.root / name[:2] / f"{name}{SUFFIX}"
+
+    def has(self, key: str) -> bool:
+        """Tell whether there is a file for a fingerprint; it is not read."""
+        return self.path(key).exists()
 
     def get(self, key: str) -> Basis | None:
         """Return the entry for a fingerprint; None if there is none that can be used.
@@ -148,11 +149,41 @@ class BasisCache:
             return compute_basis(weight, axis, two_sided=self.two_sided)
 
         basis = compute_on(self.device, rounded, compute)
+        self._put(key, basis)
+        return basis
+
+    def fill(self, weights: Mapping[str, tuple[torch.Tensor, int]]) -> None:
+        """Compute what is not there yet of weights of one shape at once, on the GPU where bases are computed.
+
+        What another process computes now is left to it. Where memory is not enough for all of them nothing is done:
+        `obtain` computes each then.
+
+        Args:
+            weights: rounded weights with their axes of output channels, by fingerprint.
+        """
+        impatient = self.impatient()
+        with ExitStack() as stack:
+            mine = [key for key in weights if stack.enter_context(impatient._lock(key)) and self._usable(key) is None]
+            if len(mine) > 1:
+                self._fill({key: weights[key] for key in mine})
+
+    def _fill(self, weights: Mapping[str, tuple[torch.Tensor, int]]) -> None:
+        axes = [axis for _, axis in weights.values()]
+
+        def compute(there: Sequence[torch.Tensor]) -> list[Basis]:
+            return compute_bases(list(zip(there, axes, strict=True)), two_sided=self.two_sided)
+
+        found = compute_together(self.device, [rounded for rounded, _ in weights.values()], compute)
+        if found is not None:
+            for key, basis in zip(weights, found, strict=True):
+                self._put(key, basis)
+
+    def _put(self, key: str, basis: Basis) -> None:
+        """Write an entry, or say that none can be written."""
         try:
             self.put(key, basis)
         except OutputError as error:
             warn_once(f"going on without the basis cache: {error}", self.root)
-        return basis
 
     @contextmanager
     def _lock(self, key: str) -> Iterator[bool]:

@@ -18,7 +18,8 @@ import torch
 
 from svdiff_delta._util.file_state import State, state
 from svdiff_delta.errors import CacheError
-from svdiff_delta.format.container import Header, header_bytes, read_header
+from svdiff_delta.format.container import header_bytes, read_header
+from svdiff_delta.format.entry import Header
 
 from .decomposition import Basis
 
@@ -28,6 +29,10 @@ DIGEST: Final = "digest"
 """The member of the metadata that binds all others, and every dtype, shape and place, to each other."""
 
 _DTYPES: Final = {"sigma": ("F64", "<f8"), "factor": ("F32", "<f4"), "tail": ("F32", "<f4")}
+
+
+class BusyError(Exception):
+    """Another process or thread computes this basis now, and the cache was told not to wait."""
 
 
 class OlderEntry(CacheError):  # noqa: N818 - what it is, not what went wrong

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -147,7 +147,7 @@ def decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return U (rows, K), σ (K,) descending and Vᵀ (K, columns) of a matrix, in float64 (spec, section 6.3)."""
     left = matrix.shape[0] <= matrix.shape[1]
     work = matrix if left else matrix.T
-    side = _short_side(work)
+    (side,) = _short_sides([work])
     long = side.rows(work, 0, side.sigma.numel())
     return (side.short, side.sigma, long) if left else (long.T, side.sigma, side.short.T)
 
@@ -174,14 +174,25 @@ class _Side:
         return torch.cat([high, self.low[max(start, split) - split : max(stop, split) - split]])
 
 
-def _short_side(work: Tensor) -> _Side:
-    """Decompose by the Gram matrix of the short side.
+def _short_sides(works: Sequence[Tensor]) -> list[_Side]:
+    """Decompose matrices of one shape by the Gram matrices of their short sides.
+
+    A GPU finds all their eigenvectors at once. A CPU takes one after the other even so, and where a matrix then begins
+    in memory, which MKL's sums follow, would depend on which weights stand beside it.
+    """
+    if len(works) == 1 or works[0].device.type == "cpu":
+        return [_refined(work, *torch.linalg.eigh(_gram(work))) for work in works]
+    found = torch.linalg.eigh(torch.stack([_gram(work) for work in works]))
+    return [_refined(*each) for each in zip(works, *found, strict=True)]
+
+
+def _refined(work: Tensor, values: Tensor, vectors: Tensor) -> _Side:
+    """Make the decomposition of a matrix of the eigenvalues and eigenvectors of its Gram matrix.
 
     That squares the spectrum, so eigenvalues give only the large singular values, the lengths of the projected rows
     those below σ₁/10, and what lies below σ₁/100 is decomposed once more, directly. At the borders σ is exact to 1e-13.
     """
     # `eigh` sorts upwards; rounding may leave eigenvalues of null directions a little below 0.
-    values, vectors = torch.linalg.eigh(_gram(work))
     short, sigma = vectors.flip(1).contiguous(), values.flip(0).clamp_min(0).sqrt()
     # An eigenvalue errs by about 1e-16 σ₁², so σ by 1e-16 σ₁²/σ: below σ₁/10 the length of uᵀW, which errs by 1e-16 σ₁
     # whatever σ is, is the better one. Two of them may change places by that.
@@ -250,18 +261,33 @@ def compute_basis(rounded: Tensor, axis: int, *, two_sided: bool = False) -> Bas
         axis: the axis of output channels.
         two_sided: keep the whole other factor: faster to use, and four times as large.
     """
-    matrix = matricize(rounded, axis)
-    left = matrix.shape[0] <= matrix.shape[1]
-    work = matrix if left else matrix.T
-    load_linear_algebra(work.device)
+    return compute_bases([(rounded, axis)], two_sided=two_sided)[0]
+
+
+def compute_bases(weights: Sequence[tuple[Tensor, int]], *, two_sided: bool = False) -> list[Basis]:
+    """Return the bases of rounded weights whose matrices have one shape, in order, as `compute_basis` does.
+
+    Args:
+        weights: rounded weights with their axes of output channels, on the device that is to compute.
+        two_sided: as there.
+    """
+    matrices = [matricize(rounded, axis) for rounded, axis in weights]
+    left = matrices[0].shape[0] <= matrices[0].shape[1]
+    works = [matrix if left else matrix.T for matrix in matrices]
+    load_linear_algebra(works[0].device)
     with one_thread():
-        side = _short_side(work)
-        sigma = side.sigma.cpu()
-        null = find_runs(sigma).null
-        stop = sigma.numel() - null
-        start = 0 if two_sided else stop - tail_length(sigma, null)
-        tail = side.rows(work, start, stop).float().cpu().contiguous()
-        return Basis(sigma, side.short.T.float().cpu().contiguous(), tail, null, left)
+        sides = _short_sides(works)
+        return [_basis(*each, left, two_sided=two_sided) for each in zip(works, sides, strict=True)]
+
+
+def _basis(work: Tensor, side: _Side, left: bool, *, two_sided: bool) -> Basis:
+    """Return what is kept of a decomposition, on the CPU."""
+    sigma = side.sigma.cpu()
+    null = find_runs(sigma).null
+    stop = sigma.numel() - null
+    start = 0 if two_sided else stop - tail_length(sigma, null)
+    tail = side.rows(work, start, stop).float().cpu().contiguous()
+    return Basis(sigma, side.short.T.float().cpu().contiguous(), tail, null, left)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ To round w errs by at most 2⁻¹¹ |w|, or by 2⁻²⁵ where |w| < 2⁻¹⁴. 
 before: Σ error² ≤ 2⁻²⁰ Σ w² + 2⁻⁴⁸ n, which is less than 0.01² Σ w² where Σ w² / n > 3.6·10⁻¹¹. This is 1.6 times that.
 """
 
-PIECE: Final = 1 << 18
+PIECE: Final = 1 << 19
 """Numbers that are looked at together."""
 
 PROBE: Final = 1 << 14
@@ -96,7 +96,7 @@ def choose_dtype(weight: Tensor, name: str) -> Dtype:
     check_weight(weight, name)
     values = _flat(weight)
     chosen = _choose(values)
-    if chosen == "F16" and not all(_is_finite(piece) for piece in _rounded(values, torch.float16)):
+    if chosen == "F16" and not _all_finite(values, torch.float16):
         return "F32"
     return chosen
 
@@ -118,7 +118,7 @@ def check_weight(weight: Tensor, name: str) -> None:
 
 def _check_finite(values: Tensor, dtype: torch.dtype, name: str) -> None:
     """Raise BaseError unless values (n,) are finite in a dtype."""
-    if not all(_is_finite(piece) for piece in _rounded(values, dtype)):
+    if not _all_finite(values, dtype):
         raise BaseError(f"{name}: the base's weight holds NaN or infinity", fix="fetch the base again")
 
 
@@ -215,11 +215,13 @@ def _digest(values: Tensor, shape: torch.Size, dtype: Dtype, axis: int, *, whole
     basis, format_ = TORCH_DTYPES[dtype], _narrowest(values, dtype)
     sides = "x".join(map(str, shape))
     digest, finite = hashlib.sha256(f"svdiff 1 {format_} {sides} {axis}\n".encode()), True
+    infinity = _BITS[TORCH_DTYPES[format_]][2]
     for piece in _rounded(values, basis, TORCH_DTYPES[format_]):
-        finite = finite and _is_finite(piece)
+        bits = _bits(piece)
+        finite = finite and _is_finite(bits, infinity)
         if not (finite or whole):
             return "", False
-        digest.update(_without_negative_zero(_bits(piece)).data)
+        digest.update(_without_negative_zero(bits).data)
     return base64.urlsafe_b64encode(digest.digest()[:16]).decode().rstrip("="), finite
 
 
@@ -248,7 +250,8 @@ def _rounded(values: Tensor, *dtypes: torch.dtype) -> Iterator[Tensor]:
         check_stopped()
         rounded = piece
         for step in steps:
-            rounded = step[: piece.numel()].copy_(rounded)
+            # Every operation lets other threads take their turn, and waits for its own: so there are as few as can be.
+            rounded = (step if len(piece) == room else step[: len(piece)]).copy_(rounded)
         yield rounded
 
 
@@ -275,9 +278,13 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return bool((_bits(one) == _bits(other)).all())
 
 
-def _is_finite(piece: Tensor) -> bool:
+def _all_finite(values: Tensor, dtype: torch.dtype) -> bool:
+    """Tell whether values (n,) are finite in a dtype."""
+    return all(_is_finite(_bits(piece), _BITS[dtype][2]) for piece in _rounded(values, dtype))
+
+
+def _is_finite(bits: Bits, infinity: int) -> bool:
     """Tell whether no number is infinite or NaN: as integers, those are the largest of either sign."""
-    bits, infinity = _bits(piece), _BITS[piece.dtype][2]
     sign = 1 << (8 * bits.itemsize - 1)
     positive = bits.view(f"<i{bits.itemsize}").max(initial=0)
     return bool(positive < infinity and bits.max(initial=0) < sign + infinity)

@@ -19,18 +19,20 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from svdiff_delta._util import file_state as files
 from svdiff_delta._util.atomic import replace_file
 from svdiff_delta._util.file_state import State
-from svdiff_delta.base_model.base import Base
+from svdiff_delta._util.home import home
 from svdiff_delta.errors import OutputError
 from svdiff_delta.format.dtypes import DTYPES, Dtype
 from svdiff_delta.hub_client.blobs import blob_name, is_sound
 
-from .cache import home
 from .cache_entry import PROTOCOL
+
+if TYPE_CHECKING:
+    from svdiff_delta.base_model.opened import Base
 
 PAUSE: Final = 1.0
 """Seconds between two writes of one document; what is new is also written when the process ends."""
@@ -91,10 +93,10 @@ def recall(base: Base, name: str, axis: int, dtype: Dtype | None) -> Known | Non
     Raises:
         BaseError: the base lacks the parameter.
     """
+    found = _state(base, name)
+    if found is None:
+        return None
     with _lock:
-        found = _state(base, name)
-        if found is None:
-            return None
         document = _documents.get((home(), found)) or _open(base, name, found)
         return document.entries.get(_entry(base, name, axis, dtype)) if document else None
 
@@ -104,8 +106,8 @@ def remember(base: Base, name: str, axis: int, dtype: Dtype | None, known: Known
 
     A file whose state did not tell enough then is not remembered, even if it does now: it may have changed since.
     """
+    found = _state(base, name)
     with _lock:
-        found = _state(base, name)
         document = _documents.get((home(), found)) if found else None
         if document is None:
             return
@@ -146,7 +148,10 @@ atexit.register(flush)
 
 
 def _entry(base: Base, name: str, axis: int, dtype: Dtype | None) -> str:
-    return f"{dtype or 'chosen'} {axis} {base.locate(name)[1]}"
+    component, key, _, place = base.locate(name)
+    if component.original is not None:  # several components of one file may have the same keys
+        key = f"{component.class_name} {key} {place.start}-{place.stop}"
+    return f"{dtype or 'chosen'} {axis} {key}"
 
 
 def _state(base: Base, name: str) -> State | None:

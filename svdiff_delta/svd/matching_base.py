@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from math import prod
 
-from svdiff_delta.base_model.base import Base, open_base
+from svdiff_delta.base_model.base import open_base
 from svdiff_delta.base_model.layout import variants
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import BaseMismatchError, DeltaError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.hub_client.blobs import blob_name, is_sound

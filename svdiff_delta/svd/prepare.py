@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import BaseMismatchError, TensorError
 from svdiff_delta.format.delta import Delta, Shift, differing_run, shifts_null
 from svdiff_delta.format.dtypes import Dtype

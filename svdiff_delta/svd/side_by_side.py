@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import prod
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -15,8 +15,11 @@ from svdiff_delta._util.parallel import Task, Threads
 from svdiff_delta.errors import DeltaError
 from svdiff_delta.format.parameter import Kind
 
-from .cache import BasisCache, BusyError
+from .cache_entry import BusyError
 from .gpu_basis import gpu_workers
+
+if TYPE_CHECKING:
+    from .cache import BasisCache
 
 T = TypeVar("T")
 
@@ -52,22 +55,26 @@ def run_costliest_first(
     """
     order = sorted(costs, key=lambda name: (-costs[name], name))
     done, total, found = 0, sum(costs.values()), {}
-    threads, ended = torch.get_num_threads(), SimpleQueue[str]()
+    threads = torch.get_num_threads()
 
-    def alone(name: str, wait: bool) -> T:
+    def alone(name: str, wait: bool, ended: _Ended) -> T:
+        tell = True
         torch.set_num_threads(1)
         try:
-            return work(name, wait)
+            result = work(name, wait)
+            tell = False
         finally:
-            ended.put(name)
+            ended.add(name, tell=tell)
+        return result
 
     try:
         with Threads[T](min(workers or threads, len(order))) as pool:
             for wait in (False, True):
-                tasks = {name: pool.submit(partial(alone, name, wait)) for name in order}
+                ended = _Ended(len(order), each=progress is not None)
+                tasks = {name: pool.submit(partial(alone, name, wait, ended)) for name in order}
                 order = []
-                for _ in tasks:
-                    name, failed = ended.get(), False
+                for name in ended:
+                    failed = False
                     try:
                         found[name] = tasks[name].result()
                     except BusyError:
@@ -86,6 +93,36 @@ def run_costliest_first(
     return dict(sorted(found.items()))
 
 
+class _Ended:
+    """The names of tasks as they end, for one who waits for them all.
+
+    Each time that he wakes takes a core from those who work: he is woken for what failed and for the last, and for each
+    only where somebody wants to know how far it is.
+
+    Args:
+        count: how many tasks there are.
+        each: whether to wake him for each.
+    """
+
+    def __init__(self, count: int, *, each: bool) -> None:
+        self._count, self._each = count, each
+        self._names: list[str] = []
+        self._told = SimpleQueue[None]()
+
+    def add(self, name: str, *, tell: bool) -> None:
+        """Add one, in the thread that did it."""
+        self._names.append(name)
+        if tell or self._each or len(self._names) >= self._count:
+            self._told.put(None)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield all, each not before it has ended."""
+        for index in range(self._count):
+            while index >= len(self._names):
+                self._told.get()
+            yield self._names[index]
+
+
 def _raise_first(tasks: Iterable[Task[T]]) -> None:
     """Raise the error of the first of tasks that fails; those before it were begun before it, so they end."""
     for task in tasks:
@@ -101,17 +138,15 @@ def map_weights(
     Raises:
         DeltaError: as `work`; of several the first in the order of `costs`.
     """
-    return map_waiting(costs, lambda name, _: work(name), progress, workers)
+    return without_errors(try_weights(costs, work, progress, workers))
 
 
-def map_waiting(
-    costs: Mapping[str, int],
-    work: Callable[[str, bool], T],
-    progress: Progress | None = None,
-    workers: int | None = None,
-) -> dict[str, T]:
-    """Do as `map_weights` with `work(name, wait)`, which may raise `BusyError` unless it is to wait."""
-    found = _attempted(costs, work, progress, workers)
+def without_errors(found: Mapping[str, T | DeltaError]) -> dict[str, T]:
+    """Return results by name, if none of them is an error.
+
+    Raises:
+        DeltaError: the first one that is.
+    """
     results: dict[str, T] = {}
     for name, result in found.items():
         if isinstance(result, DeltaError):
@@ -124,17 +159,17 @@ def try_weights(
     costs: Mapping[str, int], work: Callable[[str], T], progress: Progress | None = None, workers: int | None = None
 ) -> dict[str, T | DeltaError]:
     """Do as `map_weights`, but return each `DeltaError` in place of its result."""
-    return _attempted(costs, lambda name, _: work(name), progress, workers)
+    found = run_costliest_first(costs, attempting(lambda name, _: work(name)), progress, workers)
+    return {name: found[name] for name in costs}
 
 
-def _attempted(
-    costs: Mapping[str, int], work: Callable[[str, bool], T], progress: Progress | None, workers: int | None
-) -> dict[str, T | DeltaError]:
+def attempting(work: Callable[[str, bool], T]) -> Callable[[str, bool], T | DeltaError]:
+    """Return the same work, whose `DeltaError` is its result."""
+
     def attempt(name: str, wait: bool) -> T | DeltaError:
         try:
             return work(name, wait)
         except DeltaError as error:
             return error.with_traceback(None)  # whose frames hold the weight
 
-    found = run_costliest_first(costs, attempt, progress, workers)
-    return {name: found[name] for name in costs}
+    return attempt

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import torch
 
 from svdiff_delta._util.file_state import State, state
-from svdiff_delta.base_model.base import Base
+from svdiff_delta.base_model.opened import Base
 from svdiff_delta.errors import BaseError, BaseMismatchError, DeltaError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.dtypes import Dtype
@@ -33,7 +33,8 @@ from .prepare import (
     shape_mismatch,
     verify_weight,
 )
-from .side_by_side import cost, run_costliest_first, try_weights, workers_for
+from .side_by_side import try_weights, workers_for
+from .together import Wanted, run_prepared
 
 SHOWN: Final = 3
 """How many parameters an error names."""
@@ -97,8 +98,8 @@ class VerifiedBase:
             self.prepare(name, cache if wait else cache.impatient())
 
         said = {name: item for delta in self.deltas for name, item in delta.metadata.parameters.items()}
-        costs = {name: cost(item.shape, item.kind, item.axis) for name, item in said.items()}
-        run_costliest_first(costs, work, progress, workers_for(cache))
+        wanted = {name: Wanted.of(item) for name, item in said.items()}
+        run_prepared(self.weights, wanted, cache, work, progress, workers_for(cache))
 
 
 class Verified(NamedTuple):

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from svdiff_delta._util.atomic import check_output
-from svdiff_delta._util.json import read_lines
+from svdiff_delta._util.json_files import read_lines
 from svdiff_delta._util.limits import MANIFEST, MANIFEST_LINES
 from svdiff_delta._util.paths import Places
 from svdiff_delta._util.yaml import read_yaml
 from svdiff_delta.base_model.devices import find_device
 from svdiff_delta.conversion.rank_policy import make_ranking
+from svdiff_delta.conversion.respell import KEEPS_FORMATS
 from svdiff_delta.conversion.route import resolve_route
 from svdiff_delta.errors import DeltaError, InputError
 from svdiff_train.calibrate import digest_of
@@ -96,15 +97,9 @@ def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool
                 f"{row.output}: is, holds or lies in {other}, and rows run side by side",
                 fix="choose another output, or put what depends on it into another manifest",
             )
-        _check_base(row, bases)
-        resolve_route(
-            row.source(),
-            to=row.to,
-            from_=row.from_,
-            dtype=row.dtype,
-            min_energy=row.min_energy,
-            ranking=make_ranking(row.rank, row.energy, row.max_rank),
-        )
+        if row.base:
+            _check_base(row, bases)
+        _check_route(row)
         if row.calibrate is not None:
             digest_of(row.place(row.calibrate))
             find_device(row.device)
@@ -113,13 +108,35 @@ def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool
     _check_each(path, rows, check)
 
 
+def _check_route(row: Row) -> None:
+    """Raise InputError if a row's arguments lead nowhere; an adapter may go to another dialect without a base."""
+    if row.is_respelling():
+        if row.dtype != "F32":
+            raise InputError(KEEPS_FORMATS[0], fix=KEEPS_FORMATS[1])
+        return
+    if not row.base:
+        raise InputError(f"{row.input}: is no adapter, and has no base", fix="give the row a base")
+    if row.direct and row.calibrate is not None:
+        raise InputError("calibrate: chooses shifts, and with `direct` there are none", fix="leave one of them away")
+    resolve_route(
+        row.source(),
+        to=row.to,
+        from_=row.from_,
+        dtype=row.dtype,
+        min_energy=row.min_energy,
+        ranking=make_ranking(row.rank, row.energy, row.max_rank),
+        same=row.direct,
+    )
+
+
 def _read(path: Path, rows: Sequence[Row]) -> Places:
     """Return all that the rows read; what only the Hub has is none of it."""
     found = Places()
     found.add(path, "the manifest")
     for number, row in enumerate(rows, 1):
-        for what, text in (("input", row.input), ("base", row.base), ("calibrate", row.calibrate)):
-            if text is not None and os.path.lexists(place := row.place(text)):
+        given = {"input": row.input, "base": row.base, "calibrate": row.calibrate, "made_on": row.made_on}
+        for what, text in given.items():
+            if text and os.path.lexists(place := row.place(text)):
                 found.add(place, f"the {what} of row {number}")
     return found
 

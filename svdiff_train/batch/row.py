@@ -16,6 +16,7 @@ from svdiff_delta._util.json import canonical_json
 from svdiff_delta._util.typed import build, keys_of
 from svdiff_delta._util.typed import given as given_fields
 from svdiff_delta.base_model.base import Base, open_base
+from svdiff_delta.conversion.respell import TARGETS, is_respelling
 from svdiff_delta.errors import InputError
 from svdiff_delta.format.dtypes import STORED_DTYPES, StoredDtype, is_stored_dtype
 from svdiff_delta.hub_client.download import fetch_delta
@@ -35,12 +36,12 @@ UNSET: Final = msgspec.UNSET
 Unset = msgspec.UnsetType
 
 
-class _Said(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A row as a manifest says it."""
+class _Respelled(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A row of an adapter that another dialect spells, for which a base is not always needed."""
 
     input: Text
     output: Text
-    base: Text
+    base: Text | Unset = UNSET
     variant: Text | Unset = UNSET
     to: Text | Unset = UNSET
     from_: Text | Unset = msgspec.field(default=UNSET, name="from")
@@ -51,11 +52,25 @@ class _Said(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     max_rank: int | Unset = UNSET
     min_energy: float | Unset = UNSET
     allow_unmatched: bool | Unset = UNSET
+    component: Text | Unset = UNSET
     embeddings: bool | Unset = UNSET
     calibrate: Text | Unset = UNSET
     calibrate_steps: int | Unset = UNSET
     device: Text | Unset = UNSET
+    base_config: Text | Unset = UNSET
+    dequantize: bool | Unset = UNSET
+    direct: bool | Unset = UNSET
+    made_on: Text | Unset = UNSET
 
+
+class _Said(_Respelled, forbid_unknown_fields=True, kw_only=True):
+    """Any other row."""
+
+    base: Text
+
+
+THROUGH: Final = ("rank", "energy", "max_rank", "min_energy", "calibrate", "embeddings", "direct", "made_on")
+"""Keys that ask for new factors, or a way through a delta."""
 
 KEYS: Final = keys_of(_Said)
 """The keys of a row."""
@@ -68,7 +83,8 @@ class Row:
     Attributes:
         input: what to convert, as `svdiff convert` takes it.
         output: the file to write.
-        base: the base that both belong to: a path, the word `tiny`, or a repository on the Hub.
+        base: the base that both belong to: a path, the word `tiny`, or a repository on the Hub; empty where an adapter
+            is spelled anew in another dialect, and its keys tell the family.
         variant: which of the base's files to read, such as fp16.
         to: the dialect of the output.
         from_: the dialect of the input; found from it if not given.
@@ -77,16 +93,21 @@ class Row:
         rank, energy, max_rank: how much of each weight's change a low-rank copy keeps.
         min_energy: the least share of the change that must be captured; that of the dialect if not given.
         allow_unmatched: whether what cannot be carried over may be left out.
+        component: the component of the base that keys mean which name none; the denoiser if not given.
         embeddings: whether changed embeddings may be shifted too.
         calibrate: a file of prompts or texts, or a folder of pictures, to calibrate on.
         calibrate_steps: denoising steps of each prompt, or timesteps of each picture.
         device: where the base runs on them, such as cuda.
+        base_config: where the configuration of a base is that is a single file.
+        dequantize: whether a base that is a quantized single file is read as float32 numbers.
+        direct: whether an adapter or a tuned model becomes a LoRA or a full difference without a delta in between.
+        made_on: the base that an adapter was made on, for methods that take a part of their change out of it.
         folder: what relative paths are relative to; "" is the working folder.
     """
 
     input: str
     output: str
-    base: str
+    base: str = ""
     variant: str | None = None
     to: str = "delta"
     from_: str | None = None
@@ -97,10 +118,15 @@ class Row:
     max_rank: int | None = None
     min_energy: float | None = None
     allow_unmatched: bool = False
+    component: str | None = None
     embeddings: bool = False
     calibrate: str | None = None
     calibrate_steps: int = 20
     device: str = "cpu"
+    base_config: str | None = None
+    dequantize: bool = False
+    direct: bool = False
+    made_on: str | None = None
     folder: str = ""
 
     @classmethod
@@ -114,7 +140,8 @@ class Row:
         Raises:
             InputError: a key is unknown or missing, or a value is of a wrong type.
         """
-        said = build(_Said, given)
+        spelled = given.get("to") in TARGETS and not any(given.get(key) for key in THROUGH)
+        said = build(_Respelled if spelled else _Said, given)
         values = {**given_fields(said), "folder": str(folder or "")}
         if "dtype" in values:
             values["dtype"] = values["dtype"].upper()
@@ -150,18 +177,43 @@ class Row:
         place = locate(self.input, Path(self.folder))
         return fetch_delta(place) if isinstance(place, Reference) else place
 
+    def is_respelling(self) -> bool:
+        """Tell whether this is an adapter that another dialect spells, without a delta in between.
+
+        Raises:
+            InputError, HubError: the input cannot be looked at.
+        """
+        through = any(getattr(self, key) for key in THROUGH)
+        return not through and is_respelling(self.source(), self.to, self.from_)
+
     def open_base(self) -> Base:
         """Open the base.
 
         Raises:
             BaseError: as the library's `open_base`.
         """
-        place = self.place(self.base)
-        if self.base == NAME and not place.exists():
-            return open_tiny()
-        return open_base(place if place.exists() else self.base, variant=self.variant)
+        return self._open(self.base)
 
-    def states(self, base: Base) -> dict[str, str]:
+    def open_made_on(self) -> Base | None:
+        """Open the base that the adapter was made on; None if the row names none.
+
+        Raises:
+            BaseError: as the library's `open_base`.
+        """
+        return None if self.made_on is None else self._open(self.made_on)
+
+    def _open(self, name: str) -> Base:
+        place = self.place(name)
+        if name == NAME and not place.exists():
+            return open_tiny()
+        config: str | Path | None = self.base_config
+        if self.base_config is not None and self.place(self.base_config).exists():
+            config = self.place(self.base_config)
+        return open_base(
+            place if place.exists() else name, variant=self.variant, config=config, dequantize=self.dequantize
+        )
+
+    def states(self, base: Base | None) -> dict[str, str]:
         """Return what tells whether the input or the base is another than at an earlier run.
 
         The input and what is calibrated on count by their SHA-256, the weight files of the base by name, size and time.
@@ -169,12 +221,19 @@ class Row:
         Raises:
             InputError: the input, or what is calibrated on, cannot be read.
         """
-        files = [file for component in base.components.values() for file in component.files]
-        about = [[file.name, file.stat().st_size, str(file.stat().st_mtime_ns)] for file in files]
-        found = {"input": hash_path(self.source()), "base": hashlib.sha256(canonical_json(about)).hexdigest()}
+        found = {"input": hash_path(self.source()), "base": _state(base)}
+        if self.made_on is not None:
+            found["made_on"] = _state(self.open_made_on())
         if self.calibrate is not None:
             found["calibrate"] = digest_of(self.place(self.calibrate))
         return found
+
+
+def _state(base: Base | None) -> str:
+    """Return SHA-256 of the names, sizes and times of a base's weight files."""
+    files = [file for component in base.components.values() for file in component.files] if base else []
+    about = [[file.name, file.stat().st_size, str(file.stat().st_mtime_ns)] for file in files]
+    return hashlib.sha256(canonical_json(about)).hexdigest()
 
 
 def hash_path(path: Path) -> str:

@@ -43,7 +43,8 @@ def _output(line: Line) -> str:
 
 def _row(line: Line, width: int) -> str:
     begin = f"{_output(line):<{width}}{printable(line['status']):>13}"
-    if line.get("captured") is None:
+    if line.get("parameters") is None:
         return begin
     left_out = len(line.get("left_out", {}))
-    return f"{begin}{line.get('parameters', 0):>12,}{line['captured']:>12.2%}{left_out:>10,}{line.get('bytes', 0):>14,}"
+    captured = "" if line.get("captured") is None else f"{line['captured']:.2%}"  # none where only names changed
+    return f"{begin}{line['parameters']:>12,}{captured:>12}{left_out:>10,}{line.get('bytes', 0):>14,}"

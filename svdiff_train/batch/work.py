@@ -9,8 +9,9 @@ from typing import Any, Final, Literal
 
 from svdiff_delta._util.interrupted import interruptions_kept
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.conversion import convert
-from svdiff_delta.conversion.result import Conversion
+from svdiff_delta.conversion import convert, convert_directly
+from svdiff_delta.conversion.respell import respell
+from svdiff_delta.conversion.result import Conversion, DirectConversion
 from svdiff_delta.errors import DeltaError
 from svdiff_delta.svd.calibration import Calibration
 from svdiff_delta.svd.decomposition import one_thread
@@ -84,35 +85,68 @@ def convert_one(
     about: dict[str, Any] = {"key": row.key, "row": row.described()}
     stale = _intact(row, before)
     try:
-        base = row.open_base()
+        base = row.open_base() if row.base or not row.is_respelling() else None
         about["states"] = row.states(base)
         if before and stale and before.get("status") == "converted" and before.get("states") == about["states"]:
             kept = {name: before[name] for name in _KEPT if name in before}
             return Result(**about, status="passed over", **kept, output_sha256=stale)
+        if base is None or row.is_respelling():
+            with interruptions_kept():
+                facts = _respelled(row, base, overwrite=overwrite or stale is not None)
+            return Result(**about, status="converted", **facts, seconds=_since(begun))
         with interruptions_kept(), one_thread():
-            found = convert(
-                row.source(),
-                to=row.to,
-                base=base,
-                from_=row.from_,
-                output=row.place(row.output),
-                dtype=row.dtype,
-                rank=row.rank,
-                energy=row.energy,
-                max_rank=row.max_rank,
-                min_energy=row.min_energy,
-                allow_unmatched=row.allow_unmatched,
-                embeddings=row.embeddings,
-                calibration=_calibration(row, base),
-                title=row.title,
-                overwrite=overwrite or stale is not None,
-            )
+            found = _converted(row, base, overwrite=overwrite or stale is not None)
         return Result(**about, status="converted", **_facts(row, found), seconds=_since(begun))
     except DeltaError as error:
         why = str(error)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one file, it never stops the rest
         why = f"{type(error).__name__}: {error}"
     return Result(**about, status="failed", error=why, output_sha256=stale, seconds=_since(begun))
+
+
+def _converted(row: Row, base: Base, *, overwrite: bool) -> Conversion | DirectConversion:
+    """Convert through a delta, or directly where the row says so."""
+    shared: dict[str, Any] = {
+        "to": row.to,
+        "base": base,
+        "from_": row.from_,
+        "output": row.place(row.output),
+        "dtype": row.dtype,
+        "rank": row.rank,
+        "energy": row.energy,
+        "max_rank": row.max_rank,
+        "allow_unmatched": row.allow_unmatched,
+        "component": row.component,
+        "embeddings": row.embeddings,
+        "made_on": row.open_made_on(),
+        "title": row.title,
+        "overwrite": overwrite,
+    }
+    if row.direct:
+        return convert_directly(row.source(), **shared, min_energy=row.min_energy or 0.0)
+    return convert(row.source(), **shared, min_energy=row.min_energy, calibration=_calibration(row, base))
+
+
+def _respelled(row: Row, base: Base | None, *, overwrite: bool) -> dict[str, Any]:
+    """Spell an adapter anew; return what a line says of it."""
+    output = row.place(row.output)
+    found = respell(
+        row.source(),
+        to=row.to,
+        base=base,
+        output=output,
+        component=row.component,
+        title=row.title,
+        allow_unmatched=row.allow_unmatched,
+        overwrite=overwrite,
+    )
+    return {
+        "parameters": found.layers,
+        "bytes": found.size,
+        "left_out": dict(found.left_out),
+        "remarks": found.remarks,
+        "output_sha256": hash_path(output),
+    }
 
 
 def _calibration(row: Row, base: Base) -> Calibration | None:
@@ -131,7 +165,7 @@ def _intact(row: Row, before: Mapping[str, Any] | None) -> str | None:
     return said if said is not None and output.exists() and hash_path(output) == said else None
 
 
-def _facts(row: Row, found: Conversion) -> dict[str, Any]:
+def _facts(row: Row, found: Conversion | DirectConversion) -> dict[str, Any]:
     output = row.place(row.output)
     return {
         "captured": found.captured,

@@ -106,6 +106,7 @@ def collect(
     """
     side = family.resolution if resolution is None else resolution
     prompts = [tuple(dict.fromkeys((picture.caption or "", ""))) for picture in found.pictures]
+    family.prepare()  # layers are looked at from here on
     runs = [(index, step, prompt) for index, texts in enumerate(prompts) for step in range(steps) for prompt in texts]
 
     def see() -> None:

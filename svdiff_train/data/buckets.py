@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from svdiff_delta.errors import InputError
 
 from . import seeded_random
-from .folder import Picture
 
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
+
+
+class Sized(Protocol):
+    """Something with a height and a width in pixels."""
+
+    @property
+    def height(self) -> int:
+        """In pixels, upright."""
+
+    @property
+    def width(self) -> int:
+        """In pixels, upright."""
+
 
 LONGEST: Final = 2.5
 """Longest side over shortest that a bucket has."""
@@ -40,12 +52,12 @@ def make_buckets(resolution: int, unit: int) -> tuple[Size, ...]:
     return tuple(sorted(found))
 
 
-def choose_buckets(pictures: Sequence[Picture], buckets: Sequence[Size]) -> tuple[Size, ...]:
+def choose_buckets(pictures: Sequence[Sized], buckets: Sequence[Size]) -> tuple[Size, ...]:
     """Return for each picture the bucket of the nearest aspect ratio, on a logarithmic scale; of equals the first."""
     return tuple(min(buckets, key=lambda size: (_distance(picture, size), size)) for picture in pictures)
 
 
-def _distance(picture: Picture, size: Size) -> float:
+def _distance(picture: Sized, size: Size) -> float:
     # Rounded, so that a picture and its transposed one are as far from their buckets.
     return round(abs(log(picture.height * size[1] / (picture.width * size[0]))), 9)
 

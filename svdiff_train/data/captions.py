@@ -10,7 +10,8 @@ from typing import Final
 
 import msgspec
 
-from svdiff_delta._util.json import JSON, read_lines
+from svdiff_delta._util.json import JSON
+from svdiff_delta._util.json_files import read_lines
 from svdiff_delta._util.limits import CAPTION, CAPTION_LINES
 from svdiff_delta._util.typed import build
 from svdiff_delta.errors import InputError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Final
 
 import torch
@@ -12,7 +12,7 @@ from svdiff_train.families import Family
 from svdiff_train.settings.concept import Concept
 
 from . import draw_cut, seeded_random
-from .batches import Batch, Batches, Drawn
+from .batches import Batch, Batches, Drawn, Encoded
 from .buckets import Size
 from .cut_mix import Mix, Mixing, compose, half
 from .image_sets import Pictures
@@ -70,6 +70,19 @@ class ConceptBatches(Batches):
         ]
         return self._stacked(drawn, len(samples), tuple(shows if isinstance(shows, Mix) else None for shows in shown))
 
+    def _sets(self) -> Iterator[Pictures]:
+        yield from (pictures for kind in self.kinds for pictures in kind)
+
+    def _shown(self) -> Iterator[tuple[Pictures, int, Size]]:
+        """Yield every picture with every size that a sample which is not mixed may show it at."""
+        sizes = dict.fromkeys(size for pictures in self.kinds[0] for size in pictures.sizes)
+        for kind, sets in enumerate(self.kinds):
+            for pictures in sets:
+                for size in sizes:
+                    inside = kind == 0 and size in pictures.sizes
+                    at = (index for index, own in enumerate(pictures.sizes) if own == size or not inside)
+                    yield from ((pictures, index, size) for index in at)
+
     def _size(self, step: int) -> Size:
         """Return height and width of all pictures of a step."""
         concept = seeded_random.integer(len(self.kinds[0]), self.seed, step, 0, "concept of the bucket")
@@ -105,4 +118,5 @@ class ConceptBatches(Batches):
             if kind == 0 and len(self._mixed) < REMEMBERED:
                 self._mixed[key] = moments
         prompt = self.mixing.prompt(mix, self.phrases[kind])
-        return self._noised(kind, moments, torch.tensor((*size, 0, 0, *size)), prompt, step, sample)
+        known = Encoded(moments, torch.tensor((*size, 0, 0, *size)), {})
+        return self._noised(kind, known, prompt, step, sample)

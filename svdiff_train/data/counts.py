@@ -22,6 +22,7 @@ class Counts:
         skipped: why a picture is not taken, by name.
         ignored: files that are neither pictures nor captions.
         folders: sub-folders, which are not read.
+        frames: of each, if they are clips.
     """
 
     pictures: int
@@ -31,11 +32,14 @@ class Counts:
     skipped: Mapping[str, str]
     ignored: tuple[str, ...]
     folders: tuple[str, ...]
+    frames: int | None = None
 
     def lines(self) -> Iterator[str]:
         """Yield what a person should read, one fact per line."""
         sizes = ", ".join(f"{number} at {width}x{height}" for (height, width), number in self.buckets.items())
-        yield f"{_number(self.pictures, 'picture')}: {sizes}; {self.captions} with captions"
+        what = "picture" if self.frames is None else "clip"
+        length = "" if self.frames is None else f" of {self.frames} frames"
+        yield f"{_number(self.pictures, what)}: {sizes}{length}; {self.captions} with captions"
         if self.enlarged:
             yield f"enlarged, because smaller than that: {self.enlarged}"
         for why in self.skipped.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,9 @@ from svdiff_train.settings.concept import Concept
 from svdiff_train.settings.config import TrainConfig
 
 from . import Counts, Cut, Found, Loaded, choose_buckets, count, find_images, load_image, make_buckets, to_tensor
-from .buckets import Size
+from .buckets import Size, Sized
+from .clips import FolderClips, find_clips
+from .pairs import MASKS, find_companions, load_companion
 
 
 class Pictures(Protocol):
@@ -35,6 +38,28 @@ class Pictures(Protocol):
         """Return a picture, scaled and cut to a size."""
 
 
+class Captioned(Protocol):
+    """Something that may have a caption."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+
+    @property
+    def caption(self) -> str | None:
+        """What its caption says."""
+
+
+class Subject(Pictures, Protocol):
+    """The pictures or clips of a subject, which can be counted and told apart from others."""
+
+    def counts(self) -> Counts:
+        """Return what was found."""
+
+    def digest(self) -> str:
+        """Return a digest of what is trained on."""
+
+
 def open_pictures(
     folder: Path,
     config: TrainConfig,
@@ -43,8 +68,10 @@ def open_pictures(
     *,
     skip_bad: bool,
     concept: Concept | None = None,
-) -> FolderPictures:
-    """Find and check a subject's pictures.
+    frames: int | None = None,
+    companion: str | None = None,
+) -> Subject:
+    """Find and check a subject's pictures, or its clips.
 
     Args:
         folder: where they are.
@@ -53,26 +80,44 @@ def open_pictures(
         unit: sides are multiples of it.
         skip_bad: whether to go on without pictures that cannot be read.
         concept: what they show; the config's only one if not given.
+        frames: of each clip, for models of moving pictures; None for pictures.
+        companion: the sub-folder of what belongs to each picture beside it; None if nothing does.
 
     Raises:
         InputError: there are none, one cannot be read, or a caption does not have the concept's token.
+        MissingExtraError: a clip is an MP4, and nothing is installed that reads one.
     """
-    found = find_images(folder, skip_bad=skip_bad)
     (concept,) = config.subjects(folder) if concept is None else (concept,)
+    if frames is not None:
+        found = find_clips(folder, frames)
+        _check_token(found.clips, concept)
+        sizes = _sizes([clip.size for clip in found.clips], config, resolution, unit)
+        return FolderClips(found, sizes, concept.prompt, frames)
+    images = find_images(folder, skip_bad=skip_bad)
+    _check_token(images.pictures, concept)
+    beside = () if companion is None else find_companions(folder, companion, images.pictures)
+    if beside:
+        images = replace(images, folders=tuple(name for name in images.folders if name != companion))
+    sizes = _sizes(images.pictures, config, resolution, unit)
+    return FolderPictures(images, sizes, concept.prompt, beside, masks=companion == MASKS)
+
+
+def _check_token(shown: Sequence[Captioned], concept: Concept) -> None:
+    """Raise InputError if a caption does not have the concept's token."""
     token = concept.find_token()
-    for picture in found.pictures:
-        if token is not None and picture.caption is not None and token not in picture.caption.split():
+    for each in shown:
+        if token is not None and each.caption is not None and token not in each.caption.split():
             raise InputError(
-                f"{picture.path}: its caption {picture.caption!r} does not have the token {token!r}",
+                f"{each.path}: its caption {each.caption!r} does not have the token {token!r}",
                 fix="put it into the caption, or name another with `token`",
             )
-    square = (resolution, resolution)
-    sizes = (
-        choose_buckets(found.pictures, make_buckets(resolution, unit))
-        if config.buckets
-        else (square,) * len(found.pictures)
-    )
-    return FolderPictures(found, sizes, concept.prompt)
+
+
+def _sizes(shown: Sequence[Sized], config: TrainConfig, resolution: int, unit: int) -> tuple[Size, ...]:
+    """Return height and width at which each is trained."""
+    if config.buckets:
+        return choose_buckets(shown, make_buckets(resolution, unit))
+    return ((resolution, resolution),) * len(shown)
 
 
 class FolderPictures:
@@ -82,10 +127,15 @@ class FolderPictures:
         found: what is in the folder.
         sizes: height and width at which each is trained.
         text: what describes pictures without a caption.
+        beside: what belongs to each of them, if something does.
+        masks: whether that are masks.
     """
 
-    def __init__(self, found: Found, sizes: tuple[Size, ...], text: str) -> None:
+    def __init__(
+        self, found: Found, sizes: tuple[Size, ...], text: str, beside: Sequence[Path] = (), *, masks: bool = False
+    ) -> None:
         self.found, self.sizes, self.text = found, sizes, text
+        self.beside, self.masks = tuple(beside), masks
 
     def prompt(self, index: int) -> str:
         """Return a picture's caption, or the run's prompt."""
@@ -93,7 +143,10 @@ class FolderPictures:
 
     def open(self, index: int, size: Size, cut: Cut) -> Loaded:
         """Return a picture, scaled and cut to a size."""
-        return load_image(self.found.pictures[index].path, *size, cut)
+        loaded = load_image(self.found.pictures[index].path, *size, cut)
+        if not self.beside:
+            return loaded
+        return replace(loaded, companion=load_companion(self.beside[index], *size, cut, mask=self.masks))
 
     def counts(self) -> Counts:
         """Return what was found."""
@@ -102,9 +155,8 @@ class FolderPictures:
     def digest(self) -> str:
         """Return a digest of what is trained on: the pictures' bytes and what describes them, in order."""
         pictures = enumerate(self.found.pictures)
-        return _digest(
-            part for i, item in pictures for part in (read_bytes(item.path, PICTURE), self.prompt(i).encode())
-        )
+        parts = [part for i, item in pictures for part in (read_bytes(item.path, PICTURE), self.prompt(i).encode())]
+        return _digest([*parts, *(read_bytes(path, PICTURE) for path in self.beside)])
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -28,10 +28,12 @@ class Loaded:
         pixels: (3, height, width) in [−1, 1], float32.
         sizes: height and width of the picture in the file, the upper and left edge of the cut in the scaled picture,
             height and width of the cut: what `Family.predict` takes as `sizes`.
+        companion: what belongs to it beside it, cut alike: a picture (3, height, width), or a mask (1, height, width).
     """
 
     pixels: Tensor
     sizes: tuple[int, int, int, int, int, int]
+    companion: Tensor | None = None
 
 
 def load_image(path: Path, height: int, width: int | None = None, cut: Cut = CENTRE) -> Loaded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from PIL import Image, UnidentifiedImageError
 
@@ -19,6 +19,10 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP")
 
 A JPEG with a preview beside it is an MPO, which Pillow finds out when it opens it as JPEG.
 """
+
+
+ANIMATIONS: Final = ("GIF",)
+"""What is opened as a clip."""
 
 
 @contextmanager
@@ -48,6 +52,23 @@ def opened_picture(path: Path, fix: str = "remove or replace it") -> Iterator[Im
             ) from None
         except Exception as error:  # noqa: BLE001 - of broken files Pillow raises whatever it happens to
             raise InputError(f"{path}: could not be read as a picture ({error})", fix=fix) from None
+
+
+@contextmanager
+def opened_animation(path: Path, stream: BinaryIO) -> Iterator[Image.Image]:
+    """Open a GIF; the caller makes one line of whatever Pillow raises while it is read within the block.
+
+    Args:
+        path: the file.
+        stream: of it.
+
+    Raises:
+        InputError: its frames have more pixels than a picture of any file may have.
+    """
+    with Image.open(stream, formats=ANIMATIONS) as image:
+        if image.width * image.height > PIXELS:
+            raise InputError(f"{path}: has frames of {image.width * image.height:,} pixels", fix="save it smaller")
+        yield image
 
 
 def _check_pixels(path: Path, image: Image.Image, size: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,6 +75,7 @@ class Painter:
         command: makes a line of a shell of words.
         folder: where the demo writes.
         cache: where bases are kept.
+        painted: pictures that are there already, by file, prompt and seed; some are shown twice.
     """
 
     pipeline: Any
@@ -84,15 +85,24 @@ class Painter:
     command: Callable[..., str]
     folder: Path
     cache: BasisCache
+    painted: dict[tuple[str | None, str, int], Image.Image] = field(default_factory=dict)
 
     def paint(self, name: str | None, prompts: Sequence[str], seeds: Sequence[int] = SEEDS) -> list[Image.Image]:
         """Return a picture of every prompt with every seed, with one of the files on the base, or with none."""
+        wanted = [(prompt, seed) for prompt in prompts for seed in seeds]
+        missing = [each for each in wanted if (name, *each) not in self.painted]
+        if missing:
+            found = self._paint(name, missing)
+            self.painted.update(((name, *each), image) for each, image in zip(missing, found, strict=True))
+        return [self.painted[name, *each] for each in wanted]
+
+    def _paint(self, name: str | None, wanted: Sequence[tuple[str, int]]) -> list[Image.Image]:
         parts = [] if name is None else [self.parts[name]]
         with (
             AdapterStack(self.pipeline, self.base, parts, cache=self.cache) as stage,
             stage.active([1.0 for _ in parts]),
         ):
-            return generate(self.pipeline, [(prompt, seed) for prompt in prompts for seed in seeds], SAMPLING)
+            return generate(self.pipeline, wanted, SAMPLING)
 
     def row(self, name: str | None, prompts: Sequence[str]) -> Pictures:
         """Return the same with prompts as captions."""

@@ -139,7 +139,8 @@ class _Demo:
             self._keep(subject.name, outcome.delta.with_title(subject.name))
         first = self.folder / f"{subject.name}.png"
         self._painter().paint(subject.name, [subject.prompt], SEEDS[:1])[0].save(first)
-        self.say(f"          a first picture of it: {first}")
+        later = f", and {Path(self.shown) / first.name} once all is done" if self.shown != str(self.folder) else ""
+        self.say(f"          a first picture of it: {first}{later}")
 
     def combine(self) -> None:
         """Add, interpolate and cut deltas."""

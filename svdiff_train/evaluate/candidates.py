@@ -14,6 +14,7 @@ from PIL import Image
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.runtime import attach
+from svdiff_train.sampling.graphed_denoiser import GraphedDenoiser
 from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.sampling.sample import Sampling, generate
 
@@ -45,6 +46,8 @@ def paint_candidates(
     *,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    cuda_graphs: bool = True,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[Candidate]:
     """Yield what each delta paints; all paint the same (prompt, seed) with one pipeline.
 
@@ -55,6 +58,8 @@ def paint_candidates(
         sampling: how to sample.
         device: where to run.
         progress: called with pictures done and in all.
+        cuda_graphs: whether the denoiser's forwards are CUDA graphs on such a device, where they can be.
+        say: whom to tell why they are not.
 
     Raises:
         DeltaError: as `load_pipeline` and `attach`.
@@ -64,6 +69,7 @@ def paint_candidates(
         if delta is not None:
             attach(pipeline, delta, base=base).detach()
     total = len(deltas) * len(jobs)
+    graphs = GraphedDenoiser(pipeline, say=say) if cuda_graphs else None
     for number, (label, delta) in enumerate(deltas.items()):
 
         def count(done: int, _: int, before: int = number * len(jobs)) -> None:
@@ -71,7 +77,9 @@ def paint_candidates(
                 progress(before + done, total)
 
         with nullcontext() if delta is None else attach(pipeline, delta, base=base):
-            images = generate(pipeline, jobs, sampling, count)
+            images = generate(pipeline, jobs, sampling, count, graphs=graphs)
+        if graphs is not None:
+            graphs.forget()  # they are of this delta; what measures needs memory too
         about = [{"prompt": prompt, "seed": seed} for prompt, seed in jobs]
         yield Candidate(label, images, [prompt for prompt, _ in jobs], about)
 

@@ -22,6 +22,8 @@ class Family(Protocol):
         text_slots: the components that read prompts.
         resolution: side in pixels of the pictures the model was made for.
         unit: sides of pictures are multiples of it.
+        companion: the sub-folder with what belongs to each picture beside it: "conditions" for models that edit
+            pictures, "masks" for those that fill in; None for all others.
     """
 
     pipeline: Any
@@ -30,13 +32,28 @@ class Family(Protocol):
     text_slots: tuple[str, ...]
     resolution: int
     unit: int
+    companion: str | None
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """All components that predict: one, or experts that share out the timesteps."""
 
     @property
     def denoiser(self) -> nn.Module:
         """The component that predicts."""
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return (channels, height, width) of the latents of one picture of this size in pixels."""
+    def prepare(self) -> None:
+        """Learn what must be known before the first prediction, while nothing looks on.
+
+        Raises:
+            TrainError: the pipeline does not tell it.
+        """
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Return (channels, height, width) of the latents of one picture of this size in pixels.
+
+        Of clips, latents have frames before the height, here and below.
+        """
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Return mean and standard deviation (batch, 2, channels, height, width) of the latents of pictures.
@@ -50,6 +67,21 @@ class Family(Protocol):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Return the conditioning of prompts; gradients reach the text encoders if they are asked for."""
+
+    def see(self, pixels: Tensor, companion: Tensor, prompt: str) -> Conditioning:
+        """Return what the denoiser is told about what belongs to a picture beside it, (1, …) each.
+
+        Args:
+            pixels: the picture, (1, 3, height, width) in [−1, 1].
+            companion: of a condition as many; of a mask (1, 1, height, width), 1 where it is filled in.
+            prompt: what describes the picture.
+        """
+
+    def join(self, rows: Sequence[Conditioning]) -> Conditioning:
+        """Return the conditioning of samples, one row each, as that of a batch."""
+
+    def settle(self, noised: Tensor, conditioning: Conditioning) -> None:
+        """Ask the pipeline beforehand for what a prediction at this size and this length of text needs of it."""
 
     def draw_timestep(self, generator: torch.Generator) -> Tensor:
         """Return one timestep (), drawn as the family's own training draws it."""

@@ -27,41 +27,58 @@ class Flux(FlowMatching):
 
     density = "none"
     readers = ("text_encoder", "text_encoder_2")
+    guidance = GUIDANCE
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
         self.resolution = pipeline.default_sample_size * self.factor
         self.unit = 2 * self.factor
         self.guided: bool = pipeline.transformer.config.guidance_embeds
+        self._ids: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Return T5's `states` (batch, tokens, width) and CLIP's `pooled` (batch, width)."""
         states, pooled, _ = self.pipeline.encode_prompt([*prompts], None, device=self.text_device)
         return {"states": states, "pooled": pooled}
 
-    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z_t = (1 − σ_t) z_0 + σ_t ε and the target, the velocity ε − z_0."""
-        sigmas, noise = self.sigmas(timesteps, latents), noise.to(latents)
-        return (1.0 - sigmas) * latents + sigmas * noise, noise - latents
-
     def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the predicted velocity, unpacked."""
         batch, _, height, width = noised.shape
         device, states = noised.device, self.on_denoiser(conditioning["states"], noised)
+        patches = self.pack(noised.to(self.dtype))
         with warnings.catch_warnings():
             # That weights in float32 under autocast take the slower way is a hint, and nobody can act on it.
             warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
             velocity = denoiser(
-                hidden_states=self.pack(noised.to(self.dtype)),
+                hidden_states=self.beside(patches, conditioning),
                 timestep=timesteps.to(device) / 1000,  # the transformer multiplies by 1000
-                guidance=torch.full((batch,), GUIDANCE, device=device) if self.guided else None,
+                guidance=torch.full((batch,), self.guidance, device=device) if self.guided else None,
                 pooled_projections=self.on_denoiser(conditioning["pooled"], noised),
                 encoder_hidden_states=states,
                 txt_ids=torch.zeros(states.shape[1], 3, device=device, dtype=self.dtype),
-                img_ids=self.pipeline._prepare_latent_image_ids(batch, height // 2, width // 2, device, self.dtype),
+                img_ids=self.places(batch, height // 2, width // 2, device),
                 return_dict=False,
             )[0]
-        return self.unpack(velocity, height, width)
+        return self.unpack(velocity[:, : patches.shape[1]], height, width)
+
+    def beside(self, patches: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return what the transformer sees: patches of the noised latents, here nothing beside them."""
+        del conditioning
+        return patches
+
+    def places(self, batch: int, height: int, width: int, device: torch.device) -> Tensor:
+        """Return the places of all patches that the transformer sees, (patches, 3)."""
+        return self._image_ids(batch, height, width, device)
+
+    def _image_ids(self, batch: int, height: int, width: int, device: torch.device) -> Tensor:
+        """Return the places of patches (height · width, 3), made once for each size.
+
+        They are made on the CPU and brought to the device, which no CUDA graph can do.
+        """
+        key = (height, width, device)
+        if key not in self._ids:
+            self._ids[key] = self.pipeline._prepare_latent_image_ids(batch, height, width, device, self.dtype)
+        return self._ids[key]
 
     def pack(self, latents: Tensor) -> Tensor:
         """Return latents (batch, channels, height, width) as patches (batch, height · width / 4, 4 · channels)."""

@@ -64,13 +64,18 @@ class StableDiffusion(LatentFamily):
         """Return ε̂_θ(z_t | c, t), or the predicted velocity."""
         states = self.on_denoiser(conditioning["states"], noised)
         prediction = denoiser(
-            noised.to(self.dtype),
+            self.given(noised, conditioning).to(self.dtype),
             timesteps.to(noised.device),
             states,
             return_dict=False,
             **self.added(conditioning, noised),
         )
         return cast("Tensor", prediction[0])
+
+    def given(self, noised: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return what the UNet sees of the picture: z_t."""
+        del conditioning
+        return noised
 
     def added(self, conditioning: Conditioning, noised: Tensor) -> dict[str, Any]:
         """Return what else the UNet is told; nothing here."""

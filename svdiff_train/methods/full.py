@@ -24,12 +24,14 @@ class Full:
         return False
 
     def selectors(self, family: Family) -> tuple[str, ...]:
-        """Return the denoiser, biases and all."""
-        return (family.slot,)
+        """Return the denoiser, or all experts, biases and all."""
+        return tuple(family.slots)
 
-    @contextmanager
-    def tune(self, job: Job) -> Iterator[TunedWeights]:
-        """Let whole components take gradients."""
+    def check(self, job: Job) -> None:
+        """Find the components, and what is copied beside them."""
+        copied(job.base, frozenset(self._models(job)))
+
+    def _models(self, job: Job) -> dict[str, Any]:
         slots = job.config.selectors or self.selectors(job.family)
         models: dict[str, Any] = {slot: getattr(job.family.pipeline, slot, None) for slot in slots}
         if wrong := [slot for slot, model in models.items() if not isinstance(model, nn.Module)]:
@@ -37,8 +39,14 @@ class Full:
                 f"{wrong[0]!r} is not a component, and full fine-tuning takes whole ones",
                 fix=f"select {', '.join((job.family.slot, *job.family.text_slots))}",
             )
-        weights = {f"{slot}.{key}": weight for slot in slots for key, weight in models[slot].named_parameters()}
-        yield TunedWeights(job, frozenset(slots), weights)
+        return models
+
+    @contextmanager
+    def tune(self, job: Job) -> Iterator[TunedWeights]:
+        """Let whole components take gradients."""
+        models = self._models(job)
+        weights = {f"{slot}.{key}": weight for slot in models for key, weight in models[slot].named_parameters()}
+        yield TunedWeights(job, frozenset(models), weights)
 
 
 class TunedWeights:

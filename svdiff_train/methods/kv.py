@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -11,6 +11,7 @@ from svdiff_delta.base_model.weight_selection import choose_kinds
 from svdiff_delta.errors import TrainError
 from svdiff_train.families import Family
 
+from .checkpoint import copied
 from .full import TunedWeights
 from .method import Job
 
@@ -34,9 +35,19 @@ class CustomDiffusion:
             raise TrainError("kv trains cross-attention, which only UNets have", fix="use another method")
         return (SUBSET,)
 
+    def check(self, job: Job) -> None:
+        """Find the weights, and each concept's token."""
+        weights, _ = self._weights(job)
+        copied(job.base, _components(weights))
+
     @contextmanager
     def tune(self, job: Job) -> Iterator[TunedWeights]:
         """Let the chosen weights, and each concept's row of every text encoder's embedding, take gradients."""
+        weights, rows = self._weights(job)
+        yield TunedWeights(job, _components(weights), weights, rows)
+
+    def _weights(self, job: Job) -> tuple[dict[str, nn.Parameter], dict[str, list[int]]]:
+        """Return what is trained by parameter name, and the rows of embeddings."""
         selectors = job.config.selectors or self.selectors(job.family)
         names = choose_kinds(job.base, selectors, allow_missing=job.config.allow_missing)
         weights = {name: _weight(job, name) for name in names}
@@ -46,7 +57,11 @@ class CustomDiffusion:
                 name, embedding, row = _embedding(job, slot, token or "")
                 weights[name] = embedding
                 rows.setdefault(name, []).append(row)
-        yield TunedWeights(job, frozenset(name.partition(".")[0] for name in weights), weights, rows)
+        return weights, rows
+
+
+def _components(weights: Iterable[str]) -> frozenset[str]:
+    return frozenset(name.partition(".")[0] for name in weights)
 
 
 def _weight(job: Job, name: str) -> nn.Parameter:

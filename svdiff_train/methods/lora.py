@@ -31,17 +31,23 @@ class Lora:
 
     def selectors(self, family: Family) -> tuple[str, ...]:
         """Return the attention projections of the denoiser."""
-        names = (name for name, _ in family.denoiser.named_modules())
+        names = (name for name, _ in getattr(family.pipeline, family.slot).named_modules())
         chosen = tuple(f"{family.slot}.{name}.weight" for name in names if name.endswith(ATTENTION))
         return chosen or (family.slot,)
 
-    @contextmanager
-    def tune(self, job: Job) -> Iterator[TunedFactors]:
-        """Add an adapter of rank and alpha `lora_rank`, drawn from the run's seed."""
-        try:
-            from peft import LoraConfig
-        except ImportError:
-            raise MissingExtraError("peft", "train") from None
+    def check(self, job: Job) -> None:
+        """Find the layers, and the library."""
+        _lora_config()
+        self._modules(job)
+
+    def _modules(self, job: Job) -> list[str]:
+        """Return the names of the layers that get factors."""
+        if len(job.family.slots) > 1:
+            raise TrainError(
+                f"{type(job.family.pipeline).__name__}: lora trains one denoiser, and there are "
+                f"{' and '.join(job.family.slots)}",
+                fix="use the method svdiff",
+            )
         selectors = job.config.selectors or self.selectors(job.family)
         names = choose_kinds(job.base, selectors, allow_missing=job.config.allow_missing)
         slots = {name.partition(".")[0] for name in names}
@@ -50,15 +56,19 @@ class Lora:
                 f"lora trains {job.family.slot}, and the selectors name {', '.join(sorted(slots))}",
                 fix=f"select from {job.family.slot}",
             )
-        modules = [
+        return [
             name.partition(".")[2].removesuffix(".weight") for name, (kind, _) in names.items() if kind == "spectral"
         ]
-        rank = job.config.lora_rank
+
+    @contextmanager
+    def tune(self, job: Job) -> Iterator[TunedFactors]:
+        """Add an adapter of rank and alpha `lora_rank`, drawn from the run's seed."""
+        modules, rank = self._modules(job), job.config.lora_rank
         model: Any = job.family.denoiser
         with torch.random.fork_rng():
             torch.manual_seed(job.config.seed)
             model.add_adapter(
-                LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=modules), "default"
+                _lora_config()(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=modules), "default"
             )
         factors = {key: weight for key, weight in model.named_parameters() if "lora_" in key}
         for weight in factors.values():
@@ -67,6 +77,15 @@ class Lora:
             yield TunedFactors(job, model, factors)
         finally:
             model.delete_adapters("default")
+
+
+def _lora_config() -> Any:
+    """Return PEFT's class of settings."""
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise MissingExtraError("peft", "train") from None
+    return LoraConfig
 
 
 class TunedFactors:

@@ -119,6 +119,14 @@ class Method(Protocol):
     def selectors(self, family: Family) -> tuple[str, ...]:
         """Return what is trained where no selectors are given."""
 
+    def check(self, job: Job) -> None:
+        """Raise what `tune` would raise of settings, before a picture is painted; nothing on the model changes.
+
+        Raises:
+            SelectionError: a selector is unknown or matches nothing.
+            TrainError: the method cannot train what is selected.
+        """
+
     def tune(self, job: Job) -> AbstractContextManager[Tuned]:
         """Put on the model what is trained, and take it off at the end.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from svdiff_delta._util.json import JSON
+from svdiff_delta.base_model.weight_selection import choose_kinds
 from svdiff_delta.errors import TrainError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import save
@@ -30,8 +31,13 @@ class Svdiff:
         return True
 
     def selectors(self, family: Family) -> tuple[str, ...]:
-        """Return all layers of the denoiser."""
-        return (family.slot,)
+        """Return all layers of the denoiser, or of all experts."""
+        return tuple(family.slots)
+
+    def check(self, job: Job) -> None:
+        """Find the weights that selectors name."""
+        selectors = job.config.selectors or self.selectors(job.family)
+        choose_kinds(job.base, selectors, allow_missing=job.config.allow_missing)
 
     @contextmanager
     def tune(self, job: Job) -> Iterator[TunedShifts]:

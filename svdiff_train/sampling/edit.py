@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from svdiff_delta.errors import InputError
 
 from .ddim_inversion import ddim_invert, diffusion_family, encode_image, slerp
+from .graphed_denoiser import GraphedDenoiser
 from .sample import Sampling, Start, check_sampling, generate
 from .schedulers import DDIM
 
@@ -33,7 +35,7 @@ class EditConfig:
     """
 
     steps: int = 50
-    guidance: float = 7.5
+    guidance: float | None = 7.5
     eta: float = 0.0
     alpha: float = 0.0
     invert: bool = True
@@ -88,6 +90,7 @@ def edit(
     size: tuple[int, int] | None = None,
     reconstruct: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    graphs: GraphedDenoiser | None = None,
 ) -> Edited:
     """Paint a picture as each of some prompts would have it (section 3.4, Eq. 6 and 7).
 
@@ -99,6 +102,7 @@ def edit(
         size: height and width in pixels; the square that the model was made for if not given.
         reconstruct: whether to paint the picture itself too, to see what inversion loses.
         progress: called with inversions and pictures done, and how many there are in all.
+        graphs: runs this pipeline's denoiser, there and back.
 
     Raises:
         InputError: the pipeline is none of diffusion, there is no edit, or the size cannot be.
@@ -110,7 +114,7 @@ def edit(
     sampling = config.sampling(height, width)
     check_sampling(pipeline, sampling)
     total = len(edits) * (len(config.seeds) + config.invert) + 2 * reconstruct
-    painter = _Painter(pipeline, encode_image(pipeline, image, size=(height, width)), total, progress)
+    painter = _Painter(pipeline, encode_image(pipeline, image, size=(height, width)), total, progress, graphs)
     reconstruction = None
     if reconstruct:
         back = EditConfig(steps=config.steps, guidance=1.0)
@@ -123,18 +127,28 @@ def edit(
 class _Painter:
     """Paints from one picture's latents, and counts what is done."""
 
-    def __init__(self, pipeline: Any, latents: Tensor, total: int, progress: Callable[[int, int], None] | None) -> None:
-        self.pipeline, self.latents, self.total, self.progress, self.done = pipeline, latents, total, progress, 0
+    def __init__(
+        self,
+        pipeline: Any,
+        latents: Tensor,
+        total: int,
+        progress: Callable[[int, int], None] | None,
+        graphs: GraphedDenoiser | None,
+    ) -> None:
+        self.pipeline, self.latents, self.graphs = pipeline, latents, graphs
+        self.total, self.progress, self.done = total, progress, 0
 
     def paint(self, prompt: str, config: EditConfig, sampling: Sampling) -> list[Image.Image]:
         """Return a picture of a prompt per seed, from the inverted latents or from noise."""
         start = self._start(prompt, config) if config.invert else None
-        images = generate(self.pipeline, [(prompt, seed) for seed in config.seeds], sampling, start=start)
+        jobs = [(prompt, seed) for seed in config.seeds]
+        images = generate(self.pipeline, jobs, sampling, start=start, graphs=self.graphs)
         self._count(len(images))
         return images
 
     def _start(self, prompt: str, config: EditConfig) -> Start:
-        inverted = ddim_invert(self.pipeline, self.latents, prompt, config.steps)
+        with nullcontext() if self.graphs is None else self.graphs.running():
+            inverted = ddim_invert(self.pipeline, self.latents, prompt, config.steps)
         self._count(1)
 
         def start(index: int, noise: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -14,6 +14,8 @@ from svdiff_delta.base_model.base import Base
 from svdiff_delta.svd.cache import BasisCache
 
 from .adapter_stack import AdapterStack, Part, part_facts
+from .graphed_denoiser import GraphedDenoiser
+from .image_to_image import Initial
 from .sample import Sampling, generate, sheet
 
 Facts = Mapping[str, JSON]
@@ -30,6 +32,7 @@ class Plan:
         sampling: how to sample.
         each: whether the base and every part alone have a row, with a column per prompt and seed; else there is a row
             per prompt, with the sum of all parts, and a column per seed.
+        init: what is painted from; None for noise alone.
     """
 
     parts: Mapping[str, tuple[Part, float]]
@@ -37,6 +40,7 @@ class Plan:
     seeds: Sequence[int]
     sampling: Sampling
     each: bool = False
+    init: Initial | None = None
 
     @property
     def jobs(self) -> list[tuple[str, int]]:
@@ -71,6 +75,8 @@ class Plan:
         progress: Callable[[int, int], None] | None = None,
         *,
         cache: BasisCache | None = None,
+        cuda_graphs: bool = True,
+        say: Callable[[str], None] | None = None,
     ) -> Gallery:
         """Paint all of it.
 
@@ -78,14 +84,17 @@ class Plan:
             pipeline: the live pipeline; it is left as it was.
             base: where its weights are from.
             progress: called with pictures done and in all.
-            cache: where bases are kept; the default cache if not given.
+            cache: where bases are kept; as `attach` has it if not given.
+            cuda_graphs: whether the denoiser's forwards are CUDA graphs on such a device, where they can be.
+            say: whom to tell why they are not.
 
         Raises:
             InputError: the pipeline cannot sample so.
             AttachError, BaseError, BaseMismatchError: a part does not fit the pipeline.
         """
-        images: list[Image.Image] = []
+        images: list[Any] = []
         total = len(self.shown) * len(self.jobs)
+        graphs = GraphedDenoiser(pipeline, say=say) if cuda_graphs else None
 
         def tell(before: int, done: int, _: int) -> None:
             if progress is not None:
@@ -94,7 +103,8 @@ class Plan:
         with AdapterStack(pipeline, base, [part for part, _ in self.parts.values()], cache=cache) as stage:
             for weights in self.shown:
                 with stage.active(weights):
-                    images += generate(pipeline, self.jobs, self.sampling, partial(tell, len(images)))
+                    progressing = partial(tell, len(images))
+                    images += generate(pipeline, self.jobs, self.sampling, progressing, graphs=graphs, init=self.init)
         return Gallery(self, tuple(images))
 
 
@@ -104,16 +114,21 @@ class Gallery:
 
     Attributes:
         plan: what was to be painted.
-        images: the pictures, row by row.
+        images: the pictures, row by row; of a pipeline that makes clips, the frames of each.
     """
 
     plan: Plan
-    images: tuple[Image.Image, ...]
+    images: tuple[Any, ...]
+
+    @property
+    def clips(self) -> bool:
+        """Whether they are clips."""
+        return not isinstance(self.images[0], Image.Image)
 
     def whole(self) -> Image.Image:
         """Return the only picture, or a labelled sheet of them."""
         if len(self.images) == 1:
-            return self.images[0]
+            return cast("Image.Image", self.images[0])
         width = len(self.plan.columns)
         rows = [(label, self.images[row * width :][:width]) for row, label in enumerate(self.plan.rows)]
         return sheet(rows, self.plan.columns)
@@ -124,7 +139,7 @@ class Gallery:
         Args:
             facts: what is known of all pictures, as of `sampling_facts`.
         """
-        first = self.images[0]
+        first = self.images[0][0] if self.clips else self.images[0]
         return {**facts, **_deltas(self._said()), "size": f"{first.width}x{first.height}"}
 
     def separate(self, facts: Facts) -> Iterator[tuple[str, Image.Image, dict[str, JSON]]]:
@@ -137,6 +152,11 @@ class Gallery:
             prompt, seed = plan.jobs[job]
             here = [one for one, weight in zip(said, plan.shown[showing], strict=True) if weight or not plan.each]
             yield f"{row:03d}-{column:03d}.png", image, {**shared, "prompt": prompt, "seed": seed, **_deltas(here)}
+
+    def separate_clips(self, facts: Facts) -> Iterator[tuple[str, Sequence[Image.Image], dict[str, JSON]]]:
+        """Yield a file name, the frames, and what it says of itself, for each clip."""
+        for name, frames, own in self.separate(facts):
+            yield name.replace(".png", ".gif"), frames, own  # type: ignore[misc]
 
     def _said(self) -> list[JSON]:
         return [part_facts(part, weight) for part, weight in self.plan.parts.values()]

@@ -15,6 +15,7 @@ from svdiff_delta.errors import InputError
 from svdiff_delta.svd.cache import BasisCache
 
 from .adapter_stack import AdapterStack, Part
+from .graphed_denoiser import GraphedDenoiser
 from .png import Facts
 from .sample import Sampling, check_sampling, generate, sheet
 
@@ -52,6 +53,7 @@ def morph(
     sampling: Sampling | None = None,
     cache: BasisCache | None = None,
     progress: Callable[[int, int], None] | None = None,
+    graphs: GraphedDenoiser | None = None,
 ) -> list[Frame]:
     """Return pictures at `count` values of α, evenly from 0 to 1.
 
@@ -69,6 +71,7 @@ def morph(
         sampling: how to sample; the paper's DDIM with η = 0 if not given.
         cache: where bases are kept; the default cache if not given.
         progress: called with pictures done and in all.
+        graphs: runs this pipeline's denoiser.
 
     Raises:
         InputError: there are less than 2 pictures, or the pipeline cannot sample so.
@@ -83,7 +86,7 @@ def morph(
         for index in range(count):
             alpha = index / (count - 1)
             with stage.active([alpha, 1.0 - alpha]):
-                (image,) = generate(pipeline, [(prompt, seed)], sampling)
+                (image,) = generate(pipeline, [(prompt, seed)], sampling, graphs=graphs)
             frames.append(Frame(alpha, image))
             if progress is not None:
                 progress(len(frames), count)

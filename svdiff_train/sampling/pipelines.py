@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from svdiff_delta._util.interrupted import interruptions_kept
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.base_model.devices import find_device
+from svdiff_delta.base_model.layout import unused_parts
 from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
 from svdiff_delta.errors import BaseError, MissingExtraError, is_out_of_memory
 
@@ -51,10 +53,12 @@ def load_pipeline(base: Base, *, device: str | torch.device = "cpu", dtype: str 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    unused = dict.fromkeys(unused_parts(base.path))  # diffusers 0.42 would ask for SD 3's third text encoder
     try:
-        with interruptions_kept():
+        with interruptions_kept(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of diffusers, about classes that its own models use
             pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(
-                str(base.path), dtype=TORCH_DTYPES[dtype], use_safetensors=True, local_files_only=True
+                str(base.path), dtype=TORCH_DTYPES[dtype], use_safetensors=True, local_files_only=True, **unused
             )
     except Exception as error:
         if is_out_of_memory(error):
@@ -93,7 +97,7 @@ def weights_digest(pipeline: Any) -> str:
     total = hashlib.sha256()
     for slot, model in sorted(pipeline.components.items()):
         for key, weight in sorted(model.state_dict().items()) if isinstance(model, nn.Module) else ():
-            if isinstance(weight, Tensor):
+            if type(weight) in (Tensor, nn.Parameter):  # what libraries pack into classes of their own, the run says
                 some = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLES)]
                 total.update(f"{slot}.{key} {tuple(weight.shape)} {weight.dtype}".encode())
                 total.update(some.to("cpu", torch.float64).numpy().tobytes())

@@ -16,6 +16,7 @@ from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import InputError
 from svdiff_train.data.picture_file import opened_picture
 
+from .guidance import scale_of
 from .sample import Sampling
 from .schedulers import make_scheduler
 
@@ -49,7 +50,8 @@ def sampling_facts(
         "negative_prompt": sampling.negative_prompt,
         "seeds": list(seeds),
         "steps": sampling.steps,
-        "guidance": sampling.guidance,
+        "guidance": scale_of(pipeline, sampling),
+        "true_cfg_scale": sampling.true_cfg_scale,
         "scheduler": type(make_scheduler(pipeline, sampling.scheduler)).__name__,
         "eta": sampling.eta,
         "base": base.info.repository,

@@ -29,14 +29,15 @@ def cut_words(pipeline: Any, prompt: str) -> str:
     """Return the end of a prompt that a tokenizer of a pipeline cuts off, in whole words; empty if all is read.
 
     It is what lies beyond the tokenizer's `model_max_length`, its marks of beginning and end included. Of several
-    tokenizers the one counts that cuts off most: the others may read on.
+    tokenizers the one counts that cuts off most: the others may read on. One that does not say where its tokens lie, as
+    processors of text and pictures, is not asked.
 
     Args:
         pipeline: a live text-to-image pipeline.
         prompt: what to paint.
     """
     found = (getattr(pipeline, name, None) for name in TOKENIZERS)
-    starts = [_end_of_read(tokenizer, prompt) for tokenizer in found if tokenizer is not None]
+    starts = [_end_of_read(tokenizer, prompt) for tokenizer in found if getattr(tokenizer, "is_fast", False)]
     return prompt[min(starts, default=len(prompt)) :].strip()
 
 

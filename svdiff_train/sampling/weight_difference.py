@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from svdiff_delta.base_model.base import Base, open_base
-from svdiff_delta.base_model.component import aliases
 from svdiff_delta.base_model.matching import paired
 from svdiff_delta.conversion.checkpoint_diff import compare
 from svdiff_delta.conversion.dialect import Changes, Job, ShiftReader, WeightChange
@@ -22,6 +21,7 @@ from svdiff_delta.conversion.result import check_left_out
 from svdiff_delta.conversion.route import resolve_route
 from svdiff_delta.errors import AttachError, InputError
 from svdiff_delta.format.metadata import KEY
+from svdiff_delta.runtime.modules import candidates
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import Progress
 from svdiff_delta.svd.projection import check_same_weights
@@ -218,7 +218,9 @@ def _find(model: object, key: str) -> Tensor | None:
     """Return a parameter or buffer of a model; None if it has none of this name."""
     if not isinstance(model, nn.Module):
         return None
-    for each in aliases(key):
+    for each in candidates(model, key):
+        if not isinstance(each, str):  # one of several experts whose weights are stacked
+            continue
         path, _, attribute = each.rpartition(".")
         try:
             tensor = getattr(model.get_submodule(path), attribute)

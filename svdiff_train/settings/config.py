@@ -17,6 +17,9 @@ from .prompt_templates import ABOVE, BESIDE, check_templates
 Precision = Literal["no", "fp16", "bf16"]
 MethodName = Literal["svdiff", "full", "lora", "kv"]
 Crop = Literal["center", "random"]
+Quantization = Literal["no", "nf4", "int8", "float8", "qint8", "qint4", "qfloat8"]
+UnmixMaps = Literal["attention", "share"]
+WeightingScheme = Literal["none", "sigma_sqrt", "logit_normal", "mode", "cosmap"]
 
 RATES: Final[Mapping[str, float]] = {"svdiff": 1e-3, "full": 5e-6, "lora": 1e-4, "kv": 1e-5}
 """The learning rate of each method where none is given: the paper's, and what diffusers' own examples take for LoRA."""
@@ -26,6 +29,9 @@ RATE_1D: Final = 1e-6
 
 BATCH_SIZES: Final[Mapping[str, int]] = {"svdiff": 1, "full": 1, "lora": 1, "kv": 2}
 """The batch of each method where none is given: Custom Diffusion's is 2."""
+
+EMA_DECAY: Final = 0.9999
+"""What the running mean keeps of itself where it is not said: diffusers' own."""
 
 MIX_PROBABILITY: Final = 0.6
 """How often samples are mixed where it is not said: the paper's."""
@@ -62,7 +68,13 @@ class TrainConfig:
         max_grad_norm: the gradient is clipped to it.
         prior_weight: λ in Eq. 3.
         class_images: how many pictures of the class are generated.
-        snr_gamma: γ of min-SNR weighting; None for none.
+        snr_gamma: γ of min-SNR weighting, of diffusion; None for none.
+        weighting_scheme: how flow matching draws timesteps and weights the loss, by diffusers' names: "none",
+            "sigma_sqrt", "logit_normal", "mode" or "cosmap"; None takes that of the family's own training.
+        logit_mean: of "logit_normal"; None takes 0.
+        logit_std: of "logit_normal"; None takes 1.
+        mode_scale: of "mode"; None takes 1.29.
+        num_frames: frames of each clip, for models of moving pictures; None takes the pipeline's own.
         seed: of all draws.
         resolution: side of the training pictures in pixels; None takes the model's own.
         crop: where pictures are cut to size.
@@ -70,10 +82,16 @@ class TrainConfig:
         buckets: whether pictures keep about their own shape, at the same number of pixels.
         mixed_precision: "no", or the dtype that the model runs in.
         gradient_checkpointing: compute activations again in the backward pass, to save memory.
+        quantization: "no", or what the denoiser's frozen weights are stored in, as `memory/quantization.py` has it.
+        cache_latents: encode all pictures before the first step, keep what comes out on disk, and let the autoencoder
+            go; it comes back where pictures are painted.
+        pre_compute_text_embeddings: the same for prompts and the text encoders.
         compile: run the denoiser through `torch.compile`.
         train_rank: train only the shifts of so many largest singular values of each weight; None for all.
         revive: let shifts that made a singular value negative come back, by the projected gradient.
         lora_rank: rank of LoRA's factors, which is its alpha too.
+        use_ema: whether the result is the running mean of what is trained, and not what the last step left.
+        ema_decay: what that mean keeps of itself at a step, at most: its beginning is shorter; None takes 0.9999.
         concepts: what is learned together, in place of `prompt`, `class_prompt`, `token` and a folder of pictures: of
             each sample, one of them at random. Either all have class prompts or none.
         mix_probability: of Cut-Mix, that a sample shows two concepts, cut and pasted (section 3.3); None takes 0.6
@@ -83,6 +101,8 @@ class TrainConfig:
         unmix_weight: of the unmix regularization: on mixed samples, the squared cross-attention of each concept's
             token on the other one's half; None and 0 leave it out. Of 1, 10 and 100, 10 did best in the report's
             search, but not better than none. Families without cross-attention take no other than 0.
+        unmix_maps: what of each map is squared: "attention", as it is, or "share": of all the attention that a token
+            gets, the part on the other one's half. None takes the first.
         unmix_layers: which cross-attention it looks at, by globs on the modules' names or parts of them; None for all.
         unmix_resolutions: which maps it looks at, by the sides that they have in square pictures; None for all.
     """
@@ -107,6 +127,11 @@ class TrainConfig:
     prior_weight: float = 1.0
     class_images: int = 200
     snr_gamma: float | None = None
+    weighting_scheme: WeightingScheme | None = None
+    logit_mean: float | None = None
+    logit_std: float | None = None
+    mode_scale: float | None = None
+    num_frames: int | None = None
     seed: int = 0
     resolution: int | None = None
     crop: Crop = "center"
@@ -114,21 +139,27 @@ class TrainConfig:
     buckets: bool = False
     mixed_precision: Precision = "no"
     gradient_checkpointing: bool = False
+    quantization: Quantization = "no"
+    cache_latents: bool = False
+    pre_compute_text_embeddings: bool = False
     compile: bool = False
     train_rank: int | None = None
     revive: bool = False
     lora_rank: int = 4
+    use_ema: bool = False
+    ema_decay: float | None = None
     concepts: tuple[Concept, ...] | None = None
     mix_probability: float | None = None
     mix_beside: tuple[str, ...] | None = None
     mix_above: tuple[str, ...] | None = None
     unmix_weight: float | None = None
+    unmix_maps: UnmixMaps | None = None
     unmix_layers: tuple[str, ...] | None = None
     unmix_resolutions: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         self._check_subjects()
-        for name, kinds in (("method", MethodName), ("crop", Crop), ("mixed_precision", Precision)):
+        for name, kinds in CHOICES.items():
             if getattr(self, name) not in get_args(kinds):
                 raise InputError(f"{name} {getattr(self, name)!r} is unknown", fix=f"use {', '.join(get_args(kinds))}")
         for name in COUNTS:
@@ -139,6 +170,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and (not isfinite(value) or value < 0):
                 raise InputError(f"{name} must be a finite number from 0, is {value}")
+        self._check_timesteps()
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed must be from 0 to 2^63 - 1, is {self.seed}")
         if self.horizon < self.steps:
@@ -147,6 +179,24 @@ class TrainConfig:
             raise InputError(f"warmup must be from 0 to steps, is {self.warmup}")
         self._check_method()
         self._check_mixing()
+        self._check_memory()
+
+    def _check_timesteps(self) -> None:
+        schemes = get_args(WeightingScheme)
+        if self.weighting_scheme is not None and self.weighting_scheme not in schemes:
+            raise InputError(f"weighting_scheme {self.weighting_scheme!r} is unknown", fix=f"use {', '.join(schemes)}")
+        for name, scheme in (("logit_mean", "logit_normal"), ("logit_std", "logit_normal"), ("mode_scale", "mode")):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isfinite(value):
+                raise InputError(f"{name} must be a finite number, is {value}")
+            if self.weighting_scheme != scheme:
+                raise InputError(
+                    f"{name} is of weighting_scheme {scheme!r}", fix=f"set weighting_scheme to it, or leave out {name}"
+                )
+        if self.logit_std is not None and self.logit_std <= 0:
+            raise InputError(f"logit_std must be above 0, is {self.logit_std}")
 
     def _check_subjects(self) -> None:
         if self.concepts is not None:
@@ -171,8 +221,11 @@ class TrainConfig:
             raise InputError(f"{said[0]} is for several concepts, and there is one", fix="give two concepts or more")
         if said and self.mixing == 0:
             raise InputError(f"{said[0]} is for mixed samples, and mix_probability is 0", fix=f"leave out {said[0]}")
-        if self.unmix_weight is None and (self.unmix_layers or self.unmix_resolutions):
-            raise InputError("unmix_layers or unmix_resolutions without unmix_weight does nothing", fix="give it too")
+        if self.unmix_maps not in (None, *get_args(UnmixMaps)):
+            raise InputError(f"unmix_maps {self.unmix_maps!r} is unknown", fix=f"use {', '.join(get_args(UnmixMaps))}")
+        if self.unmix_weight is None and (self.unmix_maps or self.unmix_layers or self.unmix_resolutions):
+            what = "unmix_maps" if self.unmix_maps else "unmix_layers or unmix_resolutions"
+            raise InputError(f"{what} without unmix_weight does nothing", fix="give it too")
         if self.unmix and self.compile:
             raise InputError("unmix reads what goes on inside the denoiser", fix="leave out compile")
         if self.unmix:
@@ -182,7 +235,30 @@ class TrainConfig:
         if None in self.tokens():
             raise InputError(f"{why}, and none is named", fix="say `token`, or a class prompt that lacks it")
 
+    def _check_memory(self) -> None:
+        """Refuse what the outputs of frozen models cannot be kept for, and a mean without its setting."""
+        if self.ema_decay is not None and not self.use_ema:
+            raise InputError("ema_decay without use_ema does nothing", fix="give use_ema too")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise InputError(f"ema_decay must be from 0 to below 1, is {self.ema_decay}")
+        drawn = [name for name in CACHED if getattr(self, name)]
+        if drawn and self.mixing:
+            raise InputError(
+                f"{drawn[0]} is for samples that come again, and mixed ones are drawn anew",
+                fix=f"leave out {drawn[0]}, or set mix_probability to 0",
+            )
+        if self.cache_latents and self.crop == "random":
+            raise InputError(
+                "cache_latents is for pictures that come again, and every random cut is another",
+                fix="leave out cache_latents, or set crop to center",
+            )
+
     def _check_method(self) -> None:
+        if self.quantization != "no" and self.method != "svdiff":
+            raise InputError(
+                f"quantization is for spectral shifts beside frozen weights, the method is {self.method}",
+                fix="leave out quantization",
+            )
         for name in ("train_rank", "revive"):
             if getattr(self, name) and self.method != "svdiff":
                 raise InputError(f"{name} is for spectral shifts, the method is {self.method}", fix=f"leave out {name}")
@@ -234,6 +310,11 @@ class TrainConfig:
     def rate(self) -> float:
         """The learning rate."""
         return RATES[self.method] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def decay(self) -> float:
+        """What the running mean keeps of itself at a step, at most."""
+        return EMA_DECAY if self.ema_decay is None else self.ema_decay
 
     @property
     def horizon(self) -> int:
@@ -301,6 +382,17 @@ class TrainConfig:
         return build(cls, values)
 
 
+CHOICES: Final[Mapping[str, Any]] = {
+    "method": MethodName,
+    "crop": Crop,
+    "mixed_precision": Precision,
+    "quantization": Quantization,
+}
+"""Settings that are one of a few words."""
+
+CACHED: Final = ("cache_latents", "pre_compute_text_embeddings")
+"""Settings that let frozen models go once what they give is known."""
+
 ALWAYS: Final = (
     "method", "prompt", "steps", "batch_size", "learning_rate", "learning_rate_1d",
     "weight_decay", "max_grad_norm", "seed", "mixed_precision",
@@ -309,7 +401,7 @@ ALWAYS: Final = (
 
 COUNTS: Final = (
     "steps", "batch_size", "accumulate", "processes", "schedule_steps", "class_images", "train_rank", "lora_rank",
-    "resolution",
+    "resolution", "num_frames",
 )  # fmt: skip
 """Settings that are at least 1."""
 
@@ -322,7 +414,7 @@ NUMBERS: Final = (
 """Settings that are finite numbers from 0."""
 
 MIXING: Final = (
-    "mix_probability", "mix_beside", "mix_above", "unmix_weight", "unmix_layers", "unmix_resolutions",
+    "mix_probability", "mix_beside", "mix_above", "unmix_weight", "unmix_maps", "unmix_layers", "unmix_resolutions",
 )  # fmt: skip
 """Settings that only runs with several concepts have."""
 

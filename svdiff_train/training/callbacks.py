@@ -41,6 +41,7 @@ class Watch:
     Attributes:
         basis: called with bases done and in all.
         class_images: called with pictures done and in all.
+        encoded: called with pictures done and in all, where they are encoded beforehand.
         step: called at each report.
         say: called with a remark.
         every: steps between reports, at which the loss is read and shifts with σ + δ < 0 are counted; also whenever
@@ -50,6 +51,7 @@ class Watch:
 
     basis: Progress | None = None
     class_images: Progress | None = None
+    encoded: Progress | None = None
     step: Callable[[Report], None] | None = None
     say: Callable[[str], None] | None = None
     every: int | None = None

@@ -23,6 +23,9 @@ KEY: Final = "svdiff_train"
 """The metadata key of a state file."""
 
 _NAME: Final = re.compile(r"step-(\d{6,})\.safetensors")
+MEAN: Final = "ema"
+"""What the tensors of running means are called before the weight's name."""
+
 _MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 
 
@@ -63,6 +66,7 @@ def save_state(
     scaler: Mapping[str, Any] | None = None,
     keep: int = 2,
     places: Mapping[str, Place] | None = None,
+    means: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a state file and remove all but the newest few.
 
@@ -76,12 +80,15 @@ def save_state(
         keep: how many files stay.
         places: where in the parameters what is trained of each weight is; each is a weight's own if not given. The file
             is by weights, so that it does not depend on how they are laid out.
+        means: running means of parameters, by the same names, where there are any.
 
     Raises:
         OutputError: it cannot be written.
     """
     tensors = {}
     held = {name: _held(parameter, optimizer) for name, parameter in parameters.items()}
+    for name, mean in (means or {}).items():
+        held[name][MEAN] = mean.detach().cpu()
     for name, place in (places or whole(parameters)).items():
         for key, tensor in held[place.parameter].items():
             part = place.of(tensor)
@@ -127,21 +134,26 @@ def restore(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     places: Mapping[str, Place] | None = None,
+    means: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Let parameters and optimizer be what they were; arguments as those of `save_state`.
+    """Let parameters, optimizer and running means be what they were; arguments as those of `save_state`.
 
     Raises:
         TrainError: the state is of something else.
     """
     places = places or whole(parameters)
-    wanted = {f"value/{name}": place.of(parameters[place.parameter]).shape for name, place in places.items()}
-    found = {key: value.shape for key, value in state.tensors.items() if key.startswith("value/")}
+    kinds = ("value", MEAN) if means else ("value",)
+    shapes = {name: place.of(parameters[place.parameter]).shape for name, place in places.items()}
+    wanted = {f"{kind}/{name}": shape for kind in kinds for name, shape in shapes.items()}
+    found = {key: value.shape for key, value in state.tensors.items() if key.startswith(("value/", f"{MEAN}/"))}
     if wanted != found:
-        odd = sorted(set(wanted.items()) ^ set(found.items()))[0][0].removeprefix("value/")
+        odd = sorted(set(wanted.items()) ^ set(found.items()))[0][0].partition("/")[2]
         raise TrainError(f"{path}: {odd} is not what this run trains", fix="start anew, without `resume=True`")
     with torch.no_grad():
         for name, place in places.items():
             place.of(parameters[place.parameter]).copy_(state.tensors[f"value/{name}"])
+            if means:
+                place.of(means[place.parameter]).copy_(state.tensors[f"{MEAN}/{name}"])
         for name, parameter in parameters.items():
             moments = _moments(state, parameter, {key: each for key, each in places.items() if each.parameter == name})
             if moments:

@@ -11,10 +11,12 @@ from typing import Any, Final
 from PIL import Image
 
 from svdiff_delta._util.atomic import replace_file
-from svdiff_delta._util.json import JSON, canonical_json, read_object
+from svdiff_delta._util.json import JSON, canonical_json
+from svdiff_delta._util.json_files import read_object
 from svdiff_delta._util.limits import RECORD as LARGEST_RECORD
 from svdiff_delta.errors import InputError
 from svdiff_train.data.picture_file import opened_picture
+from svdiff_train.sampling.graphed_denoiser import GraphedDenoiser
 from svdiff_train.sampling.sample import Sampling, generate
 
 from .processes import ALONE, Crew
@@ -34,6 +36,7 @@ def class_pictures(
     folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     crew: Crew = ALONE,
+    graphs: GraphedDenoiser | None = None,
 ) -> list[Image.Image]:
     """Return pictures of a class; picture i is painted from seed `seed + i`.
 
@@ -48,6 +51,7 @@ def class_pictures(
         folder: where they are kept; what lies there is not painted again. None keeps nothing.
         progress: called with pictures done and in all, of those that this process paints.
         crew: the processes of the run, which all call this.
+        graphs: runs this pipeline's denoiser.
 
     Raises:
         InputError: the folder has pictures of something else.
@@ -61,11 +65,13 @@ def class_pictures(
     # Those painted together always are: alone, the last bits of one, and sometimes a value of its bytes, would differ.
     whole = [range(at, min(at + SAMPLING.batch_size, count)) for at in range(0, count, SAMPLING.batch_size)]
     chunks = [chunk for chunk in whole if any(lacking[index] for index in chunk)]
-    total, done = sum(map(len, chunks[crew.index :: crew.count])), 0
+    mine = chunks if crew.together else chunks[crew.index :: crew.count]
+    total, done = sum(map(len, mine)), 0
 
     def paint(chunk: int) -> list[Image.Image]:
         nonlocal done
-        pictures = generate(pipeline, [(prompt, seed + index) for index in chunks[chunk]], SAMPLING)
+        jobs = [(prompt, seed + index) for index in chunks[chunk]]
+        pictures = generate(pipeline, jobs, SAMPLING, graphs=graphs)
         for index, picture in zip(chunks[chunk], pictures, strict=True):
             if folder is not None and lacking[index]:
                 with replace_file(folder / _name(index), overwrite=True) as stream:

@@ -11,25 +11,37 @@ import torch
 from torch import Tensor
 
 from svdiff_train.data.batches import Batch
+from svdiff_train.graphs.cuda_capture import Capture, CudaCapture
+from svdiff_train.graphs.static_work import StaticWork
 
-from .cuda_capture import Capture, CudaCapture
-from .static_work import StaticWork
 from .step import Stepper
 
 MOST: Final = 8
 """How many graphs there are at most: each keeps the activations of its shape."""
 
+DRAWN: Final = ("latents", "noise", "timesteps", "sizes")
+"""What is drawn of a batch."""
+
 TOLD: Final = "told."
 """Before the names of what the denoiser is told about prompts, among the names of inputs."""
 
-Bucket = tuple[int, tuple[tuple[str, torch.Size, torch.dtype], ...]]
+Subjects = tuple[int, ...]
+"""How many samples of the subject there are in each of the batches that a step accumulates."""
+
+Bucket = tuple[Subjects, tuple[tuple[str, torch.Size, torch.dtype], ...]]
 
 
 class GraphedStep:
     """Steps of a run, from the noised latents to the optimizer as one graph.
 
-    What chance draws is drawn as ever, from hash(seed, step, sample) on the CPU, and is copied into buffers that stay;
-    so a run with graphs is the run without. A shape is captured after a few steps of it, which count.
+    What chance draws is drawn as ever and copied into buffers that stay, so a run with graphs is the run without, bit
+    for bit. Draws are not in the graph. Each sample has a generator of its own, seeded by hash(seed, step, sample) on
+    the CPU, so that a resume, another number of processes and another device draw the same. A graph could draw from
+    generators of the device that are registered with it and seeded anew before each replay, but those give other
+    numbers than the CPU's: a run on a card would not be the run of the same file on a processor, and what one has
+    begun the other could not go on with. What that costs is a few copies of latents' size, beside thousands of kernels.
+
+    A shape is captured after a few steps of it, which count.
 
     Args:
         stepper: does the steps without graphs.
@@ -65,19 +77,22 @@ class GraphedStep:
         if self.reason is not None:
             return stepper.step(step)
         stepper.set_rates(step)
-        batch = stepper.batches.batch(step, stepper.samples(0, 0))
-        told = stepper.texts.conditioning(batch.prompts)
-        inputs = {"latents": batch.latents, "noise": batch.noise, "timesteps": batch.timesteps, "sizes": batch.sizes}
-        inputs |= {TOLD + name: value for name, value in told.items()}
-        work = self._work_for(inputs, batch.subjects)
+        batches = [self._drawn(step, part) for part in range(stepper.config.accumulate)]
+        inputs = {f"{part}.{name}": each for part, batch in enumerate(batches) for name, each in _inputs(batch)}
+        work = self._work_for(inputs, tuple(batch.subjects for batch in batches))
         if work is None:
-            return stepper.finish(stepper.learn([replace(batch, told=told)]))
+            return stepper.finish(stepper.learn(batches))
         result = work.run(inputs)
         if work.why is not None:
             self._tell(f"capturing one failed ({work.why})")
         return result
 
-    def _work_for(self, inputs: Mapping[str, Tensor], subjects: int) -> StaticWork | None:
+    def _drawn(self, step: int, part: int) -> Batch:
+        """Return one of the batches that a step accumulates, with what the denoiser is told of its prompts."""
+        batch = self._stepper.batches.batch(step, self._stepper.samples(part, 0))
+        return replace(batch, told={**self._stepper.texts.conditioning(batch.prompts), **batch.seen})
+
+    def _work_for(self, inputs: Mapping[str, Tensor], subjects: Subjects) -> StaticWork | None:
         """Return what does steps on inputs of these shapes; None if there are too many shapes."""
         bucket = subjects, tuple((name, value.shape, value.dtype) for name, value in inputs.items())
         if bucket not in self._works:
@@ -93,13 +108,11 @@ class GraphedStep:
             )
         return self._works[bucket]
 
-    def _learn(self, buffers: Mapping[str, Tensor], subjects: int) -> Tensor:
+    def _learn(self, buffers: Mapping[str, Tensor], subjects: Subjects) -> Tensor:
         """Do all of a step that is on the device."""
-        latents, noise, timesteps, sizes = (buffers[name] for name in ("latents", "noise", "timesteps", "sizes"))
-        told = {name.removeprefix(TOLD): value for name, value in buffers.items() if name.startswith(TOLD)}
-        batch = Batch(latents, noise, timesteps, (), sizes, subjects, told=told)
+        batches = [_batch(buffers, f"{part}.", count) for part, count in enumerate(subjects)]
         with _capturable(self._stepper.optimizer):
-            return self._stepper.finish(self._stepper.learn([batch]))
+            return self._stepper.finish(self._stepper.learn(batches))
 
     def _held(self) -> list[Tensor]:
         """Return what a step changes, and the rates, which it reads."""
@@ -124,6 +137,21 @@ class GraphedStep:
         self._told.add(reason)
 
 
+def _inputs(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors of a batch, by name."""
+    yield from zip(DRAWN, (batch.latents, batch.noise, batch.timesteps, batch.sizes), strict=True)
+    for name, value in (batch.told or {}).items():
+        yield TOLD + name, value
+
+
+def _batch(buffers: Mapping[str, Tensor], prefix: str, subjects: int) -> Batch:
+    """Return the batch whose tensors have a prefix among the buffers."""
+    latents, noise, timesteps, sizes = (buffers[prefix + name] for name in DRAWN)
+    start = prefix + TOLD
+    told = {name.removeprefix(start): value for name, value in buffers.items() if name.startswith(start)}
+    return Batch(latents, noise, timesteps, (), sizes, subjects, told=told)
+
+
 def step_of(stepper: Stepper, say: Callable[[str], None] | None, *, graphs: bool) -> Callable[[int], Tensor]:
     """Return what does the steps of a run.
 
@@ -143,7 +171,6 @@ def why_not(stepper: Stepper) -> str | None:
     reasons = {
         f"the method {config.method} has none": config.method != "svdiff",
         "the model is compiled": config.compile,
-        "gradients are accumulated": config.accumulate > 1,
         "the run has several processes": (config.processes or 1) > 1,
         "a text encoder is trained": stepper.texts.trained,
         "the attention is regularized": stepper.unmix is not None,

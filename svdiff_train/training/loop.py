@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,18 @@ from torch import Tensor
 
 from svdiff_delta._util.atomic import sweep
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.base_model.devices import bases_beside
+from svdiff_delta.base_model.devices import find_device
 from svdiff_delta.base_model.weight_selection import choose_kinds
 from svdiff_delta.errors import TrainError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.data.familiarity import unfamiliar_lines
+from svdiff_train.memory.frozen_outputs import FrozenOutputs, keep_outputs
+from svdiff_train.memory.output_cache import OutputCache
+from svdiff_train.memory.plan import available
+from svdiff_train.memory.sharding import asked_for, check_sharding, share_out
 from svdiff_train.methods import METHODS, Job, Result, TrainedDelta
+from svdiff_train.sampling.graphed_denoiser import GraphedDenoiser
 from svdiff_train.sampling.pipelines import weights_digest
 from svdiff_train.settings.base_advice import rate_lines, settle
 from svdiff_train.settings.config import TrainConfig
@@ -30,13 +35,26 @@ from .callbacks import Watch
 from .checkpoint import check_same, load_state, restore, save_state, states
 from .graphed_step import step_of
 from .lr_schedule import rate_factor
-from .oom_advice import FEWER, FILLED, PARTLY, SMALLER_BASE, device_kept, enough_memory, smaller_model, smaller_step
+from .oom_advice import (
+    FEWER,
+    FILLED,
+    PARTLY,
+    SMALLER_BASE,
+    device_kept,
+    enough_memory,
+    smaller_model,
+    smaller_run,
+    smaller_step,
+)
 from .processes import Crew, accelerator, crew_of, shared, unused
 from .reports import Fault, Reports
 from .setup import RunInputs, prepare_run
 from .signals import remember_signals
 from .step import Stepper
 from .validation import Validation
+
+TOLD: Final = 0.1
+"""Of the memory that there is: a smaller model's plan is of no use to anybody."""
 
 SHOWN: Final = 3
 """How many weights a line names."""
@@ -117,6 +135,8 @@ def train(
     skip_bad: bool = False,
     device: str | torch.device | None = None,
     cuda_graphs: bool = True,
+    outputs: OutputCache | None = None,
+    fsdp: bool = False,
 ) -> Outcome:
     """Train a delta, or a baseline, from a few pictures of one concept, or of several.
 
@@ -136,7 +156,12 @@ def train(
         trackers: names of trackers as accelerate knows them, such as "tensorboard"; they need `keeping`.
         skip_bad: whether pictures that cannot be read are left out.
         device: where to train; by default the GPU that accelerate gives this process, else the CPU.
-        cuda_graphs: whether steps are CUDA graphs on such a device, where they can be; they give the same.
+        cuda_graphs: whether steps, and the denoiser of pictures of the class and on the way, are CUDA graphs on such a
+            device, where they can be; they give the same.
+        outputs: where what text encoders and the autoencoder gave is kept, if the config asks for that; the default
+            cache if not given.
+        fsdp: whether the processes share out the denoiser's frozen weights, block by block; as they do too where
+            accelerate was launched so. The result is the same to rounding.
 
     Raises:
         InputError: no pictures, an unreadable one, a resolution that the model cannot take, or no such device.
@@ -159,22 +184,50 @@ def train(
         crew = stack.enter_context(crew_of(accelerate))
         config = shared(config, crew)
         with enough_memory("while loading the model", smaller_model(config, SMALLER_BASE)):
-            opened = prepare_run(base, images, config, accelerate.device, skip_bad=skip_bad)
+            fsdp = fsdp or asked_for()
+            if fsdp:
+                check_sharding(config, crew.count)
+            first = torch.device("cpu") if fsdp else accelerate.device
+            opened = prepare_run(base, images, config, first, skip_bad=skip_bad)
+        job = Job(base, opened.family, config, cache or BasisCache.beside(accelerate.device), watch.basis)
+        METHODS[config.method].check(job)
+        if validation is not None:
+            validation.check(opened.family.pipeline)
         _tell_start(watch, base, opened)
+        _tell_memory(watch, base, opened, accelerate.device, crew.count if fsdp else 1)
         identity = {"pictures": opened.digest(), "base": weights_digest(opened.family.pipeline)}
+        if fsdp:
+            share_out(opened.family.pipeline, opened.family.slots, accelerate.device)
+            crew = replace(crew, together=True)
+        graphed = cuda_graphs and not fsdp
+        graphs = GraphedDenoiser(opened.family.pipeline, say=watch.say) if graphed else None
         with enough_memory("while painting pictures of the class", smaller_model(config, FILLED)):
-            classes = opened.classes(base, class_folder, watch.class_images, crew)
+            classes = opened.classes(base, class_folder, watch.class_images, crew, graphs)
+        if graphs is not None:
+            graphs.forget()  # those of the next pictures see what is trained, and steps need the memory
         if class_folder is not None:  # else they are painted again after a resume
             identity |= {f"pictures of {prompt}": pictures.digest() for prompt, pictures in classes.items()}
         for part in opened.family.pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False)
-        bases = cache or BasisCache(device=bases_beside(accelerate.device))
-        job = Job(base, opened.family, config, bases, watch.basis)
+        batches = opened.batches(classes)
+        with crew.first_alone(), enough_memory("while encoding", smaller_model(config, FILLED)):
+            kept = keep_outputs(
+                opened.family,
+                base,
+                config,
+                batches,
+                outputs,
+                trained=opened.trained(base),
+                say=watch.say,
+                progress=watch.encoded,
+            )
         with enough_memory("while preparing what is trained", smaller_model(config, PARTLY)):
             tuned = stack.enter_context(METHODS[config.method].tune(job))
-            stepper = Stepper(opened, tuned, accelerate, opened.batches(classes), factor)
+            stepper = Stepper(opened, tuned, accelerate, batches, factor)
             run = _Run(opened, stepper, crew, identity, step_of(stepper, watch.say, graphs=cuda_graphs))
+            run.encoders = kept
+            run.painting = graphs
         if opened.unmix is not None:
             stack.enter_context(opened.unmix.watching())
         stack.enter_context(_trackers(accelerate, trackers, run.facts()))
@@ -199,20 +252,42 @@ def _tell_start(watch: Watch, base: Base, opened: RunInputs) -> None:
         watch.say(f"{config.processes} processes: {pictures} pictures of the subject in each step")
 
 
-def plan(base: Base, images: Path | None, config: TrainConfig, *, skip_bad: bool = False) -> dict[str, Any]:
-    """Check everything that can be checked before a run, and return what it would be.
+def _tell_memory(watch: Watch, base: Base, opened: RunInputs, device: torch.device, processes: int) -> None:
+    """Say what a run of a size that matters is going to need, and what there is."""
+    there = available(device)
+    if watch.say is None or there is None or opened.weight_bytes() < there * TOLD:
+        return
+    found = opened.memory(base, device, processes)
+    for line in () if found is None else found.lines(smaller_run(opened.config)):
+        watch.say(line)
 
-    Arguments and errors are those of `train`.
+
+def plan(
+    base: Base,
+    images: Path | None,
+    config: TrainConfig,
+    *,
+    skip_bad: bool = False,
+    device: str | torch.device | None = None,
+) -> dict[str, Any]:
+    """Check everything that can be checked before a run, and return what it would be, and the memory that it needs.
+
+    Arguments and errors are those of `train`; nothing is done on the device.
     """
     config = settle(config, base)
     rate_factor(config)
     opened = prepare_run(base, images, config, torch.device("cpu"), skip_bad=skip_bad)
+    METHODS[config.method].check(Job(base, opened.family, config, BasisCache()))
     weights = len(choose_kinds(base, opened.selectors, allow_missing=config.allow_missing))
+    place = find_device("cuda" if torch.cuda.is_available() else "cpu") if device is None else find_device(device)
+    memory = opened.memory(base, place)
+    lines = [] if memory is None else [*memory.lines(smaller_run(config))]
     return {
         **config.facts(),
         **opened.facts(),
         "weights": weights,
         "pictures": [*opened.lines(), *unfamiliar_lines(base, opened)],
+        **({} if memory is None else {"memory": {**memory.facts(), "lines": lines}}),
     }
 
 
@@ -242,6 +317,8 @@ class _Run:
         self.opened, self.config, self.stepper, self.crew = opened, opened.config, stepper, crew
         self.accelerator, self.identity = stepper.accelerator, dict(identity)
         self.step, self.done, self._said = step, 0, False
+        self.painting: GraphedDenoiser | None = None
+        self.encoders: FrozenOutputs | None = None
 
     def facts(self, steps: int | None = None) -> dict[str, Any]:
         """Return the description of the run, or of its first steps: whoever does what it says gets the same."""
@@ -264,6 +341,7 @@ class _Run:
             while self.done < self.config.steps and came is None:
                 reports.add(self.done + 1, self._guarded(keeping))
                 self.done += 1
+                self.stepper.average(self.done)
                 if watch.say is not None and (line := self._untouched()):
                     watch.say(line)
                 painting = validation is not None and validation.is_due(self.done, self.config.steps)
@@ -343,7 +421,8 @@ class _Run:
         return _newest(keeping)
 
     def _result(self) -> Result:
-        return self.stepper.tuned.result(self.facts(self.done))
+        with self.stepper.averaged():
+            return self.stepper.tuned.result(self.facts(self.done))
 
     def _due(self, keeping: Keeping | None) -> tuple[bool, bool]:
         """Return whether a state is to be written after this step, and whether a result is."""
@@ -378,6 +457,7 @@ class _Run:
                 self.stepper.scaler.state_dict(),
                 keeping.newest,
                 self.stepper.places,
+                self.stepper.means(),
             )
 
     def _identity(self) -> dict[str, Any]:
@@ -396,7 +476,8 @@ class _Run:
             return
         state = load_state(found[-1])
         check_same(state, found[-1], self._identity())
-        restore(state, found[-1], self.stepper.parameters, self.stepper.optimizer, self.stepper.places)
+        kept = self.stepper.places, self.stepper.means()
+        restore(state, found[-1], self.stepper.parameters, self.stepper.optimizer, *kept)
         if state.scaler:
             self.stepper.scaler.load_state_dict(dict(state.scaler))
         self.done = state.step
@@ -406,7 +487,9 @@ class _Run:
     def _validate(self, validation: Validation, keeping: Keeping | None) -> None:
         folder = None if keeping is None else keeping.folder / "validation"
         when = f"while painting after step {self.done}"
-        with self._kept_on_error(keeping), enough_memory(when, smaller_model(self.config, FEWER)):
+        memory = enough_memory(when, smaller_model(self.config, FEWER))
+        here = nullcontext() if self.encoders is None else self.encoders.present()
+        with self._kept_on_error(keeping), memory, here, self.stepper.averaged():
             trackers = self.accelerator.trackers
-            validation.paint(self.opened.family.pipeline, self.done, folder, trackers, self.crew)
+            validation.paint(self.opened.family.pipeline, self.done, folder, trackers, self.crew, self.painting)
         self.crew.meet()  # the first one writes

@@ -73,6 +73,13 @@ def smaller_step(config: TrainConfig) -> str:
     return ", or ".join([*found, "set resolution lower", PARTLY])
 
 
+def smaller_run(config: TrainConfig) -> str:
+    """Return how to make all of a run smaller: its step, and what stands beside it."""
+    beside = [f"set {name}" for name in ("pre_compute_text_embeddings", "cache_latents") if not getattr(config, name)]
+    stored = [] if config.quantization != "no" else ["set quantization"]
+    return ", or ".join([*beside, *stored, smaller_step(config)])
+
+
 def smaller_model(config: TrainConfig, otherwise: str) -> str:
     """Return how to make the model smaller, where the method lets it be in half precision; and what else would help."""
     halves = config.mixed_precision == "no" and METHODS[config.method].half()

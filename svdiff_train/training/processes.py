@@ -28,7 +28,6 @@ UNUSED: Final = {
     "ACCELERATE_MIXED_PRECISION": ("no", "set mixed_precision"),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "set accumulate"),
     "ACCELERATE_USE_DEEPSPEED": ("false", "every process has the whole model"),
-    "ACCELERATE_USE_FSDP": ("false", "every process has the whole model"),
 }
 """What `accelerate launch` was told and a run does not look at: its value that means nothing, and what does."""
 
@@ -47,11 +46,13 @@ class Crew:
         count: how many there are.
         index: which of them this is; the first one writes.
         group: what connects them without a limit of time; None for a process alone.
+        together: whether each of them has a part of the model only, so that all must compute whatever one does.
     """
 
     count: int = 1
     index: int = 0
     group: Any = None
+    together: bool = False
 
     @property
     def first(self) -> bool:
@@ -103,11 +104,14 @@ class Crew:
         """Return the pictures of `paint(chunk)` for every chunk in order, each painted by one process.
 
         A chunk is what is painted at a time, so the pictures have the pixels that a process alone would give them.
+        Where all must compute together, each paints all of them.
 
         Args:
             chunks: how many there are.
             paint: returns one's pictures, RGB and of one size.
         """
+        if self.together:
+            return [paint(chunk) for chunk in range(chunks)]
         mine = {chunk: paint(chunk) for chunk in range(self.index, chunks, self.count)}
         if self.count == 1:
             return [mine[chunk] for chunk in range(chunks)]

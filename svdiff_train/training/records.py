@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Snapshot:
 
     Args:
         step: the step's number.
-        parameters: what is trained, by name.
+        parameters: what is trained, by name, and running means of it.
         optimizer: of it.
     """
 
-    def __init__(self, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, step: int, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         self.step, self._optimizer = step, optimizer
         self._values = {parameter: parameter.detach().clone() for parameter in parameters.values()}
         states = {each: optimizer.state[each] for each in self._values if each in optimizer.state}

@@ -103,4 +103,5 @@ class Reports:
         return self._good.step
 
     def _snapshot(self, done: int) -> Snapshot:
-        return Snapshot(done, self._stepper.parameters, self._stepper.optimizer)
+        means = {f"mean of {name}": mean for name, mean in self._stepper.means().items()}
+        return Snapshot(done, {**self._stepper.parameters, **means}, self._stepper.optimizer)

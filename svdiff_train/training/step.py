@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.accelerator import Accelerator
 from torch import Tensor
 
-from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES
-from svdiff_delta.format.dtypes import VARIANT_DTYPES
+from svdiff_delta.errors import TrainError
 from svdiff_train.data.batches import Batch, Batches, Texts
 from svdiff_train.methods import Tuned
 
+from .ema import Ema
 from .loss import prior_preserving_loss
 from .processes import mean
-from .setup import RunInputs
-
-HALF: Final[Mapping[str, torch.dtype]] = {name: TORCH_DTYPES[VARIANT_DTYPES[name]] for name in ("fp16", "bf16")}
+from .setup import HALF, RunInputs
 
 
 class Stepper:
@@ -35,6 +33,7 @@ class Stepper:
 
     Attributes:
         rate: the learning rate of the first group, as it was at the last step.
+        ema: the running mean of what is trained; None where nobody asks for it.
     """
 
     def __init__(
@@ -56,10 +55,11 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.mixed_precision == "fp16")
         self.bad = torch.zeros((), dtype=torch.bool, device=accelerator.device)
         self.cast = _cast(opened, tuned)
+        self.ema = Ema(self.parameters, config.decay) if config.use_ema else None
         self.texts = Texts(family, trained=not tuned.components.isdisjoint(family.text_slots))
         denoiser: Any = family.denoiser
         if config.gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()
+            _checkpoint(denoiser)
         self.denoiser: Any = torch.compile(denoiser) if config.compile else denoiser
 
     def step(self, step: int) -> Tensor:
@@ -114,9 +114,26 @@ class Stepper:
         """Tell whether all that is trained is finite."""
         return all(bool(parameter.detach().isfinite().all()) for parameter in self.parameters.values())
 
+    def average(self, number: int) -> None:
+        """Let the running mean take in what step `number` has left."""
+        if self.ema is not None:
+            self.ema.step(number, self.bad)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which what is trained is its running mean, where there is one."""
+        return nullcontext() if self.ema is None else self.ema.applied()
+
+    def means(self) -> dict[str, Tensor]:
+        """Return the running mean by the names of the parameters; nothing where there is none."""
+        return {} if self.ema is None else self.ema.means
+
     def untouched(self) -> list[str]:
-        """Return the names of what no gradient has reached in the last step: the loss does not depend on it."""
-        return list(self.tuned.untouched())
+        """Return the names of weights that no gradient has reached in the last step: the loss does not depend on them.
+
+        Experts that share out the timesteps are left out: a step may be all on one's side.
+        """
+        apart = self.family.slots if len(self.family.slots) > 1 else ()
+        return [name for name in self.tuned.untouched() if name.partition(".")[0] not in apart]
 
     def _backward(self, step: int) -> Tensor:
         """Leave the mean gradient of the step's samples in the parameters, and return their mean loss.
@@ -161,7 +178,7 @@ class Stepper:
         """Return Eq. 3 on a batch, with the unmix regularization if it is asked for."""
         noised, target = self.family.noised(batch.latents, batch.noise, batch.timesteps)
         told = self.texts.conditioning(batch.prompts) if batch.told is None else batch.told
-        conditioning = {**told, "sizes": batch.sizes}
+        conditioning = {**told, **batch.seen, "sizes": batch.sizes}
         with nullcontext() if self.cast is None else torch.autocast(self.accelerator.device.type, self.cast):
             found = self.family.predict(self.denoiser, noised, batch.timesteps, conditioning)
         weights = self.family.loss_weights(batch.timesteps, self.config.snr_gamma)
@@ -182,6 +199,20 @@ class Stepper:
 
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+
+
+def _checkpoint(denoiser: Any) -> None:
+    """Let activations be computed again on the way back.
+
+    Raises:
+        TrainError: diffusers does not do that in this class.
+    """
+    if not getattr(denoiser, "_supports_gradient_checkpointing", False):
+        raise TrainError(
+            f"{type(denoiser).__name__}: diffusers does not compute its activations again",
+            fix="leave out gradient_checkpointing",
+        )
+    denoiser.enable_gradient_checkpointing()
 
 
 def _cast(opened: RunInputs, tuned: Tuned) -> torch.dtype | None:

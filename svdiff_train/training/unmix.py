@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,18 +15,23 @@ from svdiff_train.data.batches import Batch
 from svdiff_train.data.cut_mix import Mix, Mixing
 from svdiff_train.families import Family
 from svdiff_train.settings.concept import Concept
+from svdiff_train.settings.config import UnmixMaps
 
 from .attention_maps import Layer, Maps, cross_attention, recorded
 from .token_positions import token_places
+
+VANISHED: Final = 1e-30
 
 Places: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """Where in a mixed prompt the tokens of the first and of the second concept stand."""
 
 
-def unmix_loss(maps: Sequence[Tensor], mix: Mix, places: Places) -> Tensor:
+def unmix_loss(maps: Sequence[Tensor], mix: Mix, places: Places, kind: UnmixMaps = "attention") -> Tensor:
     """Return the squared attention of each concept's token on the other one's half: (), a mean over maps.
 
     Of each map it is mean(A²) over the second's half and the tokens of the first, plus the same with both exchanged.
+    With "share" it is (Σ A over that half / Σ A over the whole map)² of each token instead: that does not shrink when
+    a token is attended to less everywhere, which the first does, and which unlearns what the token stands for.
     A row or column in the middle, of which each has one half, counts for neither; a map that is one pixel wide along
     the cut has no halves and is left out.
 
@@ -34,6 +39,7 @@ def unmix_loss(maps: Sequence[Tensor], mix: Mix, places: Places) -> Tensor:
         maps: of one sample, (height, width, tokens) each.
         mix: what it shows.
         places: where both concepts' tokens stand.
+        kind: what is squared.
     """
     found = []
     for attention in maps:
@@ -43,8 +49,17 @@ def unmix_loss(maps: Sequence[Tensor], mix: Mix, places: Places) -> Tensor:
         axis, part = (1 if mix.beside else 0), length // 2
         halves = attention.narrow(axis, 0, part), attention.narrow(axis, length - part, part)
         first, second = (list(tokens) for tokens in places)
-        found.append(halves[1][..., first].square().mean() + halves[0][..., second].square().mean())
+        misplaced = _of_kind(attention, halves[1], first, kind), _of_kind(attention, halves[0], second, kind)
+        found.append(misplaced[0].square().mean() + misplaced[1].square().mean())
     return torch.stack(found).mean() if found else maps[0].new_zeros(())
+
+
+def _of_kind(attention: Tensor, half: Tensor, tokens: list[int], kind: UnmixMaps) -> Tensor:
+    """Return the attention of tokens on a half of a map, (height, width, tokens), or what share of theirs it is."""
+    if kind == "attention":
+        return half[..., tokens]
+    # Attention that has vanished in the last digit is nowhere, and so not misplaced.
+    return half[..., tokens].sum((0, 1)) / attention[..., tokens].sum((0, 1)).clamp_min(VANISHED)
 
 
 class Unmix:
@@ -54,6 +69,7 @@ class Unmix:
         family: of the model.
         concepts: what is learned; each has a token.
         mixing: what mixed samples can show.
+        maps: what of each map is squared; None for the attention.
         layers: globs on the names of cross-attention modules, or parts of them; None for all.
         resolutions: sides of the maps in square pictures; None for all.
         resolution: side of square pictures in pixels.
@@ -69,11 +85,12 @@ class Unmix:
         concepts: Sequence[Concept],
         mixing: Mixing,
         *,
+        maps: UnmixMaps | None = None,
         layers: Sequence[str] | None,
         resolutions: Sequence[int] | None,
         resolution: int,
     ) -> None:
-        self.family = family
+        self.family, self.kind = family, maps or "attention"
         side = family.latent_shape(resolution, resolution)[1]
         self.layers = choose_layers(family, layers, resolutions, side)
         self.places = _places_in_prompts(family, concepts, mixing)
@@ -107,7 +124,7 @@ class Unmix:
             mix = batch.mixes[sample]
             if mix is not None:
                 own = [maps[layer.name][row].unflatten(0, layer.size(*size)) for layer in self.layers]
-                total = total + unmix_loss(own, mix, self.places[mix])
+                total = total + unmix_loss(own, mix, self.places[mix], self.kind)
         return total / batch.subjects
 
     def _maps(self) -> Maps:

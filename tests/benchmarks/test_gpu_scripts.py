@@ -33,6 +33,7 @@ def test_every_section_but_the_tests_has_a_script_that_is_tried_here() -> None:
     assert set(all_sections.SECTIONS) == {"tests", *MEASURES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_section_runs_to_its_end(name: str, folder: Path) -> None:
     figures = script.run(name, MEASURES[name], folder, dry=True)

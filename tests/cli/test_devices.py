@@ -17,7 +17,10 @@ from svdiff_cli.main import COMMANDS, main
 from svdiff_delta import save
 from svdiff_delta.baking import bake as baking
 from svdiff_delta.base_model import devices
+from svdiff_delta.svd import cache as caches
+from svdiff_delta.svd import gpu_basis
 from svdiff_train.tiny import open_tiny, pictures_path
+from svdiff_train.training.step import Stepper
 
 CATS = pictures_path("black_cat")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -85,11 +88,15 @@ def test_a_gpu_is_the_default_for_what_it_is_good_at(monkeypatch: pytest.MonkeyP
     assert {device_for(name, "cpu") for name in DEFAULTS} == {CPU}
 
 
+ABSENT = ["cuda:99"] if torch.cuda.is_available() else ["cuda:99", "cuda"]
+
+
+@pytest.mark.parametrize("name", ABSENT)
 @pytest.mark.parametrize("command", ARGUMENTS)
-def test_a_device_that_is_not_there_is_refused_with_what_torch_sees(command: str, folder: Path) -> None:
-    done = run(command, "--device", "cuda:99")
+def test_a_device_that_is_not_there_is_refused_with_what_torch_sees(command: str, name: str, folder: Path) -> None:
+    done = run(command, "--device", name)
     assert done.code == 1
-    assert done.err.startswith("error: cuda:99: there is no such device here (")
+    assert done.err.startswith(f"error: {name}: there is no such device here (")
     assert f"; torch {torch.__version__} is built for " in done.err
     assert done.err.endswith(": use --device cpu\n")
     assert [path.name for path in folder.iterdir()] == ["d.safetensors"]
@@ -111,13 +118,17 @@ PHASES = {
         "lower --batch-size or --size, or ",
     ),
     "generate, painting": ("generate", "svdiff_train.sampling.gallery.generate", "lower --batch-size or --size, or "),
-    "edit, painting": ("edit", "svdiff_train.sampling.pipelines.load_pipeline", "lower --batch-size or --size, or "),
-    "morph, painting": ("morph", "svdiff_train.sampling.pipelines.load_pipeline", "lower --size, or use --device cpu"),
+    "edit, loading": ("edit", "svdiff_train.sampling.pipelines.load_pipeline", "lower --batch-size or --size, or "),
+    "edit, inverting": ("edit", "svdiff_train.sampling.edit.ddim_invert", "lower --batch-size or --size, or "),
+    "edit, painting": ("edit", "svdiff_train.sampling.edit.generate", "lower --batch-size or --size, or "),
+    "morph, loading": ("morph", "svdiff_train.sampling.pipelines.load_pipeline", "lower --size, or use --device cpu"),
+    "morph, painting": ("morph", "svdiff_train.sampling.morph.generate", "lower --size, or use --device cpu"),
     "evaluate, loading CLIP": ("evaluate", "transformers.CLIPModel.from_pretrained", "use --device cpu, or paint with"),
     "evaluate, painting": ("evaluate", "svdiff_train.evaluate.candidates.generate", "use --device cpu, or paint with"),
     "evaluate, measuring": ("evaluate", "svdiff_train.evaluate.score", "use --device cpu, or paint with"),
     "bake": ("bake", "svdiff_delta.svd.prepare.Prepared.delta_weight", "use --device cpu, or set OMP_NUM_THREADS=1"),
     "train, loading": ("train", "svdiff_train.training.setup.load_pipeline", "set mixed_precision to bf16, or take"),
+    "train, attaching": ("train", "svdiff_train.methods.svdiff.attach", "set mixed_precision to bf16, or set"),
     "train, a step": ("train", "svdiff_train.training.step.Stepper._loss", "set mixed_precision to bf16, or set"),
     "train, writing": (
         "train",
@@ -128,8 +139,16 @@ PHASES = {
 """The command of each part of the work, where it is done, and the beginning of what to set."""
 
 
-@pytest.mark.parametrize("who", ["torch", "driver"])
-@pytest.mark.parametrize("phase", PHASES)
+WHO = ("torch", "cuBLAS", "cuDNN", "driver")
+TOGETHER = [
+    pytest.param(phase, who, marks=() if row % len(WHO) == column else pytest.mark.slow)
+    for row, phase in enumerate(PHASES)
+    for column, who in enumerate(WHO)
+]
+"""Every part of the work with one of them, and each of them with some part; the others are slow."""
+
+
+@pytest.mark.parametrize(("phase", "who"), TOGETHER)
 def test_a_command_without_enough_memory_says_what_to_set(
     phase: str, who: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +178,34 @@ def test_a_device_that_fails_is_one_line_too(command: str, monkeypatch: pytest.M
     )
 
 
+def test_a_card_that_is_gone_ends_a_run_with_its_last_state_and_resume_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, steps = Stepper._loss, 0
+
+    def failing(self: Stepper, *given: object) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise FAILED["gone"]()
+        return own(self, *given)  # type: ignore[arg-type]
+
+    longer = ("--steps", 4, "--save-every", 1, "--quiet", "--force")
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "_loss", failing)
+        done = run("train", *longer)
+    assert done.code == 1
+    state = Path("out.run", "state", "step-000002.safetensors")
+    assert done.err == (
+        "error: the device has failed or is gone (CUDA error: the device is no longer available); the last state is "
+        f"kept in {state}: go on from it, in a new process, with --resume\n"
+    )
+    assert not Path("out.safetensors").exists()
+    assert run("train", "--steps", 4, "--quiet", "--resume").code == 0
+    assert run("train", *longer, "-o", "whole.safetensors").code == 0
+    assert Path("out.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
+
+
 def test_bake_multiplies_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read and written is on the CPU; a device of the same name computes the same bytes."""
     assert run("bake").code == 0
@@ -175,3 +222,25 @@ def test_bake_multiplies_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) ->
     assert set(seen) == {torch.device("cpu:0")}
     first, again = (Path(name, "unet", "diffusion_pytorch_model.safetensors").read_bytes() for name in ("out", "again"))
     assert first == again
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "edit", "morph", "evaluate", "bake", "basis build"])
+def test_bases_that_are_missing_are_computed_on_the_card_where_the_command_runs(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card that computes in the processor's memory stands in for one."""
+    card, seen = torch.device("meta"), list[torch.device]()
+
+    def upload(rounded: torch.Tensor, device: torch.device) -> torch.Tensor:
+        seen.append(device)
+        return rounded
+
+    monkeypatch.setenv("SVDIFF_HOME", str(Path("bases").absolute()))
+    monkeypatch.setattr(gpu_basis, "upload", upload)
+    monkeypatch.setattr(caches, "find_device", lambda name, **_: torch.device(name))
+    monkeypatch.setattr(caches, "bases_beside", lambda device: card)
+    if command == "basis build":
+        monkeypatch.setattr(devices, "best_device", lambda **_: card)
+    done = run(command, *["d.safetensors"] * (command == "evaluate"), "--quiet")
+    assert done.code == 0, done.err
+    assert set(seen) == {card}

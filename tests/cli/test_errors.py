@@ -24,9 +24,9 @@ from svdiff_cli.references import needs
 from svdiff_delta.errors import MissingExtraError
 
 SUBSETS = (
-    "unet, unet-ca, unet-ca-kv, unet-1d, unet-2d, unet-4d, up, down, mid, up-ca, down-ca, mid-ca, "
-    "transformer, transformer-attn, transformer-mlp, transformer-1d, transformer-2d, "
-    "text, text-attn, text-mlp, text-1, text-2, text-3, 1d, 2d, 4d"
+    "a component (unet, transformer, text, text-1, text-2, text-3), "
+    "a part (attn, ca, ca-kv, kv, mlp, experts, 1d, 2d, 4d, conv), both, as in unet-ca-kv, "
+    "up, down, mid, up-ca, down-ca, mid-ca, down.1, up.1, or block.3"
 )
 
 
@@ -215,7 +215,7 @@ def test_a_result_too_large_for_its_number_format_is_refused(factor: str, dtype:
 def test_an_unknown_subset_lists_the_known_ones() -> None:
     assert refused("slice", "a", "unet-xa", "-o", "out") == (
         "error: 'unet-xa': is neither a subset nor a parameter here: "
-        f"use a glob such as 'unet.mid_block.*', or one of {SUBSETS}"
+        f"use a glob such as 'unet.mid_block.*', or {SUBSETS}"
     )
 
 

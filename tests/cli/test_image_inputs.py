@@ -63,6 +63,7 @@ def pixels(path: str) -> Any:
 # -- generate
 
 
+@pytest.mark.slow
 def test_the_same_command_writes_the_same_bytes_in_another_process() -> None:
     arguments = ["generate", "tiny", "a.safetensors:0.5", "--prompt", PROMPT, "--seeds", "2", "--eta", "0.5", *FEW]
     for output in ("one.png", "two.png"):

@@ -174,6 +174,7 @@ def interrupted_training(where: str, output: Path) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_training_saves_what_is_there_and_says_so(tmp_path: Path) -> None:
     output = tmp_path / "cat.safetensors"
     where = (
@@ -191,6 +192,7 @@ def test_ctrl_c_while_training_saves_what_is_there_and_says_so(tmp_path: Path) -
     assert (load(output).metadata.training or {})["steps"] == 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_first_step_writes_nothing(tmp_path: Path) -> None:
     where = "opening.open_pictures = lambda *given, **more: signal.raise_signal(signal.SIGINT)"
     done = interrupted_training(where, tmp_path / "a.safetensors")

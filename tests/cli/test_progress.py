@@ -8,11 +8,13 @@ from io import StringIO
 
 import click
 import pytest
+import torch
 from support.commands import Outcome, python, svdiff
 
 from svdiff_cli import main as commands
-from svdiff_cli.main import WAITING, wait_quietly
 from svdiff_cli.progress import RANK, Bar, first_process, hush
+from svdiff_cli.references import open_to_paint
+from svdiff_cli.threads import COUNT, WAITING, wait_quietly
 from svdiff_delta._util import ticker
 from svdiff_delta._util.ticker import EVERY, Ticker
 
@@ -131,6 +133,22 @@ def test_what_the_user_says_of_waiting_stays(name: str, value: str, monkeypatch:
     monkeypatch.setenv(name, "9")
     wait_quietly()
     assert {other: os.environ[other] for other in WAITING if other in os.environ} == {name: "9"}
+
+
+@pytest.mark.parametrize(("said", "during"), [(None, 1), ("2", 2)])
+def test_the_embedded_base_computes_on_one_thread_unless_the_user_says_otherwise(
+    said: str | None, during: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(COUNT, raising=False) if said is None else monkeypatch.setenv(COUNT, said)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with click.Context(commands.main):
+            open_to_paint("tiny")
+            assert torch.get_num_threads() == during
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_threads_are_told_before_torch_is_loaded() -> None:

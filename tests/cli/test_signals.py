@@ -44,6 +44,7 @@ MASKED = KILLED.replace(
 ).replace("import os", "from svdiff_delta import DeltaError; import os")
 
 
+@pytest.mark.slow
 def test_an_error_on_the_way_out_is_told_and_the_exit_status_stays_that_of_the_signal(tmp_path: Path) -> None:
     for name in ("SIGTERM", "SIGINT"):
         number = int(getattr(signal, name))

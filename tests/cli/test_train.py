@@ -94,6 +94,8 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tmp_path: Path)
     done = run("train", "tiny", PICTURES, *PROMPT, "--select", "unet-ca-kv", "--dry-run", "--json", "-o", output)
     found = json.loads(done.out)
     assert (found["images"], found["resolution"], found["steps"]) == (5, 64, 500)
+    parts = ("model", "factors", "trained", "activations", "program")
+    assert found["memory"]["total"] == sum(found["memory"][name] for name in parts)
     assert not [*tmp_path.iterdir()]
 
 
@@ -166,6 +168,7 @@ def test_the_run_file_of_concepts_repeats_the_run(both: Path, tmp_path: Path) ->
     assert again.read_bytes() == both.read_bytes()
 
 
+@pytest.mark.slow
 def test_zero_given_as_an_option_wins_over_the_run_file(both: Path, tmp_path: Path) -> None:
     options = ("--config", both.with_suffix(".toml"), "--unmix-weight", 0, "--seed", 0, "--dry-run", "--json")
     found = json.loads(run("train", *options, "-o", tmp_path / "a").out)

@@ -62,6 +62,7 @@ COMMANDS = {
     "info": ["info", "a", "--layers"],
     "info --json": ["info", "a", "--json"],
     "verify": ["verify", "a"],
+    "what": ["what", "a", "b"],
     "--help": ["--help"],
     "train --help": ["train", "--help"],
 }

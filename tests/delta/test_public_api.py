@@ -18,8 +18,8 @@ from support.commands import python
 
 import svdiff_delta
 from svdiff_delta import Delta
-from svdiff_delta.format.container import Entry
 from svdiff_delta.format.dtypes import STORED_DTYPES, Stored
+from svdiff_delta.format.entry import Entry
 
 NAMES = [
     "AttachError",
@@ -125,7 +125,6 @@ def test_the_stored_dtypes_are_all_that_files_hold() -> None:
 
 
 INTERNAL = {
-    "AttachedModel": "Handle.__init__",  # a handle is made by `attach`
     "Component": "Base.__init__ Base.locate",  # a base is made by `open_base`, and looked into by the library
     "Entry": "Base.locate",
     "Layout": "BaseInfo.__init__",  # which layers addresses name: `open_base` reads it from the model

@@ -11,7 +11,19 @@ from pathlib import Path
 import click
 import pytest
 from support.hub import TOKEN, Hub
-from support.pages import REASONS, ROOT, blocks, command_lines, fences, links, parse, reason, run_page, shell_lines
+from support.pages import (
+    REASONS,
+    ROOT,
+    Block,
+    blocks,
+    command_lines,
+    fences,
+    links,
+    parse,
+    reason,
+    run_page,
+    shell_lines,
+)
 from support.serving import serve_dog
 
 from svdiff_cli.main import main
@@ -21,7 +33,7 @@ from svdiff_delta.format.file import dumps
 DOCS = ROOT / "docs"
 PAGES = {path.stem: path for path in sorted(DOCS.glob("*.md"))}
 TEXTS = {name: path.read_text("utf-8") for name, path in PAGES.items()}
-SHOWING_NOTHING = {"limits", "writing", "threat-model", "reference"}
+SHOWING_NOTHING = {"families", "limits", "writing", "threat-model", "reference"}
 """Pages with nothing to run."""
 
 LINES = [line for text in TEXTS.values() for line in command_lines(text)]
@@ -36,10 +48,15 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StableDiffusionPipeline, "__call__", partialmethod(paint, num_inference_steps=2))
 
 
-RUN = [
-    pytest.param(name, marks=[pytest.mark.quantized] if name == "quantized" else [])
-    for name in sorted(set(PAGES) - SHOWING_NOTHING - {"hub"})
-]
+MARKS = {
+    "quantized": pytest.mark.quantized,
+    "pictures": pytest.mark.slow,
+    "several-subjects": pytest.mark.slow,
+    "training": pytest.mark.slow,
+}
+"""Pages that need other libraries, or train several times."""
+
+RUN = [pytest.param(name, marks=MARKS.get(name, ())) for name in sorted(set(PAGES) - SHOWING_NOTHING - {"hub"})]
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -74,6 +91,21 @@ def test_a_page_begins_with_what_its_reader_can_do_after_it(name: str) -> None:
 @pytest.mark.parametrize("line", sorted(set(LINES)))
 def test_every_command_line_parses(line: str) -> None:
     parse(main, shlex.split(line, comments=True)[1:])
+
+
+RUN_FILES = [(name, block) for name, text in TEXTS.items() for block in blocks(text) if block.language == "toml"]
+
+
+@pytest.mark.parametrize(("name", "block"), RUN_FILES, ids=[block.file for _, block in RUN_FILES])
+def test_every_run_file_to_copy_is_one(name: str, block: Block, tmp_path: Path) -> None:
+    from svdiff_train.settings.config import TrainConfig
+    from svdiff_train.settings.runfile import read_run
+
+    (tmp_path / block.file).write_text(block.text, "utf-8")
+    found = read_run(tmp_path / block.file)
+    assert found.pop("base")
+    assert found.pop("images")
+    assert TrainConfig.from_facts(found).selectors == ("transformer-attn",)
 
 
 @pytest.mark.parametrize("name", sorted(PAGES))

@@ -11,19 +11,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.live import CASES, delta_of, run, tiny
+from support.models import base_delta, random_delta
+from support.pipelines import PIPELINES, WHOLE
 from torch import Tensor
 
-from svdiff_delta import attach, build_basis
+from svdiff_delta import attach, build_basis, open_base
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.cache_entry import read_entry
+from svdiff_train.graphs.cuda_capture import CudaCapture
+from svdiff_train.graphs.graphed_model import GraphedModel
+from svdiff_train.graphs.static_work import WARM
+from svdiff_train.sampling.edit import EditConfig, edit
+from svdiff_train.sampling.graphed_denoiser import GraphedDenoiser
+from svdiff_train.sampling.morph import morph
+from svdiff_train.sampling.pipelines import load_pipeline
+from svdiff_train.sampling.sample import Sampling, generate
 from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
 from svdiff_train.training import loop
 from svdiff_train.training.callbacks import Watch
 from svdiff_train.training.graphed_step import GraphedStep
 from svdiff_train.training.loop import Outcome, train
-from svdiff_train.training.static_work import WARM
 from svdiff_train.training.step import Stepper
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:.*deterministic")]
@@ -116,6 +126,75 @@ def test_a_captured_forward_shows_swaps_and_scales(name: str, card: torch.device
             change()
             graph.replay()
             torch.testing.assert_close(out, run(model, name, given), rtol=1e-5, atol=1e-6)
+
+
+def captured(graphs: GraphedDenoiser) -> list[bool]:
+    return [work.captured for model in graphs.models for work in model._works.values()]
+
+
+def near(found: Any, expected: Any) -> None:
+    """Compare pictures: a graph's kernels may be others, and their last bits."""
+    apart = np.asarray(found, dtype=int) - np.asarray(expected, dtype=int)
+    assert abs(apart).max() <= 1  # of 255
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_every_family_paints_by_one_graph_what_it_paints_without(family: str, card: torch.device) -> None:
+    pipeline = PIPELINES[family]().to(card)
+    sampling, jobs = Sampling(steps=WARM + 3, guidance=4.0, height=32, width=32), [("a cat", 0)]
+    said: list[str] = []
+    graphs = GraphedDenoiser(pipeline, say=said.append)
+    (expected,) = generate(pipeline, jobs, sampling)
+    for _ in range(2):
+        (found,) = generate(pipeline, jobs, sampling, graphs=graphs)
+        near(found, expected)
+    assert said == []
+    assert captured(graphs) == [True]
+
+
+def test_pictures_are_edited_and_morphed_by_graphs(card: torch.device) -> None:
+    pipeline, base, said = load_pipeline(open_tiny(), device=card), open_tiny(), list[str]()
+    graphs = GraphedDenoiser(pipeline, say=said.append)
+    image = Image.open(sorted(pictures_path("black_cat").glob("*.png"))[0])
+    config = EditConfig(steps=WARM + 2, guidance=3.0)
+    dog, cat = (random_delta(base_delta(base, "mid"), seed=seed) for seed in (1, 2))
+
+    def painted(graphs: GraphedDenoiser | None) -> list[Any]:
+        found = edit(pipeline, image, ["a cat"], config, graphs=graphs)
+        frames = morph(pipeline, base, dog, cat, "a cat", count=3, sampling=Sampling(steps=WARM + 2), graphs=graphs)
+        return [found.reconstruction, found.pictures[0][0], *(frame.image for frame in frames)]
+
+    for found, expected in zip(painted(graphs), painted(None), strict=True):
+        near(found, expected)
+    assert said == []
+    assert captured(graphs) == [True]  # of the morph, whose δ are on other layers: the rest is let go of
+
+
+def test_a_graph_may_follow_one_that_is_gone(card: torch.device) -> None:
+    """Torch gives a pool of memory up with its last graph."""
+    model, x = torch.nn.Linear(8, 8).to(card), torch.ones(2, 8, device=card)
+    said: list[str] = []
+    graphs = GraphedModel(model, card, CudaCapture(card), said.append)
+    with torch.no_grad():
+        expected = model(x)
+        for _ in range(3):
+            with graphs.running():
+                for _ in range(WARM + 2):
+                    torch.testing.assert_close(model(x), expected)
+            graphs.forget()
+    assert said == []
+
+
+@pytest.mark.parametrize("family", WHOLE)
+def test_every_family_is_trained_by_one_graph(
+    family: str, card: torch.device, tmp_path: Path, made: list[GraphedStep]
+) -> None:
+    WHOLE[family]().save_pretrained(tmp_path)
+    said: list[str] = []
+    config = replace(CONFIG, resolution=16)
+    train(open_base(tmp_path), pictures_path("black_cat"), config, watch=Watch(say=said.append))
+    assert not [line for line in said if "graph" in line]
+    assert [work.captured for work in made[0]._works.values()] == [True]
 
 
 def test_bases_are_the_processors(card: torch.device, tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ from support.weights import normal
 
 from svdiff_delta import add, errors, interpolate, scale, select
 from svdiff_delta.errors import MetadataError
-from svdiff_delta.format.container import ITEM_SIZE
 from svdiff_delta.format.delta import Delta, project
 from svdiff_delta.format.dtypes import LARGEST
+from svdiff_delta.format.entry import ITEM_SIZE
 from svdiff_delta.format.file import dumps, loads
 from svdiff_delta.format.metadata import BaseInfo, Metadata, dump, parse
 from svdiff_delta.format.parameter import Parameter

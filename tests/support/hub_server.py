@@ -141,12 +141,16 @@ class Handler(BaseHTTPRequestHandler):
             return self.create()
         if path == "api/validate-yaml":
             return self.validate()
+        if path == "api/whoami-v2":
+            return self.whoami()
         if parts[0] == "lfs":
             return self.upload(parts[1])
         if parts[0] == "cdn":
             return self.sent(parts[1], self.hub.blobs[parts[1]], {})
         if path.endswith(".git/info/lfs/objects/batch"):
             return self.batch("/".join(parts[:2]).removesuffix(".git"))
+        if path == "api/models":
+            return self.listed(parse_qs(urlsplit(self.path).query))
         if parts[:2] == ["api", "models"]:
             return self.model("/".join(parts[2:4]), *parts[4:])
         if len(parts) < 5 or parts[2] != "resolve":
@@ -175,6 +179,24 @@ class Handler(BaseHTTPRequestHandler):
         private = repository in self.hub.private
         return found({"id": repository, "sha": commit, "private": private, "siblings": siblings})
 
+    def listed(self, query: Mapping[str, list[str]]) -> tuple[int, bytes, dict[str, str]]:
+        """Return the repositories that have all tags of the filter, as the Hub makes tags of cards."""
+        rows = []
+        for repository, commits in self.hub.commits.items():
+            if "main" not in self.hub.refs[repository]:
+                continue
+            files = commits[self.hub.refs[repository]["main"]]
+            match = re.match(r"---\n(.*?)\n---\n", files.get("README.md", b"").decode(), re.DOTALL)
+            card = yaml.safe_load(match[1]) if match else {}
+            base, relation = card.get("base_model"), card.get("base_model_relation", "adapter")
+            tags = [*card.get("tags", []), *([f"base_model:{base}", f"base_model:{relation}:{base}"] if base else [])]
+            if repository not in self.hub.private and {*query.get("filter", [])} <= {*tags}:
+                size = sum(map(len, files.values()))
+                rows.append(
+                    {"id": repository, "tags": tags, "usedStorage": size, "downloads": 3, **card.get("said", {})}
+                )
+        return found(rows)
+
     # Who may
 
     def seen(self, repository: str, revision: str) -> tuple[str, str, dict[str, bytes]]:
@@ -193,6 +215,11 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(401, message="Invalid credentials in Authorization header")
         if owner not in self.hub.rights[self.token]:
             raise RefusedError(403, message=f"You don't have the rights to write for {owner}")
+
+    def whoami(self) -> tuple[int, bytes, dict[str, str]]:
+        if self.token not in self.hub.rights:
+            raise RefusedError(401, message="Invalid credentials in Authorization header")
+        return found({"type": "user", "name": min(self.hub.rights[self.token]), "orgs": []})
 
     # Reading
 
@@ -225,9 +252,10 @@ class Handler(BaseHTTPRequestHandler):
     def sent(self, name: str, raw: bytes, headers: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
         if self.command == "GET":
             self.hub.sent.append(name)
-        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             first = int(match[1])
-            return 206, raw[first:], {**headers, "Content-Range": f"bytes {first}-{len(raw) - 1}/{len(raw)}"}
+            last = min(int(match[2] or len(raw)), len(raw) - 1)
+            return 206, raw[first : last + 1], {**headers, "Content-Range": f"bytes {first}-{last}/{len(raw)}"}
         return 200, raw, headers
 
     # Writing

@@ -179,7 +179,7 @@ def double_copy(model: nn.Module, *deltas: Delta) -> Any:
     """The same model in float64 with W + ΔW by a float64 SVD of the weight: the truth. The δ are summed first."""
     result = copy.deepcopy(model).double()
     for name, parameter in deltas[0].metadata.parameters.items():
-        weight = result.get_parameter(name.removeprefix("model."))
+        weight = parameter_of(result, name.removeprefix("model."))
         shift = sum(torch.from_numpy(delta[name].astype("f8")) for delta in deltas)
         assert isinstance(shift, Tensor)
         if parameter.kind == "elementwise":
@@ -190,6 +190,12 @@ def double_copy(model: nn.Module, *deltas: Delta) -> Any:
         change = U * torch.maximum(shift, -sigma) @ Vt
         weight.data += change.reshape(moved.shape).movedim(0, parameter.axis)
     return result
+
+
+def parameter_of(model: nn.Module, key: str) -> Tensor:
+    """A parameter of a model, or the slice of a stacked one that a key with an index names."""
+    stack, _, index = key.removesuffix("]").partition("[")
+    return model.get_parameter(key) if not index else model.get_parameter(stack).data[int(index)]
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -39,7 +39,7 @@ FEWER = {"steps": 2, "class_images": 1, "seeds": 1, "calibrate_steps": 2, "jobs"
 class Block:
     """One fence of a page: Python, shell, or a file by its name."""
 
-    language: Literal["python", "sh", "yaml"]
+    language: Literal["python", "sh", "yaml", "toml"]
     text: str
     file: str = ""
 
@@ -51,7 +51,7 @@ def fences(page: str, language: str) -> list[str]:
 
 def blocks(page: str) -> list[Block]:
     """Return the fences that run or name the file that they are, in their order."""
-    found = re.findall(r'^```(python|sh|yaml)(?: title="([^"]+)")?\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
+    found = re.findall(r'^```(python|sh|yaml|toml)(?: title="([^"]+)")?\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
     return [Block(language, text, file) for language, file, text in found]
 
 

@@ -141,6 +141,12 @@ PIPELINES: Final[dict[str, Callable[[], Any]]] = {
     "flux without guidance": lambda: small_flux(guided=False),
 }
 
+WHOLE: Final[dict[str, Callable[[], Any]]] = {
+    **{name: make for name, make in PIPELINES.items() if name != "sd3.5 without t5"},
+    "sd3.5": lambda: small_sd3(qk_norm="rms_norm", dual_attention_layers=(0,)),
+}
+"""Those that can be saved and loaded as they are: diffusers asks for every part."""
+
 
 def _quiet(pipeline: Any) -> Any:
     pipeline.set_progress_bar_config(disable=True)

@@ -27,7 +27,7 @@ with warnings.catch_warnings():  # what libraries say of themselves when they ar
     import gguf
     import torchao.quantization as ao
     from diffusers.hooks import apply_layerwise_casting
-    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+    from diffusers.quantizers.gguf import utils as gguf_utils
     from optimum import quanto
 
 Quantize = Callable[[nn.Module, torch.dtype], None]
@@ -48,8 +48,8 @@ def gguf_linear(layer: nn.Linear, kind: str, dtype: torch.dtype) -> nn.Linear:
     given = layer.weight.detach().float().numpy()
     type_ = gguf.GGMLQuantizationType[kind]
     packed = torch.from_numpy(gguf.quants.quantize(given, type_))
-    made = GGUFLinear(layer.in_features, layer.out_features, layer.bias is not None, compute_dtype=dtype)
-    made.weight = GGUFParameter(packed, quant_type=type_)
+    made = gguf_utils.GGUFLinear(layer.in_features, layer.out_features, layer.bias is not None, compute_dtype=dtype)
+    made.weight = gguf_utils.GGUFParameter(packed, quant_type=type_)
     if layer.bias is not None:
         made.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
     return made
@@ -162,7 +162,7 @@ def values(module: nn.Module) -> Tensor:
         return torch.as_tensor(
             module(torch.eye(module.in_features)) - (0 if module.bias is None else module.bias)
         ).T.double()
-    if isinstance(weight, GGUFParameter):
+    if isinstance(weight, gguf_utils.GGUFParameter):
         return torch.from_numpy(gguf.quants.dequantize(weight.as_tensor().numpy(), weight.quant_type)).double()
     if hasattr(weight, "dequantize") and type(weight) not in (Tensor, nn.Parameter):
         return torch.as_tensor(weight.dequantize()).double()
@@ -174,7 +174,7 @@ def bits(module: nn.Module) -> list[bytes]:
     weight: Any = module._parameters["weight"]
     if hasattr(weight, "__tensor_flatten__"):
         return [each for name in weight.__tensor_flatten__()[0] for each in _bytes(getattr(weight, name))]
-    return _bytes(weight.as_tensor() if isinstance(weight, GGUFParameter) else weight.detach())
+    return _bytes(weight.as_tensor() if isinstance(weight, gguf_utils.GGUFParameter) else weight.detach())
 
 
 def _bytes(tensor: Any) -> list[bytes]:

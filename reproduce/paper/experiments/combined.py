@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 
 from reproduce.paper.cell import Cell, Measured
+from reproduce.paper.choices import Choices
 from reproduce.paper.lab import Job, Lab
 from reproduce.paper.recipe import Recipe
 from reproduce.paper.sight import Sight
-from reproduce.paper.subjects import COMBINED, SUBJECTS, THINGS, WITHIN
+from reproduce.paper.subjects import SUBJECTS, slug
 from svdiff_delta.io import load
 from svdiff_delta.ops import arithmetic
 from svdiff_train.sampling.weight_difference import open_difference, tuned_weights
@@ -32,24 +33,26 @@ SEEDS: Final = (0, 1, 2, 3)
 THING: Final = "thing"
 
 
-def cells() -> list[Cell]:
-    """Return sums of three pairs, and interpolations between two classes and within one, by SVDiff and full."""
-    found = []
-    for method in METHODS:
-        for names in COMBINED:
-            recipes = tuple(single(name, method) for name in names)
-            label = "+".join(names).replace(" ", "_")
-            found.append(Cell("e", f"sum-{label}-{method}", partial(_sum, recipes), recipes, shown=True))
-        for kind, names, noun in (("things", THINGS, THING), ("within", WITHIN, None)):
-            ends = tuple(Recipe(method=method, subjects=(name,), noun=noun) for name in names)
-            found.append(Cell("e", f"{kind}-{method}", partial(_interpolate, ends), ends, shown=True))
-    return found
+def sum_cell(choices: Choices, names: tuple[str, ...], method: MethodName, seed: int) -> Cell:
+    """Return a cell of (e): the sum of two results of (a)."""
+    recipes = tuple(single(choices, name, method, seed) for name in names)
+    name = f"sum-{slug(*names)}-{method}-{seed}"
+    return Cell("e", name, partial(_sum, recipes), recipes, shown=seed == 0)
+
+
+def way_cell(choices: Choices, names: tuple[str, ...], method: MethodName, seed: int) -> Cell:
+    """Return a cell of (e): the way between two subjects, both learned as a "thing" as in the paper."""
+    recipes = tuple(
+        Recipe(rate=choices.rates[method], method=method, subjects=(name,), noun=THING, seed=seed) for name in names
+    )
+    name = f"way-{slug(*names)}-{method}-{seed}"
+    return Cell("e", name, partial(_interpolate, recipes), recipes, shown=seed == 0)
 
 
 def _sum(recipes: Sequence[Recipe], lab: Lab, sight: Sight) -> Measured:
     """Measure each subject in its own model and in the sum, and both in one picture by the sum."""
     subjects = [SUBJECTS[recipe.subjects[0]] for recipe in recipes]
-    alone, together, rows = [], [], {}
+    alone, together, classes, rows = [], [], [], {}
     with combined(lab, recipes, (1.0, 1.0)) as pipeline:
         both = [lab.paint(pipeline, jobs(subject.phrase())) for subject in subjects]
         pair = lab.paint(pipeline, pair_jobs(subjects))
@@ -59,10 +62,12 @@ def _sum(recipes: Sequence[Recipe], lab: Lab, sight: Sight) -> Measured:
         references = sight.references(subject)
         alone.append(round(float(sight.image_alignment(own, references).mean()), 5))
         together.append(round(float(sight.image_alignment(pictures, references).mean()), 5))
+        classes.append(round(float(sight.image_alignment(lab.class_images(subject.noun), references).mean()), 5))
         rows[subject.name.replace(" ", "_")] = pictures[::2]
     rows["pair"] = pair[::3]
     duo = (subjects[0], subjects[1])
-    return Measured({"alone": alone, "together": together, "pair": judged_pairs(sight, [(duo, pair)])}, rows)
+    numbers = {"alone": alone, "together": together, "class": classes, "pair": judged_pairs(sight, [(duo, pair)])}
+    return Measured(numbers, rows)
 
 
 def _interpolate(ends: Sequence[Recipe], lab: Lab, sight: Sight) -> Measured:

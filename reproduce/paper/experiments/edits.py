@@ -9,35 +9,43 @@ from typing import Any, Final
 from PIL import Image
 
 from reproduce.paper.cell import Cell, Measured
+from reproduce.paper.choices import Choices
 from reproduce.paper.lab import SAMPLING, Lab
 from reproduce.paper.recipe import Recipe
 from reproduce.paper.sight import Sight, ground, half, middle
-from reproduce.paper.subjects import SCENE, SCENES, Edit, Scene
+from reproduce.paper.subjects import SCENE, Edit, Scene
 from svdiff_train.data.picture_file import opened_picture
 from svdiff_train.sampling.edit import EditConfig, edit
 from svdiff_train.settings.config import MethodName
 
 METHODS: Final[tuple[MethodName, ...]] = ("svdiff", "full", "lora")
-SEEDS: Final = (0, 1)
 WAYS: Final = {"plain": False, "inverted": True}
 PICTURE_SEEDS: Final = (0, 1, 2)
 ASIDE: Final = 0.12
 """How far from the middle a subject "on the left" must be, of half the width."""
 
 
-def recipe(scene: str, method: MethodName, seed: int) -> Recipe:
-    """Return the training on one picture."""
-    return Recipe(method=method, scene=scene, seed=seed)
-
-
-def cells() -> list[Cell]:
-    """Return every picture by every method, twice."""
-    return [_cell(scene.name, method, seed) for seed in SEEDS for scene in SCENES for method in METHODS]
-
-
-def _cell(scene: str, method: MethodName, seed: int) -> Cell:
-    made = recipe(scene, method, seed)
+def cell(choices: Choices, scene: str, method: MethodName, seed: int) -> Cell:
+    """Return a cell of (c): a picture by a method."""
+    made = Recipe(rate=choices.picture_rates[method], method=method, scene=scene, seed=seed, prior=0.0)
     return Cell("c", f"{scene}-{method}-{seed}", partial(_measure, made), (made,), shown=seed == 0)
+
+
+def faithful_cell(letter: str, name: str, made: Recipe) -> Cell:
+    """Return a cell that measures how well a picture was learned, and no edits."""
+    return Cell(letter, name, partial(_faithful, made), (made,), shown=True)
+
+
+def _faithful(made: Recipe, lab: Lab, sight: Sight) -> Measured:
+    trained, scene = lab.trained(made), SCENE[made.scene or ""]
+    with opened_picture(scene.path) as opened:
+        source = opened.convert("RGB")
+    with lab.with_result(made, trained.last) as pipeline:
+        again = lab.paint(pipeline, [(scene.prompt, seed) for seed in PICTURE_SEEDS])
+    like = sight.image_alignment(again, sight.seen([source]))
+    return Measured(
+        {"seconds": trained.seconds, "faithful": round(float(like.mean()), 5)}, {"painted": [source, *again]}
+    )
 
 
 def _measure(made: Recipe, lab: Lab, sight: Sight) -> Measured:

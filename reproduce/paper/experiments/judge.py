@@ -51,7 +51,7 @@ def measured(
     found = []
     for index, path in enumerate(results):
         with lab.with_result(recipe, path) as pipeline:
-            pictures = lab.paint(pipeline, jobs(subject.phrase(recipe.noun)))
+            pictures = lab.paint(pipeline, jobs(subject.phrase(recipe.noun, recipe.token)))
         found.append((scores(lab, sight, pictures, subject, subject.noun) | {"checkpoint": index}, pictures))
     return max(found, key=lambda pair: pair[0]["text"] + pair[0]["image"])
 

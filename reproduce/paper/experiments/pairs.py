@@ -11,25 +11,15 @@ import numpy as np
 from PIL import Image
 
 from reproduce.paper.cell import Cell, Measured
+from reproduce.paper.choices import MIX, NEGATIVES, Choices
 from reproduce.paper.lab import Job, Lab
-from reproduce.paper.recipe import STEPS, Recipe
+from reproduce.paper.recipe import NONE, Recipe
 from reproduce.paper.sight import CENTRES, SEAM, Sight, half, seam
-from reproduce.paper.subjects import PAIRS, SUBJECTS, TRIPLE, Subject
+from reproduce.paper.subjects import SUBJECTS, Subject, slug
 from svdiff_train.settings.config import MethodName
 
 Variant = Literal["plain", "mix", "unmix"]
-VARIANTS: Final[tuple[Variant, ...]] = ("plain", "mix", "unmix")
 METHODS: Final[tuple[MethodName, ...]] = ("svdiff", "full")
-SEEDS: Final = (0, 1)
-MIX: Final = 0.6
-UNMIX: Final = 10.0
-"""The weight of the unmix regularization: of those in `search`, that with the highest mean score."""
-
-STEPS_OF_PAIRS: Final = 3 * STEPS
-"""Two subjects, and what they look like together, are learned in one run."""
-
-FASTER: Final = 1.0
-"""Factor on the learning rate of single subjects; of those in the search, that with the highest mean score."""
 
 TEMPLATES: Final = (
     "a photo of {0} beside {1}",
@@ -38,76 +28,58 @@ TEMPLATES: Final = (
     "{0} beside {1} on a purple background",
 )
 """Other wordings than those of the mixed samples that are learned from."""
-NEGATIVE: Final = "photo of {0} on the left and {1} on the right"
 PICTURE_SEEDS: Final = (0, 1, 2)
+PICTURES: Final = len(TEMPLATES) * len(PICTURE_SEEDS)
+"""Of a pair by a training."""
 
 
 def recipe(
-    names: tuple[str, ...],
-    method: MethodName,
-    variant: Variant,
-    seed: int,
-    *,
-    unmix: float = UNMIX,
-    faster: float = FASTER,
+    choices: Choices, names: tuple[str, ...], method: MethodName, variant: Variant, seed: int, **more: Any
 ) -> Recipe:
-    """Return the training of several subjects."""
-    return Recipe(
-        method=method,
-        subjects=names,
-        seed=seed,
-        mix=0.0 if variant == "plain" else MIX,
-        unmix=unmix if variant == "unmix" else 0.0,
-        faster=faster,
-        steps=STEPS_OF_PAIRS,
-    )
+    """Return the training of several subjects; `more` are fields of the recipe in place of what was chosen."""
+    given: dict[str, Any] = {
+        "rate": round(choices.rates[method] * choices.factors[method], 9),
+        "method": method,
+        "subjects": names,
+        "seed": seed,
+        "mix": 0.0 if variant == "plain" else MIX,
+        "unmix": choices.unmix if variant == "unmix" else NONE,
+        "steps": choices.pair_steps,
+    }
+    return Recipe(**(given | more))
 
 
-def cells() -> list[Cell]:
-    """Return four pairs with every method and variant, twice; then three subjects at once, once."""
-    found = [
-        _cell(names, method, variant, seed)
-        for seed in SEEDS
-        for names in PAIRS
-        for variant in VARIANTS
-        for method in METHODS
-    ]
-    return found + [_cell(TRIPLE, method, variant, SEEDS[0]) for variant in VARIANTS[:2] for method in METHODS]
+def cell(choices: Choices, names: tuple[str, ...], method: MethodName, variant: Variant, seed: int) -> Cell:
+    """Return a cell of (b)."""
+    name = f"{slug(*names)}-{method}-{variant}-{seed}"
+    made = recipe(choices, names, method, variant, seed)
+    return pair_cell("b", name, made, negative=NEGATIVES[choices.negative], shown=seed == 0)
 
 
-def cell_name(names: tuple[str, ...], method: str, variant: str, seed: int) -> str:
-    """Return what a cell is called."""
-    return f"{'+'.join(names).replace(' ', '_')}-{method}-{variant}-{seed}"
+def pair_cell(letter: str, name: str, made: Recipe, *, negative: str = "", shown: bool) -> Cell:
+    """Return a cell that measures several subjects; with mixed samples, with a negative prompt too if one is given."""
+    avoided = negative if made.mix else ""
+    return Cell(letter, name, partial(_measure, made, avoided), (made,), shown, about=avoided)
 
 
-def _cell(names: tuple[str, ...], method: MethodName, variant: Variant, seed: int) -> Cell:
-    made = recipe(names, method, variant, seed)
-    return pair_cell("b", cell_name(names, method, variant, seed), made, shown=seed == 0)
-
-
-def pair_cell(letter: str, name: str, made: Recipe, *, shown: bool) -> Cell:
-    """Return a cell that measures several subjects."""
-    return Cell(letter, name, partial(_measure, made), (made,), shown)
-
-
-def _measure(made: Recipe, lab: Lab, sight: Sight) -> Measured:
+def _measure(made: Recipe, avoided: str, lab: Lab, sight: Sight) -> Measured:
     trained = lab.trained(made)
     subjects = [SUBJECTS[name] for name in made.subjects]
     duos = list(combinations(subjects, 2))
     numbers: dict[str, Any] = {"seconds": trained.seconds}
     rows: dict[str, Sequence[Image.Image]] = {}
     with lab.with_result(made, trained.last) as pipeline:
-        painted = [(duo, lab.paint(pipeline, jobs(duo))) for duo in duos]
-        numbers["positive"] = judged(sight, painted)
-        rows["painted"] = painted[0][1][:: len(PICTURE_SEEDS)]
-        if made.mix:
-            avoided = [
-                (duo, lab.paint(pipeline, jobs(duo), NEGATIVE.format(*(subject.phrase() for subject in duo))))
-                for duo in duos
-            ]
-            numbers["negative"] = judged(sight, avoided)
-            rows["negative"] = avoided[0][1][:: len(PICTURE_SEEDS)]
+        for label, negative in {"positive": "", "negative": avoided}.items():
+            if label == "negative" and not avoided:
+                continue
+            painted = [(duo, lab.paint(pipeline, jobs(duo), _without(duo, negative))) for duo in duos]
+            numbers[label] = judged(sight, painted)
+            rows[label] = painted[0][1][:: len(PICTURE_SEEDS)]
     return Measured(numbers, rows)
+
+
+def _without(duo: Sequence[Subject], negative: str) -> str | None:
+    return negative.format(*(subject.phrase() for subject in duo)) if negative else None
 
 
 def jobs(duo: Sequence[Subject]) -> list[Job]:

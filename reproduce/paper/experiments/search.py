@@ -1,77 +1,93 @@
-"""(i) What the recipes were chosen by, on two subjects of their own: rates, λ, the weight of unmix."""
+"""(i) What recipes are chosen by, on subjects apart, by rules that stand here before it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Final
 
-from reproduce.paper.cell import Cell
-from reproduce.paper.recipe import PRIOR, RATES, Recipe
-from reproduce.paper.subjects import SEARCHED
-from svdiff_train.settings.config import MethodName
+from reproduce.paper.choices import NEGATIVES, STYLES
 
-from .pairs import pair_cell, recipe
-from .singles import single_cell
+from .search_rates import (
+    FACTORS,
+    GAIN,
+    LEARNED,
+    PAIR_STEPS,
+    PICTURE_RATES,
+    RATES,
+    TRIPLES,
+    choose_pairs,
+    choose_picture_rates,
+    choose_rates,
+    choose_triple,
+    pair_cells,
+    picture_cells,
+    rate_cells,
+    triple_cells,
+)
+from .search_stitching import (
+    LOSS,
+    UNMIXINGS,
+    choose_negative,
+    choose_style,
+    choose_unmix,
+    negative_cells,
+    style_cells,
+    unmix_cells,
+    unmixing_label,
+)
+from .stage import Stage
 
-GRID: Final[Mapping[MethodName, tuple[float, ...]]] = {
-    "svdiff": (2e-3, 5e-3, 1e-2, 2e-2),
-    "full": (2e-5, 5e-5, 1e-4, 2e-4),
-    "lora": (1e-3, 2e-3, 5e-3, 1e-2),
-    "kv": (1e-4, 2e-4, 5e-4, 1e-3),
-}
-"""Learning rates that are tried; the lowest whose pictures show the subject (`LEARNED`) is in `RATES`.
-
-The sum of both alignments would not choose: what text gains, image loses, so it is nearly the same at all rates, and
-highest where hardly anything was learned.
-"""
-
-LEARNED: Final = 0.9
-"""The share of pictures nearer to the subject's own than to the base's of its class, from which it is learned."""
-
-PRIORS: Final = (0.0, 1.0)
-"""λ that are tried, by SVDiff at its rate."""
-
-UNMIXES: Final = (1.0, 10.0, 100.0)
-"""Weights of the unmix regularization that are tried on both subjects at once, by SVDiff."""
-
-PAIR_FACTORS: Final = (0.5, 1.0)
-"""Factors on the learning rate that are tried on both subjects at once, with mixed samples and without unmix."""
-
-
-def rate_name(subject: str, method: str, rate: float) -> str:
-    """Return what the cell of a learning rate is called."""
-    return f"{subject.replace(' ', '_')}-{method}-{rate:g}"
-
-
-def prior_name(subject: str, prior: float) -> str:
-    """Return what the cell of a λ is called; λ = 0 is what rates are tried with."""
-    if prior == PRIOR:
-        return rate_name(subject, "svdiff", RATES["svdiff"])
-    return f"{subject.replace(' ', '_')}-prior-{prior:g}"
-
-
-def unmix_name(weight: float) -> str:
-    """Return what the cell of a weight is called."""
-    return f"unmix-{weight:g}"
-
-
-def factor_name(factor: float) -> str:
-    """Return what the cell of a factor on the learning rate is called."""
-    return f"pair-{factor:g}"
-
-
-def cells() -> list[Cell]:
-    """Return every learning rate of every method and every λ, for both subjects, and what is tried on the pair."""
-    singles = {
-        rate_name(subject, method, rate): Recipe(method=method, subjects=(subject,), faster=rate / RATES[method])
-        for subject in SEARCHED
-        for method, found in GRID.items()
-        for rate in found
-    }
-    singles |= {
-        prior_name(subject, prior): Recipe(subjects=(subject,), prior=prior) for subject in SEARCHED for prior in PRIORS
-    }
-    together = {factor_name(factor): recipe(SEARCHED, "svdiff", "mix", 0, faster=factor) for factor in PAIR_FACTORS}
-    together |= {unmix_name(weight): recipe(SEARCHED, "svdiff", "unmix", 0, unmix=weight) for weight in UNMIXES}
-    found = [single_cell("i", name, made, shown=True) for name, made in singles.items()]
-    return found + [pair_cell("i", name, made, shown=True) for name, made in together.items()]
+STAGES: Final[Sequence[Stage]] = (
+    Stage(
+        "learning rates of subjects, λ = 1",
+        tuple(f"{method}: {', '.join(f'{rate:g}' for rate in rates)}" for method, rates in RATES.items()),
+        f"of each method the lowest with which {LEARNED:g} or more of the pictures are nearer to the subject's own "
+        "than to the base's of its class, as a mean over the subjects; if none reaches that, the nearest to it",
+        rate_cells,
+        choose_rates,
+    ),
+    Stage(
+        "learning rates of single pictures, λ = 0",
+        tuple(f"{method}: {', '.join(f'{rate:g}' for rate in rates)}" for method, rates in PICTURE_RATES.items()),
+        f"of each method the lowest with which the picture's description gives a cosine of {LEARNED:g} or more with "
+        "it, as a mean over the pictures; if none reaches that, the nearest to it",
+        picture_cells,
+        choose_picture_rates,
+    ),
+    Stage(
+        "steps and factors on the rate of two subjects",
+        tuple(f"{steps} steps, {factor:g} times the rate of one subject" for steps in PAIR_STEPS for factor in FACTORS),
+        "of each method the factor with the highest mean score (the lesser likeness of the two to a half of the "
+        f"picture each); more steps only if they raise that by more than {GAIN:g} as a mean over the methods",
+        pair_cells,
+        choose_pairs,
+    ),
+    Stage(
+        "steps and mixed samples of three subjects",
+        tuple(f"{steps} steps, {mix:g} of the samples mixed" for steps, mix in TRIPLES),
+        "the highest mean score",
+        triple_cells,
+        choose_triple,
+    ),
+    Stage(
+        "the unmix regularization",
+        tuple(unmixing_label(unmix) for unmix in UNMIXINGS),
+        f"of all whose mean score is not lower than without by more than {LOSS:g}, the least stitched",
+        unmix_cells,
+        choose_unmix,
+    ),
+    Stage(
+        "the negative prompt",
+        tuple(f"{label}: {wording}" for label, wording in NEGATIVES.items()),
+        f"of all whose mean score is not lower than without by more than {LOSS:g}, the least stitched",
+        negative_cells,
+        choose_negative,
+    ),
+    Stage(
+        "how styles are mixed",
+        tuple(f"{label}: {style.layers} give the geometry" for label, style in STYLES.items()),
+        "the highest of the lesser of both gains, of shape and of colours, as means over three pairs",
+        style_cells,
+        choose_style,
+    ),
+)

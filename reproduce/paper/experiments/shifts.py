@@ -1,19 +1,19 @@
-"""What only spectral shifts can do: (f) style mixing (Fig. 10), (g) correlation (Fig. 9a), (h) scales."""
+"""What only spectral shifts can do: (f) style mixing (Fig. 10), (g) correlation (Fig. 9a), (h) scales, sizes."""
 
 from __future__ import annotations
 
 from functools import partial
-from itertools import permutations
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image
 
 from reproduce.paper.cell import Cell, Measured
+from reproduce.paper.choices import STYLES, Choices, Style
 from reproduce.paper.lab import Lab
 from reproduce.paper.recipe import Recipe
 from reproduce.paper.sight import Sight, colours, silhouette
-from reproduce.paper.subjects import ABLATED, SINGLES, SUBJECTS
+from reproduce.paper.subjects import SUBJECTS, slug
 from svdiff_delta.io import load
 from svdiff_delta.ops.arithmetic import style_mix
 from svdiff_delta.ops.stats import mean_cosine
@@ -23,36 +23,49 @@ from .singles import single, subset_recipe
 
 MIXED_SUBSET: Final = "unet-2d"
 """The subset that the paper mixes styles in."""
-MIXED_LAYERS: Final = "(4,down,0)-(4,down,1)"
-"""The cross-attention around the middle, as (16,down,1)-(8,down,0) is in Stable Diffusion 1.5."""
+SHARED_TOKEN: Final = "V1"  # noqa: S105
+SHARED_NOUN: Final = "thing"
 MIXED_SEEDS: Final = (0, 1, 2, 3)
 SCALES: Final = (0.0, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0)
-FASTER: Final = 0.5
+SLOWER: Final = 0.5
 """The second run of the correlation's diagonal has this times the learning rate."""
 
 
-def style_cells() -> list[Cell]:
-    """Return (f): every order of two of three subjects."""
-    found = []
-    for geometry, appearance in permutations(ABLATED, 2):
-        recipes = (subset_recipe(geometry, MIXED_SUBSET), subset_recipe(appearance, MIXED_SUBSET))
-        name = f"{geometry}-as-{appearance}".replace(" ", "_")
-        found.append(Cell("f", name, partial(_style, recipes), recipes, shown=geometry == ABLATED[0]))
-    return found
+def style_recipe(choices: Choices, name: str, style: Style, seed: int) -> Recipe:
+    """Return the training of one of the two subjects whose styles are mixed."""
+    if not style.shared:
+        return subset_recipe(choices, name, MIXED_SUBSET, seed)
+    return Recipe(
+        rate=choices.rates["svdiff"], subjects=(name,), seed=seed, selectors=(MIXED_SUBSET,),
+        noun=SHARED_NOUN, token=SHARED_TOKEN,
+    )  # fmt: skip
 
 
-def _style(recipes: tuple[Recipe, Recipe], lab: Lab, sight: Sight) -> Measured:  # noqa: ARG001
+def style_cell(
+    choices: Choices, names: tuple[str, ...], seed: int, *, letter: str = "f", label: str | None = None
+) -> Cell:
+    """Return a cell of (f): the first subject's geometry with the second's appearance."""
+    chosen = choices.style if label is None else label
+    style = STYLES[chosen]
+    recipes = tuple(style_recipe(choices, name, style, seed) for name in names)
+    name = f"{slug(names[0])}-as-{slug(names[1])}-{seed}"
+    name = name if label is None else f"{slug(label).replace(',', '')}-{name}"
+    return Cell(letter, name, partial(_style, recipes, style), recipes, shown=seed == 0, about=chosen)
+
+
+def _style(recipes: tuple[Recipe, ...], style: Style, lab: Lab, sight: Sight) -> Measured:  # noqa: ARG001
     """Compare the mix with both of its parents, painted from the same noise."""
     geometry, appearance = (load(lab.trained(recipe).last) for recipe in recipes)
-    first, second = (SUBJECTS[recipe.subjects[0]] for recipe in recipes)
+    phrases = [SUBJECTS[recipe.subjects[0]].phrase(recipe.noun, recipe.token) for recipe in recipes]
+    named = phrases[0] if style.named == "geometry" else phrases[1]
     painted: dict[str, list[Image.Image]] = {}
-    for label, delta, subject in (
-        ("geometry", geometry, first),
-        ("appearance", appearance, second),
-        ("mixed", style_mix(geometry, appearance, layers=MIXED_LAYERS), first),
+    for label, delta, phrase in (
+        ("geometry", geometry, phrases[0]),
+        ("appearance", appearance, phrases[1]),
+        ("mixed", style_mix(geometry, appearance, layers=style.layers), named),
     ):
         with lab.with_delta(delta) as pipeline:
-            painted[label] = lab.paint(pipeline, [(f"a photo of {subject.phrase()}", seed) for seed in MIXED_SEEDS])
+            painted[label] = lab.paint(pipeline, [(f"a photo of {phrase}", seed) for seed in MIXED_SEEDS])
     shape = {parent: _mean_overlap(painted["mixed"], painted[parent]) for parent in ("geometry", "appearance")}
     colour = {parent: _mean_colours(painted["mixed"], painted[parent]) for parent in ("geometry", "appearance")}
     plain = _mean_colours(painted["geometry"], painted["appearance"])
@@ -71,35 +84,22 @@ def _mean_colours(ours: list[Image.Image], theirs: list[Image.Image]) -> float:
     return round(float(np.mean([np.minimum(a, b).sum() for a, b in pairs])), 5)
 
 
-def correlation_cells() -> list[Cell]:
-    """Return (g): one cell of all cosines."""
-    recipes = tuple(single(name) for name in SINGLES)
-    again = tuple(Recipe(subjects=(name,), faster=FASTER) for name in SINGLES)
-    return [Cell("g", "cosines", partial(_cosines, recipes, again), (*recipes, *again))]
+def cosine_cell(choices: Choices, name: str, other: str) -> Cell:
+    """Return a cell of (g): a subject's shift beside its own from another run, and beside another subject's."""
+    again = Recipe(rate=round(choices.rates["svdiff"] * SLOWER, 9), subjects=(name,))
+    recipes = (single(choices, name), again, single(choices, other))
+    return Cell("g", f"{slug(name)}-beside-{slug(other)}", partial(_cosines, recipes), recipes)
 
 
-def _cosines(recipes: tuple[Recipe, ...], again: tuple[Recipe, ...], lab: Lab, sight: Sight) -> Measured:  # noqa: ARG001
-    deltas = [load(lab.trained(recipe).last) for recipe in recipes]
-    others = [load(lab.trained(recipe).last) for recipe in again]
-    matrix = [
-        [round(mean_cosine(a, others[row] if row == column else b), 5) for column, b in enumerate(deltas)]
-        for row, a in enumerate(deltas)
-    ]
-    return Measured({"names": [recipe.subjects[0] for recipe in recipes], "matrix": matrix})
+def _cosines(recipes: tuple[Recipe, ...], lab: Lab, sight: Sight) -> Measured:  # noqa: ARG001
+    first, again, other = (load(lab.trained(recipe).last) for recipe in recipes)
+    return Measured({"own": round(mean_cosine(first, again), 5), "other": round(mean_cosine(first, other), 5)})
 
 
-def scale_cells() -> list[Cell]:
-    """Return the second half of (h): three subjects' deltas at several scales."""
-    return [
-        Cell(
-            "h",
-            f"scales-{name}".replace(" ", "_"),
-            partial(_scales, single(name)),
-            (single(name),),
-            shown=name == ABLATED[0],
-        )
-        for name in ABLATED
-    ]
+def scale_cell(choices: Choices, name: str, seed: int) -> Cell:
+    """Return a cell of (h): a subject's delta of (a) at several scales."""
+    recipe = single(choices, name, seed=seed)
+    return Cell("h", f"{slug(name)}-scales-{seed}", partial(_scales, recipe), (recipe,), shown=seed == 0)
 
 
 def _scales(recipe: Recipe, lab: Lab, sight: Sight) -> Measured:
@@ -112,3 +112,36 @@ def _scales(recipe: Recipe, lab: Lab, sight: Sight) -> Measured:
         found.append({"scale": scale, **scores(lab, sight, pictures, subject, subject.noun)})
         strip.append(pictures[0])
     return Measured({"scales": found}, {"strip": strip})
+
+
+STABLE_DIFFUSION: Final[dict[str, Any]] = {
+    "sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8,
+    "block_out_channels": (320, 640, 1280, 1280),
+}  # fmt: skip
+"""The configuration of the paper's UNet, that of Stable Diffusion 1; all else is diffusers' default."""
+
+
+def size_cell() -> Cell:
+    """Return the cell of sizes: counted at the shapes of the paper's UNet, and at those of the embedded base."""
+    return Cell("a", "sizes", _sizes, ())
+
+
+def _sizes(lab: Lab, sight: Sight) -> Measured:  # noqa: ARG001
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        paper = UNet2DConditionModel(**STABLE_DIFFUSION)
+    counted = {"paper": count_sizes(paper), "here": count_sizes(lab.pipeline.unet)}
+    return Measured(counted)
+
+
+def count_sizes(unet: Any) -> dict[str, int]:
+    """Return how many numbers a UNet has, and how many singular values: a vector counts as its length."""
+    weights = shift = 0
+    for name, value in unet.named_parameters():
+        weights += value.numel()
+        if name.endswith(".weight"):
+            rows = value.shape[0]
+            shift += rows if value.ndim == 1 else min(rows, value.numel() // rows)
+    return {"weights": weights, "shift": shift}

@@ -6,56 +6,46 @@ from functools import partial
 from typing import Final, get_args
 
 from reproduce.paper.cell import Cell, Measured
+from reproduce.paper.choices import Choices
 from reproduce.paper.lab import Lab
 from reproduce.paper.recipe import Recipe
 from reproduce.paper.sight import Sight
-from reproduce.paper.subjects import ABLATED, SINGLES
-from svdiff_delta.selectors.subsets import PAPER
+from reproduce.paper.subjects import slug
 from svdiff_train.settings.config import MethodName
 
 from .judge import measured
 
 METHODS: Final[tuple[MethodName, ...]] = get_args(MethodName)
-SEEDS: Final = (0, 1, 2)
 RANKS: Final = (1, 4, 16, 64)
 
 
-def single(name: str, method: MethodName = "svdiff", seed: int = 0) -> Recipe:
+def single(choices: Choices, name: str, method: MethodName = "svdiff", seed: int = 0) -> Recipe:
     """Return the training of one subject."""
-    return Recipe(method=method, subjects=(name,), seed=seed)
+    return Recipe(rate=choices.rates[method], method=method, subjects=(name,), seed=seed)
 
 
-def cells() -> list[Cell]:
-    """Return (a): every subject by every method, three times."""
-    return [
-        single_cell("a", f"{_slug(name)}-{method}-{seed}", single(name, method, seed), shown=seed == 0)
-        for seed in SEEDS
-        for name in SINGLES
-        for method in METHODS
-    ]
+def cell(choices: Choices, name: str, method: MethodName, seed: int) -> Cell:
+    """Return a cell of (a): a subject by a method."""
+    return single_cell("a", f"{slug(name)}-{method}-{seed}", single(choices, name, method, seed), shown=seed == 0)
 
 
-def subset_cells() -> list[Cell]:
-    """Return (d): three subjects on each of the paper's twelve subsets."""
-    return [
-        single_cell("d", f"{subset}-{_slug(name)}", subset_recipe(name, subset), shown=name == ABLATED[0])
-        for name in ABLATED
-        for subset in PAPER
-    ]
+def subset_recipe(choices: Choices, name: str, subset: str, seed: int) -> Recipe:
+    """Return the training of a subset of Table 1."""
+    return Recipe(rate=choices.rates["svdiff"], subjects=(name,), selectors=(subset,), seed=seed)
 
 
-def subset_recipe(name: str, subset: str) -> Recipe:
-    """Return the training of a subset; the whole UNet is what (a) trains."""
-    return single(name) if subset == "unet" else Recipe(subjects=(name,), selectors=(subset,))
+def subset_cell(choices: Choices, name: str, subset: str, seed: int) -> Cell:
+    """Return a cell of (d); the whole UNet is what (a) trains."""
+    if subset == "unet":
+        return cell(choices, name, "svdiff", seed)
+    made = subset_recipe(choices, name, subset, seed)
+    return single_cell("d", f"{slug(name)}-{subset}-{seed}", made, shown=seed == 0)
 
 
-def rank_cells() -> list[Cell]:
-    """Return the first half of (h): three subjects with the largest singular values only."""
-    return [
-        single_cell("h", f"rank-{rank}-{_slug(name)}", Recipe(subjects=(name,), rank=rank), shown=name == ABLATED[0])
-        for name in ABLATED
-        for rank in RANKS
-    ]
+def rank_cell(choices: Choices, name: str, rank: int, seed: int) -> Cell:
+    """Return a cell of (h): the largest singular values only."""
+    made = Recipe(rate=choices.rates["svdiff"], subjects=(name,), rank=rank, seed=seed)
+    return single_cell("h", f"{slug(name)}-rank-{rank}-{seed}", made, shown=seed == 0)
 
 
 def single_cell(letter: str, name: str, recipe: Recipe, *, shown: bool) -> Cell:
@@ -68,7 +58,3 @@ def _measure(recipe: Recipe, lab: Lab, sight: Sight) -> Measured:
     numbers, pictures = measured(lab, sight, recipe, trained.results)
     facts = {"seconds": trained.seconds, "size": trained.size}
     return Measured({**numbers, **facts}, {"painted": pictures[:: max(1, len(pictures) // 4)]})
-
-
-def _slug(name: str) -> str:
-    return name.replace(" ", "_")

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from svdiff_delta.base_model.kinds import has_own_forward
 from svdiff_delta.runtime import factored_ops
 from svdiff_delta.runtime.gain_map import Factors
 from svdiff_delta.runtime.layer_calls import own_output
 from svdiff_delta.runtime.per_sample import multiply
-from svdiff_delta.runtime.quantized import needs_own_call, plain_weight, quantized_weight
-from svdiff_delta.runtime.targets import TargetLayer
+from svdiff_delta.runtime.quantized import needs_own_call, plain_weight
 
 from .form import Held
-from .two_products import matrix_of, product_pair
+from .two_products import matrix_of, own_map, product_pair
 
 if TYPE_CHECKING:
     from svdiff_delta.runtime.spectral_shift import SpectralShift
+    from svdiff_delta.runtime.targets import TargetLayer
 
 
 class Additive:
@@ -66,13 +65,3 @@ def with_room(factors: Factors) -> Factors:
     """
     room = 2.0 ** ceil(log2(factors.rows.shape[1]) / 2)
     return Factors(factors.rows / room, factors.columns, replace(factors.response, slope=factors.response.slope * room))
-
-
-def own_map(module: nn.Module) -> str:
-    """Return why no two products stand for a layer; empty if they do."""
-    if factored_ops.is_grouped(module):
-        return "the groups of this convolution see different inputs"
-    stored = quantized_weight(module)
-    if stored is not None and not stored.cast:  # what its own forward computes is known
-        return ""
-    return f"{type(module).__name__} has a forward of its own" if has_own_forward(module) else ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 from torch import nn
@@ -10,10 +11,18 @@ from torch import nn
 from svdiff_delta.errors import AttachError
 from svdiff_delta.runtime import factored_ops
 from svdiff_delta.runtime.quantized import compute_dtype, quantized_weight
-from svdiff_delta.runtime.targets import TargetLayer
 
-from . import FORMS
+from .additive import Additive
 from .costs import cost
+from .factored import Factored
+from .form import LayerForm
+from .resident import Resident
+
+if TYPE_CHECKING:
+    from svdiff_delta.runtime.targets import TargetLayer
+
+FORMS: Final[Mapping[str, LayerForm]] = {form.name: form for form in (Factored(), Additive(), Resident())}
+"""The forms of layers that two products stand for, by name."""
 
 FormName = Literal["factored", "additive", "resident", "whole"]
 """How a live layer computes with δ."""

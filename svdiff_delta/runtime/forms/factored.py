@@ -7,22 +7,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.runtime import factored_ops
 from svdiff_delta.runtime.factored_ops import HALF, narrow
+from svdiff_delta.runtime.factored_product import factored_product, is_trained
 from svdiff_delta.runtime.gain_map import factored
 from svdiff_delta.runtime.original_weights import device_of
 from svdiff_delta.runtime.per_sample import multiply
 from svdiff_delta.runtime.quantized import quantized_weight
-from svdiff_delta.runtime.targets import TargetLayer
+from svdiff_delta.runtime.sharded import is_sharded
 from svdiff_delta.runtime.wide_product import autocast_dtype
 
-from .additive import own_map
 from .costs import whole_is_cheaper
 from .form import Held
-from .two_products import matrix_of, product_pair
+from .two_products import matrix_of, own_map, product_pair
 
 if TYPE_CHECKING:
     from svdiff_delta.runtime.spectral_shift import SpectralShift
+    from svdiff_delta.runtime.targets import TargetLayer
 
 
 class Factored:
@@ -35,6 +37,8 @@ class Factored:
         """Return why it cannot serve a layer."""
         if (stored := quantized_weight(module)) is not None:
             return f"its weight is quantized ({stored.scheme}), and stays so"
+        if is_sharded(weight_of(module)):
+            return "its weight is sharded over processes, and cannot be dropped"
         if dtype in HALF or narrow(dtype):
             return "a product of two factors in half precision is not W to half precision"
         return own_map(module)
@@ -53,6 +57,8 @@ class Factored:
             bias = getattr(module, "bias", None)
             weight = factored_ops.as_called(module, self.weight(shift, module, gain).to(shift.inner.dtype))
             return factored_ops.inner(module, weight, x, *args, bias=bias, **options)
+        if factored_ops.is_linear(module) and is_trained(x, shift.inner, gain):
+            return factored_product(x, shift.inner, shift.outer, gain, getattr(module, "bias", None))
         hidden = factored_ops.inner(module, shift.inner, x, *args, **options)
         hidden = multiply(hidden, gain, factored_ops.tail(module, gain.shape[-1])).to(hidden.dtype)
         return factored_ops.outer(module, shift.outer, hidden, bias=True)

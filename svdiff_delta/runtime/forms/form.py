@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from svdiff_delta.runtime.gain_map import Response
-from svdiff_delta.runtime.targets import TargetLayer
 
 if TYPE_CHECKING:
     from svdiff_delta.runtime.spectral_shift import SpectralShift
+    from svdiff_delta.runtime.targets import TargetLayer
 
 
 class Held(NamedTuple):

@@ -18,21 +18,23 @@ from torch import Tensor, nn
 
 from svdiff_delta.base_model.kinds import has_own_forward, weight_of
 from svdiff_delta.runtime import factored_ops
+from svdiff_delta.runtime.factored_ops import HALF
 from svdiff_delta.runtime.gain_map import resident
 from svdiff_delta.runtime.layer_calls import own_output
+from svdiff_delta.runtime.layer_product import cast_product, layer_product
 from svdiff_delta.runtime.per_sample import multiply
 from svdiff_delta.runtime.quantized import needs_own_call, plain_weight
-from svdiff_delta.runtime.targets import TargetLayer
+from svdiff_delta.runtime.watched_operations import plain
 from svdiff_delta.runtime.wide_product import autocast_dtype, exact, spectral_product, wide, wide_product
 from svdiff_delta.svd.decomposition import matricize, unmatricize
 
-from .additive import own_map
 from .form import Held
 from .square_change import square_change
-from .two_products import product_pair
+from .two_products import own_map, product_pair
 
 if TYPE_CHECKING:
     from svdiff_delta.runtime.spectral_shift import SpectralShift
+    from svdiff_delta.runtime.targets import TargetLayer
 
 
 class Resident:
@@ -67,54 +69,48 @@ class Resident:
         one = _is_one_product(module, x)
         if one and autocast is None and x.dtype != own:
             return own_output(module, x)  # which refuses such an input
-        total, dtype = self.unrounded(shift, module, gain, x, *args, **options)
-        return factored_ops.laid_out(module, total, x, (autocast or own) if one else dtype)
+        main = gain if shift.inner is None else gain[..., : len(shift.square)]
+        low = None if shift.inner is None else gain[..., len(shift.square) :]
+        if one:
+            dtype, tail = autocast or own, None if low is None else self._tail(shift, module, low, x)
+            return factored_ops.laid_out(module, self._product(shift, module, main, x, tail, dtype), x, dtype)
+        total, dtype = self._around(shift, module, main, x, *args, **options)
+        if low is not None:
+            total = total + self._tail(shift, module, low, x, *args, **options)
+        return factored_ops.laid_out(module, total, x, dtype)
 
-    def unrounded(
-        self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any
-    ) -> tuple[Tensor, torch.dtype]:
-        """Return the output in the dtype of sums, and the dtype of the layer's own."""
-        main = gain[..., : len(shift.square)]
-        if _is_one_product(module, x):
-            total, dtype = self._product(shift, module, main, x), x.dtype
-        else:
-            total, dtype = self._around(shift, module, main, x, *args, **options)
-        if shift.inner is not None:
-            total = total + self._tail(shift, module, gain[..., len(shift.square) :], x, *args, **options)
-        return total, dtype
-
-    def _product(self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor) -> Tensor:
-        """Return the output of one matrix product in the dtype of sums.
+    def _product(
+        self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor, tail: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """Return the output of one matrix product, in the dtype of sums where it is not rounded to another right away.
 
         A change that is added to a rounded output is lost in its last bit, so y is not rounded in between.
         """
         weight, bias = factored_ops.own_weight(module).flatten(1), cast("Tensor | None", getattr(module, "bias", None))
         rows = factored_ops.channels_last(module, x)
+        more = None if tail is None else factored_ops.channels_last(module, tail)
         if shift.outputs:
-            y = wide_product(rows, weight)
-            y = y + spectral_product(y, shift.square, gain)
+            y = layer_product(rows, weight, shift.square, gain, bias=bias, more=more, dtype=dtype)
         else:
-            changed = spectral_product(rows, shift.square, gain)
-            both = wide_product(torch.stack([rows.to(changed.dtype), changed]), weight)  # W is read once
-            y = both[0] + both[1]
-        return factored_ops.channels_back(module, y if bias is None else y + bias)
+            change = spectral_product(rows, shift.square, gain)
+            y = wide_product(rows, weight, change, bias, dtype if more is None else None)
+            y = y if more is None else y + more
+        return factored_ops.channels_back(module, y)
 
     def _around(
         self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any
     ) -> tuple[Tensor, torch.dtype]:
         """Return the output of a layer's own forward with the change, and the dtype of that forward."""
         bias = cast("Tensor | None", getattr(module, "bias", None))
+        if not shift.outputs:
+            change = spectral_product(factored_ops.channels_last(module, x), shift.square, gain).to(x.dtype)
+            y = own_output(module, x, *args, change=factored_ops.channels_back(module, change), **options)
+            return y, y.dtype
         y = own_output(module, x, *args, **options)
-        if shift.outputs:
-            rows = factored_ops.channels_last(module, y)
-            change = spectral_product(rows, shift.square, gain, None if bias is None else bias.to(rows.dtype))
-        else:
-            rows = factored_ops.channels_last(module, x)
-            changed = spectral_product(rows, shift.square, gain).to(x.dtype)
-            change = factored_ops.channels_last(
-                module, own_output(module, factored_ops.channels_back(module, changed), *args, bias=False, **options)
-            )
-        return y.to(change.dtype) + factored_ops.channels_back(module, change), y.dtype
+        rows = factored_ops.channels_last(module, y)
+        change = spectral_product(rows, shift.square, gain, None if bias is None else bias.to(rows.dtype))
+        y, dtype = y if shift.inner is None else y.to(wide(y.dtype)), y.dtype  # a sum of three is rounded in the end
+        return y + factored_ops.channels_back(module, change), dtype
 
     def _tail(
         self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any
@@ -122,6 +118,9 @@ class Resident:
         inner, outer = shift.inner, shift.outer
         with exact(x):
             kept = wide(inner.dtype)
+            if factored_ops.is_linear(module) and inner.dtype in HALF and x.device.type == "cpu" and not plain():
+                hidden = multiply(cast_product(x, inner), gain, (gain.shape[-1],)).to(kept)
+                return cast_product(hidden, outer)
             given = x if isinstance(module, nn.Embedding) else x.to(kept)
             hidden = factored_ops.inner(module, inner.to(kept), given, *args, **options)
             hidden = multiply(hidden, gain, factored_ops.tail(module, gain.shape[-1])).to(kept)

@@ -16,7 +16,7 @@ def square_change(matrix: Tensor, square: Tensor, gain: Tensor, tail: tuple[Tens
         gain: (K + t,): Δσ/σ, then Δσ of the tail.
         tail: the rows (t, columns) and columns (rows, t) of the tail; None if t = 0.
     """
-    left, main = matrix.shape[0] <= matrix.shape[1], gain[: len(square)]
+    left, main, square = matrix.shape[0] <= matrix.shape[1], gain[: len(square)], square.to(matrix.dtype)
     change = spectral_product(matrix.T, square, main).T if left else spectral_product(matrix, square, main)
     if tail is None:
         return change

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from svdiff_delta.base_model.kinds import has_own_forward
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.runtime import factored_ops
+from svdiff_delta.runtime.quantized import quantized_weight
 from svdiff_delta.svd.decomposition import unmatricize
 
 if TYPE_CHECKING:
@@ -34,3 +36,13 @@ def matrix_of(shift: SpectralShift, module: nn.Module, gain: Tensor) -> Tensor:
     kept = torch.promote_types(gain.dtype, rows.dtype)
     matrix = (columns.to(kept) * gain) @ rows.to(kept)
     return unmatricize(matrix, shift.parameter.shape, shift.parameter.axis)
+
+
+def own_map(module: nn.Module) -> str:
+    """Return why no two products stand for a layer; empty if they do."""
+    if factored_ops.is_grouped(module):
+        return "the groups of this convolution see different inputs"
+    stored = quantized_weight(module)
+    if stored is not None and not stored.cast:  # what its own forward computes is known
+        return ""
+    return f"{type(module).__name__} has a forward of its own" if has_own_forward(module) else ""

@@ -46,7 +46,9 @@ def compute_dtype(module: nn.Module) -> torch.dtype:
 def plain_weight(module: nn.Module) -> Tensor:
     """Return a layer's weight as an ordinary tensor: itself, or the quantized one as it computes, made now."""
     found = quantized_weight(module)
-    return weight_of(module) if found is None else found.dequantize().to(found.dtype)
+    if found is None:
+        return weight_of(module)
+    return found.dequantize().to(found.dtype) if found.unpack is None else found.unpack()
 
 
 def needs_own_call(module: nn.Module, x: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -29,6 +30,10 @@ NESTED: Final[Mapping[str, tuple[int, int]]] = {
 """Types whose steps are quantized again: bits of a value, and how many values share what their steps are made of."""
 
 
+PIECE: Final = 1 << 18
+"""Weights that are unpacked together; what is between stays in the processor's cache."""
+
+
 def find(module: nn.Module) -> QuantizedWeight | None:
     """Return how a layer's weight is stored in GGUF blocks; None if it is not, or its layer does not unpack it."""
     weight: Any = module._parameters["weight"]
@@ -37,22 +42,33 @@ def find(module: nn.Module) -> QuantizedWeight | None:
     kind = weight.quant_type.name
     if kind not in {*SIMPLE, *SHIFTED, *NESTED, "BF16"}:
         return None
+    dtype: torch.dtype | None = getattr(module, "compute_dtype", None)
+    host = weight.device.type == "cpu"  # elsewhere its layer may have a kernel that does both at once
     return QuantizedWeight(
         f"GGUF {kind}",
         tuple(weight.quant_shape),
-        getattr(module, "compute_dtype", None) or torch.float32,
+        dtype or torch.float32,
         weight.numel() * weight.element_size(),
-        lambda: _dequantized(weight),
+        lambda: _dequantized(weight, torch.float32),
         lambda found: _bound(weight, kind, found),
         (lambda given: given.bfloat16().float()) if kind == "BF16" else as_it_is,
         opaque=True,
+        unpack=partial(_dequantized, weight, dtype) if host and dtype is not None else None,
     )
 
 
-def _dequantized(weight: Any) -> Tensor:
+def _dequantized(weight: Any, dtype: torch.dtype) -> Tensor:
+    """Return a weight in a dtype; on the CPU piece by piece, since all that is between is four times as large."""
     utils: Any = sys.modules[type(weight).__module__]
+    packed, rows = weight.as_tensor().detach(), max(1, PIECE // weight.quant_shape[-1])
+    if packed.device.type != "cpu":
+        rows = len(packed)
+    result = torch.empty(tuple(weight.quant_shape), dtype=dtype, device=packed.device)
     with torch.no_grad():
-        return torch.as_tensor(utils.dequantize_gguf_tensor(weight)).float()
+        for part, place in zip(packed.split(rows), result.split(rows), strict=True):
+            found = utils.dequantize_gguf_tensor(type(weight)(part, quant_type=weight.quant_type))
+            place.copy_(found.float())  # torch casts float16 to bfloat16 number by number
+    return result
 
 
 def _bound(weight: Any, kind: str, found: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ class QuantizedWeight:
         rounded: makes of the float32 weight what the scheme rounds; it is compared with what was dequantized.
         opaque: whether only the layer's own class can use what is stored.
         cast: whether the weight is an ordinary one while the layer computes.
+        unpack: makes the ordinary weight that the layer's own forward multiplies by, where that is all that it does;
+            None for any other.
     """
 
     scheme: str
@@ -40,6 +42,7 @@ class QuantizedWeight:
     rounded: Callable[[Tensor], Tensor] = as_it_is
     opaque: bool = False
     cast: bool = False
+    unpack: Callable[[], Tensor] | None = None
 
 
 def expanded(scale: Tensor, shape: Iterable[int]) -> Tensor:

@@ -217,6 +217,7 @@ np.savez(out, **{name: change(name) for name in delta})
 """
 
 
+@pytest.mark.slow
 def test_delta_weight_is_the_same_from_the_float32_and_the_float16_variant_in_another_process(
     minilm: Base, delta: Delta, tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ bake(open_base(sys.argv[1]), [load(sys.argv[2])], sys.argv[3], overwrite=True, p
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["0.01", "0.5", "0.99"])
 def test_a_bake_that_was_killed_leaves_the_old_output_and_can_be_done_again(
     minilm: Base, delta: Delta, tmp_path: Path, moment: str

@@ -279,7 +279,8 @@ def test_a_folder_with_only_a_pickle_is_refused_with_the_call_that_converts_it(t
 
 
 def test_the_original_single_file_layout_is_refused_with_the_call_that_converts_it(tmp_path: Path) -> None:
-    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2, 2)}, tmp_path / "sd.safetensors")
+    keys = ("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv_in.weight")
+    save_file({key: torch.ones(2, 2) for key in keys}, tmp_path / "sd.safetensors")
     message = refused(tmp_path / "sd.safetensors")
     assert "original layout" in message
     assert "StableDiffusionPipeline.from_single_file(FILE)" in message

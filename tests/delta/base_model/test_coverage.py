@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from support.commands import svdiff
+from support.sizes import SMALL, TEXT
 from torch import nn
 
 from svdiff_delta import convert, zero_delta
@@ -23,77 +22,33 @@ from svdiff_delta.base_model.weight_selection import choose_kinds
 from svdiff_delta.errors import BaseError, InputError, SelectionError
 from svdiff_train.tiny import open_tiny
 
-TEXT = {
-    "vocab_size": 48,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
 
-
-def renamed(folder: Path, rename: Callable[[str], str]) -> None:
-    """Give the tensors of a saved model other names."""
-    (path,) = folder.glob("*.safetensors")
-    save_file({rename(key): value for key, value in load_file(path).items()}, path, {"format": "pt"})
-
-
-def gpt_neox(folder: Path) -> nn.Module:
-    """Its output layer has another name on the disk, by transformers itself."""
-    model = transformers.GPTNeoXForCausalLM(
-        transformers.GPTNeoXConfig(
-            vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
-        )
-    )
+def nomic(folder: Path) -> nn.Module:
+    """Query, key and value are one weight on the disk, which transformers splits."""
+    model = transformers.NomicBertModel(transformers.NomicBertConfig(**SMALL))
     model.save_pretrained(folder)
     return model
 
 
-def llava(folder: Path) -> nn.Module:
-    """A vision-language model: all of its weights have other names on the disk, by transformers itself."""
-    vision = {"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    sizes = {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
-    config = transformers.LlavaConfig(text_config={**TEXT, "model_type": "llama"}, vision_config={**vision, **sizes})
-    model = transformers.LlavaForConditionalGeneration(config)
+def dino(folder: Path) -> nn.Module:
+    """Both input layers of the feed-forward are one weight on the disk."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes, use_swiglu_ffn=True))
     model.save_pretrained(folder)
     return model
 
 
-def bert(folder: Path) -> nn.Module:
-    """Norms with the names that TensorFlow gave them, as in the oldest files of the Hub."""
-    config = transformers.BertConfig(
-        vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
-    )
-    model = transformers.BertForMaskedLM(config)
-    model.save_pretrained(folder)
-    norm = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
-    renamed(folder, lambda key: re.sub(r"LayerNorm\.\w+$", lambda found: norm[found[0]], key))
-    return model
+def odd(folder: Path) -> None:
+    """Give a tensor a name that nothing maps."""
+    llama(folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["odd.weight"] = tensors.pop("model.norm.weight")
+    save_file(tensors, path, {"format": "pt"})
 
 
-def gpt2(folder: Path) -> nn.Module:
-    """Files of the bare model under the class with an output layer, without its prefix."""
-    model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=48, n_embd=16, n_layer=1, n_head=2, n_positions=16)
-    )
-    model.save_pretrained(folder)
-    renamed(folder, lambda key: key.removeprefix("transformer."))
-    return model
-
-
-def vae(folder: Path) -> nn.Module:
-    """An autoencoder with the names of Stable Diffusion 1 and 2."""
-    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
-    model: nn.Module = AutoencoderKL(block_out_channels=(8,), norm_num_groups=2, **blocks)
-    model.save_pretrained(folder)
-    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    renamed(folder, lambda key: re.sub(r"(?<=attentions\.0\.)(to_[qkv]|to_out\.0)", lambda found: old[found[0]], key))
-    return model
-
-
-MAKERS = {maker.__name__: maker for maker in (gpt_neox, llava, bert, gpt2, vae)}
-LOST = {"gpt_neox": 1, "llava": 24, "bert": 4, "gpt2": 7, "vae": 8}
+MAKERS = {maker.__name__: maker for maker in (nomic, dino)}
+LOST = {"nomic": 3, "dino": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -119,39 +74,44 @@ def test_weights_that_would_be_left_out_are_refused_and_the_mend_mends(name: str
 
 
 @pytest.fixture(scope="module")
-def neox(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    folder = tmp_path_factory.mktemp("neox")
-    gpt_neox(folder)
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    folder = tmp_path_factory.mktemp("nomic")
+    nomic(folder)
     return open_base(folder)
 
 
-def test_they_are_left_out_where_that_is_asked_for(neox: Base) -> None:
-    assert list(lost_weights(neox)) == ["model.lm_head.weight"]
-    chosen = zero_delta(neox, allow_missing=True)
+def test_they_are_left_out_where_that_is_asked_for(merged: Base) -> None:
+    assert {*lost_weights(merged)} == {f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv"}
+    chosen = zero_delta(merged, allow_missing=True)
     assert len(chosen) == 7
-    assert "model.embed_out.weight" not in chosen
+    assert "model.encoder.layers.0.attn.Wqkv.weight" not in chosen
 
 
-def test_selectors_that_name_only_weights_that_are_there_just_work(neox: Base) -> None:
-    assert len(zero_delta(neox, "model.gpt_neox.layers.*")) == 6
-    assert len(zero_delta(neox, "!model.lm_head.weight")) == 7
+def test_selectors_that_name_only_weights_that_are_there_just_work(merged: Base) -> None:
+    assert len(zero_delta(merged, "model.encoder.layers.*")) == 6
+    assert len(zero_delta(merged, "!model.layers.*")) == 7
 
 
-@pytest.mark.parametrize("selector", ["model.lm_head.weight", "model.lm_*", "!1d"])
-def test_selectors_that_name_one_that_is_lost_are_refused(neox: Base, selector: str) -> None:
-    with pytest.raises(BaseError, match=r"embed_out\.weight; .* so 1 weight that can .*: model\.lm_head\.weight"):
-        zero_delta(neox, selector)
+@pytest.mark.parametrize("selector", ["model.layers.0.self_attn.q_proj.weight", "model.layers.*q_*", "!1d"])
+def test_selectors_that_name_one_that_is_lost_are_refused(merged: Base, selector: str) -> None:
+    with pytest.raises(BaseError, match=r"Wqkv\.weight; its class has them split.* that can .*\.q_proj\.weight"):
+        zero_delta(merged, selector)
 
 
-def test_nothing_is_left_where_only_lost_weights_are_named(neox: Base) -> None:
+def test_nothing_is_left_where_only_lost_weights_are_named(merged: Base) -> None:
     with pytest.raises(SelectionError, match="matches none"):
-        zero_delta(neox, "model.lm_*", allow_missing=True)
+        zero_delta(merged, "model.layers.*", allow_missing=True)
 
 
-def test_a_lost_embedding_that_is_named_is_not_said_to_be_of_no_kind(tmp_path: Path) -> None:
-    gpt2(tmp_path)
-    with pytest.raises(BaseError, match="files hold nothing under this name"):
-        choose_kinds(open_base(tmp_path), ["model.transformer.wpe.weight"])
+def test_the_merged_weight_by_its_own_name_is_refused_with_what_becomes_of_it(merged: Base) -> None:
+    with pytest.raises(BaseError, match=r"transformers makes other weights of it on loading \(Chunk\)"):
+        choose_kinds(merged, ["model.encoder.layers.0.attn.Wqkv.weight"], allow_missing=True)
+
+
+def test_a_name_that_nothing_maps_is_refused_where_its_weight_would_be_lost(tmp_path: Path) -> None:
+    odd(tmp_path)
+    with pytest.raises(BaseError, match=r"odd\.weight; its class names them otherwise, so 1 weight that"):
+        zero_delta(open_base(tmp_path))
 
 
 def llama(folder: Path) -> None:
@@ -197,34 +157,61 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return open_base(folder)
 
 
-def test_stacked_experts_are_no_error_and_their_share_is_said(experts: Base) -> None:
+def test_experts_that_a_library_stacks_count_as_covered(experts: Base) -> None:
     chosen = choose_kinds(experts)
     tensors = load_file(experts.path / "model.safetensors")
     covered = sum(tensors[name.partition(".")[2]].numel() for name in chosen)
     assert count_values(experts, chosen) == (covered, sum(tensor.numel() for tensor in tensors.values()))
     done = svdiff("basis", "build", str(experts.path))
     assert done.code == 0, done.err
-    assert "weights of model have no place in MixtralForCausalLM: model.layers.0." in done.err
+    assert "no place" not in done.err
+    assert "not shifted" not in done.err
+    assert sum("experts" in name for name in chosen) == 2 * 3
     whole = sum(tensor.numel() for tensor in tensors.values())
     assert f"the chosen weights cover {covered:,} of {whole:,} values ({covered / whole:.1%})" in done.out
 
 
-def test_the_command_refuses_and_leaves_out_on_request(neox: Base) -> None:
-    done = svdiff("basis", "build", str(neox.path))
+@pytest.mark.parametrize("known", [True, False])
+def test_experts_that_are_stacked_in_a_way_not_known_are_said(
+    tmp_path: Path, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experts = {"moe_intermediate_size": 8, "num_experts": 2, "num_experts_per_tok": 1}
+    model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**TEXT, **experts, head_dim=8))
+    model.save_pretrained(tmp_path, save_original_format=False)
+    base = open_base(tmp_path)
+    if known:
+        assert remarks(base, choose_kinds(base)) == []
+        return
+    monkeypatch.setattr("svdiff_delta.base_model.kinds.stacks", lambda _: iter(()))
+    (line,) = remarks(base, chosen := choose_kinds(base))
+    covered, whole = count_values(base, chosen)
+    assert line == (
+        "the experts of model are stacked in tensors of many matrices, which are not shifted: what is chosen covers "
+        f"{covered / whole:.1%} of its values"
+    )
+
+
+def test_a_model_without_experts_has_no_such_line(merged: Base) -> None:
+    (line,) = remarks(merged, zero_delta(merged, allow_missing=True))
+    assert "has no place" in line
+
+
+def test_the_command_refuses_and_leaves_out_on_request(merged: Base) -> None:
+    done = svdiff("basis", "build", str(merged.path))
     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
     assert done.err.startswith("error: ")
     assert "--allow-missing" in done.err
-    done = svdiff("basis", "build", str(neox.path), "--allow-missing", "--json")
+    done = svdiff("basis", "build", str(merged.path), "--allow-missing", "--json")
     assert json.loads(done.out)["bases"] == 4
 
 
-def test_a_change_of_a_lost_weight_says_why_it_cannot_be_converted(neox: Base, tmp_path: Path) -> None:
-    model = transformers.GPTNeoXForCausalLM.from_pretrained(neox.path)
+def test_a_change_of_a_lost_weight_says_why_it_cannot_be_converted(merged: Base, tmp_path: Path) -> None:
+    model = transformers.NomicBertModel.from_pretrained(merged.path)
     with torch.no_grad():
-        model.lm_head.weight.mul_(1.1)
+        model.layers[0].self_attn.q_proj.weight.mul_(1.1)
     model.save_pretrained(tmp_path / "tuned")
-    with pytest.raises(InputError, match=r"embed_out\.weight \(differs, and has no place in GPTNeoXForCausalLM, which"):
-        convert(tmp_path / "tuned", from_="full", base=neox)
+    with pytest.raises(InputError, match=r"Wqkv\.weight \(differs, and has no place in NomicBertModel: transf"):
+        convert(tmp_path / "tuned", from_="full", base=merged)
 
 
 def test_a_build_of_norms_alone_is_an_error() -> None:

@@ -10,7 +10,8 @@ import torch
 from support.bytes import container, entry
 
 from svdiff_delta.base_model.mapped_tensor import TORCH_DTYPES, map_tensor
-from svdiff_delta.format.container import ITEM_SIZE, read_header
+from svdiff_delta.format.container import read_header
+from svdiff_delta.format.entry import ITEM_SIZE
 
 
 def read_all(path: Path) -> dict[str, torch.Tensor]:

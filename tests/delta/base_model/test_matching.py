@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from svdiff_delta.base_model.base import Base, Component, open_base
+from svdiff_delta.base_model.base import Base, open_base
+from svdiff_delta.base_model.component import Component
 from svdiff_delta.base_model.matching import named_like, paired
 from svdiff_delta.errors import BaseError
 

@@ -237,21 +237,17 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return open_base(saved(transformers.Qwen3MoeForCausalLM(config), tmp_path_factory.mktemp("experts")))
 
 
-def test_batched_experts_are_not_among_what_can_be_shifted(experts: Base) -> None:
-    chosen = choose_kinds(experts)
-    assert chosen
-    assert not any("expert" in name for name in chosen)
+def test_experts_that_stand_one_by_one_are_among_what_can_be_shifted(experts: Base) -> None:
+    name = "model.model.layers.0.mlp.experts.1.up_proj.weight"
+    assert choose_kinds(experts)[name] == ("spectral", 0)
+    assert choose_kinds(experts, [name]) == {name: ("spectral", 0)}
+    assert experts.shape(name) == (8, 32)
 
 
-def test_batched_experts_are_refused_by_the_name_they_have_in_the_model(experts: Base) -> None:
+def test_a_stack_of_experts_is_refused_by_the_name_it_has_in_the_model_and_told_how_to_name_them(experts: Base) -> None:
     message = refused(experts, "model.model.layers.0.mlp.experts.gate_up_proj")
-    assert "model.model.layers.0.mlp.experts.gate_up_proj: cannot be shifted" in message
-    assert "[4, 16, 32], batched experts" in message
-
-
-def test_batched_experts_are_refused_by_the_name_they_have_in_the_file(experts: Base) -> None:
-    message = refused(experts, "model.model.layers.0.mlp.experts.1.up_proj.weight")
-    assert "reads it as part of a tensor of all experts" in message
+    assert "model.model.layers.0.mlp.experts.gate_up_proj: cannot be shifted as a whole" in message
+    assert "as in `model.model.layers.0.mlp.experts.0.gate_proj.weight`" in message
 
 
 def test_a_weight_whose_class_has_no_kind_is_refused_by_name(experts: Base) -> None:

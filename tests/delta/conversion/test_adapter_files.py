@@ -24,28 +24,31 @@ from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseMismatchError, InputError, OutputError, TensorError
 from svdiff_delta.format.file import file_digest
 
-DIALECTS = ("peft", "diffusers", "kohya", "lycoris")
+DIALECTS = ("peft", "diffusers", "kohya", "comfyui", "lycoris")
 KEY = "svdiff.adapter"
 
 
 # --- What the file says ---
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_the_same_delta_gives_the_same_bytes_in_any_process(
-    tiny: Base, delta: Delta, dialect: str, tmp_path: Path
-) -> None:
+def test_the_same_delta_gives_the_same_bytes_in_any_process(tiny: Base, delta: Delta, tmp_path: Path) -> None:
     save(delta, tmp_path / "delta.safetensors")
-    convert(delta, to=dialect, base=tiny, rank=3, output=tmp_path / "here")
     code = (
         "import sys; from svdiff_delta import convert; from svdiff_train.tiny import open_tiny\n"
-        "convert(sys.argv[1], to=sys.argv[2], base=open_tiny(), rank=3, output=sys.argv[3])"
+        "for dialect in sys.argv[3:]:\n"
+        "    convert(sys.argv[1], to=dialect, base=open_tiny(), rank=3, output=f'{sys.argv[2]}/{dialect}')"
     )
-    python(code, tmp_path / "delta.safetensors", dialect, tmp_path / "there")
-    files = [path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*")] or [Path()]
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    python(code, tmp_path / "delta.safetensors", tmp_path / "there", *DIALECTS)
+    for dialect in DIALECTS:
+        convert(delta, to=dialect, base=tiny, rank=3, output=tmp_path / "here" / dialect)
+    files = sorted(path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*") if path.is_file())
+    assert {file.parts[0] for file in files} == set(DIALECTS)
     for file in files:
-        assert (tmp_path / "here" / file).read_bytes() == (tmp_path / "there" / file).read_bytes()
-    assert str(tmp_path).encode() not in weights_file(tmp_path / "here").read_bytes()
+        content = (tmp_path / "here" / file).read_bytes()
+        assert content == (tmp_path / "there" / file).read_bytes(), file
+        assert str(tmp_path).encode() not in content, file
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -22,7 +22,7 @@ from svdiff_delta.errors import InputError
 from svdiff_delta.svd import cache as cache_module
 from svdiff_delta.svd.cache import BasisCache
 
-DIALECTS = ("peft", "diffusers", "kohya", "lycoris")
+DIALECTS = ("peft", "diffusers", "kohya", "comfyui", "lycoris")
 KEY = "svdiff.adapter"
 ALL = 100_000
 

@@ -94,7 +94,7 @@ def test_diffusers_paints_with_the_file_what_the_attached_delta_paints(
 
 
 @pytest.mark.parametrize("dialect", ["diffusers", "kohya"])
-@pytest.mark.parametrize("how", [{"rank": 4}, {"energy": 0.8, "max_rank": 24}])
+@pytest.mark.parametrize("how", [{"rank": 4}, pytest.param({"energy": 0.8, "max_rank": 24}, marks=pytest.mark.slow)])
 def test_at_lower_ranks_diffusers_has_the_error_that_the_report_states(
     base: Base, delta: Delta, changes: dict[str, torch.Tensor], dialect: str, how: dict[str, Any], tmp_path: Path
 ) -> None:

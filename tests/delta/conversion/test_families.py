@@ -19,7 +19,8 @@ from svdiff_delta import convert, open_base, select
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.conversion.key_map import Names
 from svdiff_delta.conversion.sgm_names import SgmNames
-from svdiff_delta.errors import InputError
+from svdiff_delta.errors import InputError, TensorError
+from svdiff_delta.format.original_names import parts_of
 
 # --- SDXL ---
 
@@ -74,7 +75,7 @@ def small_sdxl(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("dialect", ["kohya", "diffusers"])
-@pytest.mark.parametrize("how", [{"rank": 100}, {"energy": 0.7}])
+@pytest.mark.parametrize("how", [{"rank": 100}, pytest.param({"energy": 0.7}, marks=pytest.mark.slow)])
 def test_diffusers_takes_every_layer_of_sdxl_and_changes_it_as_the_report_states(
     tmp_path: Path, dialect: str, how: dict[str, Any]
 ) -> None:
@@ -149,6 +150,27 @@ def test_modelspec_calls_the_architecture_by_its_name(tmp_path: Path) -> None:
     assert next(iter(load_file(tmp_path / "x.safetensors"))).startswith("lora_unet_label_emb_0_0.")
 
 
+@pytest.mark.slow
+def test_comfyui_has_its_own_names_for_sdxl(tmp_path: Path) -> None:
+    small_sdxl(tmp_path / "base")
+    base = open_base(tmp_path / "base")
+    delta = select(base_delta(base, "unet", "text_encoder.*", "text_encoder_2.*", size=0.01), "2d", "4d")
+    path = tmp_path / "x.safetensors"
+    done = convert(delta, to="comfyui", base=base, output=path, rank=100)
+    assert not done.left_out
+    keys = load_file(path).keys()
+    assert len(keys) == 2 * len(delta)
+    for module in (
+        "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q",
+        "diffusion_model.middle_block.0.in_layers.2",
+        "diffusion_model.label_emb.0.2",
+        "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1",
+        "text_encoders.clip_g.transformer.text_model.encoder.layers.1.self_attn.q_proj",
+    ):
+        assert {f"{module}.lora_A.weight", f"{module}.lora_B.weight"} <= keys
+    assert convert(path, base=base, min_energy=0.0).delta.keys() == delta.keys()
+
+
 # --- Flux ---
 
 INNER = 16
@@ -211,18 +233,16 @@ def test_flux_s_fused_layers_are_taken_apart(tmp_path: Path, prefix: str) -> Non
     assert len(found.kinds) == 5
 
 
-def test_flux_s_single_stream_has_four_layers_in_one(tmp_path: Path) -> None:
+def test_flux_s_single_stream_has_four_layers_in_one() -> None:
     # diffusers' converter knows the widths of the real model only, so there is no base: what it makes is compared.
-    from svdiff_delta.conversion.flux import _converted
+    from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
 
     tensors = pair("lora_unet_single_blocks_0_linear1", 3 * 3072 + 12288, 3072, rank=2, alpha=2.0)
-    found = _converted({key: value.double() for key, value in tensors.items()})
+    found = FluxLoraLoaderMixin.lora_state_dict({key: value.double() for key, value in tensors.items()})
     whole = tensors["lora_unet_single_blocks_0_linear1.lora_up.weight"].double()
-    parts = [
-        found[f"transformer.single_transformer_blocks.0.{part}.lora_B.weight"]
-        for part in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
-    ]
-    assert torch.equal(torch.cat(parts), whole)
+    layer = parts_of("FluxTransformer2DModel", "single_blocks.0.linear1")
+    assert layer is not None
+    assert torch.equal(torch.cat([found[f"transformer.{part}.lora_B.weight"] for part in layer.parts]), whole)
 
 
 def test_what_diffusers_would_drop_is_listed(tmp_path: Path) -> None:
@@ -236,7 +256,8 @@ def test_what_diffusers_would_drop_is_listed(tmp_path: Path) -> None:
     path = save_tensors(tmp_path / "x.safetensors", pair(good, INNER, INNER) | lost | unknown)
     found = read_changes(path, "flux", base)
     assert [*found.kinds] == [f"transformer.{STREAM}.to_out.0.weight"]
-    assert found.left_out.keys() == lost.keys() | unknown.keys()
+    bias = f"transformer.{STREAM}.to_out.0.bias"
+    assert found.left_out.keys() == {bias, "lora_unet_double_blocks_0_img_norm1.diff"} | unknown.keys()
     with pytest.raises(InputError, match="5 weights cannot be carried over"):
         convert(path, base=base)
 
@@ -258,15 +279,13 @@ def test_ranks_of_flux_that_differ_are_refused(tmp_path: Path) -> None:
     base = small_flux(tmp_path / "flux")
     module = "lora_unet_double_blocks_0_img_attn_proj"
     tensors = pair(module, INNER, INNER) | {f"{module}.lora_up.weight": normal(INNER, 3)}
-    with pytest.raises(InputError, match=rf"^{module}: its two factors are not there, or their ranks differ"):
+    with pytest.raises(TensorError, match=rf"^{module}\.lora_up\.weight in .*: ranks differ"):
         convert(save_tensors(tmp_path / "x.safetensors", tensors), base=base)
 
 
-def test_flux_is_written_for_diffusers_and_not_in_kohya_s_names(tmp_path: Path) -> None:
+def test_flux_is_written_for_diffusers(tmp_path: Path) -> None:
     base = small_flux(tmp_path / "flux")
     delta = select(base_delta(base, size=0.1), "2d")
-    with pytest.raises(InputError, match="kohya's names of a transformer's layers are not those of diffusers"):
-        convert(delta, to="kohya", base=base, rank=1)
     convert(delta, to="diffusers", base=base, rank=100, output=tmp_path / "x.safetensors")
     model: Any = diffusers.FluxTransformer2DModel.from_pretrained(base.path)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -141,7 +141,7 @@ def test_onetrainer_s_dora_for_flux(tmp_path: Path, shape: tuple[int, int], axis
     assert relative(only(path, "flux", base, f"transformer.{TO_K}.weight"), expected) < 1e-13
 
 
-@pytest.mark.parametrize("unknown", ["dora_scale", "lora_mid.weight", "lokr_w1", "scalar"])
+@pytest.mark.parametrize("unknown", ["boft_s", "rescale", "lokr_w1", "scalar"])
 @pytest.mark.parametrize("prefix", ["lora_unet_", "diffusion_model."])
 def test_original_names_of_flux_are_taken_by_whole_modules(tmp_path: Path, prefix: str, unknown: str) -> None:
     base, (up, down) = small_flux(tmp_path / "flux"), factors(16, 4, 16)

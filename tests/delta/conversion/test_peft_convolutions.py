@@ -38,7 +38,7 @@ LAYERS = [
 
 @pytest.mark.parametrize(("layer", "reason"), LAYERS)
 def test_a_convolution_beside_which_peft_s_would_do_something_else_is_listed(layer: nn.Conv2d, reason: str) -> None:
-    component = SimpleNamespace(skeleton=nn.Sequential(layer), stored=lambda key: key)
+    component = SimpleNamespace(class_name="", skeleton=nn.Sequential(layer), stored_class=lambda key: key)
     found = Convolutions(cast("Base", SimpleNamespace(components={"unet": component}))).unlike("unet.0.weight")
     assert found.startswith(reason)
     assert bool(found) == bool(reason)

@@ -32,6 +32,12 @@ KEYS = {
     "its processors": ("diffusers", "down_blocks.0.attn1.processor.to_q_lora.up.weight"),
     "kohya's Flux": ("flux", "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight"),
     "ComfyUI's Flux": ("flux", "diffusion_model.single_blocks.0.linear2.lora_A.weight"),
+    "OneTrainer's Flux": ("kohya", "lora_transformer_transformer_blocks_0_attn_to_k.lora_down.weight"),
+    "ComfyUI": ("comfyui", "diffusion_model.layers.0.attention.to_q.lora_A.weight"),
+    "ComfyUI's text encoder": ("comfyui", "text_encoders.clip_l.transformer.a.lora_up.weight"),
+    "a dotted LoKr": ("comfyui", "diffusion_model.blocks.0.attn.wq.lokr_w1"),
+    "DiffSynth": ("diffusers", "pipe.dit.blocks.0.self_attn.q.lora_A.default.weight"),
+    "bare names": ("diffusers", "blocks.0.self_attn.q.lora_down.weight"),
     "svdiff-pytorch": ("svdiff-pytorch", "mid_block.attentions.0.proj_in.delta"),
     "the paper's author": ("svdiff-author", "mid_block.attentions.0.proj_in.eigenvalues_delta"),
 }
@@ -125,7 +131,9 @@ def test_a_low_rank_copy_needs_a_rank_whatever_it_is_made_of(tmp_path: Path, to:
 
 @pytest.mark.parametrize("to", ["delta", "full"])
 def test_a_rank_is_refused_where_nothing_has_one(tmp_path: Path, to: str) -> None:
-    with pytest.raises(InputError, match=f"^{to}: has no rank: .* one of peft, lycoris, kohya, diffusers as `to`"):
+    with pytest.raises(
+        InputError, match=f"^{to}: has no rank: .* one of peft, lycoris, kohya, comfyui, diffusers as `to`"
+    ):
         resolve_route(older(tmp_path), to=to, ranking=Ranking(rank=2))
 
 

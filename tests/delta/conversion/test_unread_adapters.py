@@ -16,8 +16,6 @@ from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseMismatchError, DeltaError, HeaderError
 from svdiff_delta.format.foreign import adapter_in, beginning, method_of, module_of
 
-from .test_families import small_flux
-
 FLAT = Q.replace(".", "_")
 UP, DOWN = factors(WIDE, 2, WIDE)
 NEW = {"lora_A.weight": DOWN, "lora_B.weight": UP}
@@ -32,12 +30,9 @@ def said(path: Path, base: Base) -> str:
 
 
 LAYOUTS = {
-    "ai-toolkit": ("diffusion_model.", Q, NEW, "rename them to begin with `unet.`"),
-    "PEFT's state dict": ("base_model.model.", Q, NEW, "rename them to begin with `unet.`"),
-    "both": ("unet.base_model.model.", Q, NEW, "rename them to begin with `unet.`"),
     "DiffSynth": ("pipe.unet.", Q, NEW, "rename them to begin with `unet.`"),
     "a compiled model": ("_orig_mod.", Q, NEW, "rename them to begin with `unet.`"),
-    "ComfyUI's extraction": ("diffusion_model.", Q, OLD, "merge it with"),
+    "with kohya's ends": ("_orig_mod.", Q, OLD, "merge it with"),
     "flat names behind another prefix": ("lora_prior_", FLAT, OLD, "merge it with"),
 }
 
@@ -49,11 +44,6 @@ def test_the_base_s_own_names_behind_a_prefix_are_a_layout_that_is_not_known(
     tensors = {f"{prefix}{path.replace('to_q', to)}.{part}": parts[part] for to in ("to_q", "to_k") for part in parts}
     line = said(save_tensors(tmp_path / "x.safetensors", tensors), tiny)
     assert f"this layout is not known, its keys begin with `{prefix}`: {fix}" in line
-
-
-def test_bare_names_with_kohya_s_ends_are_a_layout_that_is_not_known(tiny: Base, tmp_path: Path) -> None:
-    line = said(save_tensors(tmp_path / "x.safetensors", {f"{Q}.{part}": OLD[part] for part in OLD}), tiny)
-    assert "this layout is not known, its keys begin with `mid_block.attentions.`: merge it with" in line
 
 
 def test_what_was_renamed_as_told_is_read(tiny: Base, tmp_path: Path) -> None:
@@ -85,8 +75,22 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("module", [f"lycoris_{FLAT}", f"lora_unet_{FLAT}", Q])
+OF_LYCORIS = ("OFT", "GLoRA", "(IA)³")
+"""Methods that LyCORIS' own layers read, under its flat names."""
+
+
+@pytest.mark.parametrize(
+    ("module", "method"),
+    [
+        *((Q, method) for method in METHODS),
+        *(
+            (f"{start}_{FLAT}", each)
+            for start in ("lycoris", "lora_unet")
+            for each in METHODS
+            if each not in OF_LYCORIS
+        ),
+    ],
+)
 def test_another_method_is_called_by_its_name(tiny: Base, tmp_path: Path, method: str, module: str) -> None:
     tensors = {f"{module}.{part}": value for part, value in METHODS[method].items()}
     line = said(save_tensors(tmp_path / "x.safetensors", tensors), tiny)
@@ -99,28 +103,13 @@ def test_another_method_is_called_by_its_name(tiny: Base, tmp_path: Path, method
 def test_dylora_is_told_from_lora_by_what_its_trainer_says(tiny: Base, tmp_path: Path) -> None:
     tensors = {f"lora_unet_{FLAT}.{part}": OLD[part] for part in OLD}
     path = save_tensors(tmp_path / "x.safetensors", tensors, ss_network_args=json.dumps({"algo": "dylora"}))
-    assert "is of LyCORIS' method DyLoRA" in said(path, tiny)
+    assert "LyCORIS' method DyLoRA: lora_unet_" in said(path, tiny)  # ranks of 2, in blocks of 4
     for text in ('{"algo": "locon"}', "no JSON", "[]"):
         path = save_tensors(tmp_path / "y.safetensors", tensors, ss_network_args=text)
         assert [*convert(path, base=tiny, min_energy=0.0).delta] == [f"unet.{Q}.weight"]
 
 
-def test_lokr_under_flux_s_dotted_names_is_called_so(tmp_path: Path) -> None:
-    module = "diffusion_model.double_blocks.0.img_attn.proj"
-    tensors = {f"{module}.lokr_w1": normal(4, 4), f"{module}.lokr_w2": normal(4, 4), f"{module}.alpha": torch.ones(())}
-    line = said(save_tensors(tmp_path / "x.safetensors", tensors), small_flux(tmp_path / "flux"))
-    assert "holds LoKr factors (`lokr_w1`)" in line
-
-
 METHOD_OF = {"tinylora_v": "TinyLoRA", "ia3_l": "(IA)³", "vera_lambda_b": "VeRA", "oft_R.weight": "OFT"}
-
-
-@pytest.mark.parametrize("block", ["double_blocks.0.img_attn.proj", "single_blocks.0.linear2"])
-def test_flux_s_original_names_with_peft_s_ends_are_a_layout_that_is_not_known(tmp_path: Path, block: str) -> None:
-    module = f"diffusion_model.{block}"
-    tensors = {f"{module}.lora_A.weight": normal(2, 16), f"{module}.lora_B.weight": normal(16, 2)}
-    line = said(save_tensors(tmp_path / "x.safetensors", tensors), small_flux(tmp_path / "flux"))
-    assert f"this layout is not known, its keys begin with `diffusion_model.{block.partition('.')[0]}.`: merge" in line
 
 
 @pytest.mark.parametrize("part", METHOD_OF)

@@ -15,7 +15,8 @@ import safetensors.numpy
 from support.bytes import container, entry
 
 from svdiff_delta.errors import HeaderError
-from svdiff_delta.format.container import LARGEST_FOREIGN, LARGEST_HEADER, Entry, header_bytes, read_header, read_prefix
+from svdiff_delta.format.container import LARGEST_FOREIGN, LARGEST_HEADER, header_bytes, read_header, read_prefix
+from svdiff_delta.format.entry import Entry
 
 TWELVE = bytes(12)
 

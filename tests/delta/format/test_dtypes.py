@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.laws import law
 
-from svdiff_delta.format.container import ITEM_SIZE
 from svdiff_delta.format.dtypes import DTYPES, LARGEST, Dtype, Stored, encode
+from svdiff_delta.format.entry import ITEM_SIZE
 
 PATTERNS = np.arange(2**16, dtype="<u2").tobytes()
 doubles = st.floats(allow_nan=False, allow_infinity=False)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.live import CASES, delta_of, relative, tiny
+from support.live import CASES, relative, tiny
 from support.models import live_zero, named, random_delta
 from support.weights import normal
-from torch import nn
+from torch import Tensor, nn
 
 from svdiff_delta.runtime import attach
 
@@ -17,20 +17,46 @@ pytestmark = [
     pytest.mark.slow,
     # The compiler's own modules bring it, when they are imported.
     pytest.mark.filterwarnings(r"ignore:.*torch\.jit\.script_method.*:DeprecationWarning"),
+    # Dynamo (torch 2.13) makes an instance of each function with a gradient of its own that it traces.
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    # Of diffusers' own functions, in half precision.
+    pytest.mark.filterwarnings(r"ignore:(?s)Dynamo detected a call to.*lru_cache.*site-packages.diffusers:UserWarning"),
 ]
 
 
-CHOSEN: list[tuple[str, dict[str, Any]]] = [
-    ("UNet", {}),
-    ("Flux", {"exact": True}),
-    ("CLIP's text encoder", {"mode": "fused"}),
+CHOSEN: list[tuple[str, dict[str, Any], torch.dtype]] = [
+    ("UNet", {}, torch.float32),
+    ("Flux", {"exact": True}, torch.float32),
+    ("CLIP's text encoder", {"mode": "fused"}, torch.float32),
+    ("UNet", {"form": "resident"}, torch.float32),
+    ("UNet", {}, torch.bfloat16),
+    ("Flux", {"form": "additive"}, torch.bfloat16),
 ]
+EXACT = 1e-5
+"""Of the output, up to which a compiled model in float32 computes what it does by itself."""
+OWN = 2.0
+"""In half precision, times what compiling changes of the model without a delta: it rounds less often.
+
+Of Flux' output 2.4 % without a delta, as much as the model by itself is off from float64, and 3.0 to 3.8 % with one."""
 
 
-@pytest.mark.parametrize(("name", "options"), CHOSEN)
-def test_swapping_and_scaling_do_not_compile_again(name: str, options: dict[str, Any]) -> None:
-    model, inputs = tiny(name), CASES[name].inputs(2)
-    dog, cat = delta_of(name, seed=1), delta_of(name, seed=2)
+def of_compiling(model: nn.Module, inputs: dict[str, Any], output: str) -> float:
+    """Return what compiling alone changes of a model's output."""
+    torch.compiler.reset()
+    with torch.no_grad():
+        found, expected = (getattr(each(**inputs), output) for each in (torch.compile(model), model))
+    return relative(found, expected)
+
+
+@pytest.mark.parametrize(("name", "options", "dtype"), CHOSEN)
+def test_swapping_and_scaling_do_not_compile_again(name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+    model = tiny(name).to(dtype)
+    inputs = {
+        key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for key, value in CASES[name].inputs(2).items()
+    }
+    limit = EXACT if dtype == torch.float32 else OWN * of_compiling(model, inputs, CASES[name].output)
+    dog, cat = (random_delta(live_zero(model), size=0.3, seed=seed) for seed in (1, 2))  # of weights in this dtype
     torch.compiler.reset()
     with attach(model, {"dog": dog, "cat": cat}, **options) as handle, torch.no_grad():
         compiled = torch.compile(model)
@@ -39,7 +65,7 @@ def test_swapping_and_scaling_do_not_compile_again(name: str, options: dict[str,
             found, expected = (getattr(each(**inputs), CASES[name].output) for each in (compiled, model))
             return relative(found, expected)
 
-        assert error() < 1e-5
+        assert error() < limit
         with torch._dynamo.config.patch(error_on_recompile=True):
             for change in (
                 lambda: handle.set_adapters(["dog", "cat"], [0.8, 0.5]),
@@ -50,7 +76,7 @@ def test_swapping_and_scaling_do_not_compile_again(name: str, options: dict[str,
                 handle.enable,
             ):
                 change()
-                assert error() < 1e-5
+                assert error() < limit
 
 
 def test_a_compiled_model_takes_a_delta_for_each_sample() -> None:

@@ -17,8 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from svdiff_delta import AttachError, InputError, attach
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.ops.weights import WeightedDelta
-from svdiff_delta.runtime.forms import FORMS
-from svdiff_delta.runtime.forms.choice import FormName
+from svdiff_delta.runtime.forms.choice import FORMS, FormName
 from svdiff_delta.runtime.forms.costs import cost, whole_is_cheaper
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from support.models import base_delta
-from support.quantized import IDS, QUANTIZE, bits, case, quantized, relative, run, shifted_copy
+from support.quantized import IDS, QUANTIZE, bits, case, gguf_utils, quantized, relative, run, shifted_copy
+from support.weights import normal
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,7 +21,8 @@ from svdiff_delta.errors import AttachError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.ops.arithmetic import scale
 from svdiff_delta.runtime import attach
-from svdiff_delta.runtime.quantized import quantized_weight
+from svdiff_delta.runtime.layer_calls import own_output
+from svdiff_delta.runtime.quantized import gguf, plain_weight, quantized_weight
 
 pytestmark = pytest.mark.quantized
 
@@ -191,6 +193,57 @@ def test_no_dequantized_weight_is_left_after_its_layer_was_called(
     packed, everywhere = quantized(model, scheme), base_delta(base, "*_proj.weight", size=0.3)
     with attach(packed, everywhere, base=base, form="resident", trainable=train):
         assert kept(packed, 64 * 64, [each for each in packed.buffers() if type(each) is Tensor]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scheme", [scheme for scheme in QUANTIZE if scheme.startswith("GGUF")])
+def test_gguf_is_unpacked_piece_by_piece_to_what_its_layer_multiplies_by(
+    scheme: str, dtype: torch.dtype, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf, "PIECE", 1000)
+    module = quantized(model, scheme, dtype).model.layers[0].mlp.up_proj
+    whole, stored = gguf_utils.dequantize_gguf_tensor(module.weight), quantized_weight(module)
+    assert torch.equal(plain_weight(module), whole.to(dtype))
+    assert stored is not None
+    assert torch.equal(stored.dequantize(), whole.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scheme", [scheme for scheme in QUANTIZE if "casting" not in scheme])  # done around a call
+def test_a_layer_s_output_and_that_of_a_change_are_those_of_two_calls(
+    scheme: str, dtype: torch.dtype, model: Any
+) -> None:
+    module = quantized(model, scheme, dtype).model.layers[0].self_attn.q_proj
+    x, change = (normal(5, 64, seed=seed).to(dtype).requires_grad_() for seed in (3, 4))
+    found = own_output(module, x, change=change)
+    apart = own_output(module, x) + own_output(module, change, bias=False)
+    assert torch.equal(found, apart)
+    assert torch.equal(own_output(module, x), module(x))
+    target = normal(5, 64, seed=5).to(dtype)
+    for one, other in zip(
+        torch.autograd.grad(found, [x, change], target), torch.autograd.grad(apart, [x, change], target), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("path", ["self_attn.q_proj", "mlp.up_proj", "mlp.down_proj"])
+def test_a_training_step_unpacks_a_gguf_weight_once_each_way(
+    path: str, model: Any, base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = quantized(model, "GGUF Q4_0", torch.bfloat16)
+    alone, calls = base_delta(base, f"*.0.{path}.weight", size=0.3), 0
+    unpack = gguf_utils.dequantize_gguf_tensor
+
+    def counted(weight: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return unpack(weight)
+
+    with attach(packed, alone, base=base, form="resident", trainable=True):
+        layer = packed.model.layers[0].get_submodule(path)
+        monkeypatch.setattr(gguf_utils, "dequantize_gguf_tensor", counted)
+        layer(normal(5, layer.in_features).bfloat16().requires_grad_()).float().sum().backward()
+    assert calls == 2
 
 
 def test_what_torch_keeps_of_a_layer_s_own_forward_is_what_the_test_above_would_find(model: Any) -> None:

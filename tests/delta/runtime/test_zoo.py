@@ -17,6 +17,7 @@ from support.zoo.trial import build, delta_of, off, refused, run, truth
 from svdiff_delta.errors import AttachError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.metadata import Metadata
+from svdiff_delta.format.stacked import slice_of
 from svdiff_delta.runtime import attach
 
 MODES: dict[str, dict[str, Any]] = {"live": {}, "exact": {"exact": True}, "fused": {"mode": "fused"}}
@@ -37,6 +38,9 @@ DOZEN = (
 )
 """What a plain test run takes: one of every mechanism."""
 
+STACKED = ("NucleusMoEImageTransformer2DModel",)
+"""A denoiser whose experts are stacked; those of language models have tests of their own."""
+
 HALF = tuple(name for name in DOZEN if name != "MMAudioVAE")
 """Those of them that run in bfloat16; the other one takes a Fourier transform, which has none on a CPU."""
 
@@ -52,13 +56,21 @@ def test_every_class_of_the_libraries_is_tried_or_named() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in MEMBERS if name not in DOZEN])
+@pytest.mark.parametrize("name", [name for name in MEMBERS if name not in (*DOZEN, *STACKED)])
 def test_a_class_computes_with_the_shifted_weights(name: str) -> None:
     right(name, MEMBERS[name])
 
 
 @pytest.mark.parametrize("name", DOZEN)
 def test_one_of_the_dozen_computes_with_the_shifted_weights(name: str) -> None:
+    right(name, MEMBERS[name])
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_stacked_experts_compute_with_the_shifted_weights(name: str) -> None:
+    """The check compares what the experts' layer reads, too."""
+    model = build(name, MEMBERS[name])
+    assert any(slice_of(key) for key in delta_of(model, MEMBERS[name]))
     right(name, MEMBERS[name])
 
 

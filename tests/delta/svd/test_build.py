@@ -17,7 +17,8 @@ from support.weights import normal
 from svdiff_delta.errors import BaseError
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.svd.build import build_basis
-from svdiff_delta.svd.cache import BasisCache, BusyError
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_delta.svd.cache_entry import BusyError
 from svdiff_delta.svd.side_by_side import cost, run_costliest_first
 from svdiff_train.tiny import base_path, open_tiny
 
@@ -128,6 +129,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_out_the_weights(alone: Path, tmp_path: Path) -> None:
     code, cache = tmp_path / "share.py", tmp_path / "cache"
     code.write_text(SHARE)
@@ -158,6 +160,7 @@ build_basis(open_base(sys.argv[1]), "mid", cache=BasisCache(Path(sys.argv[2])), 
 """
 
 
+@pytest.mark.slow
 def test_a_build_that_was_killed_goes_on_where_it_was(alone: Path, tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED, base_path(), tmp_path], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None

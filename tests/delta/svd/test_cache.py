@@ -21,10 +21,11 @@ from support.commands import python
 from support.weights import normal
 
 from svdiff_delta._util.file_state import state
+from svdiff_delta._util.home import home
 from svdiff_delta.errors import InputError, OutputError
 from svdiff_delta.format.container import header_bytes, read_header
 from svdiff_delta.svd import cache_entry
-from svdiff_delta.svd.cache import BasisCache, home
+from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.decomposition import Basis, compute_basis, matricize
 from svdiff_delta.svd.fingerprint import fingerprint, round_weight
 

@@ -219,10 +219,10 @@ def test_an_interrupt_ends_what_is_being_identified_and_keeps_what_was(
     monkeypatch.setattr(fingerprint_cache.files, "tells", lambda *_: True)
     is_finite = fingerprint._is_finite
 
-    def counted(piece: torch.Tensor) -> bool:
+    def counted(bits: fingerprint.Bits, infinity: int) -> bool:
         nonlocal pieces
         pieces += 1
-        return is_finite(piece)
+        return is_finite(bits, infinity)
 
     def interrupt(done: int, total: int) -> None:
         if done < total:

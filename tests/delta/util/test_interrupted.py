@@ -13,7 +13,6 @@ from PIL import Image
 from svdiff_delta._util.interrupted import interruptions_kept
 from svdiff_delta.base_model.skeleton import build_skeleton
 from svdiff_train.data.picture_file import opened_picture
-from svdiff_train.tiny import base_path
 
 
 @contextmanager
@@ -67,7 +66,7 @@ def test_a_model_that_is_being_built(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("diffusers.UNet2DConditionModel.from_config", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        build_skeleton("unet", "diffusers", "UNet2DConditionModel", base_path() / "unet")
+        build_skeleton("unet", "diffusers", "UNet2DConditionModel", None, {})
 
 
 def test_a_picture_that_is_being_read(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ NAMES = {
     "PIXELS": "pixels of a picture, whatever its file",
     "PIXELS_PER_BYTE": "pixels of a larger picture, for each byte of its file",
     "MOST_PIXELS": "pixels of any picture",
-    "PICTURE": "bytes of a picture's file",
+    "PICTURE": "bytes of a picture's or a clip's file",
+    "CLIP_FRAMES": "frames of a clip",
     "LAYERS": "layers, blocks or experts that a configuration may ask for",
     "MODULES": "layers and parameters of a model",
 }

@@ -10,7 +10,8 @@ import pytest
 from support.commands import python
 
 from svdiff_delta._text.printable import shown
-from svdiff_delta._util.json import check_nodes, read_lines, read_object
+from svdiff_delta._util.json import check_nodes
+from svdiff_delta._util.json_files import read_lines, read_object
 from svdiff_delta._util.limits import CAPTION_LINES, CONFIGURATION, LINE, Limit
 from svdiff_delta._util.typed import build, given, keys_of
 from svdiff_delta.errors import BaseError, InputError

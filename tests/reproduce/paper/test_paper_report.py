@@ -3,168 +3,212 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from support.cells import searched_numbers
 
 from reproduce.paper.__main__ import main
-from reproduce.paper.cell import Cell, Measured
-from reproduce.paper.experiments.pairs import FASTER, UNMIX
+from reproduce.paper.cell import Cell, packed
+from reproduce.paper.choices import BEFORE
+from reproduce.paper.experiments.shifts import SCALES
+from reproduce.paper.found import Found
 from reproduce.paper.lab import base_digest
-from reproduce.paper.plan import all_cells, search_cells
-from reproduce.paper.recipe import PRIOR, RATES, Recipe
+from reproduce.paper.planner import Plan, Progress, all_cells, paper_plan
 from reproduce.paper.report import write_report
-from reproduce.paper.sections.single import LABELS
-from svdiff_delta._util.json import canonical_json
+from reproduce.paper.subjects import SUBJECTS
 
 BASE = "0" * 16
 REPORTS = Path(__file__).parents[3] / "reports"
+PLAN = paper_plan()
+WITHOUT = Plan((), PLAN.claims, PLAN.beside, PLAN.check, 10_000)
+"""The plan with what is chosen before the search, so that cells can be made up."""
 
 
 def numbers_of(cell: Cell) -> dict[str, Any]:
     """Numbers as a cell of its experiment has them, SVDiff's better than the others'."""
-    ours = cell.recipes[0].method == "svdiff"
-    jitter = cell.recipes[0].seed * 0.001
-    if cell.name.startswith(("unmix", "pair")):
-        judged = {"both": [1, 0], "crossed": [0, 1], "seam": [9.0, 90.0], "score": [0.5, 0.25]}
-        return {"seconds": 40.0, "positive": judged, "negative": judged}
-    if cell.experiment == "a" or cell.name.startswith("rank") or cell.experiment in "di":
+    if cell.name == "sizes":
+        return {"paper": {"weights": 10_000, "shift": 5}, "here": {"weights": 10_000, "shift": 50}}
+    if cell.experiment == "s":
+        names = list(SUBJECTS)
+        own = [[5 * (row == column) for column in range(len(names))] for row in range(len(names))]
+        return {"subjects": names, "whole": own, "half": own, "class": dict.fromkeys(names, 1.0)}
+    recipe = cell.recipes[0]
+    ours, jitter = (
+        recipe.method == "svdiff",
+        (recipe.seed % 3) * 0.001 + len(recipe.subjects[:1] and recipe.subjects[0]) / 1e4,
+    )
+    if "-scales-" in cell.name:
         return {
-            "text": 0.3 + jitter, "image": (0.8 if ours else 0.6) + jitter, "identity": 0.9, "checkpoint": 1,
-            "seconds": 20.0, "size": 40_000 if ours else 33_000_000,
-        }  # fmt: skip
+            "scales": [{"scale": s, "text": 0.5 - s / 9 - jitter * s, "image": 0.5, "identity": 1.0} for s in SCALES]
+        }
     if cell.experiment == "b":
-        mixed = int(cell.recipes[0].mix > 0)
+        mixed = int(recipe.mix > 0)
         judged = {"both": [mixed] * 12, "crossed": [1 - mixed] * 12, "seam": [9.0] * 12, "score": [0.5 + ours] * 12}
         return {"seconds": 40.0, "positive": judged, "negative": judged}
     if cell.experiment == "c":
-        edit = {"check": "ground", "succeeded": [1, 0, 1], "survived": [1, 1, 0], "like": [0.5, 0.6, 0.7]}
-        return {"seconds": 20.0, "faithful": 0.9 if ours else 0.5, "plain": [edit] * 3, "inverted": [edit] * 3}
+        edit = {"check": "ground", "succeeded": [1, 0, 1], "survived": [1, 1, 0], "like": [0.5, 0.6, 0.7 + jitter]}
+        closer = edit | {"like": [0.9]}
+        return {"seconds": 20.0, "faithful": 0.9 if ours else 0.5, "plain": [edit] * 3, "inverted": [closer] * 3}
+    if cell.name.startswith("sum"):
+        judged = {"both": [1, 0], "crossed": [0, 0], "seam": [1.0, 1.0], "score": [0.5, 0.5]}
+        return {"alone": [0.9, 0.9], "together": [0.7, 0.8 + jitter], "class": [0.1, 0.1], "pair": judged}
     if cell.experiment == "e":
-        if cell.name.startswith("sum"):
-            judged = {"both": [1, 0], "crossed": [0, 0], "seam": [1.0, 1.0], "score": [0.5, 0.5]}
-            return {"alone": [0.9, 0.9], "together": [0.7, 0.8 + jitter], "pair": judged}
-        return {"alphas": [0, 0.25, 0.5, 0.75, 1], "like": [[0.1 * i, 1 - 0.1 * i] for i in range(5)], "smooth": [1.0]}
+        return {"alphas": [0, 0.25, 0.5, 0.75, 1], "like": [[0.1 * i, 1 - 0.1 * i] for i in range(5)]}
     if cell.experiment == "f":
-        both = {"geometry": 0.9, "appearance": 0.5 + jitter}
-        return {"shape": both, "colour": {"geometry": 0.2, "appearance": 0.7}, "parents": 0.1}
+        return {"shape": {"geometry": 0.9, "appearance": 0.5 + jitter}, "colour": {"appearance": 0.7}, "parents": 0.1}
     if cell.experiment == "g":
-        return {"names": ["x", "y"], "matrix": [[0.9, 0.1], [0.1, 0.9]]}
-    return {"scales": [{"scale": s, "text": 0.3 - s / 20, "image": 0.5, "identity": 1.0} for s in range(7)]}
+        return {"own": 0.9 + jitter, "other": 0.1}
+    weaker = 0.2 * (recipe.selectors not in (None, ("unet-2d",)) or recipe.rank is not None)
+    return {
+        "text": 0.3 + jitter, "image": (0.8 if ours else 0.6) + jitter - weaker, "identity": 0.9, "checkpoint": 1,
+        "seconds": 20.0, "size": 40_000 if ours else 33_000_000,
+    }  # fmt: skip
 
 
-def keep(folder: Path, cell: Cell, key: list[str]) -> None:
-    path = cell.path(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(canonical_json({"key": key, "numbers": numbers_of(cell), "seconds": 1.0}))
+def fill(folder: Path, base: str = BASE, share: int = 1) -> None:
+    for index, cell in enumerate(all_cells(WITHOUT, BEFORE).values()):
+        if index % share == 0:
+            kept = {"key": cell.key(base), "numbers": numbers_of(cell), "device": "cpu", "seconds": float(index)}
+            path = cell.path(folder, base)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(packed(kept))
 
 
-def test_a_full_report_judges_every_claim(tmp_path: Path) -> None:
-    for cell in all_cells():
-        keep(tmp_path, cell, cell.key(BASE))
-    text = write_report(tmp_path, all_cells(), BASE).read_text("utf-8")
-    assert "not measured**" not in text
-    for letter in "abcdefgh":
-        assert f"## ({letter}) " in text
-    assert "| 3.3, 4.2, Fig. 6 | Cut-Mix-Unmix lets SVDiff show" in text
-    line = next(line for line in text.splitlines() if "lets SVDiff show" in line)
-    assert line.endswith("**agrees** |")
-    preference = next(line for line in text.splitlines() if "preferred to full weights" in line)
-    assert "1.00 [" in preference
-    assert preference.endswith("**agrees** |")
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("full")
+    fill(folder)
+    write_report(folder, WITHOUT, BASE)
+    return folder
 
 
-def test_the_same_numbers_give_the_same_text(tmp_path: Path) -> None:
-    for cell in all_cells()[:40]:
-        keep(tmp_path, cell, cell.key(BASE))
-    first = write_report(tmp_path, all_cells(), BASE).read_bytes()
-    assert write_report(tmp_path, all_cells(), BASE).read_bytes() == first
+def row(folder: Path, name: str) -> str:
+    text = (folder / "paper.md").read_text("utf-8")
+    return next(line for line in text.splitlines() if line.endswith(f"#{name}) |"))
+
+
+def test_a_full_report_judges_every_claim(full: Path) -> None:
+    text = (full / "paper.md").read_text("utf-8")
+    assert "not measured" not in text.partition("## How far it is")[0]
+    assert text.count("| **") == 22
+    assert "| **agrees** |" in row(full, "cut-mix-svdiff")
+    assert "| **agrees** |" in row(full, "preferred")
+    assert "| **differs** |" in row(full, "like-full")  # 0.2 beyond the margin
+    assert "2,000" in row(full, "sizes")
+    assert "- The plan is at its end." in text
+
+
+def test_the_table_comes_first_and_a_row_has_all_that_a_claim_is(full: Path) -> None:
+    text = (full / "paper.md").read_text("utf-8")
+    assert text.index("| section | the paper's claim |") < text.index("## How far it is")
+    cells = row(full, "ranks").strip("| ").split(" | ")
+    assert cells[0] == "appendix, ranks"
+    assert cells[1] == "Lower ranks capture less of the subject."
+    assert re.search(r"image alignment, .*: 0\.200 \[0\.\d+, 0\.\d+\]", cells[2])
+    assert cells[4] == "[(h)](pages/h.md#ranks)"
+
+
+def test_every_claim_has_its_section_and_plot_where_its_row_says(full: Path) -> None:
+    for letter, name in re.findall(r"\(pages/(\w)\.md#([\w-]+)\)", (full / "paper.md").read_text("utf-8")):
+        page = (full / "pages" / f"{letter}.md").read_text("utf-8")
+        assert f"\n## {name}\n" in page
+        assert name == "sizes" or f"![{name}](../plots/{name}.png)" in page
+
+
+def test_a_table_counts_each_run_where_it_belongs(full: Path) -> None:
+    page = (full / "pages" / "d.md").read_text("utf-8")
+    runs = dict(re.findall(r"^\| `([\w-]+)` \|.* \| (\d+) \|$", page, re.MULTILINE))
+    assert runs["unet"] == "32"  # SVDiff's of (a)
+    assert {runs[name] for name in ("unet-ca", "unet-1d", "unet-2d", "up", "down", "mid")} == {"24"}
+    assert {runs[name] for name in ("up-ca", "down-ca", "mid-ca")} == {"3"}
+
+
+def test_every_link_and_picture_of_the_report_is_there(full: Path) -> None:
+    for page in [*full.glob("*.md"), *full.glob("pages/*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_same_cells_give_the_same_bytes(full: Path, tmp_path: Path) -> None:
+    few = replace(WITHOUT, claims=lambda choices: tuple(one for one in PLAN.claims(choices) if one.letter in "ae"))
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cells").symlink_to(full / "cells")
+        write_report(tmp_path / name, few, BASE)
+    paths = [path for path in (tmp_path / "one").rglob("*") if path.suffix in (".md", ".png")]
+    assert len(paths) > 10
+    for path in paths:
+        assert (tmp_path / "other" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
 
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
-    text = write_report(tmp_path, all_cells(), BASE).read_text("utf-8")
-    assert f"0 of {len(all_cells())} cells are measured" in text
+    text = write_report(tmp_path, PLAN, BASE).read_text("utf-8")
+    assert "Of 22 claims: 22 not measured." in text
+    assert "- 0 cells are measured" in text
+    assert "- It goes on with: can the judge tell the subjects apart." in text
     assert "**agrees**" not in text
-    assert "**differs**" not in text
 
 
-def test_numbers_of_another_base_are_not_used(tmp_path: Path) -> None:
-    for cell in all_cells():
-        keep(tmp_path, cell, cell.key("1" * 16))
-    assert "0 of " in write_report(tmp_path, all_cells(), BASE).read_text("utf-8")
+def test_the_search_is_a_page_of_all_that_was_tried_and_what_was_chosen(tmp_path: Path) -> None:
+    plan = replace(PLAN, check=None, claims=lambda choices: ())
+    progress = Progress()
+    for one in plan.rounds(Found(tmp_path, BASE), progress):
+        for cell in one.cells if one.title.startswith("search") else ():
+            path = cell.path(tmp_path, BASE)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = {"key": cell.key(BASE), "numbers": searched_numbers(cell), "device": "cpu", "seconds": 1.0}
+            path.write_bytes(packed(kept))
+    text = write_report(tmp_path, plan, BASE).read_text("utf-8")
+    assert "- It goes on with: what is only shown." in text
+    page = (tmp_path / "pages" / "i.md").read_text("utf-8")
+    for stage in plan.stages:
+        assert f"\n## {stage.title}\n" in page
+    assert "| learning rates, λ = 1 | svdiff 0.04, full 5e-05, lora 0.001, kv 0.0002 |" in page
+    assert "| svdiff 0.04 banjo | text 0.500, image 0.500, identity 0.800 | – |" in page
+    assert "| unmix regularization | share 0.01 |" in page
 
 
-def head(text: str) -> str:
-    """The report's first lines."""
-    return " ".join(text.splitlines()[:5])
+def test_cells_of_another_base_are_named_and_not_mixed_in(tmp_path: Path) -> None:
+    fill(tmp_path, "1" * 16, share=10)
+    text = write_report(tmp_path, WITHOUT, BASE).read_text("utf-8")
+    count = sum(1 for _ in tmp_path.rglob("*.json"))
+    assert count > 50
+    assert f"- Among the cells: {count} of another base, `{'1' * 16}`: they are left out." in text
+    assert "Of 22 claims: 22 not measured." in text
 
 
-def test_the_first_lines_say_which_base_the_cells_belong_to(tmp_path: Path) -> None:
-    own = head(write_report(tmp_path, all_cells(), base_digest()).read_text("utf-8"))
-    assert f"`{base_digest()}`: the one that ships with this version" in own
-    other = head(write_report(tmp_path, all_cells(), BASE).read_text("utf-8"))
-    assert f"`{BASE}`: a former embedded base" in other
-    assert f"its own: `{base_digest()}`" in other
+def test_a_report_of_a_part_judges_whole_looks_alone(tmp_path: Path) -> None:
+    fill(tmp_path, share=2)
+    text = write_report(tmp_path, WITHOUT, BASE).read_text("utf-8")
+    assert "Of 22 claims: 22 not measured." in text
 
 
-def test_cells_of_two_bases_are_never_in_one_report(tmp_path: Path) -> None:
-    cells = all_cells()
-    for index, cell in enumerate(cells):
-        keep(tmp_path, cell, cell.key(BASE if index % 2 else base_digest()))
-    for base, count in ((BASE, len(cells) // 2), (base_digest(), len(cells) - len(cells) // 2)):
-        text = write_report(tmp_path, cells, base).read_text("utf-8")
-        assert f"{count} of {len(cells)} cells are measured" in text
-
-
-def test_the_cells_that_are_kept_and_the_report_that_stands_are_of_one_base(tmp_path: Path) -> None:
-    cells = [json.loads(path.read_bytes())["key"][0] for path in (REPORTS / "cells").rglob("*.json")]
-    assert len(set(cells)) == 1
-    assert f"that with the fingerprint `{cells[0]}`" in head((REPORTS / "paper.md").read_text("utf-8"))
-
-
-def test_a_report_of_a_former_base_measures_nothing(tmp_path: Path) -> None:
-    cell = all_cells()[0]
-    keep(tmp_path, cell, cell.key(BASE))
-    main(["--out", str(tmp_path), "--work", str(tmp_path / "work"), "--base", BASE])
-    assert "1 of " in (tmp_path / "paper.md").read_text("utf-8")
+def test_minutes_0_only_writes_the_report(tmp_path: Path) -> None:
+    main(["--out", str(tmp_path), "--work", str(tmp_path / "work"), "--minutes", "0", "--quick"])
+    assert f"- Base: `{base_digest()}`" in (tmp_path / "paper.md").read_text("utf-8")
     assert not (tmp_path / "work").exists()
 
 
-def made(lab: object, sight: object) -> Measured:
-    return Measured({"value": 1}, {"painted": [Image.new("RGB", (4, 4))] * 3})
+# What is committed.
 
 
-def failing(lab: object, sight: object) -> Measured:
-    raise AssertionError("measured again")
+def test_the_committed_report_is_what_its_cells_give(tmp_path: Path) -> None:
+    for name in ("cells", "pictures", "former"):
+        if (REPORTS / name).exists():
+            (tmp_path / name).symlink_to(REPORTS / name)
+    write_report(tmp_path, PLAN, base_digest())
+    for path in [*REPORTS.glob("*.md"), *REPORTS.glob("pages/*.md")]:
+        assert (tmp_path / path.relative_to(REPORTS)).read_bytes() == path.read_bytes(), path.name
 
 
-@pytest.mark.parametrize("shown", [True, False])
-def test_a_cell_is_measured_once(tmp_path: Path, shown: bool) -> None:
-    recipe = Recipe(subjects=("black cat",))
-    cell = Cell("a", "one", partial(made), (recipe,), shown)
-    assert cell.known(tmp_path, BASE) is None
-    cell.run(None, None, tmp_path, BASE)  # type: ignore[arg-type]
-    assert cell.known(tmp_path, BASE) == {"value": 1}
-    picture = tmp_path / "pictures" / "a" / "one.painted.png"
-    assert picture.exists() == shown
-    if shown:
-        with Image.open(picture) as found:
-            assert found.size == (12, 4)
-    other = Cell("a", "one", failing, (Recipe(subjects=("black cat",), seed=1),))
-    assert other.known(tmp_path, BASE) is None, "another training's numbers were taken"
-
-
-def test_what_recipes_were_chosen_by_is_a_section_and_counts_as_no_experiment(tmp_path: Path) -> None:
-    for cell in search_cells():
-        keep(tmp_path, cell, cell.key(BASE))
-    text = write_report(tmp_path, all_cells(), BASE, search_cells()).read_text("utf-8")
-    assert f"0 of {len(all_cells())} cells are measured" in text
-    section = text.partition("## (i)")[2]
-    for method, rate in RATES.items():
-        own = 0.8 if method == "svdiff" else 0.6
-        assert f"| {LABELS[method]} | **{rate:g}** | 0.300 | {own:.3f} | 0.900 |" in section
-    assert f"| **{PRIOR:g}** | 0.300 | 0.800 |" in section
-    assert f"| {FASTER:g} | **{UNMIX:g}** | 0.375 | 0.50 | 0.50 |" in section
+def test_cells_of_the_former_base_lie_apart() -> None:
+    former = [path for path in (REPORTS / "former").iterdir() if path.is_dir()]
+    assert former
+    for folder in former:
+        bases = {json.loads(path.read_bytes())["key"][0] for path in (folder / "cells").rglob("*.json")}
+        assert bases == {folder.name}
+        assert folder.name != base_digest()

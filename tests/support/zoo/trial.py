@@ -57,7 +57,7 @@ def refused(model: nn.Module) -> list[str]:
     return [
         f"model.{key}"
         for key, _, _ in shiftable(model)
-        if "weight" not in model.get_submodule(key.removesuffix(".weight"))._parameters
+        if not key.endswith("]") and "weight" not in model.get_submodule(key.removesuffix(".weight"))._parameters
     ]
 
 
@@ -70,7 +70,7 @@ def delta_of(model: nn.Module, member: Member, *, size: float = 0.1, on_request:
         f"model.{key}": prepare_weight(weights, f"model.{key}", kind, axis, cache).parameter
         for key, kind, axis in shiftable(model, on_request=on_request)
         if f"model.{key}" not in left_out
-        and owners[id(model.get_parameter(key))] == key
+        and (key.endswith("]") or owners[id(model.get_parameter(key))] == key)
         and not any(fnmatchcase(key, pattern) for pattern in member.unreached)
     }
     zeros = {name: np.zeros(parameter.size) for name, parameter in parameters.items()}

@@ -45,6 +45,7 @@ def bank(work: Path) -> Bank:
     return both_banks(work)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["clip", "vae", "decoder"])
 def test_a_stage_trains_measures_and_says_that_it_is_done(work: Path, stage: str) -> None:
     rows = [json.loads(line) for line in (work / "runs" / f"{stage}.jsonl").read_text().splitlines()]

@@ -87,6 +87,7 @@ def test_a_stage_measures_and_logs(task: Task, tmp_path: Path) -> None:
     assert np.isfinite(rows[1]["loss"])
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_from_before_the_rate_fell(bank: Bank, tmp_path: Path) -> None:
     task = VaeTask(bank, bank, size=4, **SMALL_VAE)
     Run(task, RECIPE, tmp_path / "short").go()
@@ -103,6 +104,7 @@ def test_the_rate_rises_stays_and_falls() -> None:
     assert [recipe.rate_at(i) for i in range(10)] == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_gradient_of_one(work: Path, tmp_path: Path) -> None:
     alone = Run(UNetTask(work, size=8, **SMALL_UNET), RECIPE, tmp_path / "alone")
     shared = Run(UNetTask(work, size=8, **SMALL_UNET), RECIPE, tmp_path / "shared")

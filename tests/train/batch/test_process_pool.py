@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+import pytest
 from support.tasks import die, leave_half, meet, pid
 
 from svdiff_train.batch.process_pool import run_costliest_first
@@ -15,6 +16,7 @@ def ignore(index: int) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_two_processes_work_at_the_same_time(tmp_path: Path) -> None:
     tasks = [(tmp_path, "a", 2), (tmp_path, "b", 2)]
     pids = {result for _, result in run_costliest_first(meet, tasks, 2, ignore)}
@@ -22,6 +24,7 @@ def test_two_processes_work_at_the_same_time(tmp_path: Path) -> None:
     assert os.getpid() not in pids
 
 
+@pytest.mark.slow
 def test_each_task_is_done_once_by_no_more_processes_than_asked_for() -> None:
     found = dict(run_costliest_first(pid, [(10 * number,) for number in range(7)], 2, ignore))
     results = [found[index] for index in range(7)]
@@ -29,6 +32,7 @@ def test_each_task_is_done_once_by_no_more_processes_than_asked_for() -> None:
     assert len({result[1] for result in results if result}) <= 2
 
 
+@pytest.mark.slow
 def test_each_task_is_told_of_before_it_begins() -> None:
     begun: list[int] = []
     for index, _ in run_costliest_first(pid, [(number,) for number in range(4)], 2, begun.append):
@@ -41,6 +45,7 @@ def test_a_process_that_dies_takes_only_its_own_task_with_it() -> None:
     assert found == {0: 0, 1: None, 2: 2, 3: 3, 4: 4}
 
 
+@pytest.mark.slow
 def test_more_processes_than_tasks_are_no_trouble() -> None:
     assert dict(run_costliest_first(die, [(0,)], 3, ignore)) == {0: 0}
 

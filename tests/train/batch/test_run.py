@@ -14,9 +14,11 @@ from support.commands import python, svdiff
 from support.files import contents, listing, written
 
 from svdiff_delta import convert, load, open_base
+from svdiff_delta.conversion import convert_directly
 from svdiff_delta.errors import InputError
 from svdiff_train.batch import Result, convert_one, run_manifest
 from svdiff_train.batch import run as run_module
+from svdiff_train.batch.row import Row
 
 QUERY = "encoder.layer.0.attention.self.query.weight"
 BIAS = "encoder.layer.0.attention.self.query.bias"
@@ -69,6 +71,7 @@ def test_a_file_that_fails_does_not_stop_the_rest(folder: Path) -> None:
     assert not [name for name in listing(folder) if name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_writes_the_same_bytes(folder: Path) -> None:
     run_manifest(folder / "all.jsonl", jobs=1)
     one = outputs(folder)
@@ -157,6 +160,7 @@ run_manifest(Path(sys.argv[1]), jobs=int(sys.argv[2]), watch=stop)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("jobs", "early"), [("2", True), ("1", False)], ids=["before its line is written", "after its line is written"]
 )
@@ -170,6 +174,23 @@ def test_a_killed_run_is_gone_on_with(folder: Path, jobs: str, early: bool) -> N
     assert statuses(run_manifest(folder / "all.jsonl")) == ["passed over", "failed", "passed over", "passed over"]
 
 
+def test_a_row_may_ask_for_a_lora_without_a_delta_in_between(folder: Path) -> None:
+    row = {"input": "tuned0", "from": "full", "base": "base", "to": "peft", "direct": True, "rank": 2}
+    result = convert_one(Row.parse({**row, "output": "lora"}, folder))
+    convert_directly(folder / "tuned0", to="peft", base=open_base(folder / "base"), rank=2, output=folder / "same")
+    assert (result.status, result.error) == ("converted", None)
+    assert contents(folder / "lora") == contents(folder / "same")
+
+
+def test_a_direct_row_cannot_be_calibrated(folder: Path) -> None:
+    (folder / "prompts.txt").write_text("a photo")
+    row = {"input": "tuned0", "output": "x", "base": "base", "to": "peft", "direct": True, "rank": 2}
+    (folder / "one.jsonl").write_text(json.dumps({**row, "calibrate": "prompts.txt"}) + "\n")
+    with pytest.raises(InputError, match="chooses shifts, and with `direct` there are none"):
+        run_manifest(folder / "one.jsonl")
+
+
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_whole_report_and_no_half_file(folder: Path) -> None:
     done = python(RUN.format(signal="SIGINT", early=False), folder / "all.jsonl", "2")
     assert "KeyboardInterrupt" in done.err

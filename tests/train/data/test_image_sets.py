@@ -39,6 +39,7 @@ def difference(a: list[Image.Image], b: list[Image.Image]) -> int:
     return max(int(np.abs(np.asarray(x, int) - np.asarray(y, int)).max()) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [False, True])
 def test_attached_and_baked_pictures_are_equal_within_two_steps_of_colour(
     tmp_path: Path, delta: Delta, exact: bool

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pytest
 from PIL import Image
 
+from svdiff_delta.svd.cache import BasisCache
+from svdiff_train.demo import rows
 from svdiff_train.demo.page import Section, html_page, png_page
+from svdiff_train.tiny import open_tiny
 
 RED = Image.new("RGB", (8, 8), (255, 0, 0))
 
@@ -37,3 +44,18 @@ def test_long_text_and_a_long_page_stay_on_it() -> None:
     assert image.height > 4 * 600
     edge = {image.getpixel((image.width - 1, y)) for y in range(image.height)}
     assert edge == {(255, 255, 255)}
+
+
+def test_a_picture_that_is_shown_twice_is_painted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def generate(pipeline: Any, wanted: list[tuple[str, int]], sampling: Any) -> list[Image.Image]:
+        asked.extend(wanted)
+        return [Image.new("RGB", (8, 8), (seed, 0, len(prompt))) for prompt, seed in wanted]
+
+    monkeypatch.setattr(rows, "generate", generate)
+    painter = rows.Painter(None, open_tiny(), {}, {}, str, tmp_path, BasisCache(tmp_path))
+    painter.paint(None, ["a", "bb"], [3, 4])
+    found = painter.paint(None, ["bb", "ccc"], [4, 5])
+    assert asked == [("a", 3), ("a", 4), ("bb", 3), ("bb", 4), ("bb", 5), ("ccc", 4), ("ccc", 5)]
+    assert [image.getpixel((0, 0)) for image in found] == [(4, 0, 2), (5, 0, 2), (4, 0, 3), (5, 0, 3)]

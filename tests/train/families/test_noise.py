@@ -180,5 +180,8 @@ def test_weights_are_ones_unless_asked_for(name: str) -> None:
 
 def test_a_pipeline_that_no_family_knows_is_refused_with_what_is_known() -> None:
     known = "StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline, FluxPipeline"
-    with pytest.raises(TrainError, match=f"object: no model family knows this pipeline: known are {known}"):
+    lacking = r"it cannot be recorded: it has no transformer, vae, scheduler"
+    with pytest.raises(TrainError, match=rf"object: no model family knows this pipeline \({lacking}\); the nearest"):
+        family_of(object())
+    with pytest.raises(TrainError, match=rf"the nearest known is \w+Pipeline: known are {known}, "):
         family_of(object())

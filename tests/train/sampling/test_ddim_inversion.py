@@ -99,6 +99,7 @@ def test_guidance_mixes_predictions_with_and_without_the_prompt() -> None:
     torch.testing.assert_close(found, torch.full_like(found, wanted), rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_there_and_back_the_error_falls_as_one_over_the_steps() -> None:
     pipeline: Any = load_pipeline(open_tiny())
     picture = open_image(sorted(pictures_path("black_cat").glob("*.*"))[0])

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.pipelines import small_sd3
 
 from svdiff_delta import open_base
 from svdiff_delta.errors import BaseError
@@ -23,3 +24,10 @@ def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path: Path, kept: tuple
         BaseError, match=r"tokenizer: holds no vocabulary \(merges\.txt, tokenizer\.json, vocab\.json\)"
     ):
         load_pipeline(open_base(base))
+
+
+def test_a_pipeline_is_loaded_without_what_its_index_switches_off(tmp_path: Path) -> None:
+    small_sd3(t5=False).save_pretrained(tmp_path / "base")
+    loaded = load_pipeline(open_base(tmp_path / "base"))
+    assert loaded.text_encoder_3 is None
+    assert loaded.text_encoder_2 is not None

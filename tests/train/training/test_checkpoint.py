@@ -89,6 +89,7 @@ def test_a_longer_run_on_a_schedule_that_ends_is_another_run(tmp_path: Path, sch
     check_same(load_state(path), path, {"steps": 3, "schedule_steps": 5, "schedule": schedule})
 
 
+@pytest.mark.slow
 def test_a_run_may_become_longer_on_a_schedule_that_was_planned_for_it(tmp_path: Path) -> None:
     planned = replace(CONFIG, steps=2, schedule="linear", schedule_steps=4)
     keeping = Keeping(folder=tmp_path / "run", resume=True)

@@ -22,7 +22,7 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The jobs that were painted, in place of a model."""
     jobs: list[tuple[str, int]] = []
 
-    def generate(pipeline: Any, chunk: list[tuple[str, int]], sampling: Any) -> list[Image.Image]:
+    def generate(pipeline: Any, chunk: list[tuple[str, int]], sampling: Any, *, graphs: None) -> list[Image.Image]:
         jobs.extend(chunk)
         return [Image.new("RGB", (8, 8), (seed, 0, 0)) for _, seed in chunk]
 

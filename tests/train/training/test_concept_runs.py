@@ -64,6 +64,7 @@ def test_each_class_is_painted_into_a_folder_of_its_own(outcome: Outcome, classe
     assert all(sorted(path.name for path in folder.glob("*.png")) == ["000000.png", "000001.png"] for folder in found)
 
 
+@pytest.mark.slow
 def test_concepts_of_one_class_share_its_pictures(tmp_path: Path) -> None:
     painted: list[tuple[int, int]] = []
     car = replace(CAR, prompt="a photo of a V2 cat", class_prompt=CAT.class_prompt)
@@ -127,7 +128,10 @@ def test_two_batches_of_one_equal_one_batch_of_two(monkeypatch: pytest.MonkeyPat
     assert greatest_distance(two, one) < ROUNDED
 
 
-@pytest.mark.parametrize("setting", [{"mix_probability": 0.0, "unmix_weight": 0.0}, {"unmix_weight": 0.0}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"mix_probability": 0.0, "unmix_weight": 0.0}, pytest.param({"unmix_weight": 0.0}, marks=pytest.mark.slow)],
+)
 def test_mixing_and_unmixing_change_what_is_learned(setting: dict[str, Any]) -> None:
     config = replace(ALONE, batch_size=2, mix_probability=0.9, unmix_weight=100.0)
     plain, other = (run(each).delta for each in (config, replace(config, **setting)))

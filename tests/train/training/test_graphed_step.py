@@ -8,24 +8,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from support.graphs import READS, REFUSED, Captures, FrozenCaptures
+from support.pipelines import WHOLE
+from support.refusals import EXHAUSTED, FAILED
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from svdiff_delta import open_base
+from svdiff_delta.base_model.base import Base
+from svdiff_delta.errors import TrainError
+from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.data.batches import Batch, Batches, Texts
+from svdiff_train.graphs import static_work
+from svdiff_train.graphs.cuda_capture import Graph
+from svdiff_train.graphs.static_work import StaticWork
 from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
-from svdiff_train.training import graphed_step, loop, setup, static_work
+from svdiff_train.training import graphed_step, loop, setup
 from svdiff_train.training.callbacks import Watch
-from svdiff_train.training.cuda_capture import Graph
 from svdiff_train.training.graphed_step import GraphedStep
-from svdiff_train.training.loop import Outcome, train
-from svdiff_train.training.static_work import StaticWork
+from svdiff_train.training.loop import Keeping, Outcome, train
 from svdiff_train.training.step import Stepper
 
 PICTURES = pictures_path("black_cat")
@@ -36,39 +45,8 @@ CONFIG = TrainConfig(
 WARM = 2
 """Steps before a capture, here."""
 
-READS = frozenset({"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero"})
-"""Operations that hand values, or a size that depends on them, to the host."""
-
 FROM_HOST = frozenset({"lift_fresh", "lift_fresh_copy", "scalar_tensor"})
 """Operations that make a tensor of numbers of the host: in a graph they would stay what they were."""
-
-
-class Replayed:
-    """A graph that does its work again, and writes the result where the first one was."""
-
-    def __init__(self, work: Callable[[], Tensor], result: Tensor) -> None:
-        self.work, self.result, self.times = work, result, 0
-
-    def replay(self) -> None:
-        self.times += 1
-        self.result.copy_(self.work())
-
-
-REFUSED = "CUDA error: operation not permitted when stream is capturing\nSearch for `cudaErrorStreamCapture…`"
-
-
-class Breaks(TorchDispatchMode):
-    """Do so many operations, and refuse the next one."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.left = after
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.left:
-            raise RuntimeError(REFUSED)
-        self.left -= 1
-        return func(*args, **(kwargs or {}))
 
 
 class Operations(TorchDispatchMode):
@@ -86,28 +64,6 @@ class Operations(TorchDispatchMode):
         return found
 
 
-class Captures:
-    """Stands in for a card."""
-
-    def __init__(self, *, breaks_at: int | None = None) -> None:
-        self.graphs: list[Replayed] = []
-        self.warmed = self.tried = 0
-        self.breaks_at = breaks_at
-
-    def warm(self, work: Callable[[], Tensor]) -> Tensor:
-        self.warmed += 1
-        return work()
-
-    def capture(self, work: Callable[[], Tensor]) -> tuple[Graph, Tensor]:
-        self.tried += 1
-        if self.breaks_at is not None:
-            with Breaks(self.breaks_at):  # worse than a card, which has done nothing by then
-                work()
-            raise RuntimeError(REFUSED)
-        self.graphs.append(Replayed(work, torch.full((2,), torch.nan)))
-        return self.graphs[-1], self.graphs[-1].result
-
-
 @pytest.fixture(autouse=True)
 def captured_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(static_work, "WARM", WARM)
@@ -120,11 +76,18 @@ def painted_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "class_pictures", lambda *_, **__: [Image.open(path).convert("RGB") for path in paths])
 
 
-@cache
-def plain(config: TrainConfig) -> tuple[Outcome, list[float]]:
+def run_of(
+    config: TrainConfig,
+    base: Base | None = None,
+    cache: BasisCache | None = None,
+    keeping: Keeping | None = None,
+) -> tuple[Outcome, list[float]]:
     losses: list[float] = []
-    outcome = train(open_tiny(), PICTURES, config, watch=Watch(step=lambda report: losses.append(report.loss), every=1))
-    return outcome, losses
+    watch = Watch(step=lambda report: losses.append(report.loss), every=1)
+    return train(base or open_tiny(), PICTURES, config, watch=watch, cache=cache, keeping=keeping), losses
+
+
+plain = cache(run_of)
 
 
 def graphed(
@@ -132,6 +95,7 @@ def graphed(
     config: TrainConfig,
     captures: Captures | None,
     around: Callable[[GraphedStep, int], Tensor] = GraphedStep.step,
+    **given: Any,
 ) -> tuple[Outcome, list[float], list[str]]:
     """Train with graphs; return the outcome, the losses, and what was said of graphs."""
     said: list[str] = []
@@ -139,10 +103,12 @@ def graphed(
     def step_of(stepper: Stepper, say: object, *, graphs: bool) -> Callable[[int], Tensor]:
         assert graphs
         steps = GraphedStep(stepper, say=said.append, capture=captures)
+        if isinstance(captures, FrozenCaptures):
+            captures.held = steps._held
         return lambda number: around(steps, number)
 
     monkeypatch.setattr(loop, "step_of", step_of)
-    outcome, losses = plain.__wrapped__(config)
+    outcome, losses = run_of(config, **given)
     return outcome, losses, said
 
 
@@ -160,12 +126,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "class_images": 2,
         "warmup": 3,
     },
+    "accumulated": {"accumulate": 2, "class_prompt": "a photo of a cat", "class_images": 2},
     "bf16": {"mixed_precision": "bf16"},
     "fp16": {"mixed_precision": "fp16"},
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+LATER = ("with pictures of the class, a warm-up of rates", "accumulated", "bf16")  # what is slow
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LATER else ()) for name in SETTINGS]
+)
 def test_steps_as_graphs_give_what_plain_steps_give_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, captures = replace(CONFIG, **SETTINGS[name]), Captures()
     expected, wanted = plain(config)
@@ -174,6 +146,32 @@ def test_steps_as_graphs_give_what_plain_steps_give_bit_for_bit(name: str, monke
     same(found, expected)
     assert said == []
     assert (captures.warmed, [graph.times for graph in captures.graphs]) == (WARM, [config.steps - WARM])
+
+
+@pytest.mark.parametrize(
+    "name", ["some layers", "accumulated", "with pictures of the class, a warm-up of rates", "bf16", "fp16"]
+)
+def test_operations_alone_repeated_on_the_same_memory_are_the_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, captures = replace(CONFIG, **SETTINGS[name]), FrozenCaptures()
+    expected, wanted = plain(config)
+    found, losses, said = graphed(monkeypatch, config, captures)
+    assert losses == wanted
+    same(found, expected)
+    assert said == []
+    assert [graph.times for graph in captures.graphs] == [config.steps - WARM]
+
+
+@pytest.mark.parametrize("family", WHOLE)
+def test_every_family_is_captured(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    WHOLE[family]().save_pretrained(tmp_path / "base")
+    base, cache = open_base(tmp_path / "base"), BasisCache(tmp_path / "basis")
+    config, captures = replace(CONFIG, selectors=None, resolution=16, learning_rate=1e-3), FrozenCaptures()
+    expected, wanted = run_of(config, base, cache)
+    found, losses, said = graphed(monkeypatch, config, captures, base=base, cache=cache)
+    assert losses == wanted
+    same(found, expected)
+    assert said == []
+    assert [graph.times for graph in captures.graphs] == [config.steps - WARM]
 
 
 @pytest.mark.parametrize("after", [0, 40, 400, 10**9], ids=["at once", "in the forward", "later", "at its end"])
@@ -235,7 +233,6 @@ def test_shapes_beyond_a_number_have_no_graph_and_that_is_said_once(monkeypatch:
 REASONS: dict[str, dict[str, Any]] = {
     "the method lora has none": {"method": "lora", "selectors": None},
     "the method full has none": {"method": "full", "selectors": None},
-    "gradients are accumulated": {"accumulate": 2},
     "the run has several processes": {"processes": 2},
     "a text encoder is trained": {"selectors": ("text",)},
     "gradient checkpointing looks at the state of random numbers": {"gradient_checkpointing": True},
@@ -354,3 +351,39 @@ def test_who_keeps_what_was_made_of_a_tensor_sees_that_a_graph_has_changed_it() 
     version = held._version
     static.run({"x": torch.ones(2)})
     assert held._version > version
+
+
+@pytest.mark.parametrize("who", ["torch", "cuBLAS", "cuDNN", "driver"])
+def test_a_capture_without_enough_memory_goes_on_without_one(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, wanted = plain(CONFIG)
+    found, losses, said = graphed(monkeypatch, CONFIG, Captures(fails_with=EXHAUSTED[who]))
+    assert losses == wanted
+    same(found, expected)
+    first = str(EXHAUSTED[who]()).splitlines()[0]
+    assert said == [f"steps without CUDA graphs: capturing one failed ({first})"]
+
+
+@pytest.mark.parametrize("when", ["at the capture", "at a replay"])
+def test_a_card_that_is_gone_ends_the_run_which_goes_on_from_its_last_state(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From then on all that reads from the device fails."""
+    expected, _ = plain(CONFIG)
+    captures, keeping = Captures(), Keeping(folder=tmp_path, every=1)
+
+    def gone(*_: object, **__: object) -> Any:
+        for place in ("runtime.handle.Handle.detach", "svd.prepare.Prepared.delta_weight"):
+            patch.setattr(f"svdiff_delta.{place}", gone)
+        patch.setattr("svdiff_train.training.reports.Reports.fault", gone)
+        patch.setattr(StaticWork, "_put_back", gone)
+        patch.setattr(Stepper, "_loss", gone)
+        raise FAILED["gone"]()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Captures, "capture", gone) if when == "at the capture" else patch.setattr(
+            "support.graphs.Replayed.replay", gone
+        )
+        with pytest.raises(TrainError, match=r"no longer available\); the last state is kept in .*step-000002"):
+            graphed(patch, CONFIG, captures, keeping=keeping)
+    found, _ = run_of(CONFIG, keeping=replace(keeping, resume=True))
+    same(found, expected)

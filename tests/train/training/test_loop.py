@@ -59,6 +59,7 @@ def loss_on_pictures(delta: Delta | None) -> float:
         return loss()
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_on_the_subject(outcome: Outcome) -> None:
     longer = train(open_tiny(), PICTURES, replace(CONFIG, steps=60))
     assert loss_on_pictures(longer.delta) < 0.9 * loss_on_pictures(None)
@@ -104,6 +105,7 @@ save(train(open_tiny(), pictures_path("black_cat"), config).delta, sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_two_processes_with_different_hash_seeds_train_the_same_bytes(tmp_path: Path) -> None:
     digests = []
     for seed in ("1", "2"):
@@ -114,6 +116,7 @@ def test_two_processes_with_different_hash_seeds_train_the_same_bytes(tmp_path: 
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 def test_prior_preservation_changes_what_is_learned_and_is_recorded() -> None:
     config = replace(CONFIG, steps=2, class_prompt="a photo of a cat", class_images=2, prior_weight=0.5)
     seen: list[tuple[int, int]] = []

@@ -161,5 +161,5 @@ def test_processes_that_nothing_connects_are_refused(name: str, monkeypatch: pyt
 def test_what_accelerate_was_told_in_vain_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(unused()) == []
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
     assert list(unused()) == ["note: ACCELERATE_MIXED_PRECISION=bf16 is not looked at: set mixed_precision"]

@@ -203,6 +203,7 @@ def test_without_a_folder_the_error_says_that_nothing_is_kept(monkeypatch: pytes
         train(open_tiny(), PICTURES, replace(CONFIG, steps=2))
 
 
+@pytest.mark.slow
 def test_a_scaled_loss_stays_out_of_what_is_trained_once_it_was_not_finite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

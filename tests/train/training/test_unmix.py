@@ -65,6 +65,44 @@ def test_the_loss_is_its_formula(beside: bool, places: Places) -> None:
     assert float(unmix_loss(maps, mix, places)) == pytest.approx(formula(maps, mix, places), rel=1e-5)
 
 
+def share_formula(maps: list[Tensor], mix: Mix, places: Places) -> float:
+    """The mean over maps of both mean squared shares, number by number in float64."""
+    found = []
+    for attention in maps:
+        length = attention.shape[1 if mix.beside else 0]
+        if length < 2:
+            continue
+        whole = attention.double() if mix.beside else attention.double().transpose(0, 1)
+        total = 0.0
+        for tokens, columns in ((places[0], range((length + 1) // 2, length)), (places[1], range(length // 2))):
+            shares = [
+                sum(float(whole[row, column, token]) for row in range(whole.shape[0]) for column in columns)
+                / float(whole[..., token].sum())
+                for token in tokens
+            ]
+            total += sum(share**2 for share in shares) / len(shares)
+        found.append(total)
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("places", [((3,), (7,)), ((2, 3), (6, 7, 8))])
+def test_the_loss_of_shares_is_its_formula(beside: bool, places: Places) -> None:
+    sizes = ((4, 6), (3, 5), (2, 3), (1, 1))
+    maps = [seeded_random.noise((*size, 10), 0, index, 0).softmax(-1) for index, size in enumerate(sizes)]
+    mix = Mix(0, 1, beside, 0)
+    assert float(unmix_loss(maps, mix, places, "share")) == pytest.approx(share_formula(maps, mix, places), rel=1e-5)
+
+
+def test_a_share_stays_when_a_token_is_attended_to_less_everywhere() -> None:
+    maps = seeded_random.noise((4, 4, 10), 0, 0, 0).softmax(-1)
+    mix, places = Mix(0, 1, True, 0), ((3,), (7,))
+    before, after = (float(unmix_loss([one], mix, places, "share")) for one in (maps, 0.1 * maps))
+    assert after == pytest.approx(before, rel=1e-6)
+    plain = [float(unmix_loss([one], mix, places)) for one in (maps, 0.1 * maps)]
+    assert plain[1] == pytest.approx(0.01 * plain[0], rel=1e-6)
+
+
 def test_attention_on_its_own_half_costs_nothing() -> None:
     attention = torch.zeros(4, 4, 5)
     attention[:, :2, 1], attention[:, 2:, 3] = 1, 1

@@ -285,7 +285,31 @@ def hub_names() -> Iterator[Broken]:
             yield Broken("M14", about, changed(base=base), (f"base.{key}",))
 
 
+def indices() -> Iterator[Broken]:
+    """Yield files with names that have an index, and break a rule for it."""
+    feature: JSON = ["stacked"]
+    for key in ("a[03]", "a[00]", "a[1000000000000]", "[3]", "a[1][2]", "a[b][01]"):
+        delta = made({f"unet.{key}": (LINEAR, "F32", (1, 2))}, must_understand=feature)
+        yield Broken("M12", f"the key {key!r}", container(strings(delta), tensors(delta)), (f"unet.{key}",))
+    slices = made({"unet.a[3]": (LINEAR, "F32", (1, 2))})
+    yield Broken("M15", "an index without its feature", container(strings(slices), tensors(slices)), ("unet.a[3]",))
+    yield Broken("M15", "a feature without an index", changed(must_understand=feature), ("must_understand",))
+    inner = made({"unet.a[3].weight": (LINEAR, "F32", (1, 2))}, must_understand=feature)
+    yield Broken(
+        "M15", "a feature, and brackets within a key", container(strings(inner), tensors(inner)), ("must_understand",)
+    )
+    for about, param in (
+        ("three dimensions", Param((2, 3, 1))),
+        ("one dimension", Param((3,))),
+        ("an elementwise one", Param((2, 2), "elementwise")),
+    ):
+        delta = made({"unet.a[3]": (param, "F32", [1] * param.size)}, must_understand=feature)
+        yield Broken("M16", f"{about} with an index", container(strings(delta), tensors(delta)), ("unet.a[3]",))
+    others: JSON = ["org.example.feature", "stacked"]
+    yield Broken("V2", "an unknown feature beside a known one", changed(must_understand=others), ("must_understand",))
+
+
 def cases() -> Iterator[Broken]:
     """Yield all of them in order."""
-    for group in (syntax, heads, tables, exceptions, names, lineages, hub_names):
+    for group in (syntax, heads, tables, exceptions, names, lineages, hub_names, indices):
         yield from group()

@@ -13,7 +13,7 @@ from .container import JSON, Tensor, canonical, container, entries, framed
 from .delta import Delta, Param, document, file_bytes, made_up, strings, tensors
 from .numbers import Stored, encode, exact, hexadecimal
 
-KNOWN: Final = {"format", "version", "base", "parameters", "lineage", "training"}
+KNOWN: Final = {"format", "version", "must_understand", "base", "parameters", "lineage", "training"}
 Number = float | int | str
 
 
@@ -270,6 +270,29 @@ def loose() -> Iterator[Case]:
     yield Case("−0 is read as 0 and written as +0", zeros, container(strings(zeros), _negative(tensors(zeros))))
 
 
+def stacked() -> Iterator[Case]:
+    """Yield files with weights that are slices of a tensor."""
+    feature: JSON = ["stacked"]
+    experts = {
+        "model.layers.0.experts.down_proj[0]": (Param((3, 2), axis=1), "F32", (1, -2)),
+        "model.layers.0.experts.down_proj[10]": (Param((3, 2), axis=1), "F16", (3, 4)),
+        "model.layers.0.experts.up[999999999999]": (Param((4, 4), tied=((0, 1),), null=1), "F32", (5, 5, 6, 0)),
+        "model.layers.0.norm.weight": (Param((3,)), "F32", (7, 8, 9)),
+    }  # fmt: skip
+    yield Case("slices of a tensor of experts, on both axes", made(experts, must_understand=feature))
+    plain = made({
+        "model.a[x].weight": (LINEAR, "F32", (1, 2)),
+        "model.a[3].weight": (LINEAR, "F32", (3, 4)),
+        "model.b[]": (LINEAR, "F32", (5, 6)),
+        "model.c[-1]": (LINEAR, "F32", (7, 8)),
+        "model.d[1]x": (LINEAR, "F32", (9, 10)),
+    })  # fmt: skip
+    yield Case("brackets that are no index", plain)
+    two = made({"model.a[0]": (LINEAR, "F32", (1, 2))}, must_understand=feature)
+    twice = canonical({**document(two), "must_understand": ["stacked", "stacked"]})
+    yield Case("a feature that is named twice", two, container({"svdiff": twice}, tensors(two)))
+
+
 def _negative(parts: Sequence[Tensor]) -> list[Tensor]:
     """Set the sign of the first value, and of the last where it is zero."""
     result = []
@@ -285,7 +308,7 @@ def _negative(parts: Sequence[Tensor]) -> list[Tensor]:
 
 def cases() -> Iterator[Case]:
     """Yield all valid files in order."""
-    for group in (formats, kinds, texts, loose):
+    for group in (formats, kinds, texts, loose, stacked):
         yield from group()
 
 

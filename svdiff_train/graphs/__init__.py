@@ -1,0 +1,1 @@
+"""Work on a GPU as CUDA graphs: how it is captured, and what is captured again and again on the same memory."""
