@@ -36,6 +36,7 @@ COMPARES_NOTHING: Final = {
     "delta/runtime/test_memory.py",
     "delta/svd/test_build.py",
     "delta/svd/test_side_by_side.py",
+    "delta/util/test_interrupted.py",
     "delta/base_model/test_matching.py",
     "delta/base_model/test_original_files.py",
     "delta/selectors/test_structure.py",

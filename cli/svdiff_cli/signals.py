@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
+from svdiff_delta._util.interrupted import interrupt
+
 SIGNALLED: Final = 128
 """Shells add the signal's number to it."""
 
@@ -30,16 +32,20 @@ class Ended(SystemExit):
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Let the first of these signals raise `Ended`, while further ones wait for what it cleans up.
+    """Let the first of these signals raise `Ended`, while further ones wait for what it cleans up; Ctrl-C as always.
 
     A signal that was ignored, as `nohup` has it, stays so. Outside of the main thread no signal arrives.
     """
 
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        interrupt(KeyboardInterrupt())
+
     def end(number: int, frame: FrameType | None) -> None:
         del frame
-        for each in before:
+        for each in before.keys() & ENDING:
             signal.signal(each, signal.SIG_IGN)
-        raise Ended(number)
+        interrupt(Ended(number))
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -48,6 +54,8 @@ def raised() -> Iterator[None]:
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     for number in before:
         signal.signal(number, end)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
+from svdiff_delta._util.interrupted import interrupt
+
 SIGNALS: Final = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Those that this system has; SIGHUP comes when the terminal is closed."""
 
@@ -20,12 +22,13 @@ def remember_signals() -> Iterator[Callable[[], int | None]]:
 
     def remember(number: int, frame: FrameType | None) -> None:
         nonlocal came
+        del frame
         if came is None:
             came = number
         elif number == signal.SIGINT:
-            signal.default_int_handler(number, frame)
+            interrupt(KeyboardInterrupt())
         else:
-            raise SystemExit(128 + number)
+            interrupt(SystemExit(128 + number))
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None  # signals reach the main thread only

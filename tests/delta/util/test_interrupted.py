@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from svdiff_delta._util.interrupted import interruptions_kept
+from svdiff_delta._util.interrupted import interrupt, interruptions_kept
 from svdiff_delta.base_model.skeleton import build_skeleton
 from svdiff_train.data.picture_file import opened_picture
 
@@ -57,6 +60,58 @@ def test_what_fails_after_an_interruption_that_the_caller_deals_with_is_its_own_
     except KeyboardInterrupt:
         with pytest.raises(ValueError, match="of its own"), interruptions_kept():
             raise ValueError("of its own")  # noqa: B904 - its context is the point
+
+
+def dropped() -> None:
+    """As compiled code does that calls Python and makes an error of its own of what came out."""
+    with suppress(KeyboardInterrupt, SystemExit):
+        interrupt(SystemExit(143))
+
+
+def test_one_that_foreign_code_dropped_is_what_counts_too() -> None:
+    def load() -> None:
+        dropped()
+        raise OSError("unable to load weights")
+
+    with pytest.raises(SystemExit) as caught, interruptions_kept():
+        load()
+    assert caught.value.code == 143
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_one_that_safetensors_drops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file({"a": torch.ones(2)}, file)
+
+    def interrupted(*_: Any) -> None:
+        interrupt(KeyboardInterrupt())
+
+    monkeypatch.setattr("torch.UntypedStorage.__getitem__", interrupted)
+    with pytest.raises(KeyboardInterrupt), interruptions_kept():
+        load_file(file)
+
+
+def test_one_that_came_before_is_no_reason_for_what_fails_now() -> None:
+    dropped()
+    with pytest.raises(OSError, match="of its own"), interruptions_kept():
+        raise OSError("of its own")
+
+
+def test_an_error_of_another_thread_is_its_own() -> None:
+    seen: list[BaseException] = []
+
+    def fail() -> None:
+        try:
+            with interruptions_kept():
+                dropped()
+                raise OSError("of its own")
+        except BaseException as error:  # noqa: BLE001 - what it is, is the question
+            seen.append(error)
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    assert isinstance(seen[0], OSError)
 
 
 def test_a_model_that_is_being_built(monkeypatch: pytest.MonkeyPatch) -> None:
