@@ -55,10 +55,30 @@ COMPARES_NOTHING: Final = {
 COMPARES_WITH_ITSELF: Final = {"train/sampling/test_graphed_denoiser.py", "train/training/test_graphed_step.py"}
 """Files whose tests compute one thing in two ways, by the same kernels, bit for bit; a quarter of the whole time."""
 LEFT_OUT: Final = {
+    "cli/test_image_inputs.py": {
+        "test_edit_shows_source_reconstruction_and_every_edit",
+        "test_tuned_models_are_summed_as_weights_and_told_from_deltas",
+    },
+    "cli/test_train.py": {"test_two_concepts_are_trained_and_recorded"},
     "delta/conversion/test_respell.py": {"test_an_adapter_comes_back_bit_for_bit"},
+    "tools/build_tiny/test_stages.py": {
+        "test_a_longer_run_goes_on_from_before_the_rate_fell",
+        "test_a_stage_goes_on_bit_for_bit",
+    },
     "train/evaluate/test_statistics.py": {"test_nineteen_of_twenty_intervals_hold_the_true_mean"},
+    "train/training/test_concept_runs.py": {
+        "test_one_concept_is_the_run_that_a_prompt_and_a_folder_describe",
+        "test_the_run_is_recorded_without_paths",
+    },
+    "train/training/test_loop.py": {"test_the_run_is_recorded_without_paths_or_times"},
+    "train/training/test_reports.py": {
+        "test_a_scaled_loss_stays_out_of_what_is_trained_once_it_was_not_finite",
+        "test_what_was_good_at_the_last_report_is_kept_where_an_update_overflows",
+        "test_what_was_good_before_a_bad_step_is_kept",
+    },
 }
-"""Tests that take long and compute nothing, or what others of their files compare, or what rounding is far from."""
+"""Tests that take long and compute nothing, or what others of their files compare, or one thing twice by the same
+kernels, or what rounding is far from."""
 
 PROBE: Final = """
 import torch
