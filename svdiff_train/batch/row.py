@@ -140,7 +140,8 @@ class Row:
         Raises:
             InputError: a key is unknown or missing, or a value is of a wrong type.
         """
-        spelled = given.get("to") in TARGETS and not any(given.get(key) for key in THROUGH)
+        to = given.get("to")
+        spelled = isinstance(to, str) and to in TARGETS and not any(given.get(key) for key in THROUGH)
         said = build(_Respelled if spelled else _Said, given)
         values = {**given_fields(said), "folder": str(folder or "")}
         if "dtype" in values:

@@ -142,6 +142,13 @@ def test_a_row_that_cannot_work_is_named_and_nothing_is_started(folder: Path, ro
     assert listing(folder) == ["all.jsonl", "base", "prompts.txt", "tuned"]
 
 
+@pytest.mark.parametrize("key", sorted(KEYS))
+@pytest.mark.parametrize("value", [[["x"]], {"x": []}], ids=["list", "mapping"])
+def test_a_value_of_another_type_is_named(folder: Path, key: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"row 1: .*\b{key}\b"):
+        read_manifest(manifest(folder, {**ROW, key: value}))
+
+
 def test_of_many_wrong_rows_some_are_named_and_all_counted(folder: Path) -> None:
     path = manifest(folder, *({**ROW, "output": f"no/{number}"} for number in range(5)))
     with pytest.raises(InputError, match=r"nothing was started: row 1: .*; row 2: .*; row 3: .*; and 2 more rows"):
