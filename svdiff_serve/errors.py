@@ -1,12 +1,7 @@
 """Define the errors of serving, each with the HTTP status that it becomes.
 
-DeltaError
-├── RefusedError         the server will not take this request
-│   ├── UnknownDeltaError    a mix names a δ that is not there, or cannot be used
-│   ├── BusyError            the queue or a rate is full; come back later
-│   └── LimitError           more was asked for than the server allows
-├── DeadlineError        the time of a request was over
-└── CancelledError       whoever asked has gone
+Below DeltaError stand RefusedError (with UnknownDeltaError and LimitError), BusyError, DrainingError, DeadlineError and
+CancelledError.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def _part(mix: MixGains | None, index: int, gains: SampleGains) -> Tensor:
 
 
 def _zero(delta: Delta, parameters: Mapping[str, Parameter]) -> Delta:
-    """Return δ = 0 on some parameters of a delta, which says nothing else than which base it is for."""
+    """Return δ = 0 on some parameters of a delta."""
     zeros = {name: np.zeros(parameter.size, np.float32) for name, parameter in parameters.items()}
-    metadata = replace(delta.metadata, parameters=Table(parameters), title=None, lineage=None, training=None)
+    metadata = replace(delta.metadata, parameters=Table(parameters))
     return Delta(zeros, metadata)

@@ -6,7 +6,8 @@ import copy
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from queue import Empty, SimpleQueue
@@ -313,9 +314,8 @@ def _outcome(error: BaseException | None) -> str:
 
 
 def _answer(ticket: Ticket, *, result: Any = None, error: BaseException | None = None) -> None:
-    if ticket.answer.done():
-        return
-    if error is None:
-        ticket.answer.set_result(result)
-    else:
-        ticket.answer.set_exception(error)
+    with suppress(InvalidStateError):  # whoever asked may have gone, or was answered when the engine was ended
+        if error is None:
+            ticket.answer.set_result(result)
+        else:
+            ticket.answer.set_exception(error)

@@ -66,7 +66,7 @@ class Looker:
             InputError: it cannot be read at all.
         """
         with system_errors(path, InputError):
-            # Not as a stream: its buffers take as long as the hash of a small file. A pipe would not wait, and is refused.
+            # Not as a stream, whose buffers take as long as the hash of a small file; and so a pipe does not wait.
             descriptor = os.open(path, FLAGS)
             try:
                 about = os.fstat(descriptor)

@@ -22,7 +22,8 @@ PATIENCE: Final = 5.0
 _MAKE: Final = """
 CREATE TABLE IF NOT EXISTS files (
     path TEXT PRIMARY KEY, digest TEXT NOT NULL, parameters TEXT NOT NULL, fault TEXT NOT NULL,
-    device TEXT NOT NULL, inode TEXT NOT NULL, size INTEGER NOT NULL, modified INTEGER NOT NULL, changed INTEGER NOT NULL
+    device TEXT NOT NULL, inode TEXT NOT NULL,
+    size INTEGER NOT NULL, modified INTEGER NOT NULL, changed INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_content ON files (digest);
 """
@@ -91,11 +92,7 @@ class Index:
 
     def write(self, rows: Iterable[Row], gone: Iterable[str]) -> None:
         """Note looks, and forget files."""
-        new = [
-            (path, looked.digest, looked.table, looked.fault, str(looked.seen.device), str(looked.seen.inode))
-            + tuple(looked.seen[2:])
-            for path, looked in rows
-        ]
+        new = [_values(path, looked) for path, looked in rows]
         old = [(path,) for path in gone]
         try:
             with self._connection:
@@ -118,3 +115,10 @@ class Index:
         """Let go of the file."""
         with suppress(sqlite3.Error):
             self._connection.close()
+
+
+def _values(path: str, looked: Looked) -> tuple[str | int, ...]:
+    """Return a row of the table; numbers of files may be larger than SQLite's."""
+    seen = looked.seen
+    about = (path, looked.digest, looked.table, looked.fault, str(seen.device), str(seen.inode))
+    return (*about, seen.size, seen.modified, seen.changed)
