@@ -51,7 +51,7 @@ class Term:
     selector: str = ""
 
     def __str__(self) -> str:
-        weight = "" if self.weight == 1.0 else f":{self.weight!r}"
+        weight = "" if self.weight == 1.0 else f":{quote(repr(self.weight))}"
         selector = f"@{quote(self.selector, safe=_SAFE + '(),*?[]!')}" if self.selector else ""
         return f"{quote(self.name, safe=_SAFE)}{weight}{selector}"
 

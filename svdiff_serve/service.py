@@ -170,7 +170,7 @@ class Service:
         return tickets[0].answer.result()
 
     def close(self, seconds: float | None = None) -> bool:
-        """Finish what was accepted, within so many seconds, and take all deltas off; return whether all was finished."""
+        """Finish what was accepted, within so many seconds, and take all deltas off; return whether that was enough."""
         self.store.close()
         finished = self.engine.drain(seconds)
         if finished:
