@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from svdiff_serve.errors import BusyError
+from svdiff_serve.errors import BusyError, LimitError
 
 T = TypeVar("T")
 
@@ -32,7 +32,14 @@ class FairQueue(Generic[T]):
         return len(self._waiting.get(key, ()))
 
     def check(self, key: str, count: int) -> None:
-        """Raise BusyError unless there is room for so many more of a key."""
+        """Check that there is room for so many more of a key.
+
+        Raises:
+            LimitError: there never is.
+            BusyError: there is not now.
+        """
+        if count > min(self._most, self._most_of_key):
+            raise LimitError(f"n: {count} pictures never fit into the queue", fix="ask for fewer", field="n")
         if len(self) + count > self._most:
             raise BusyError(
                 f"{len(self)} pictures wait already, {self._most} is the most", retry_after=self._patience()

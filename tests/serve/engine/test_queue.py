@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from svdiff_serve.engine.queue import FairQueue
-from svdiff_serve.errors import BusyError
+from svdiff_serve.errors import BusyError, LimitError
 
 
 def queue(most: int = 10, most_of_key: int = 10) -> FairQueue[str]:
@@ -37,6 +37,11 @@ def test_a_full_queue_says_when_to_come_again() -> None:
     with pytest.raises(BusyError, match="1 pictures wait already, 2 is the most") as full:
         found.check("b", 2)
     assert full.value.retry_after == 7
+
+
+def test_what_never_fits_is_not_told_to_come_again() -> None:
+    with pytest.raises(LimitError, match="never fit"):
+        queue(most=2).check("a", 3)
 
 
 def test_one_key_cannot_fill_it() -> None:

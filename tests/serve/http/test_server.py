@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +172,29 @@ def test_who_operates_it_sees_how_it_is(client: httpx.Client) -> None:
     assert f'svdiff_requests_total{{route="{PATH}",status="200"}}' in text
 
 
-def test_a_full_queue_says_when_to_come_again(client: httpx.Client) -> None:
+@contextmanager
+def asking(url: str, **fields: Any) -> Iterator[socket.socket]:
+    """Send a request, and hang up at the end without reading the answer."""
+    host, port = url.removeprefix("http://").split(":")
+    body = json.dumps({"prompt": "a", "steps": 60, **fields}).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port))) as raw:
+        raw.sendall(head.encode() + body)
+        yield raw
+
+
+def test_a_full_queue_says_when_to_come_again(served: Service, client: httpx.Client, url: str) -> None:
+    with asking(url, n=2):
+        until(lambda: served.engine.painting == 2)
+        with asking(url, n=2):
+            until(lambda: served.engine.waiting == 2)
+            answer = ask(client, n=2)
+            assert (answer.status_code, error(answer)["type"]) == (429, "rate_limit_error")
+            assert int(answer.headers["retry-after"]) >= 1
+    until(lambda: served.engine.painting == served.engine.waiting == 0)
     answer = ask(client, n=4)
-    assert (answer.status_code, error(answer)["type"]) == (429, "rate_limit_error")
-    assert int(answer.headers["retry-after"]) >= 1
+    assert (answer.status_code, error(answer)["param"]) == (400, "n")
 
 
 def test_a_client_that_goes_is_no_more_worked_for(served: Service, url: str, metrics: Metrics) -> None:
@@ -182,12 +202,7 @@ def test_a_client_that_goes_is_no_more_worked_for(served: Service, url: str, met
         return metrics.pictures.labels("cancelled")._value.get()  # type: ignore[no-any-return]
 
     before = cancelled()
-    host, port = url.removeprefix("http://").split(":")
-    body = json.dumps({"prompt": "a", "steps": 60, "n": 2}).encode()
-    head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    head += f"content-length: {len(body)}\r\n\r\n"
-    with socket.create_connection((host, int(port))) as raw:
-        raw.sendall(head.encode() + body)
+    with asking(url, n=2):
         until(lambda: served.engine.painting == 2)
     until(lambda: cancelled() == before + 2)
     assert served.engine.painting == 0
