@@ -7,7 +7,7 @@ what batching can gain over one picture at a time; beside them LoRAs of PEFT tha
 cold: what a request with a δ that is not loaded takes more, at the size of Stable Diffusion 1.5's.
 index: the first look at many δ against SHA-256 over their bytes, opening the store again, and its memory.
 load: for some minutes clients that go, wrong keys, wrong δ, bodies that are too large, a δ that is replaced and a disk
-that is full; every request must get its answer (`common/serve_load.py`), and memory stays level after the first minutes.
+that is full; every request must get its answer (`common/serve_load.py`), and memory must be level after a while.
 
 All of it stays on this machine's loopback. Clients are threads of the same process, so their time counts against the
 server.
@@ -98,32 +98,34 @@ def throughput(folder: Path) -> dict[str, Any]:
         return CLIENTS
 
     with attach(pipeline(), deltas, base=base()) as handle:
-        handle.disable()
-        handle.enable()
         bare = fastest({"alone": bare_alone, "batch": bare_batch})
-    with service(folder, batch_size=CLIENTS) as served, server(served) as (url, _, _):
-        with ThreadPoolExecutor(CLIENTS) as threads, httpx.Client(base_url=url, timeout=300) as client:
+    with (
+        service(folder, batch_size=CLIENTS) as served,
+        server(served) as (url, _, _),
+        ThreadPoolExecutor(CLIENTS) as threads,
+        httpx.Client(base_url=url, timeout=300) as client,
+    ):
 
-            def ask(name: str, seed: int) -> None:
-                body = {"model": name, "prompt": "a photo of a dog", "seed": seed, "steps": STEPS}
-                client.post(PATH, json=body).raise_for_status()
+        def ask(name: str, seed: int) -> None:
+            body = {"model": name, "prompt": "a photo of a dog", "seed": seed, "steps": STEPS}
+            client.post(PATH, json=body).raise_for_status()
 
-            def clients(models: list[str]) -> int:
-                def one(number: int) -> None:
-                    for _ in range(3):
-                        ask(models[number], number)
+        def clients(models: list[str]) -> int:
+            def one(number: int) -> None:
+                for _ in range(3):
+                    ask(models[number], number)
 
-                list(threads.map(one, range(CLIENTS)))
-                return 3 * CLIENTS
+            list(threads.map(one, range(CLIENTS)))
+            return 3 * CLIENTS
 
-            def single() -> int:
-                for number in range(CLIENTS):
-                    ask(names[number], number)
-                return CLIENTS
+        def single() -> int:
+            for number in range(CLIENTS):
+                ask(names[number], number)
+            return CLIENTS
 
-            rates = fastest(
-                {"eight": lambda: clients(names), "one": lambda: clients(names[:1] * CLIENTS), "single": single}
-            )
+        rates = fastest(
+            {"eight": lambda: clients(names), "one": lambda: clients(names[:1] * CLIENTS), "single": single}
+        )
     peft = fastest({"peft": _peft(jobs)})
     gain = bare["batch"] / bare["alone"]
     return {

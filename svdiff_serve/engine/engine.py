@@ -13,6 +13,8 @@ from math import ceil
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol, cast
 
+import torch
+
 from svdiff_delta.errors import DeltaError
 from svdiff_serve.errors import CancelledError, DeadlineError, DrainingError
 from svdiff_train.sampling.graphed_denoiser import DENOISERS
@@ -87,8 +89,9 @@ class Engine:
         self._changed = threading.Condition()
         self._between: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         self._running: list[_Running] = []
-        self._seconds, self._ending = FIRST_GUESS, False
+        self._seconds, self._ending, self._over = FIRST_GUESS, False, False
         self._threads = ThreadPoolExecutor(batch_size, "svdiff-picture")
+        _settle(board.pipeline)
         self._clones = [self._clone() for _ in range(batch_size)]
         self._loop = threading.Thread(target=self._run, name="svdiff-engine", daemon=True)
         self._loop.start()
@@ -144,7 +147,7 @@ class Engine:
         """Do something while no forward runs, and return what comes of it later."""
         answer: Future[Any] = Future()
         with self._changed:
-            if not self._loop.is_alive():
+            if self._over:
                 answer.set_exception(DrainingError("the server is ending"))
                 return answer
             self._between.put((action, answer))
@@ -183,8 +186,13 @@ class Engine:
             with self._changed:
                 self._changed.wait_for(self._has_work)
                 if self._ending and not self._running and not len(self._queue) and self._between.empty():
+                    self._over = True
                     return
-            self._round()
+            try:
+                self._round()
+            except Exception as error:  # noqa: BLE001 - the loop goes on, and whoever was painted for gets an answer
+                for each in list(self._running):
+                    self._go_on(each, each.picture.fail(error))
 
     def _has_work(self) -> bool:
         return bool(self._ending or self._running or len(self._queue) or not self._between.empty())
@@ -294,6 +302,13 @@ class Engine:
 @dataclass(frozen=True)
 class _Error:
     error: BaseException
+
+
+def _settle(pipeline: Any) -> None:
+    """Let an autoencoder that is too narrow in float16 be float32 for good: pipelines cast it around each picture."""
+    vae = getattr(pipeline, "vae", None)
+    if vae is not None and vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
+        vae.to(torch.float32)
 
 
 def _paint(clone: Any, job: Job) -> Any:

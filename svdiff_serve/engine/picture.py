@@ -15,7 +15,7 @@ from inspect import signature
 from queue import SimpleQueue
 from typing import Any, Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from .calls import Call
 
@@ -143,4 +143,9 @@ class MetModule(nn.Module):
         if picture is None:
             return getattr(own["met_inner"], method)(*args, **options)
         values = dict(zip(own["met_names"], args, strict=False)) | options
+        if method == "decode":  # what was cast for good takes what pipelines give it in their own dtype
+            cast = {
+                name: value.to(own["met_inner"].dtype) for name, value in values.items() if isinstance(value, Tensor)
+            }
+            values |= cast
         return picture.ask(Call(own["met_component"], method, values, own["met_joins"]))

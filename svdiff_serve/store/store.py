@@ -79,6 +79,7 @@ class Store:
             self._known[row.path] = _interned(row.looked)
         self._young: set[str] = set()
         self._entries: Mapping[str, Entry] = {}
+        self._names: list[str] = []
         self._verdicts: dict[str, str] = {}
         self._told: set[str] = set()
         self._stop = threading.Event()
@@ -87,7 +88,7 @@ class Store:
 
     def names(self) -> list[str]:
         """Return the names of all deltas that can be used, sorted."""
-        return sorted(name for name, entry in self._entries.items() if not entry.fault)
+        return list(self._names)
 
     def faults(self) -> dict[str, str]:
         """Return why deltas cannot be used, by name."""
@@ -101,7 +102,7 @@ class Store:
         """
         found = self._entries.get(name)
         if found is None:
-            raise unknown(name, [each for each, entry in self._entries.items() if not entry.fault])
+            raise unknown(name, self._names)
         if found.fault:
             raise UnknownDeltaError(f"the delta {name!r} cannot be used: {found.fault}", field="model")
         return found
@@ -144,6 +145,7 @@ class Store:
             entries = {name: self._entry(place) for name, place in places.items() if place.path in self._known}
             changed = entries != self._entries
             self._entries = entries
+            self._names = sorted(name for name, entry in entries.items() if not entry.fault)
             if changed:
                 self._tell(entries)
             return changed
