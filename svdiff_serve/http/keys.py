@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from svdiff_delta._util.limits import LINE, MB
+from svdiff_delta._util.limits import KEYS
 from svdiff_delta._util.reading import read_text
 from svdiff_delta.errors import InputError
 
@@ -68,11 +68,11 @@ def read_keys(path: Path) -> Keys:
         InputError: it cannot be read, has no key, or a line is none; no message shows a key.
     """
     keys: list[Key] = []
-    for number, line in enumerate(read_text(path, MB).splitlines(), 1):
+    for number, line in enumerate(read_text(path, KEYS).splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        if len(line) > LINE or len(words) != 2 or not _NAME.fullmatch(words[0]):
+        if len(words) != 2 or not _NAME.fullmatch(words[0]):
             raise InputError(f"{path}: line {number} is not NAME KEY", fix="write a name, a space and the key")
         name, text = words
         if len(text) < SHORTEST:
