@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.pipelines import small_flux, small_sd3, small_sdxl
 from support.served import base, fill, levels, pipeline, service, shifted, until, zero
 
 from svdiff_delta.runtime import attach
@@ -218,3 +219,17 @@ def test_a_service_paints_a_mix_by_name(tmp_path: Path) -> None:
         dog = found.paint("a dog", 0, Sampling(steps=2), parse_mix("dog@down-ca", "tiny"))
     assert far(levels(both), levels(plain)) <= 1  # 0.5 · 0.3 − 0.5 · 0.3 = 0
     assert far(levels(dog), levels(plain)) > 0
+
+
+@pytest.mark.parametrize("make", [small_sdxl, small_sd3, small_flux], ids=lambda make: make.__name__)
+def test_other_families_paint_in_one_batch_what_each_picture_is_alone(make: Any) -> None:
+    live, seen = make(), Seen()
+    size = {"height": 32, "width": 32}
+    jobs = [job(2 + number % 2, seed=number, guidance=2.0 + number, **size) for number in range(3)]
+    expected = [levels(generate(live, [(each.prompt, each.seed)], each.sampling)[0]) for each in jobs]
+    engine = Engine(Board(live, base()), batch_size=3, watcher=seen)
+    found = pictures(engine.submit(jobs))
+    assert engine.drain(60)
+    assert all(far(one, other) <= 1 for one, other in zip(found, expected, strict=True))
+    assert max(count for component, count in seen.forwards if component in ("unet", "transformer")) == 3
+    assert ("vae", 2) in seen.forwards
