@@ -12,6 +12,7 @@ import click
 from . import options
 from .devices import device, device_for
 from .printing import echo
+from .progress import ticker_of
 from .references import TINY, is_path, needs, open_to_paint
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class _Command:
             state.service.store.refresh()
             state.service.store.watch(self.watch_every)
             host, port = listening.getsockname()[:2]
+            _tick_no_more()
             echo(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", err=True)
             serve(state, listening, seconds=self.drain)
 
@@ -178,6 +180,13 @@ class _Command:
             log=log,
             metrics=metrics,
         )
+
+
+def _tick_no_more() -> None:
+    """Let no line say how long it has been served: the log says what happens."""
+    ticker = ticker_of(click.get_current_context())
+    if ticker is not None:
+        ticker.quiet = True
 
 
 def _name(reference: str, model: Base) -> str:

@@ -7,12 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
+import click
 import httpx
 import pytest
 from support.commands import svdiff
 from support.served import fill
 
+from svdiff_cli.progress import ticker_of
 from svdiff_serve.http.server import bind
 
 
@@ -61,3 +65,17 @@ def test_it_serves_until_it_is_ended_and_then_ends_well(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_no_line_says_how_long_it_has_been_served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet: list[bool] = []
+    monkeypatch.setattr("svdiff_cli.serve._Command._state", lambda *_: SimpleNamespace(service=MagicMock()))
+
+    def serve(state: object, listening: object, seconds: float) -> None:
+        ticker = ticker_of(click.get_current_context())
+        assert ticker is not None
+        quiet.append(ticker.quiet)
+
+    monkeypatch.setattr("svdiff_serve.http.server.serve", serve)
+    assert svdiff("serve", "tiny", "--deltas", str(folder), "--port", "0").code == 0
+    assert quiet == [True]
