@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,21 +12,15 @@ from math import ceil
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol, cast
 
-import torch
-
 from svdiff_delta.errors import DeltaError
 from svdiff_serve.errors import CancelledError, DeadlineError, DrainingError
-from svdiff_train.sampling.graphed_denoiser import DENOISERS
-from svdiff_train.sampling.sample import generate
 
 from .board import Board
 from .calls import Call, group
+from .clones import clones_of, paint
 from .job import Job, Ticket
-from .picture import Done, Event, Failed, MetModule, Picture
+from .picture import Done, Event, Failed, Picture
 from .queue import FairQueue
-
-TEXTS: Final = ("text_encoder", "text_encoder_2", "text_encoder_3")
-"""Components that read prompts."""
 
 FIRST_GUESS: Final = 5.0
 """Seconds that a picture is thought to take until one was painted."""
@@ -91,8 +84,7 @@ class Engine:
         self._running: list[_Running] = []
         self._seconds, self._ending, self._over = FIRST_GUESS, False, False
         self._threads = ThreadPoolExecutor(batch_size, "svdiff-picture")
-        _settle(board.pipeline)
-        self._clones = [self._clone() for _ in range(batch_size)]
+        self._clones = clones_of(board.pipeline, batch_size)
         self._loop = threading.Thread(target=self._run, name="svdiff-engine", daemon=True)
         self._loop.start()
 
@@ -235,7 +227,7 @@ class Engine:
             job, picture = ticket.job, Picture(self._threads)
             running = _Running(ticket, picture, clone, Failed(DrainingError("")))
             self._running.append(running)
-            self._go_on(running, picture.start(lambda job=job, clone=clone: _paint(clone, job)))  # type: ignore[misc]
+            self._go_on(running, picture.start(lambda job=job, clone=clone: paint(clone, job)))  # type: ignore[misc]
 
     def _compute(self) -> None:
         """Compute the calls that all pictures wait for, in as few forwards as possible, and answer them."""
@@ -285,35 +277,10 @@ class Engine:
         if self._watcher is not None:
             self._watcher.ended(_outcome(error), began - ticket.came, now - began)
 
-    def _clone(self) -> Any:
-        """Return a pipeline with the models of the board's, and a scheduler of its own."""
-        pipeline = self.board.pipeline
-        clone = copy.copy(pipeline)
-        own = clone.__dict__  # not as attributes: the pipeline would look its components' libraries up
-        own["scheduler"] = copy.deepcopy(pipeline.scheduler)
-        for name in (*DENOISERS, *TEXTS):
-            if getattr(pipeline, name, None) is not None:
-                own[name] = MetModule(name, getattr(pipeline, name))
-        if getattr(pipeline, "vae", None) is not None:
-            own["vae"] = MetModule("vae", pipeline.vae, decode=True)
-        return clone
-
 
 @dataclass(frozen=True)
 class _Error:
     error: BaseException
-
-
-def _settle(pipeline: Any) -> None:
-    """Let an autoencoder that is too narrow in float16 be float32 for good: pipelines cast it around each picture."""
-    vae = getattr(pipeline, "vae", None)
-    if vae is not None and vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
-        vae.to(torch.float32)
-
-
-def _paint(clone: Any, job: Job) -> Any:
-    """Return a picture as `svdiff generate` paints it."""
-    return generate(clone, [(job.prompt, job.seed)], job.sampling)[0]
 
 
 def _reason(ticket: Ticket) -> DeltaError:
