@@ -46,7 +46,7 @@ from svdiff_serve.store.sources import FolderSource
 from svdiff_serve.store.store import Store
 from svdiff_train.sampling.sample import Sampling, generate
 
-CLIENTS, STEPS, ROUNDS = 8, 10, 3
+CLIENTS, STEPS, ROUNDS, EACH = 8, 10, 2, 2
 PATH = "/v1/images/generations"
 LIMITS: dict[str, dict[str, tuple[bool, float]]] = {
     "throughput": {"eight against one": (True, 0.95), "share of the bare gain": (True, 0.9)},
@@ -112,11 +112,11 @@ def throughput(folder: Path) -> dict[str, Any]:
 
         def clients(models: list[str]) -> int:
             def one(number: int) -> None:
-                for _ in range(3):
+                for _ in range(EACH):
                     ask(models[number], number)
 
             list(threads.map(one, range(CLIENTS)))
-            return 3 * CLIENTS
+            return EACH * CLIENTS
 
         def single() -> int:
             for number in range(CLIENTS):

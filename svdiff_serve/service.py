@@ -133,9 +133,9 @@ class Service:
         """Height and width of the pictures that the model paints where nothing is said, in pixels."""
         pipeline = self.pipeline
         model = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
-        side = getattr(getattr(model, "config", None), "sample_size", None)
+        side: Any = getattr(getattr(model, "config", None), "sample_size", None)
         side = getattr(pipeline, "default_sample_size", 0) if side is None else side
-        height, width = (side, side) if isinstance(side, int) else side
+        height, width = (side, side) if isinstance(side, int) else (side[0], side[1])
         factor: int = getattr(pipeline, "vae_scale_factor", 1)
         return height * factor, width * factor
 

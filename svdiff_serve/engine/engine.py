@@ -292,7 +292,9 @@ def _reason(ticket: Ticket) -> DeltaError:
 def _outcome(error: BaseException | None) -> str:
     if error is None:
         return "done"
-    return {CancelledError: "cancelled", DeadlineError: "late"}.get(type(error), "failed")
+    if isinstance(error, CancelledError):
+        return "cancelled"
+    return "late" if isinstance(error, DeadlineError) else "failed"
 
 
 def _answer(ticket: Ticket, *, result: Any = None, error: BaseException | None = None) -> None:

@@ -122,7 +122,7 @@ class MetModule(nn.Module):
         super().__init__()
         own = self.__dict__
         own["met_component"], own["met_inner"], own["met_joins"] = component, inner, type(inner).__name__ in JOINED
-        own["met_names"] = list(signature(inner.decode if decode else inner.forward).parameters)
+        own["met_names"] = list(signature(getattr(inner, "decode" if decode else "forward")).parameters)
         if decode:
             own["decode"] = lambda *args, **options: self._meet("decode", args, options)
 

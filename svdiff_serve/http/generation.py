@@ -130,7 +130,8 @@ class Generation:
         gone = asyncio.ensure_future(_disconnected(request))
         done = asyncio.gather(*(asyncio.wrap_future(ticket.answer) for ticket in tickets))
         try:
-            await asyncio.wait({gone, done}, return_when=asyncio.FIRST_COMPLETED)
+            waiting: set[asyncio.Future[Any]] = {gone, done}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if done.done():
                 return list(done.result())
             raise CancelledError("the client has gone")

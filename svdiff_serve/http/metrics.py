@@ -17,17 +17,17 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        own = {"registry": self._registry}
-        self.requests = Counter("svdiff_requests", "Requests by route and status.", ["route", "status"], **own)
-        self.pictures = Counter("svdiff_pictures", "Pictures by how they ended.", ["outcome"], **own)
+        own = self._registry
+        self.requests = Counter("svdiff_requests", "Requests by route and status.", ["route", "status"], registry=own)
+        self.pictures = Counter("svdiff_pictures", "Pictures by how they ended.", ["outcome"], registry=own)
         self.forwards = Histogram(
-            "svdiff_forward_pictures", "Pictures that share a forward.", ["component"], buckets=TOGETHER, **own
+            "svdiff_forward_pictures", "Pictures that share a forward.", ["component"], buckets=TOGETHER, registry=own
         )
         self.computing = Histogram(
-            "svdiff_forward_seconds", "Seconds of a forward.", ["component"], buckets=SECONDS, **own
+            "svdiff_forward_seconds", "Seconds of a forward.", ["component"], buckets=SECONDS, registry=own
         )
-        self.queued = Histogram("svdiff_queue_seconds", "Seconds that pictures waited.", buckets=SECONDS, **own)
-        self.painted = Histogram("svdiff_paint_seconds", "Seconds that pictures took.", buckets=SECONDS, **own)
+        self.queued = Histogram("svdiff_queue_seconds", "Seconds that pictures waited.", buckets=SECONDS, registry=own)
+        self.painted = Histogram("svdiff_paint_seconds", "Seconds that pictures took.", buckets=SECONDS, registry=own)
 
     def gauge(self, name: str, what: str, read: Callable[[], float]) -> None:
         """Show a number that is read when somebody asks."""

@@ -87,9 +87,9 @@ class Looker:
             check_values(delta)
         except DeltaError as error:
             return Looked(digest, "", error.message, seen)
-        kind = _Kind.of(raw, delta)
-        if kind is not None:
-            self._kinds = [kind, *self._kinds[: KINDS - 1]]  # a new list: other threads may walk the former one
+        new = _Kind.of(raw, delta)
+        if new is not None:
+            self._kinds = [new, *self._kinds[: KINDS - 1]]  # a new list: other threads may walk the former one
         return Looked(digest, table_digest(delta), "", seen)
 
 

@@ -42,7 +42,7 @@ def test_what_is_said_counts() -> None:
         ({"steps": 101}, "more than 100", "steps"),
         ({"steps": 2.5}, "steps", "steps"),
         ({"seed": -1}, "at least 0", "seed"),
-        ({"seed": 2**53}, "more than", "seed"),
+        ({"seed": 2**53 - 1, "n": 2}, "more than", "seed"),
         ({"size": "2048x2048"}, "pixels", "size"),
         ({"size": "big"}, "WIDTHxHEIGHT", "size"),
         ({"size": "0x64"}, "WIDTHxHEIGHT", "size"),
