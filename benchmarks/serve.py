@@ -32,9 +32,9 @@ import httpx
 import numpy as np
 import torch
 from common.process import child
-from common.serve_load import run_load
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from common.serve_load import run_load
 from support.sd15 import sd15_delta
 from support.served import base, pipeline, server, service, shifted
 
