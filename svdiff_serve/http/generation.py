@@ -128,17 +128,20 @@ class Generation:
             Exception: what ended one of the pictures.
         """
         gone = asyncio.ensure_future(_disconnected(request))
-        done = asyncio.gather(*(asyncio.wrap_future(ticket.answer) for ticket in tickets))
+        coming = [asyncio.wrap_future(ticket.answer) for ticket in tickets]
+        waiting: set[asyncio.Future[Any]] = {gone, *coming}
         try:
-            waiting: set[asyncio.Future[Any]] = {gone, done}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if done.done():
-                return list(done.result())
-            raise CancelledError("the client has gone")
+            while not all(each.done() for each in coming):
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if gone in done:
+                    raise CancelledError("the client has gone")
+                if failed := next((each for each in coming if each in done and each.exception()), None):
+                    failed.result()
+            return [each.result() for each in coming]
         finally:
-            gone.cancel()
-            if not done.done():
-                done.cancel()
+            for each in (gone, *coming):
+                if not each.cancel() and not each.cancelled():
+                    each.exception()  # asked for, or asyncio would say that nobody has
 
     def _png(self, image: Any, seed: int, asked: Asked, deltas: list[JSON]) -> bytes:
         service = self._state.service
