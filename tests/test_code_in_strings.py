@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-OURS = ("svdiff_delta", "svdiff_train", "svdiff_cli", "tools", "reproduce")
+OURS = ("svdiff_delta", "svdiff_train", "svdiff_serve", "svdiff_cli", "tools", "reproduce")
 
 
 def texts() -> Iterator[tuple[Path, str]]:

@@ -18,7 +18,7 @@ COMMANDS = {
 
 
 def test_no_string_names_an_option_of_the_command_line() -> None:
-    named = [text for text in texts("svdiff_delta", "svdiff_train") if FLAG.search(text.text)]
+    named = [text for text in texts("svdiff_delta", "svdiff_train", "svdiff_serve") if FLAG.search(text.text)]
     assert [text for text in named if text.file not in COMMANDS] == []
     assert {text.file for text in named} == COMMANDS
     assert not [text for text in named if " " in text.text]  # words of command lines, no sentences

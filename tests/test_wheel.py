@@ -29,7 +29,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"svdiff_delta", "svdiff_train", "svdiff_cli"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "svdiff_delta",
+        "svdiff_train",
+        "svdiff_serve",
+        "svdiff_cli",
+    }
 
 
 def test_the_wheel_holds_the_embedded_base_its_card_and_the_licences(wheel: Path) -> None:

@@ -40,6 +40,7 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "morph": ("morph",),
     "edit": ("edit",),
     "demo": ("demo",),
+    "serve": ("serve",),
 }
 """The commands by the module they are in, which is imported when one of them is asked for."""
 

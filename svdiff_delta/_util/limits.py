@@ -43,6 +43,8 @@ CAPTION: Final = MB
 """Bytes of a text file with the caption of one picture."""
 PROMPTS: Final = 16 * MB
 """Bytes of a file with a prompt or a text on each line."""
+KEYS: Final = MB
+"""Bytes of a file with an API key on each line."""
 LINE: Final = MB
 """Bytes of a line, wherever a file is read by lines."""
 

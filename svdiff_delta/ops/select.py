@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+from dataclasses import replace
+
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.lineage import Record
+from svdiff_delta.format.parameter import Table
 from svdiff_delta.selectors.match import match
 
 from .arithmetic import restrict
@@ -28,3 +32,15 @@ def select(delta: Delta, *selectors: str, sample_size: int | None = None) -> Del
     names = match(shapes, selectors, sample_size=size, layout=delta.metadata.base.attentions)
     given = {} if sample_size is None else {"sample_size": sample_size}
     return restrict(delta, names, Record("slice", {"selectors": list(selectors), **given}))
+
+
+def part_of(delta: Delta, names: Container[str]) -> Delta:
+    """Return a delta without the parameters that are not named; itself if all are.
+
+    It says of itself what the whole one does: for who computes with it at once, and writes nothing.
+    """
+    kept = {name: parameter for name, parameter in delta.metadata.parameters.items() if name in names}
+    if len(kept) == len(delta):
+        return delta
+    stored = {name: delta.stored[name] for name in kept}
+    return Delta.from_stored(stored, replace(delta.metadata, parameters=Table(kept)))

@@ -52,6 +52,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "edit": ("edit", "tiny", "d.safetensors", CATS / "00.png", "--prompt", "a cat", "--steps", 2, "-o", "out.png"),
     "morph": ("morph", "tiny", "d.safetensors", "d.safetensors", "--prompt", "a cat", "--steps", 1, "-o", "out.png"),
     "evaluate": ("evaluate", "tiny", "--images", CATS, "--prompt", "a cat", "--steps", 1, "-o", "out.json"),
+    "serve": ("serve", "tiny", "--deltas", ".", "--port", 0),
     "basis build": ("basis", "build", "tiny", "mid-ca"),
     "bake": ("bake", "tiny", "d.safetensors", "-o", "out"),
     "convert": ("convert", "d.safetensors", "--to", "full", "--base", "tiny", "--calibrate", CATS, "-o", "out"),
@@ -81,7 +82,7 @@ def test_a_gpu_is_the_default_for_what_it_is_good_at(monkeypatch: pytest.MonkeyP
     assert {device_for(name, None) for name in DEFAULTS} == {CPU}  # where there is none
     monkeypatch.setattr(devices, "best_device", lambda float64=False: torch.device("mps") if float64 else CUDA)
     assert {name: device_for(name, None).type for name in DEFAULTS} == {
-        **dict.fromkeys(("train", "generate", "edit", "morph", "evaluate"), "cuda"),
+        **dict.fromkeys(("train", "generate", "edit", "morph", "evaluate", "serve"), "cuda"),
         "basis build": "mps",
         **dict.fromkeys(("bake", "convert"), "cpu"),
     }

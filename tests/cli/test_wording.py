@@ -64,14 +64,14 @@ def test_every_option_of_the_table_is_one_of_a_command(known: set[str]) -> None:
 
 
 def test_every_argument_that_the_library_names_and_a_command_has_is_in_the_table(known: set[str]) -> None:
-    said = " ".join(text.text for text in texts("svdiff_delta", "svdiff_train"))
+    said = " ".join(text.text for text in texts("svdiff_delta", "svdiff_train", "svdiff_serve"))
     named = {name for name in re.findall(r"`([a-z_]+)(?:=[^`]*)?`", said) if f"--{name.replace('_', '-')}" in known}
     assert named - NO_OPTIONS == {*OPTIONS} & named
     assert {*OPTIONS} - named <= {"from_", "overwrite", "to", "unchanged"}  # the last two of another name, or in a call
 
 
 def test_every_phrase_of_the_table_is_said() -> None:
-    said = [text.text for text in texts("svdiff_delta", "svdiff_train")]
+    said = [text.text for text in texts("svdiff_delta", "svdiff_train", "svdiff_serve")]
     assert all(any(phrase in text for text in said) for phrase in PHRASES)
 
 

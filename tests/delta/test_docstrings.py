@@ -20,7 +20,7 @@ def first_lines(folder: str, *kinds: type[ast.AST]) -> Iterator[tuple[str, str]]
                 yield path.name, (ast.get_docstring(node) or "").partition("\n")[0]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("package", ["svdiff_delta", "svdiff_train"])
+@pytest.mark.parametrize("package", ["svdiff_delta", "svdiff_train", "svdiff_serve"])
 def test_no_module_begins_with_a_question_or_a_pronoun(package: str) -> None:
     assert [line for line in first_lines(package, ast.Module) if RIDDLE.match(line[1])] == []
 

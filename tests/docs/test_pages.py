@@ -24,11 +24,13 @@ from support.pages import (
     run_page,
     shell_lines,
 )
+from support.served import server, service
 from support.serving import serve_dog
 
 from svdiff_cli.main import main
 from svdiff_delta import scale
 from svdiff_delta.format.file import dumps
+from svdiff_serve.http.body import parse_request
 
 DOCS = ROOT / "docs"
 PAGES = {path.stem: path for path in sorted(DOCS.glob("*.md"))}
@@ -56,7 +58,9 @@ MARKS = {
 }
 """Pages that need other libraries, or train several times."""
 
-RUN = [pytest.param(name, marks=MARKS.get(name, ())) for name in sorted(set(PAGES) - SHOWING_NOTHING - {"hub"})]
+RUN = [
+    pytest.param(name, marks=MARKS.get(name, ())) for name in sorted(set(PAGES) - SHOWING_NOTHING - {"hub", "serving"})
+]
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -76,6 +80,25 @@ def test_the_page_of_the_hub_runs_on_a_hub(
     hub.rights[TOKEN].add("me")
     run_page(PAGES["hub"], tmp_path, skip=())
     assert {"svdiff.safetensors", "config.json", "README.md"} <= hub.files("me/both").keys()
+
+
+def test_the_page_of_serving_runs_on_a_server(tmp_path: Path) -> None:
+    """Its first block makes the deltas that the server, on a port of its own, then serves to the others."""
+    making, rest = re.split(r"(?=In another process)", TEXTS["serving"])
+    (tmp_path / "making.md").write_text(making, "utf-8")
+    run_page(tmp_path / "making.md", tmp_path)
+    with service(tmp_path / "deltas") as served, server(served) as (url, _, _):
+        page = f"```python\nfrom pathlib import Path\n```\n{rest.replace('http://127.0.0.1:8000', url)}"
+        (tmp_path / "rest.md").write_text(page, "utf-8")
+        run_page(tmp_path / "rest.md", tmp_path)
+    assert (tmp_path / "dog.png").is_file()
+
+
+def test_what_the_page_of_serving_sends_by_other_programs_is_a_request() -> None:
+    (curl,) = re.findall(r"-d '([^']*)'", TEXTS["serving"])
+    (node,) = re.findall(r"images\.generate\((\{ [^)]*\})\)", TEXTS["serving"])
+    for body in (curl, re.sub(r"(\w+):", r'"\1":', node)):
+        assert parse_request(body.encode()).model == "dog"
 
 
 @pytest.mark.parametrize("name", sorted(SHOWING_NOTHING))

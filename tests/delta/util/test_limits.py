@@ -23,6 +23,7 @@ NAMES = {
     "RECORD": "class.json",
     "CAPTION": "caption beside a picture",
     "PROMPTS": "prompts or texts, one a line",
+    "KEYS": "API keys, one a line",
     "ALIASES": "aliases in a YAML file",
     "NUMERAL": "characters of a number in YAML",
     "NAME_PARTS": "parts of a dotted name in TOML",
@@ -51,7 +52,7 @@ def row(name: str) -> str:
     if isinstance(value, Limit):
         each = " a line" if name.endswith("_LINES") else ""
         return f"| {NAMES[name]} | {size(value.bytes)}{lines} | {value.nodes:,}{each} | {value.depth} |"
-    if name in ("CAPTION", "PROMPTS"):
+    if name in ("CAPTION", "PROMPTS", "KEYS"):
         return f"| {NAMES[name]} | {size(value)}{lines} | | |"
     return f"| {NAMES[name]} | {size(value) if name == 'PICTURE' else f'{value:,}'} |"
 

@@ -53,7 +53,7 @@ def test_what_is_not_on_the_list_is_refused_though_it_is_called_a_png(
 def test_no_other_place_opens_pictures() -> None:
     found = [
         path.name
-        for folder in ("svdiff_delta", "svdiff_train", "cli")
+        for folder in ("svdiff_delta", "svdiff_train", "svdiff_serve", "cli")
         for path in (SOURCES / folder).rglob("*.py")
         if re.search(r"\bImage\.open\(|\bImageFile\.", path.read_text())
     ]

@@ -1,0 +1,47 @@
+"""Turn errors into answers as OpenAI's API gives them: what, why and the field, never a traceback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from svdiff_delta.errors import DeltaError, is_out_of_memory
+from svdiff_serve.errors import BusyError, CancelledError, DeadlineError, DrainingError, RefusedError
+
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+
+
+def error_response(
+    status: int, message: str, *, code: str, field: str = "", headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """Return an answer that says what is wrong.
+
+    Args:
+        status: of HTTP; those from 500 on are the server's fault.
+        message: what is wrong, why, and what mends it.
+        code: a word for programs.
+        field: the field of the request that is meant; empty for none.
+        headers: more headers.
+    """
+    kind = SERVER if status >= 500 else {401: "authentication_error", 429: "rate_limit_error"}.get(status, INVALID)
+    error: dict[str, Any] = {"message": message, "type": kind, "param": field or None, "code": code}
+    return JSONResponse({"error": error}, status, headers)
+
+
+def response_to(error: BaseException) -> JSONResponse:
+    """Return the answer to an error; what was not foreseen is not described."""
+    if isinstance(error, BusyError):
+        return error_response(
+            error.status, str(error), code=error.code, headers={"retry-after": str(error.retry_after)}
+        )
+    if isinstance(error, RefusedError):
+        return error_response(error.status, str(error), code=error.code, field=error.field)
+    if isinstance(error, DeadlineError | DrainingError | CancelledError):
+        return error_response(error.status, str(error), code=error.code)
+    if is_out_of_memory(error):
+        return error_response(503, "there is not enough memory for this now: ask for smaller pictures", code="memory")
+    if isinstance(error, DeltaError):
+        return error_response(500, str(error), code="internal_error")
+    return error_response(500, "the server met an error; its log says which", code="internal_error")

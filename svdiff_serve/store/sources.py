@@ -1,0 +1,128 @@
+"""Say where deltas come from: a folder's files, or one file of a repository on the Hub, each under a name."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final, Protocol
+
+from svdiff_delta._util.file_state import State, state
+from svdiff_delta.errors import DeltaError, InputError, refusal
+from svdiff_delta.hub_client.reference import Reference, locate
+
+SUFFIX: Final = ".safetensors"
+DEEPEST: Final = 16
+"""Folders within one another that are walked."""
+
+ASKED_EVERY: Final = 300.0
+"""Seconds after which the Hub is asked again for a branch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A file of δ.
+
+    Attributes:
+        name: what mixes call it.
+        path: where it is.
+        seen: its state now.
+    """
+
+    name: str
+    path: str
+    seen: State
+
+
+class Source(Protocol):
+    """Where deltas come from."""
+
+    def places(self, say: Callable[[str], None]) -> Iterator[Place]:
+        """Yield all of its files; what cannot be looked at is said, and left out."""
+
+
+class FolderSource:
+    """All safetensors files below a folder, without hidden ones, each under its path there without the ending.
+
+    Args:
+        folder: the folder; it may be empty.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: is no folder", fix="name a folder of deltas, or owner/repo on the Hub")
+        self._folder = folder
+
+    def places(self, say: Callable[[str], None]) -> Iterator[Place]:
+        """Yield its files."""
+        yield from self._walk(str(self._folder), "", say, 0)
+
+    def _walk(self, folder: str, prefix: str, say: Callable[[str], None], depth: int) -> Iterator[Place]:
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            say(refusal(folder, error))
+            return
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    if depth < DEEPEST:
+                        yield from self._walk(entry.path, f"{prefix}{entry.name}/", say, depth + 1)
+                elif entry.name.endswith(SUFFIX) and entry.is_file():
+                    name = prefix + entry.name.removesuffix(SUFFIX)
+                    yield Place(name, entry.path, state(entry.stat()))
+            except FileNotFoundError:
+                continue  # it went while we looked
+            except OSError as error:
+                say(refusal(entry.path, error))
+
+
+class HubSource:
+    """One δ of a repository, fetched into the local Hub cache; a branch is asked for again now and then.
+
+    Args:
+        reference: the repository, and the file in it; `svdiff.safetensors` if it names none.
+    """
+
+    def __init__(self, reference: Reference) -> None:
+        self._reference = reference
+        inner = PurePosixPath(reference.path)
+        path = inner.with_suffix("") if inner.suffix == SUFFIX else inner
+        self.name = "/".join(filter(None, [reference.repository, "" if path == PurePosixPath() else str(path)]))
+        self._path: Path | None = None
+        self._asked = float("-inf")
+
+    def places(self, say: Callable[[str], None]) -> Iterator[Place]:
+        """Yield its file; the former one where the Hub cannot be asked."""
+        from svdiff_delta.hub_client.download import fetch_delta
+
+        if time.monotonic() - self._asked >= ASKED_EVERY:
+            try:
+                self._path = fetch_delta(self._reference)
+            except DeltaError as error:
+                say(str(error))
+            self._asked = time.monotonic()
+        if self._path is not None:
+            try:
+                yield Place(self.name, str(self._path), state(self._path.stat()))
+            except OSError as error:
+                say(refusal(self._path, error))
+                self._asked = float("-inf")
+
+
+def source_of(text: str) -> Source:
+    """Return the source that a text names: a folder, or `owner/repo[@revision][/file]` on the Hub.
+
+    Raises:
+        InputError: it is neither.
+        HubError: it begins with `hf://` and names nothing on the Hub.
+    """
+    place = locate(text)
+    return HubSource(place) if isinstance(place, Reference) else FolderSource(place)

@@ -1,0 +1,110 @@
+"""Limits, keys, logs and the end of a server, each on a server of its own."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support.served import Lines, fill, server, service, until
+
+from svdiff_serve.http.keys import read_keys
+from svdiff_serve.http.logs import Log
+from svdiff_serve.http.settings import Limits
+from svdiff_serve.service import Service
+
+KEY = "alice-secret-0123456789"
+PATH = "/v1/images/generations"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service of three deltas."""
+    with service(fill(tmp_path_factory.mktemp("served") / "deltas"), batch_size=2) as found:
+        yield found
+
+
+def ask(client: httpx.Client, **fields: Any) -> httpx.Response:
+    return client.post(PATH, json={"prompt": "a dog", "seed": 1, **fields})
+
+
+def error(answer: httpx.Response) -> dict[str, Any]:
+    found: dict[str, Any] = answer.json()["error"]
+    return found
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(served: Service) -> None:
+    with server(served, limits=Limits(body_seconds=0.2)) as (url, _, _):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as raw:
+            head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{{"
+            raw.sendall(head.encode())
+            assert raw.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_a_request_that_takes_too_long_is_given_up(served: Service) -> None:
+    with server(served, limits=Limits(seconds=0.2)) as (url, _, _), httpx.Client(base_url=url, timeout=30) as client:
+        answer = ask(client, steps=100)
+        assert (answer.status_code, error(answer)["code"]) == (504, "deadline_exceeded")
+
+
+def test_keys_are_asked_for_and_each_has_its_rate(served: Service, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"alice {KEY}\n")
+    keys = read_keys(tmp_path / "keys")
+    lines = Lines()
+    limits = Limits(rate=2)
+    with (
+        server(served, keys=keys, limits=limits, log=Log(lines)) as (url, _, _),  # type: ignore[arg-type]
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        for headers in ({}, {"authorization": "Bearer wrong"}):
+            answer = client.post(PATH, json={"prompt": "secret words"}, headers=headers)
+            assert (answer.status_code, error(answer)["code"]) == (401, "invalid_api_key")
+            assert client.get("/metrics", headers=headers).status_code == 401
+        assert client.get("/readyz").status_code == 200
+        client.headers["authorization"] = f"Bearer {KEY}"
+        assert client.post(PATH, json={"prompt": "secret words", "n": 2}).status_code == 200
+        answer = client.post(PATH, json={"prompt": "secret words"})
+        assert (answer.status_code, "2 pictures in a minute" in error(answer)["message"]) == (429, True)
+    until(lambda: len(lines.lines) == 6)  # a line is written once its answer was sent; /readyz has none
+    events = [json.loads(line) for line in lines.lines]
+    assert [event["status"] for event in events] == [401, 401, 401, 401, 200, 429]
+    assert {event.get("key") for event in events if event["status"] == 200} == {"alice"}
+    assert "secret" not in "".join(lines.lines)
+
+
+def test_prompts_are_logged_where_that_was_asked_for(served: Service) -> None:
+    lines = Lines()
+    log = Log(lines, prompts=True)  # type: ignore[arg-type]
+    with server(served, log=log) as (url, _, _), httpx.Client(base_url=url, timeout=60) as client:
+        assert ask(client).status_code == 200
+        until(lambda: lines.lines)
+    assert json.loads(lines.lines[-1])["prompt"] == "a dog"
+
+
+def test_it_finishes_what_it_took_when_it_is_asked_to_end(served: Service) -> None:
+    with server(served) as (url, state, running), ThreadPoolExecutor(2) as threads:
+
+        def paint() -> int:
+            with httpx.Client(base_url=url, timeout=60) as client:
+                return ask(client, steps=20).status_code
+
+        answers = [threads.submit(paint) for _ in range(2)]
+        until(lambda: served.engine.painting == 2)
+        running.handle_exit(15, None)
+        assert not state.ready
+        assert [answer.result(60) for answer in answers] == [200, 200]
+        until(lambda: _refused(url))
+
+
+def _refused(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/healthz", timeout=5)
+    except httpx.TransportError:
+        return True
+    return False
