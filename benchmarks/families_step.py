@@ -44,7 +44,7 @@ from support.models import live_zero
 from support.pipelines import PIPELINES
 from support.recorded_pipelines import BUILDERS
 from support.recorded_truth import shape_of
-from support.seeing_pipelines import MASKED, SEEING
+from support.seeing_pipelines import MASKED, SEEING, wan_image
 from support.weights import normal
 
 from svdiff_delta import attach, open_base, select, zero_delta
@@ -61,6 +61,7 @@ TINY: Final[Mapping[str, Callable[[], Any]]] = {
     **{f"tiny {name}": make for name, make in PIPELINES.items()},
     **{f"tiny {name}": make for name, make in BUILDERS.items() if name != "Wan with UniPC"},  # Wan 2.1's denoiser
     **{f"tiny {name}": make for name, make in SEEING.items()},
+    "tiny Wan from a picture": wan_image,
 }
 """How pipelines are made."""
 
@@ -118,9 +119,11 @@ class Found(NamedTuple):
 def told(name: str, family: Any) -> tuple[tuple[int, ...], dict[str, Tensor]]:
     """Return the shape of one sample's latents, and what a family's denoiser is told beside them."""
     family.prepare()
+    if hasattr(family, "frames"):
+        family.frames = 1 + family.frame_unit
     shape = shape_of(name, family)
     found = {**family.encode_prompts(["a cat"]), "sizes": torch.zeros(1, 6)}
-    if name in SEEING:
+    if family.companion is not None:
         height, width = EDITED if name == "Qwen-Image-Edit" else (3 * family.unit, 2 * family.unit)
         shape = family.latent_shape(height, width)
         pixels = normal(1, 3, height, width).clamp(-1, 1)
@@ -180,8 +183,9 @@ def with_delta(calls: list[Call], base: Any = None, cache: BasisCache | None = N
     """Put δ = 0 on the layers of all denoisers; return what is trained."""
     found: list[Tensor] = []
     for model in {id(call.model): call.model for call in calls}.values():
-        names = [f"model.{name}.weight" for name in layers_of(model)]
         zero = live_zero(model) if base is None else zero_delta(base, "2d", cache=cache)
+        slot = next(iter(zero)).partition(".")[0]
+        names = [f"{slot}.{name}.weight" for name in layers_of(model)]
         if left := {*names} - {*zero}:
             raise SystemExit(f"{type(model).__name__}: not shifted: {', '.join(sorted(left))}")
         handle = attach(model, select(zero, *names), base=base, cache=cache, trainable=True)
