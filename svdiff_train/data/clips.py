@@ -120,7 +120,7 @@ class FolderClips:
         return self.found.clips[index].caption or self.text
 
     def open(self, index: int, size: Size, cut: Cut) -> Loaded:
-        """Return a clip (3, frames, height, width), all frames scaled and cut alike."""
+        """Return a clip (3, frames, height, width), all frames scaled and cut alike; its first belongs to it."""
         clip, (height, width) = self.found.clips[index], size
         first = (clip.size.frames - self.frames) // 2
         images = read_clip(clip.path, first, self.frames)
@@ -128,7 +128,8 @@ class FolderClips:
         scale = max(height / clip.size.height, width / clip.size.width)
         top = round((clip.size.height * scale - height) * cut.down)
         left = round((clip.size.width * scale - width) * cut.across)
-        return Loaded(pixels, (clip.size.height, clip.size.width, top, left, height, width))
+        sizes = (clip.size.height, clip.size.width, top, left, height, width)
+        return Loaded(pixels, sizes, companion=pixels[:, 0])
 
     def counts(self) -> Counts:
         """Return what was found."""
