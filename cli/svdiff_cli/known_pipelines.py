@@ -15,6 +15,7 @@ KNOWN: Final[Mapping[str, str]] = {
     "Flux2Pipeline": "Flux.2 dev",
     "Flux2KleinPipeline": "Flux.2 klein",
     "WanPipeline": "Wan 2.1 and 2.2 (clips)",
+    "WanImageToVideoPipeline": "Wan from a picture (clips)",
     "Krea2Pipeline": "Krea 2",
     "ChromaPipeline": "Chroma",
     "Lumina2Pipeline": "Lumina 2",

@@ -254,7 +254,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.FloatRange(0, min_open=True),
     help="Gigabytes of that; what was not used for longest goes first.",
 )
-@click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
+@click.option("--skip-bad", is_flag=True, help="Leave out pictures, clips and pairs that cannot be used.")
 @devices.device("train")
 @click.option("--no-cuda-graphs", is_flag=True, help="Launch every operation by itself on a GPU.")
 @click.option("--fsdp", is_flag=True, help="Share out the denoiser's frozen weights over the processes (FSDP).")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from svdiff_delta._util.json import JSON, canonical_json
+from svdiff_delta.errors import InputError
 from svdiff_delta.format.adapter_keys import spell
 from svdiff_delta.format.parameter import Parameter
 
@@ -46,6 +47,11 @@ def read(source: OpenedAdapter, job: Job) -> Changes:
         BaseMismatchError: nothing in it fits the base.
         MissingExtraError: only the pipeline knows its names, and diffusers is not installed.
     """
+    second = source.path / EXPERT / WEIGHTS
+    if _file(source.path) != source.path and second.is_file():
+        raise InputError(
+            f"{source.name}: holds a file for each of two experts", fix=f"convert {WEIGHTS} and {EXPERT} one by one"
+        )
     return read_spelled(source.file(_file(source.path)), source.name, Names(job.base, job.component)).changes(job)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import torch
@@ -21,6 +23,7 @@ from .counts import Counts
 from .cut import Cut
 from .folder import SUFFIXES
 from .picture import Loaded, to_tensor
+from .unusable import usable
 
 HOW: Final = "put each clip's frames into a folder of its own, or give GIF or MP4 files"
 
@@ -46,21 +49,24 @@ class FoundClips:
 
     Attributes:
         clips: those that are taken, sorted by name.
+        skipped: why a clip is not taken, by name.
         ignored: names of files that are neither clips nor captions, sorted.
         folders: names of sub-folders without frames, sorted.
     """
 
     clips: tuple[Clip, ...]
+    skipped: Mapping[str, str]
     ignored: tuple[str, ...]
     folders: tuple[str, ...]
 
 
-def find_clips(folder: Path, frames: int) -> FoundClips:
+def find_clips(folder: Path, frames: int, *, skip_bad: bool = False) -> FoundClips:
     """Return the clips of a folder with their captions; each is read to its end once.
 
     Args:
         folder: where they are.
         frames: how many of each are trained.
+        skip_bad: whether to go on without clips that cannot be read, are too short or have frames of several sizes.
 
     Raises:
         InputError: there is no such folder, there are no clips in it, only single pictures, one cannot be read, is too
@@ -78,9 +84,11 @@ def find_clips(folder: Path, frames: int) -> FoundClips:
         raise InputError(f"{folder}: holds no clips ({len(files)} other files)", fix=HOW)
     texts = [path.name for path in files if path.suffix.lower() == ".txt"]
     captions = read_captions(folder, [path.name for path in paths], texts)
-    clips = tuple(Clip(path, _long_enough(path, frames), captions.get(path.name)) for path in paths)
+    sizes, skipped = usable(folder, paths, lambda path: _long_enough(path, frames), "clips", skip_bad=skip_bad)
+    clips = tuple(Clip(path, size, captions.get(path.name)) for path, size in sizes.items())
     ignored = tuple(path.name for path in files if path.name not in (*texts, METADATA))
-    return FoundClips(clips, ignored, tuple(path.name for path in entries if path.is_dir() and path not in paths))
+    folders = tuple(path.name for path in entries if path.is_dir() and path not in paths)
+    return FoundClips(clips, MappingProxyType(skipped), ignored, folders)
 
 
 def _long_enough(path: Path, frames: int) -> ClipSize:
@@ -112,7 +120,7 @@ class FolderClips:
         return self.found.clips[index].caption or self.text
 
     def open(self, index: int, size: Size, cut: Cut) -> Loaded:
-        """Return a clip (3, frames, height, width), all frames scaled and cut alike."""
+        """Return a clip (3, frames, height, width), all frames scaled and cut alike; its first belongs to it."""
         clip, (height, width) = self.found.clips[index], size
         first = (clip.size.frames - self.frames) // 2
         images = read_clip(clip.path, first, self.frames)
@@ -120,7 +128,8 @@ class FolderClips:
         scale = max(height / clip.size.height, width / clip.size.width)
         top = round((clip.size.height * scale - height) * cut.down)
         left = round((clip.size.width * scale - width) * cut.across)
-        return Loaded(pixels, (clip.size.height, clip.size.width, top, left, height, width))
+        sizes = (clip.size.height, clip.size.width, top, left, height, width)
+        return Loaded(pixels, sizes, companion=pixels[:, 0])
 
     def counts(self) -> Counts:
         """Return what was found."""
@@ -130,7 +139,7 @@ class FolderClips:
             captions=sum(clip.caption is not None for clip, _ in pairs),
             enlarged=sum(clip.size.height < height or clip.size.width < width for clip, (height, width) in pairs),
             buckets={size: self.sizes.count(size) for size in sorted(set(self.sizes))},
-            skipped={},
+            skipped=self.found.skipped,
             ignored=self.found.ignored,
             folders=self.found.folders,
             frames=self.frames,

@@ -12,10 +12,9 @@ from svdiff_delta.errors import InputError
 
 from .captions import METADATA, read_captions
 from .picture import inspect_image
+from .unusable import usable
 
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-SHOWN: Final = 3
-"""Unreadable pictures that an error names before it counts the others."""
 
 
 @dataclass(frozen=True)
@@ -82,31 +81,6 @@ def find_images(folder: Path, *, skip_bad: bool | None = False) -> Found:
             fix=f"put a few there ({', '.join(sorted(SUFFIXES))})",
         )
     captions = read_captions(folder, [path.name for path in images], [path.name for path in texts])
-    sizes, skipped = _inspect(images)
-    if skipped and (not skip_bad or not sizes):
-        raise _refusal(folder, skipped, every=not sizes, optional=skip_bad is not None)
+    sizes, skipped = usable(folder, images, inspect_image, "pictures", skip_bad=skip_bad)
     pictures = tuple(Picture(path, *size, captions.get(path.name)) for path, size in sizes.items())
-    return Found(pictures, MappingProxyType({name: error.message for name, error in skipped.items()}), ignored, folders)
-
-
-def _inspect(images: list[Path]) -> tuple[dict[Path, tuple[int, int]], dict[str, InputError]]:
-    """Return the sizes of pictures that can be read, and what is wrong with the others."""
-    sizes, skipped = dict[Path, tuple[int, int]](), dict[str, InputError]()
-    for path in images:
-        try:
-            sizes[path] = inspect_image(path)
-        except InputError as error:
-            skipped[path.name] = error
-    return sizes, skipped
-
-
-def _refusal(folder: Path, skipped: Mapping[str, InputError], *, every: bool, optional: bool) -> InputError:
-    first = next(iter(skipped.values()))
-    if every and len(skipped) > 1:
-        return InputError(f"{folder}: none of its {len(skipped)} pictures can be used; {first.message}", fix=first.fix)
-    if every:
-        return InputError(first.message, fix=first.fix)
-    others = [*skipped][1:]
-    also = f" (and {', '.join(others[: SHOWN - 1])}{', …' if len(others) >= SHOWN else ''})" if others else ""
-    without = ", or go on without (`skip_bad=True`)" if optional else ""
-    return InputError(f"{first.message}{also}", fix=f"{first.fix}{without}")
+    return Found(pictures, MappingProxyType(skipped), ignored, folders)

@@ -78,7 +78,7 @@ def open_pictures(
         config: of the run.
         resolution: side of the square in pixels.
         unit: sides are multiples of it.
-        skip_bad: whether to go on without pictures that cannot be read.
+        skip_bad: whether to go on without pictures, clips and pairs that cannot be used.
         concept: what they show; the config's only one if not given.
         frames: of each clip, for models of moving pictures; None for pictures.
         companion: the sub-folder of what belongs to each picture beside it; None if nothing does.
@@ -89,15 +89,16 @@ def open_pictures(
     """
     (concept,) = config.subjects(folder) if concept is None else (concept,)
     if frames is not None:
-        found = find_clips(folder, frames)
+        found = find_clips(folder, frames, skip_bad=skip_bad)
         _check_token(found.clips, concept)
         sizes = _sizes([clip.size for clip in found.clips], config, resolution, unit)
         return FolderClips(found, sizes, concept.prompt, frames)
     images = find_images(folder, skip_bad=skip_bad)
+    beside: tuple[Path, ...] = ()
+    if companion is not None:
+        paired = find_companions(folder, companion, images, skip_bad=skip_bad)
+        images, beside = paired.images, paired.beside
     _check_token(images.pictures, concept)
-    beside = () if companion is None else find_companions(folder, companion, images.pictures)
-    if beside:
-        images = replace(images, folders=tuple(name for name in images.folders if name != companion))
     sizes = _sizes(images.pictures, config, resolution, unit)
     return FolderPictures(images, sizes, concept.prompt, beside, masks=companion == MASKS)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import torch
@@ -13,24 +15,39 @@ from torch import Tensor
 from svdiff_delta.errors import InputError
 
 from .cut import Cut
-from .folder import SUFFIXES, Picture
+from .folder import SUFFIXES, Found, Picture
 from .picture import inspect_image, open_image, to_tensor
+from .unusable import usable
 
 MASKS: Final = "masks"
 """The sub-folder whose pictures are masks: white where the picture is filled in."""
 
 
-def find_companions(folder: Path, kind: str, pictures: Sequence[Picture]) -> tuple[Path, ...]:
-    """Return what belongs to each picture: the file of its name, whatever its end, in a sub-folder.
+@dataclass(frozen=True)
+class Paired:
+    """What a folder holds whose pictures have something beside them.
+
+    Attributes:
+        images: the pictures that are taken, and what else is there; no sub-folder of what belongs to them.
+        beside: what belongs to each of them, in order.
+    """
+
+    images: Found
+    beside: tuple[Path, ...]
+
+
+def find_companions(folder: Path, kind: str, images: Found, *, skip_bad: bool = False) -> Paired:
+    """Return pictures with what belongs to each: the file of its name, whatever its end, in a sub-folder.
 
     Args:
         folder: of the pictures.
         kind: what the sub-folder is called.
-        pictures: of the folder, in order.
+        images: what was found in the folder.
+        skip_bad: whether to go on without pictures that have nothing there, or nothing that fits.
 
     Raises:
-        InputError: there is no such sub-folder; a picture has none or two there, or one of another shape; or something
-            there belongs to no picture.
+        InputError: there is no such sub-folder; a picture has none or two there, or one that cannot be read or of
+            another shape; or something there belongs to no picture.
     """
     place = folder / kind
     if not place.is_dir():
@@ -42,10 +59,22 @@ def find_companions(folder: Path, kind: str, pictures: Sequence[Picture]) -> tup
     for path in sorted(place.iterdir()):
         if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             found.setdefault(path.stem, []).append(path)
-    stems = {picture.path.stem for picture in pictures}
+    pictures = {picture.path: picture for picture in images.pictures}
+    stems = {Path(name).stem for name in (*images.skipped, *(path.name for path in pictures))}
     if lost := sorted(found.keys() - stems):
         raise InputError(f"{found[lost[0]][0]}: belongs to no picture in {folder}", fix="rename it, or take it away")
-    return tuple(_companion(place, picture, found.get(picture.path.stem, [])) for picture in pictures)
+
+    def inspect(path: Path) -> Path:
+        return _companion(place, pictures[path], found.get(path.stem, []))
+
+    beside, skipped = usable(folder, pictures, inspect, "pairs", skip_bad=skip_bad)
+    taken = replace(
+        images,
+        pictures=tuple(pictures[path] for path in beside),
+        skipped=MappingProxyType({**images.skipped, **skipped}),
+        folders=tuple(name for name in images.folders if name != kind),
+    )
+    return Paired(taken, tuple(beside.values()))
 
 
 def _companion(place: Path, picture: Picture, found: Sequence[Path]) -> Path:

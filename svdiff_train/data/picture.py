@@ -25,10 +25,11 @@ class Loaded:
     """A picture as training takes it.
 
     Attributes:
-        pixels: (3, height, width) in [−1, 1], float32.
+        pixels: (3, height, width) in [−1, 1], float32; of a clip, (3, frames, height, width).
         sizes: height and width of the picture in the file, the upper and left edge of the cut in the scaled picture,
             height and width of the cut: what `Family.predict` takes as `sizes`.
-        companion: what belongs to it beside it, cut alike: a picture (3, height, width), or a mask (1, height, width).
+        companion: what belongs to it beside it, cut alike: a picture (3, height, width), of a clip its first frame, or
+            a mask (1, height, width).
     """
 
     pixels: Tensor

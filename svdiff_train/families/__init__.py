@@ -28,6 +28,7 @@ from .stable_diffusion import StableDiffusion
 from .stable_diffusion_3 import StableDiffusion3
 from .stable_diffusion_xl import StableDiffusionXL
 from .videos import Ltx, Wan
+from .wan_image import WanImage
 from .z_image import ZImage
 
 FAMILIES: Final[dict[str, Callable[[Any], Family]]] = {
@@ -40,6 +41,7 @@ FAMILIES: Final[dict[str, Callable[[Any], Family]]] = {
     "Flux2Pipeline": Flux2,
     "Flux2KleinPipeline": Flux2,
     "WanPipeline": Wan,
+    "WanImageToVideoPipeline": WanImage,
     "Krea2Pipeline": Krea2,
     "ChromaPipeline": Chroma,
     "Lumina2Pipeline": Lumina2,

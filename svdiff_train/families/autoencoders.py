@@ -18,8 +18,11 @@ from svdiff_delta.errors import TrainError
 class Autoencoder:
     """An `AutoencoderKL`: latents are (z − shift_factor) · scaling_factor.
 
+    It is looked up in the pipeline whenever something is encoded: its weights may have been let go, and come back as
+    another model. What latents are normalized with stays.
+
     Args:
-        vae: the live autoencoder.
+        pipeline: the live pipeline.
 
     Attributes:
         spatial: pixels of a latent's side.
@@ -31,10 +34,21 @@ class Autoencoder:
     video = False
     temporal = 1
 
-    def __init__(self, vae: Any) -> None:
-        self.vae = vae
-        self.channels: int = vae.config.latent_channels
-        self.spatial: int = 2 ** (len(vae.config.block_out_channels) - 1)
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+        self.channels: int
+        self.spatial: int
+        self.learn(pipeline.vae)
+
+    def learn(self, vae: Any) -> None:
+        """Note the sizes of latents, and what they are normalized with."""
+        self.channels = vae.config.latent_channels
+        self.spatial = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    @property
+    def vae(self) -> Any:
+        """The live autoencoder."""
+        return self._pipeline.vae
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,8 +87,8 @@ def _moments(found: Any) -> tuple[Tensor, Tensor]:
 class DeepCompression(Autoencoder):
     """An `AutoencoderDC`: latents without spread, times scaling_factor."""
 
-    def __init__(self, vae: Any) -> None:
-        self.vae = vae
+    def learn(self, vae: Any) -> None:
+        """Note the sizes of latents."""
         self.channels = vae.config.latent_channels
         self.spatial = 2 ** (len(vae.config.encoder_block_out_channels) - 1)
 
@@ -82,9 +96,11 @@ class DeepCompression(Autoencoder):
 class Patched(Autoencoder):
     """An `AutoencoderKLFlux2`: patches of 2 × 2 latents as channels, (z − running mean) / running deviation."""
 
-    def __init__(self, vae: Any) -> None:
-        super().__init__(vae)
+    def learn(self, vae: Any) -> None:
+        """Note the sizes of patches, and their running mean and variance."""
+        super().learn(vae)
         self.channels, self.spatial = 4 * self.channels, 2 * self.spatial
+        self._mean, self._variance = (value.detach().clone() for value in (vae.bn.running_mean, vae.bn.running_var))
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of patches of latents, each (batch, 4 · channels, height, width)."""
@@ -94,8 +110,7 @@ class Patched(Autoencoder):
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Return patches of latents normalized as the autoencoder's own batch norm would."""
-        norm = self.vae.bn
-        mean, variance = (value.view(1, -1, 1, 1).to(latents) for value in (norm.running_mean, norm.running_var))
+        mean, variance = (value.view(1, -1, 1, 1).to(latents) for value in (self._mean, self._variance))
         return cast("Tensor", (latents - mean) / torch.sqrt(variance + self.vae.config.batch_norm_eps))
 
 
@@ -104,8 +119,8 @@ class Standardized(Autoencoder):
 
     video = True
 
-    def __init__(self, vae: Any) -> None:
-        self.vae = vae
+    def learn(self, vae: Any) -> None:
+        """Note the sizes of latents."""
         self.channels = vae.config.z_dim
         self.spatial = int(getattr(vae, "spatial_compression_ratio", 8))
         self.temporal = int(getattr(vae.config, "scale_factor_temporal", None) or 2 ** sum(vae.temperal_downsample))
@@ -128,16 +143,17 @@ class LtxVideo(Autoencoder):
 
     video = True
 
-    def __init__(self, vae: Any) -> None:
-        self.vae = vae
+    def learn(self, vae: Any) -> None:
+        """Note the sizes of latents, and the mean and deviation of each channel."""
         self.channels = vae.config.latent_channels
         self.spatial = int(vae.spatial_compression_ratio)
         self.temporal = int(vae.temporal_compression_ratio)
+        self._mean, self._std = (value.detach().clone() for value in (vae.latents_mean, vae.latents_std))
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Return latents with each channel's mean and deviation taken out, times the scaling factor."""
         shape = (1, -1, *(1 for _ in latents.shape[2:]))
-        mean, std = (value.view(shape).to(latents) for value in (self.vae.latents_mean, self.vae.latents_std))
+        mean, std = (value.view(shape).to(latents) for value in (self._mean, self._std))
         return cast("Tensor", (latents - mean) * self.vae.config.scaling_factor / std)
 
 
@@ -166,4 +182,4 @@ def autoencoder_of(pipeline: Any) -> Autoencoder:
         raise TrainError(
             f"{name}: nothing says how latents of {kind} are normalized", fix=f"known are {', '.join(AUTOENCODERS)}"
         )
-    return AUTOENCODERS[kind](vae)
+    return AUTOENCODERS[kind](pipeline)

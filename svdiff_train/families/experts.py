@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,17 @@ def experts_of(pipeline: Any) -> tuple[str, ...]:
     """
     found = tuple(slot for slot in ("transformer", "transformer_2") if getattr(pipeline, slot, None) is not None)
     return found if pipeline.config.get("boundary_ratio") is not None else found[:1]
+
+
+def draw_for(family: Any, trained: Collection[str]) -> None:
+    """Let a family whose experts share out the timesteps draw those that the trained ones see.
+
+    Args:
+        family: of the live pipeline.
+        trained: the components that something is trained of.
+    """
+    if len(family.slots) > 1:
+        family.drawn = frozenset(family.slots) & frozenset(trained)
 
 
 class Experts(nn.Module):
@@ -39,6 +50,10 @@ class Experts(nn.Module):
         """The dtype of the first one's weights."""
         found: torch.dtype = self.experts[0].dtype  # type: ignore[assignment]
         return found
+
+    @property
+    def _supports_gradient_checkpointing(self) -> bool:
+        return all(getattr(expert, "_supports_gradient_checkpointing", False) for expert in self.experts)
 
     def enable_gradient_checkpointing(self) -> None:
         """Let each compute its activations again in the backward pass."""

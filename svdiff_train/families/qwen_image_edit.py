@@ -13,6 +13,7 @@ from .family import Conditioning
 from .qwen_image import QwenImage
 from .recorded import text_key
 from .recording import Recording
+from .shown_picture import as_picture
 
 SEEN: Final = "seen.latents"
 """What conditioning calls the latents of the picture to change."""
@@ -59,8 +60,7 @@ class QwenImageEdit(QwenImage):
 
     def _as_seen(self, pixels: Tensor) -> Image.Image:
         """Return a picture (3, height, width) in the size at which the pipeline shows it to the text encoder."""
-        whole = ((pixels.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        image = Image.fromarray(whole.cpu().numpy())
+        image = as_picture(pixels)
         ratio = image.width / image.height
         width, height = (round(side / 32) * 32 for side in ((AREA * ratio) ** 0.5, (AREA / ratio) ** 0.5))
         resized: Image.Image = self.pipeline.image_processor.resize(image, height, width)

@@ -274,6 +274,7 @@ class Recorded(FlowMatching):
         given |= {name: _moved(value, noised.device) for name, value in told.items()}
         given |= {name: self.derived(name, fixed[name], texts) for name in found.prompted}
         given[found.latents.argument] = self.latents_for(self.pack(noised.to(self.dtype)), fixed, conditioning)
+        given |= self.beside(noised, conditioning)
         t = timesteps.to(noised.device, torch.float32)
         time = found.time.scale * t + found.time.offset
         given[found.time.argument] = time.view(-1, *(1 for _ in fixed[found.time.argument].shape[1:])).expand(
@@ -306,6 +307,11 @@ class Recorded(FlowMatching):
         if isinstance(template, list | tuple):
             return [sample.reshape(each.shape) for sample, each in zip(packed, template, strict=True)]
         return packed
+
+    def beside(self, noised: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """Return arguments of the denoiser that say what is seen beside the noised latents; none in most families."""
+        del noised, conditioning
+        return {}
 
     def settled(self, fixed: dict[str, Any], noised: Tensor) -> dict[str, Any]:
         """Return the denoiser's other arguments at a size, with what the pipeline would not say of training."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
 
+from svdiff_delta.errors import TrainError
+
 from .recorded import Recorded
 from .recording import first_of
+
+DRAWS: Final = 10_000
+"""Timesteps that are drawn before it is said that none is for an expert."""
 
 
 class Video(Recorded):
@@ -48,15 +53,41 @@ class Wan(Video):
 
     Args:
         pipeline: the live pipeline.
+
+    Attributes:
+        drawn: the experts for which timesteps are drawn; all of them if none is named.
     """
+
+    drawn: frozenset[str] = frozenset()
+
+    def draw_timestep(self, generator: torch.Generator) -> Tensor:
+        """Return one timestep (), drawn anew until an expert sees it for which timesteps are drawn.
+
+        Raises:
+            TrainError: none of many is.
+        """
+        for _ in range(DRAWS):
+            found = super().draw_timestep(generator)
+            if not self.drawn or self.slots[self._expert(float(found))] in self.drawn:
+                return found
+        raise TrainError(
+            f"{', '.join(sorted(self.drawn))}: none of {DRAWS:,} timesteps that were drawn is on its side of the "
+            f"boundary {self.pipeline.config.boundary_ratio}",
+            fix="train both experts, or set weighting_scheme to none",
+        )
+
+    def _expert(self, timestep: float) -> int:
+        """Return which expert sees a timestep: the first from the pipeline's boundary on, the other less."""
+        if len(self.slots) == 1:
+            return 0
+        return int(timestep < self.pipeline.config.boundary_ratio * self.training_steps)
 
     def run(self, denoiser: Any, given: Mapping[str, Any], timesteps: Tensor) -> Tensor:
         """Return the output; of two experts, the first sees samples from the pipeline's boundary on, the other less."""
         if len(self.slots) == 1:
             return super().run(denoiser, given, timesteps)
-        boundary = self.pipeline.config.boundary_ratio * self.training_steps
-        early = (timesteps >= boundary).tolist()
-        rows = [(_row(given, index, len(early)), 0 if first else 1) for index, first in enumerate(early)]
+        experts = [self._expert(timestep) for timestep in timesteps.tolist()]
+        rows = [(_row(given, index, len(experts)), expert) for index, expert in enumerate(experts)]
         return torch.cat([first_of(denoiser(expert=expert, **row)) for row, expert in rows])
 
 

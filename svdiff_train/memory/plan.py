@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.base_model.experts import ExpertPart
 from svdiff_delta.base_model.weight_selection import choose_kinds
-from svdiff_delta.format.stacked import slice_of
 from svdiff_delta.runtime.modules import layer, live_keys
 from svdiff_delta.runtime.quantized import quantized_weight
 from svdiff_delta.runtime.quantized.weight import QuantizedWeight
 from svdiff_train.data.buckets import Size
 from svdiff_train.data.pairs import MASKS
+from svdiff_train.data.seeded_random import generator
 from svdiff_train.families import Conditioning, Family
+from svdiff_train.families.experts import draw_for
 from svdiff_train.settings.config import TrainConfig
 
+from .known_values import known_values, let_known
 from .stand_ins import StandIn, stand_in
 from .storages import Storages
 
@@ -33,10 +34,6 @@ PROGRAM: Final = 650 * 10**6
 
 COPIES: Final = 7
 """float32 numbers for each one that is trained: itself, its gradient, Adam's two moments, and what was good last."""
-
-
-class UncountedError(Exception):
-    """A weight is trained whose part of the memory no rule here tells."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def plan_memory(
     processes: int = 1,
     cast: torch.dtype | None = None,
 ) -> MemoryPlan | None:
-    """Return what a run needs; None for methods other than svdiff, and for experts whose weights are stacked.
+    """Return what a run needs; None for methods other than svdiff.
 
     Args:
         family: of the live pipeline, with nothing on it yet.
@@ -136,10 +133,7 @@ def plan_memory(
     """
     if config.method != "svdiff":
         return None
-    try:
-        places = _places(family, base, selectors, config, kept=processes > 1)
-    except UncountedError:
-        return None
+    places = _places(family, base, selectors, config, kept=processes > 1)
     numbers = sum(place.numbers for place in places.values())
     with torch.no_grad():
         told = family.encode_prompts([config.subjects()[0].prompt])
@@ -167,12 +161,10 @@ def _places(
     names = choose_kinds(base, selectors, allow_missing=config.allow_missing)
     models = {slot: part for slot, part in family.pipeline.components.items() if isinstance(part, nn.Module)}
     keys = live_keys(models, base, {name.partition(".")[0] for name in names})
-    found = {}
-    for name, kind in names.items():
-        if isinstance(keys.get(name), ExpertPart) or slice_of(name) is not None:
-            raise UncountedError(f"{name} is one of several experts whose weights are stacked")
-        found[name] = StandIn.of(name, layer(models, name, keys), kind, tuple(base.shape(name)), kept=kept)
-    return found
+    return {
+        name: StandIn.of(name, layer(models, name, keys), kind, tuple(base.shape(name)), kept=kept)
+        for name, kind in names.items()
+    }
 
 
 def _model_bytes(family: Family, config: TrainConfig, processes: int) -> int:
@@ -211,19 +203,22 @@ def step_bytes(step: Step, places: Mapping[str, StandIn], device: torch.device, 
     family.__dict__.update({name: dict(each) for name, each in vars(family).items() if type(each) is dict})
     shape = (step.samples, *family.latent_shape(*step.size))
     family.settle(torch.zeros(shape, device=device), family.join([step.told] * step.samples))
+    draw_for(family, {name.partition(".")[0] for name in places})
+    drawn = torch.stack([family.draw_timestep(generator(config.seed, 0, i, "timestep")) for i in range(step.samples)])
     with FakeTensorMode(allow_non_fake_inputs=True), torch.autograd.set_multithreading_enabled(False):
         model, found = _twin(live, device)
-        inside = [place for name, place in places.items() if name.partition(".")[0] == family.slot]
+        inside = [place for name, place in places.items() if name.partition(".")[0] in family.slots]
         held = stand_in((replace(place, module=found[id(place.module)]) for place in inside), device)
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()  # type: ignore[operator]
         seen = {**step.told, **_seen(family, config, step.size)}
         told = {name: _rows(each, step.samples, device) for name, each in seen.items()}
         noised, timesteps = torch.empty(shape, device=device), torch.empty(step.samples, device=device)
+        let_known(timesteps, drawn)
         told["sizes"] = torch.empty(step.samples, 6, device=device)
         known = [*model.parameters(), *model.buffers(), *held, *told.values(), noised, timesteps]
         counted = Storages(known)
-        with counted:
+        with known_values(device), counted:
             with torch.autocast(device.type, cast or torch.bfloat16, enabled=cast is not None):
                 prediction = family.predict(model, noised, timesteps, told)
             prediction.float().square().mean().backward()
@@ -255,7 +250,14 @@ def _seen(family: Family, config: TrainConfig, size: Size) -> Conditioning:
 
 
 def _rows(tensor: Tensor, count: int, device: torch.device) -> Tensor:
-    return torch.empty((tensor.shape[0] * count, *tensor.shape[1:]), dtype=tensor.dtype, device=device)
+    """Return a tensor without values for a batch; a mask's are known."""
+    from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+
+    found = torch.empty((tensor.shape[0] * count, *tensor.shape[1:]), dtype=tensor.dtype, device=device)
+    if isinstance(tensor, FakeTensor) or tensor.is_floating_point():
+        return found
+    with unset_fake_temporarily():
+        return let_known(found, tensor.repeat_interleave(count, 0))
 
 
 def available(device: torch.device) -> int | None:

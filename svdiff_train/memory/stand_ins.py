@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svdiff_delta.base_model.experts import ExpertWeight
 from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.format.parameter import Kind, Parameter
 from svdiff_delta.runtime.factored_ops import HALF, product_weights, sides
@@ -109,9 +110,15 @@ def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
 
 
 def stand_in(places: Iterable[StandIn], device: torch.device) -> list[Tensor]:
-    """Let layers compute from now on as if they were shifted; return the tensors that they hold."""
+    """Let layers compute from now on as if they were shifted; return the tensors that they hold.
+
+    Raises:
+        NotImplementedError: the weights of several experts are stacked, and no layer computes with one of them.
+    """
     held: list[Tensor] = []
     for place in places:
+        if isinstance(place.module, ExpertWeight):
+            raise NotImplementedError(f"{place.name} is one of several experts whose weights are stacked")
         call, tensors = place.forward(device)
         held += tensors
         place.module.__dict__["forward"] = MethodType(_called(call), place.module)

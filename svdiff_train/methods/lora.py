@@ -23,60 +23,61 @@ ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_pro
 
 
 class Lora:
-    """LoRA on the denoiser."""
+    """LoRA on the denoiser; where experts share out the timesteps, on each of them."""
 
     def half(self) -> bool:
         """Return True: the factors stay float32."""
         return True
 
     def selectors(self, family: Family) -> tuple[str, ...]:
-        """Return the attention projections of the denoiser."""
-        names = (name for name, _ in getattr(family.pipeline, family.slot).named_modules())
-        chosen = tuple(f"{family.slot}.{name}.weight" for name in names if name.endswith(ATTENTION))
-        return chosen or (family.slot,)
+        """Return the attention projections of the denoiser, or of all experts."""
+        chosen = tuple(
+            f"{slot}.{name}.weight"
+            for slot in family.slots
+            for name, _ in getattr(family.pipeline, slot).named_modules()
+            if name.endswith(ATTENTION)
+        )
+        return chosen or family.slots
 
     def check(self, job: Job) -> None:
         """Find the layers, and the library."""
         _lora_config()
         self._modules(job)
 
-    def _modules(self, job: Job) -> list[str]:
-        """Return the names of the layers that get factors."""
-        if len(job.family.slots) > 1:
-            raise TrainError(
-                f"{type(job.family.pipeline).__name__}: lora trains one denoiser, and there are "
-                f"{' and '.join(job.family.slots)}",
-                fix="use the method svdiff",
-            )
+    def _modules(self, job: Job) -> dict[str, list[str]]:
+        """Return the names of the layers that get factors, by denoiser."""
         selectors = job.config.selectors or self.selectors(job.family)
         names = choose_kinds(job.base, selectors, allow_missing=job.config.allow_missing)
         slots = {name.partition(".")[0] for name in names}
-        if slots != {job.family.slot}:
+        if not slots <= {*job.family.slots}:
             raise TrainError(
-                f"lora trains {job.family.slot}, and the selectors name {', '.join(sorted(slots))}",
-                fix=f"select from {job.family.slot}",
+                f"lora trains {' and '.join(job.family.slots)}, and the selectors name {', '.join(sorted(slots))}",
+                fix=f"select from {' and '.join(job.family.slots)}",
             )
-        return [
-            name.partition(".")[2].removesuffix(".weight") for name, (kind, _) in names.items() if kind == "spectral"
-        ]
+        found: dict[str, list[str]] = {slot: [] for slot in job.family.slots if slot in slots}
+        for name, (kind, _) in names.items():
+            slot, _, key = name.partition(".")
+            if kind == "spectral":
+                found[slot].append(key.removesuffix(".weight"))
+        return {slot: modules for slot, modules in found.items() if modules}
 
     @contextmanager
     def tune(self, job: Job) -> Iterator[TunedFactors]:
         """Add an adapter of rank and alpha `lora_rank`, drawn from the run's seed."""
-        modules, rank = self._modules(job), job.config.lora_rank
-        model: Any = job.family.denoiser
-        with torch.random.fork_rng():
-            torch.manual_seed(job.config.seed)
-            model.add_adapter(
-                _lora_config()(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=modules), "default"
-            )
-        factors = {key: weight for key, weight in model.named_parameters() if "lora_" in key}
-        for weight in factors.values():
-            weight.data = weight.data.float()
+        rank, models = job.config.lora_rank, dict[str, Any]()
         try:
-            yield TunedFactors(job, model, factors)
+            with torch.random.fork_rng():
+                torch.manual_seed(job.config.seed)
+                for slot, modules in self._modules(job).items():
+                    models[slot] = getattr(job.family.pipeline, slot)
+                    models[slot].add_adapter(
+                        _lora_config()(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=modules),
+                        "default",
+                    )
+            yield TunedFactors(job, models)
         finally:
-            model.delete_adapters("default")
+            for model in models.values():
+                model.delete_adapters("default")
 
 
 def _lora_config() -> Any:
@@ -93,9 +94,14 @@ class TunedFactors:
 
     computes_in_half = False  # PEFT would compute with its factors in their own float32
 
-    def __init__(self, job: Job, model: Any, factors: Mapping[str, nn.Parameter]) -> None:
-        self.job, self.model, self.factors = job, model, dict(factors)
-        self.components = frozenset({job.family.slot})
+    def __init__(self, job: Job, models: Mapping[str, Any]) -> None:
+        self.job, self.models, self.factors = job, dict(models), dict[str, nn.Parameter]()
+        self.components = frozenset(models)
+        for slot, model in models.items():
+            before = f"{slot}." if len(job.family.slots) > 1 else ""
+            self.factors |= {before + key: weight for key, weight in model.named_parameters() if "lora_" in key}
+        for weight in self.factors.values():
+            weight.data = weight.data.float()
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Return the factors."""
@@ -125,15 +131,26 @@ class TunedFactors:
         from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
         from peft import get_peft_model_state_dict
 
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.model))
-        copies = {key: value.detach().cpu().clone() for key, value in layers.items()}
+        layers = {
+            slot: convert_state_dict_to_diffusers(get_peft_model_state_dict(model))
+            for slot, model in self.models.items()
+        }
+        copies = {
+            slot: {key: value.detach().cpu().clone() for key, value in own.items()} for slot, own in layers.items()
+        }
         return TrainedLora(self.job.family, copies, facts)
 
 
 class TrainedLora:
-    """LoRA's factors, as `load_lora_weights` takes them."""
+    """LoRA's factors, as `load_lora_weights` takes them.
 
-    def __init__(self, family: Family, layers: Mapping[str, Tensor], facts: Mapping[str, JSON]) -> None:
+    Args:
+        family: of the pipeline.
+        layers: the factors of each denoiser.
+        facts: of the run.
+    """
+
+    def __init__(self, family: Family, layers: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, JSON]) -> None:
         self.family, self.layers, self.facts = family, layers, facts
 
     def titled(self, title: str | None) -> TrainedLora:  # noqa: ARG002
@@ -141,8 +158,15 @@ class TrainedLora:
         return self
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write a folder with `pytorch_lora_weights.safetensors`."""
+        """Write a folder with `pytorch_lora_weights.safetensors`; those of a second expert are in a sub-folder.
+
+        diffusers loads that with `load_lora_weights(path, subfolder="transformer_2", load_into_transformer_2=True)`.
+        """
+        first = self.family.slots[0]
         with replace_folder(path, overwrite=overwrite) as folder:
-            self.family.pipeline.save_lora_weights(
-                str(folder), **{f"{self.family.slot}_lora_layers": dict(self.layers)}, safe_serialization=True
-            )
+            for slot, layers in self.layers.items():
+                self.family.pipeline.save_lora_weights(
+                    str(folder if slot == first else folder / slot),
+                    **{f"{first}_lora_layers": dict(layers)},
+                    safe_serialization=True,
+                )

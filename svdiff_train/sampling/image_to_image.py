@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +30,7 @@ def image_to_image(pipeline: Any) -> Any:
     from diffusers import AutoPipelineForImage2Image
 
     try:
-        twin: Any = AutoPipelineForImage2Image.from_pipe(pipeline)
+        twin: Any = _video_twin(pipeline) or AutoPipelineForImage2Image.from_pipe(pipeline)
     except ValueError:
         name = type(pipeline).__name__
         raise InputError(
@@ -38,6 +39,25 @@ def image_to_image(pipeline: Any) -> Any:
         ) from None
     twin.set_progress_bar_config(disable=True)
     return twin
+
+
+def _video_twin(pipeline: Any) -> Any | None:
+    """Return what makes clips from a first frame with a pipeline's models; None where they cannot see one.
+
+    Of Wan's text-to-video models that of Wan 2.2 5B can, which is told a timestep for each token.
+    """
+    import diffusers
+
+    name = type(pipeline).__name__
+    if name not in VIDEO_TWINS or (name == "WanPipeline" and not pipeline.config.get("expand_timesteps")):
+        return None
+    kind: Any = getattr(diffusers, VIDEO_TWINS[name])
+    known = {**pipeline.config, **pipeline.components}
+    return kind(**{key: known[key] for key in inspect.signature(kind.__init__).parameters if key in known})
+
+
+VIDEO_TWINS: Final = {"LTXPipeline": "LTXImageToVideoPipeline", "WanPipeline": "WanImageToVideoPipeline"}
+"""Pipelines that make clips from a picture, by those that make them from text; diffusers' own table lacks them."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +90,7 @@ def check_needed(pipeline: Any) -> None:
         )
 
 
-EDITING: Final = ("FluxKontextPipeline", "QwenImageEditPipeline")
+EDITING: Final = ("FluxKontextPipeline", "QwenImageEditPipeline", "WanImageToVideoPipeline")
 """Pipelines that say a picture is optional and do not paint without one, or not as they were trained."""
 
 

@@ -154,7 +154,7 @@ def train(
         class_folder: where pictures of the class are kept and found again; of several concepts, in a sub-folder for
             each class prompt.
         trackers: names of trackers as accelerate knows them, such as "tensorboard"; they need `keeping`.
-        skip_bad: whether pictures that cannot be read are left out.
+        skip_bad: whether pictures, clips and pairs that cannot be used are left out.
         device: where to train; by default the GPU that accelerate gives this process, else the CPU.
         cuda_graphs: whether steps, and the denoiser of pictures of the class and on the way, are CUDA graphs on such a
             device, where they can be; they give the same.

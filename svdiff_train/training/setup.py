@@ -181,7 +181,7 @@ def prepare_run(
         images: a folder of the subject's pictures; None if the config has concepts, which name their own.
         config: of the run.
         device: where the model goes.
-        skip_bad: whether to go on without pictures that cannot be read.
+        skip_bad: whether to go on without pictures, clips and pairs that cannot be used.
 
     Raises:
         MissingExtraError: the library is not installed that weights are to be quantized by.

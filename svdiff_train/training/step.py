@@ -13,6 +13,7 @@ from torch import Tensor
 
 from svdiff_delta.errors import TrainError
 from svdiff_train.data.batches import Batch, Batches, Texts
+from svdiff_train.families.experts import draw_for
 from svdiff_train.methods import Tuned
 
 from .ema import Ema
@@ -56,6 +57,7 @@ class Stepper:
         self.bad = torch.zeros((), dtype=torch.bool, device=accelerator.device)
         self.cast = _cast(opened, tuned)
         self.ema = Ema(self.parameters, config.decay) if config.use_ema else None
+        draw_for(family, tuned.components)
         self.texts = Texts(family, trained=not tuned.components.isdisjoint(family.text_slots))
         denoiser: Any = family.denoiser
         if config.gradient_checkpointing:
@@ -198,6 +200,10 @@ class Stepper:
         return flat[0]
 
     def _gradients(self) -> list[Tensor]:
+        """Return all gradients: of experts that share out the timesteps, zeros where none had its turn."""
+        if len(self.family.slots) > 1:  # in another process it may have had
+            for parameter in self.parameters.values():
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
 
 

@@ -102,6 +102,33 @@ def qwen_image_edit() -> Any:
     )
 
 
+def wan_image(*, looks: bool = True, experts: int = 1) -> Any:
+    """Return a pipeline that makes clips from their first frame; one that looks at it has an image encoder, as 2.1."""
+    parts = r.wan().components
+    channels = {"in_channels": 10, **({"image_dim": 8} if looks else {})}  # latents, a mask of 2 frames, latents
+    encoder = r.small(
+        transformers.CLIPVisionModel,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    kind: Any = transformers.CLIPImageProcessorPil
+    denoisers = [r.denoiser("WanTransformer3DModel", seed, **channels) for seed in range(experts)]
+    return p._quiet(
+        diffusers.WanImageToVideoPipeline(
+            **{name: parts[name] for name in ("tokenizer", "text_encoder", "vae", "scheduler")},
+            image_encoder=encoder if looks else None,
+            image_processor=kind(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}) if looks else None,
+            transformer=denoisers[0],
+            transformer_2=denoisers[1] if experts > 1 else None,
+            boundary_ratio=0.9 if experts > 1 else None,
+        )
+    )
+
+
 SEEING: Final[Mapping[str, Callable[[], Any]]] = {
     "SD 1 inpainting": sd_inpainting,
     "SDXL inpainting": sdxl_inpainting,

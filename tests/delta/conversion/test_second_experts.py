@@ -89,3 +89,16 @@ def test_a_component_that_the_base_lacks_is_refused(tmp_path: Path, experts: tup
     base, delta = experts
     with pytest.raises(InputError, match="the base has no component 'unet': name one of transformer, transformer_2"):
         convert(delta, to="kohya", base=base, rank=1, component="unet")
+
+
+def test_a_folder_with_a_file_for_each_is_converted_one_by_one(tmp_path: Path, experts: tuple[Base, Delta]) -> None:
+    """As `train --method lora` writes it."""
+    base, delta = experts
+    name = "pytorch_lora_weights.safetensors"
+    for slot, place in (("transformer", tmp_path), ("transformer_2", tmp_path / "transformer_2")):
+        place.mkdir(exist_ok=True)
+        convert(select(delta, f"{slot}.*"), to="diffusers", base=base, rank=100, output=place / name)
+    with pytest.raises(InputError, match=rf"holds a file for each of two experts: convert {name} and transformer_2 o"):
+        convert(tmp_path, base=base)
+    for slot, path in (("transformer", tmp_path / name), ("transformer_2", tmp_path / "transformer_2")):
+        assert {key.partition(".")[0] for key in convert(path, base=base).delta} == {slot}

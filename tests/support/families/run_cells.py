@@ -15,7 +15,7 @@ from support.pipelines import small_flux, small_sd2, small_sd3, small_sdxl
 from support.recorded_pipelines import BUILDERS, VIDEOS
 from support.recorded_runs import colour, loss_of, shown
 from support.recorded_truth import PROMPT
-from support.seeing_pipelines import MASKED, SEEING
+from support.seeing_pipelines import MASKED, SEEING, wan_image
 
 from svdiff_delta import attach
 from svdiff_delta.base_model.base import Base, open_base
@@ -32,9 +32,12 @@ from svdiff_train.training.setup import prepare_run
 from .cell import LackingError
 from .rows import Made
 
+FROM_PICTURE: Final = "Wan 2.1 from a picture"
+
 WHOLE: Final[Mapping[str, Callable[[], Any]]] = {
     **BUILDERS,
     **SEEING,
+    FROM_PICTURE: wan_image,
     "SD 1": partial(small_sd2, prediction_type="epsilon"),
     "SD 2": small_sd2,
     "SDXL": small_sdxl,
@@ -82,7 +85,7 @@ def prepared(made: Made) -> tuple[Base, Path, TrainConfig]:
     base = whole(made)
     family: Any = family_of(load_pipeline(base))
     side = side_of(made.name, family.unit)
-    frames = 1 + family.frame_unit if made.name in VIDEOS else None
+    frames = 1 + family.frame_unit if made.name in (*VIDEOS, FROM_PICTURE) else None
     place = made.folder / "shown"
     if not place.exists():
         shown(made.folder, side, frames)
@@ -118,7 +121,7 @@ def painted(made: Made) -> str:
     sampling = Sampling(steps=2, height=side, width=side, num_frames=config.num_frames, guidance=1.0)
     assert side is not None
     start = None
-    if made.name in SEEING:
+    if made.name in (*SEEING, FROM_PICTURE):
         start = Initial(colour(0, side), colour(3, side) if made.name in MASKED else None)
     (plain,) = generate(pipeline, [(PROMPT, 0)], sampling, init=start)
     from support.models import base_delta

@@ -124,6 +124,36 @@ def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
         find_clips(tmp_path, 1)
 
 
+def test_bad_clips_are_left_out_on_request_and_told(tmp_path: Path) -> None:
+    """Broken, too short, with frames of two sizes, with a frame that is no picture; a clip without a fault stays."""
+    (tmp_path / "a.gif").write_bytes(b"GIF89a and no more")
+    gif_of(tmp_path / "b.gif", [0, 100])
+    folder_of(tmp_path / "c", [1, 2, 3])
+    frame(3, width=10).save(tmp_path / "c" / "03.png")
+    folder_of(tmp_path / "d", [1, 2, 3])
+    (tmp_path / "d" / "01.png").write_bytes(b"no picture")
+    folder_of(tmp_path / "e", [1, 2, 3])
+    with pytest.raises(InputError, match=r"a\.gif: .*\(and b\.gif, c, …\): .*, or go on without \(`skip_bad=True`\)"):
+        find_clips(tmp_path, 3)
+    found = find_clips(tmp_path, 3, skip_bad=True)
+    assert [clip.path.name for clip in found.clips] == ["e"]
+    lines = list(FolderClips(found, ((4, 4),), "a", 3).counts().lines())
+    assert lines[0].startswith("1 clip: ")
+    assert [Path(line.removeprefix("skipped: ").partition(": ")[0]) for line in lines[1:]] == [
+        tmp_path / "a.gif",
+        tmp_path / "b.gif",
+        tmp_path / "c",
+        tmp_path / "d" / "01.png",
+    ]
+
+
+def test_clips_none_of_which_can_be_used_are_refused_even_on_request(tmp_path: Path) -> None:
+    for name in ("a.gif", "b.gif"):
+        gif_of(tmp_path / name, [0, 100])
+    with pytest.raises(InputError, match=r"none of its 2 clips can be used; .*a\.gif: has 2 frames"):
+        find_clips(tmp_path, 3, skip_bad=True)
+
+
 def test_a_picture_under_the_name_of_a_gif_is_refused(tmp_path: Path) -> None:
     frame(1).save(tmp_path / "a.gif", "PNG")
     with pytest.raises(InputError, match=r"a\.gif: could not be read as a clip"):
@@ -144,7 +174,7 @@ def test_an_mp4_without_its_reader_names_the_extra(tmp_path: Path, monkeypatch: 
     with pytest.raises(
         MissingExtraError, match=r"this needs imageio-ffmpeg, which is not installed: pip install .*video"
     ):
-        find_clips(tmp_path, 1)
+        find_clips(tmp_path, 1, skip_bad=True)
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # imageio-ffmpeg 0.8 leaves its pipes open

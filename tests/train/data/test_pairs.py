@@ -24,8 +24,8 @@ def picture(path: Path, value: int, width: int = 8, height: int = 8) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def opened(folder: Path, kind: str = "conditions") -> FolderPictures:
-    found = open_pictures(folder, CONFIG, 8, 4, skip_bad=False, companion=kind)
+def opened(folder: Path, kind: str = "conditions", *, skip_bad: bool = False) -> FolderPictures:
+    found = open_pictures(folder, CONFIG, 8, 4, skip_bad=skip_bad, companion=kind)
     assert isinstance(found, FolderPictures)
     return found
 
@@ -104,3 +104,32 @@ def test_a_partner_of_another_shape_is_refused_and_one_of_another_size_is_not(tm
     picture(tmp_path / "conditions" / "a.png", 100, width=16, height=8)
     with pytest.raises(InputError, match=r"a\.png: has 16x8 pixels, and its picture 8x8: give both one shape"):
         opened(tmp_path)
+
+
+def test_pairs_that_do_not_match_are_left_out_on_request_and_told(tmp_path: Path) -> None:
+    """No partner, two, one of another shape, one that is no picture; and a picture that is none, with a partner."""
+    for name in ("a", "b", "c", "d", "e", "f"):
+        picture(tmp_path / f"{name}.png", 200)
+        picture(tmp_path / "conditions" / f"{name}.png", 100)
+    (tmp_path / "conditions" / "a.png").unlink()
+    picture(tmp_path / "conditions" / "b.jpg", 100)
+    picture(tmp_path / "conditions" / "c.png", 100, width=16)
+    (tmp_path / "conditions" / "d.png").write_bytes(b"no picture")
+    (tmp_path / "e.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"e\.png: could not be read .*, or go on without \(`skip_bad=True`\)"):
+        opened(tmp_path)
+    found = opened(tmp_path, skip_bad=True)
+    assert [each.path.name for each in found.found.pictures] == ["f.png"]
+    assert found.beside == (tmp_path / "conditions" / "f.png",)
+    skipped = found.counts().skipped
+    assert [*skipped] == ["e.png", "a.png", "b.png", "c.png", "d.png"]
+    assert skipped["a.png"].startswith(f"{tmp_path / 'a.png'}: has nothing of its name in ")
+    assert skipped["d.png"].startswith(f"{tmp_path / 'conditions' / 'd.png'}: could not be read as a picture")
+    assert not found.counts().folders
+
+
+def test_pairs_none_of_which_match_are_refused_even_on_request(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 200)
+    (tmp_path / "conditions").mkdir()
+    with pytest.raises(InputError, match=r"a\.png: has nothing of its name in .*: put one there, such as a\.png$"):
+        opened(tmp_path, skip_bad=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from support.pipelines import PIPELINES
-from support.recorded_pipelines import BUILDERS
+from support.recorded_pipelines import BUILDERS, VIDEOS
 from support.recorded_truth import shape_of
 from support.seeing_pipelines import SEEING
 
@@ -135,6 +135,42 @@ def test_a_family_predicts_the_same_once_its_encoders_are_gone(name: str, tmp_pa
         with torch.no_grad():
             found.append(family.predict(family.denoiser, noised, torch.tensor([700.0, 300.0]), told))
     assert torch.equal(*found)
+
+
+AUTOENCODED = ("Flux.2 klein", "LTX", "Qwen-Image", "Wan 2.1", "SANA", "Z-Image")
+"""A family for each class of autoencoders."""
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler of SANA
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "Flux.2 klein" else pytest.mark.slow) for name in AUTOENCODED]
+)
+def test_latents_are_the_same_once_the_autoencoder_is_gone_and_it_comes_back_for_others(
+    name: str, tmp_path: Path
+) -> None:
+    """What normalizes latents may be among its weights."""
+    from svdiff_train.sampling.pipelines import load_pipeline
+
+    BUILDERS[name]().save_pretrained(tmp_path / "base")
+    base = open_base(tmp_path / "base")
+    family, outputs = kept(base, OutputCache(tmp_path / "outputs"))
+    frames = (1 + family.frame_unit,) if name in VIDEOS else ()
+    shape = (1, 3, *frames, 2 * family.unit, 2 * family.unit)
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
+    own: Any = family_of(load_pipeline(base))
+    found = []
+    for each in (own, family):
+        with torch.no_grad():
+            moments = [each.encode_images(pixels)]
+        if each is family:
+            outputs.release()
+            moments.append(each.encode_images(-pixels))  # which nobody had asked for
+        else:
+            moments.append(each.encode_images(-pixels))
+        found.append([each.sample_latents(one, torch.zeros_like(one[:, 0])) for one in moments])
+    assert outputs.made == 2
+    assert all(weight.is_meta for weight in family.pipeline.vae.parameters())
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
 def test_outputs_of_another_encoder_are_not_taken(tmp_path: Path) -> None:

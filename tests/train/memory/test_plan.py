@@ -9,10 +9,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+import transformers
 from support.commands import svdiff
 from support.pipelines import PIPELINES
-from support.recorded_pipelines import BUILDERS, VIDEOS
+from support.recorded_pipelines import BUILDERS, VIDEOS, VOCABULARY
 from support.seeing_pipelines import SEEING
+from support.zoo.language import GROUPED
 from torch import nn
 
 from svdiff_delta import attach, zero_delta
@@ -20,6 +22,7 @@ from svdiff_delta.base_model.base import Base, open_base
 from svdiff_delta.errors import TrainError
 from svdiff_train.families import family_of
 from svdiff_train.memory import plan as plan_module
+from svdiff_train.memory.known_values import known_values, let_known
 from svdiff_train.memory.plan import MemoryPlan, plan_memory, weight_bytes
 from svdiff_train.memory.storages import Storages
 from svdiff_train.sampling.pipelines import load_pipeline
@@ -145,25 +148,96 @@ def test_checkpoints_of_a_class_without_them_are_refused(monkeypatch: pytest.Mon
         train(open_tiny(), pictures_path("black_cat"), config)
 
 
-READING = {"Lumina 2", "HiDream", "Wan 2.2"}
-"""Families whose denoisers, or whose choice of one, read values, so that no tensors without values go through them."""
-
-
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler of SANA
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # of diffusers, by its own Chroma
 @pytest.mark.parametrize("name", CASES)
-def test_families_by_recording_have_a_plan_and_those_that_read_values_say_so(name: str, tmp_path: Path) -> None:
-    RECORDED[name]().save_pretrained(tmp_path / "base")
-    base = open_base(tmp_path / "base")
+def test_families_by_recording_have_a_plan(name: str, tmp_path: Path) -> None:
+    _, plan = recorded_plan(name, tmp_path)
+    assert not plan.unknown
+    assert (plan.activations or 0) > 0
+
+
+def recorded_plan(name: str, folder: Path) -> tuple[Any, MemoryPlan]:
+    """A family by recording, and what a step of two samples is told to take."""
+    RECORDED[name]().save_pretrained(folder / "base")
+    base = open_base(folder / "base")
     family: Any = family_of(load_pipeline(base))
     frames = 1 + 2 * family.frame_unit if name in VIDEOS else None
-    config = TrainConfig(prompt="a cat", num_frames=frames)
+    config = TrainConfig(prompt="a cat", num_frames=frames, batch_size=2)
     settle_family(family, config)
     side = 16 if name == "AuraFlow" else 2 * family.unit
-    plan = plan_memory(family, base, config, (family.slot,), (side, side), CPU)
+    plan = plan_memory(family, base, config, family.slots, (side, side), CPU)
     assert plan is not None
-    assert (plan.activations is None) == bool(plan.unknown) == (name in READING)
-    assert name in READING or plan.activations > 0
+    return family, plan
+
+
+READING = ("Lumina 2", "HiDream", "Wan 2.2")
+"""Families whose denoisers read masks or where tokens went, and where timesteps choose the denoiser."""
+
+
+@pytest.mark.parametrize("name", READING)
+def test_what_reads_values_is_told_to_a_tenth(name: str, tmp_path: Path) -> None:
+    """Beside eight float32 for each number of δ, as above."""
+    family, plan = recorded_plan(name, tmp_path)
+    assert not plan.unknown
+    for slot in family.slots:
+        getattr(family.pipeline, slot).requires_grad_(False)
+    zero = zero_delta(open_base(tmp_path / "base"), *family.slots)
+    assert plan.trained == 4 * 7 * zero.metadata.numbers
+    with attach(family.pipeline, zero, base=open_base(tmp_path / "base"), trainable=True) as handle:
+        found = taken(family, handle, 2)
+    assert plan.activations == pytest.approx(found, abs=0.1 * found + 32 * zero.metadata.numbers)
+
+
+def test_stacked_experts_are_in_the_plan(tmp_path: Path) -> None:
+    """Each is held as any matrix of its size, in left and right vectors; its weight stays in the stack."""
+    pipeline = BUILDERS["Z-Image"]()
+    torch.manual_seed(0)
+    pipeline.text_encoder = transformers.Qwen3MoeModel(
+        transformers.Qwen3MoeConfig(
+            **{**GROUPED, **VOCABULARY, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+        )
+    )
+    pipeline.save_pretrained(tmp_path / "base")
+    base = open_base(tmp_path / "base")
+    family = family_of(load_pipeline(base))
+    selectors = ("text", "transformer")
+    plan = plan_memory(family, base, CONFIG, selectors, (2 * family.unit, 2 * family.unit), CPU)
+    assert plan is not None
+    assert not plan.unknown
+    zero = zero_delta(base, *selectors)
+    experts = [name for name in zero if ".experts." in name]
+    assert len(experts) >= 8
+    assert plan.trained == 4 * 7 * zero.metadata.numbers
+    models = [family.pipeline.text_encoder, family.pipeline.transformer]
+    for model in models:
+        model.requires_grad_(False)
+    before = sum(map(weight_bytes, models))
+    with attach(family.pipeline, zero, base=base, trainable=True):
+        shifts = [module for model in models for module in model.modules() if hasattr(module, "response")]
+        held = [each for shift in shifts for name in ("square", "inner", "outer", "left", "right")
+                if (each := shift._buffers.get(name)) is not None]  # fmt: skip
+        dropped = sum(weight.nbytes for model in models for weight in model.parameters() if 0 in weight.stride())
+        assert plan.factors == pytest.approx(sum(each.nbytes for each in held) - dropped, abs=0.1 * before)
+
+
+def test_values_are_known_of_what_is_made_of_known_ones_alone() -> None:
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    mask = torch.tensor([[True, False, True]])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        known, other = let_known(torch.empty(1, 3, dtype=torch.bool), mask), torch.empty(3, 4)
+        with known_values(CPU):
+            assert known.sum(dim=1).tolist() == [2]
+            assert other[known[0]].shape == (2, 4)
+            written = torch.zeros(3)
+            written[1:] = 5
+            assert written.tolist() == [0, 5, 5]
+            written[:1] = other[0, 0]
+            with pytest.raises(DataDependentOutputException):
+                written.tolist()
+            chosen = other.topk(2, dim=-1).indices
+            assert chosen.flatten().bincount().cpu().numpy().tolist() == [2, 2, 1, 1]
 
 
 def test_other_methods_have_no_plan() -> None:
