@@ -270,15 +270,22 @@ def main() -> None:
             else:
                 found[section] = run_load(folder, given.minutes, given.graph)
         print(json.dumps({section: found[section]}, indent=2), flush=True)
-        for key, (least, limit) in LIMITS.get(section, {}).items():
-            reached = found[section][key] >= limit if least else found[section][key] <= limit
-            print(
-                f"{key}: {found[section][key]:.4g}, {'at least' if least else 'at most'} {limit:g}"
-                f"{'' if reached else ': MISSED'}",
-                flush=True,
-            )
     if given.json:
         given.json.write_text(json.dumps(found, indent=2))
+    missed = [key for section in given.only for key in compared(section, found[section])]
+    sys.exit(1 if missed else 0)
+
+
+def compared(section: str, figures: dict[str, Any]) -> list[str]:
+    """Print figures beside their limits, and return those that are missed."""
+    missed = []
+    for key, (least, limit) in LIMITS.get(section, {}).items():
+        reached = figures[key] >= limit if least else figures[key] <= limit
+        words = f"{'at least' if least else 'at most'} {limit:g}{'' if reached else ': MISSED'}"
+        print(f"{section}, {key}: {figures[key]:.4g}, {words}", flush=True)
+        if not reached:
+            missed.append(key)
+    return missed
 
 
 if __name__ == "__main__":
