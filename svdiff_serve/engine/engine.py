@@ -25,6 +25,9 @@ from .queue import FairQueue
 FIRST_GUESS: Final = 5.0
 """Seconds that a picture is thought to take until one was painted."""
 
+LINGER: Final = 0.01
+"""Seconds in which others may come before an idle engine begins: those that come together then leave together."""
+
 SMOOTHING: Final = 0.2
 """How much the latest picture counts in the mean time of pictures."""
 
@@ -180,6 +183,8 @@ class Engine:
                 if self._ending and not self._running and not len(self._queue) and self._between.empty():
                     self._over = True
                     return
+                if not self._running:
+                    self._changed.wait_for(lambda: self._ending or len(self._queue) >= self.batch_size, LINGER)
             try:
                 self._round()
             except Exception as error:  # noqa: BLE001 - the loop goes on, and whoever was painted for gets an answer

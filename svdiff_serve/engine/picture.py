@@ -139,13 +139,11 @@ class MetModule(nn.Module):
 
     def _meet(self, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         own = self.__dict__
-        picture: Picture | None = getattr(_HERE, "picture", None)
-        if picture is None:
-            return getattr(own["met_inner"], method)(*args, **options)
+        inner = own["met_inner"]
         values = dict(zip(own["met_names"], args, strict=False)) | options
         if method == "decode":  # what was cast for good takes what pipelines give it in their own dtype
-            cast = {
-                name: value.to(own["met_inner"].dtype) for name, value in values.items() if isinstance(value, Tensor)
-            }
-            values |= cast
+            values |= {name: each.to(inner.dtype) for name, each in values.items() if isinstance(each, Tensor)}
+        picture: Picture | None = getattr(_HERE, "picture", None)
+        if picture is None:
+            return getattr(inner, method)(**values)
         return picture.ask(Call(own["met_component"], method, values, own["met_joins"]))

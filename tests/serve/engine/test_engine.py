@@ -15,6 +15,7 @@ from support.served import base, fill, levels, pipeline, service, shifted, until
 
 from svdiff_delta.runtime import attach
 from svdiff_serve.engine.board import Board
+from svdiff_serve.engine.clones import clones_of
 from svdiff_serve.engine.engine import Engine
 from svdiff_serve.engine.job import Job, Ticket
 from svdiff_serve.errors import BusyError, CancelledError, DeadlineError, DrainingError
@@ -233,3 +234,24 @@ def test_other_families_paint_in_one_batch_what_each_picture_is_alone(make: Any)
     assert all(far(one, other) <= 1 for one, other in zip(found, expected, strict=True))
     assert max(count for component, count in seen.forwards if component in ("unet", "transformer")) == 3
     assert ("vae", 2) in seen.forwards
+
+
+def test_an_autoencoder_that_is_too_narrow_in_half_precision_is_wide_for_good() -> None:
+    live = small_sdxl()
+    live.vae.half()
+    assert live.vae.config.force_upcast
+    (clone,) = clones_of(live, 1)
+    latents = torch.zeros(1, 4, 4, 4, dtype=torch.float16)
+    assert clone.vae.decode(latents, return_dict=False)[0].dtype == live.vae.dtype == torch.float32
+
+
+def test_a_loop_that_meets_an_error_answers_all_and_goes_on(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("svdiff_serve.engine.engine.group", fail)
+        for ticket in engine.submit([job(), job()]):
+            with pytest.raises(ZeroDivisionError):
+                ticket.answer.result(30)
+    assert len(pictures(engine.submit([job()]))) == 1
