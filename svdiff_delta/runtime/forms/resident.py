@@ -69,15 +69,26 @@ class Resident:
         one = _is_one_product(module, x)
         if one and autocast is None and x.dtype != own:
             return own_output(module, x)  # which refuses such an input
-        main = gain if shift.inner is None else gain[..., : len(shift.square)]
-        low = None if shift.inner is None else gain[..., len(shift.square) :]
+        main, low = _split(shift, gain)
         if one:
             dtype, tail = autocast or own, None if low is None else self._tail(shift, module, low, x)
             return factored_ops.laid_out(module, self._product(shift, module, main, x, tail, dtype), x, dtype)
-        total, dtype = self._around(shift, module, main, x, *args, **options)
+        y, change = self._around(shift, module, main, x, *args, **options)
+        # A sum of three is rounded in the end.
+        total, dtype = y if change is None else (y if low is None else y.to(wide(y.dtype))) + change, y.dtype
         if low is not None:
             total = total + self._tail(shift, module, low, x, *args, **options)
         return factored_ops.laid_out(module, total, x, dtype)
+
+    def unrounded(self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor) -> Tensor:
+        """Return the layer's output in the dtype of its sums, which `call` rounds: by it errors are measured."""
+        main, low = _split(shift, gain)
+        tail = None if low is None else self._tail(shift, module, low, x)
+        if _is_one_product(module, x):
+            return self._product(shift, module, main, x, tail, wide(weight_of(module).dtype))
+        y, change = self._around(shift, module, main, x)
+        total = y.to(wide(y.dtype)) if change is None else y.to(wide(y.dtype)) + change
+        return total if tail is None else total + tail
 
     def _product(
         self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor, tail: Tensor | None, dtype: torch.dtype
@@ -99,18 +110,16 @@ class Resident:
 
     def _around(
         self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any
-    ) -> tuple[Tensor, torch.dtype]:
-        """Return the output of a layer's own forward with the change, and the dtype of that forward."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the output of a layer's own forward, and the change to add; none where the forward has added it."""
         bias = cast("Tensor | None", getattr(module, "bias", None))
         if not shift.outputs:
             change = spectral_product(factored_ops.channels_last(module, x), shift.square, gain).to(x.dtype)
-            y = own_output(module, x, *args, change=factored_ops.channels_back(module, change), **options)
-            return y, y.dtype
+            return own_output(module, x, *args, change=factored_ops.channels_back(module, change), **options), None
         y = own_output(module, x, *args, **options)
         rows = factored_ops.channels_last(module, y)
         change = spectral_product(rows, shift.square, gain, None if bias is None else bias.to(rows.dtype))
-        y, dtype = y if shift.inner is None else y.to(wide(y.dtype)), y.dtype  # a sum of three is rounded in the end
-        return y + factored_ops.channels_back(module, change), dtype
+        return y, factored_ops.channels_back(module, change)
 
     def _tail(
         self, shift: SpectralShift, module: nn.Module, gain: Tensor, x: Tensor, *args: Any, **options: Any
@@ -135,6 +144,13 @@ class Resident:
         return weight + unmatricize(
             square_change(matrix, shift.square, gain, tail), shift.parameter.shape, shift.parameter.axis
         )
+
+
+def _split(shift: SpectralShift, gain: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the gains of the square factor's singular values, and those of the tail, if it has one."""
+    if shift.inner is None:
+        return gain, None
+    return gain[..., : len(shift.square)], gain[..., len(shift.square) :]
 
 
 def _is_one_product(module: nn.Module, x: Tensor) -> bool:
