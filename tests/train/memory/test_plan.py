@@ -74,7 +74,7 @@ def taken(family: Any, handle: Any, samples: int) -> int:
     return storages.most
 
 
-@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+@pytest.mark.parametrize("dtype", [pytest.param("F32", marks=pytest.mark.slow), "BF16"])
 def test_parts_are_what_attaching_and_a_step_take(base: Base, dtype: str) -> None:
     """Factors but for what tails add; activations to a tenth, and eight float32 for each number of δ.
 

@@ -135,7 +135,7 @@ def deltas() -> list[Delta]:
     return [random_delta(whole, seed=seed) for seed in (1, 2)]
 
 
-@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+@pytest.mark.parametrize("dtype", ["F32", pytest.param("BF16", marks=pytest.mark.slow)])
 def test_other_deltas_and_scales_need_no_new_graph(dtype: str) -> None:
     (dog, cat), pipeline = deltas(), load_pipeline(open_tiny(), dtype=dtype)
     captures = FrozenCaptures()
@@ -223,7 +223,9 @@ def test_a_capture_that_fails_half_way_goes_on_painting_the_same(after: int, pip
     assert captures.tried == 1
 
 
-@pytest.mark.parametrize("who", ["torch", "cuBLAS", "cuDNN", "driver"])
+@pytest.mark.parametrize(
+    "who", ["torch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cuBLAS", "cuDNN", "driver"))]
+)
 def test_a_capture_without_enough_memory_goes_on_without_one(who: str, pipeline: Any) -> None:
     graphs, said = graphs_of(pipeline, Captures(fails_with=EXHAUSTED[who]))
     expected = generate(pipeline, JOBS, FEW)
@@ -468,6 +470,7 @@ def test_every_way_to_paint_has_few_graphs_and_gives_the_same(way: str, pipeline
     assert said == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_paint_goes_on_where_a_capture_fails_half_way(way: str, pipeline: Any) -> None:
     paint, times = WAYS[way]
@@ -545,7 +548,7 @@ def test_pictures_of_the_class_are_painted_by_graphs_that_are_gone_before_the_fi
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "edit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("morph", "evaluate"))]
+    "command", ["generate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("edit", "morph", "evaluate"))]
 )
 def test_the_commands_paint_by_graphs_and_leave_them_out_on_request(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -155,14 +155,23 @@ def text(rng: np.random.Generator) -> Image.Image:
     return Image.fromarray((240 - 220 * rows).astype(np.uint8)).convert("RGB")
 
 
-@pytest.mark.parametrize("draw", [leaves, grain, text])
+@pytest.mark.parametrize("draw", [text, *(pytest.param(draw, marks=pytest.mark.slow) for draw in (leaves, grain))])
 def test_other_kinds_of_pictures_are_told_too(tmp_path: Path, tiny: Base, draw: object) -> None:
     for index in range(3):
         draw(np.random.default_rng(index)).save(tmp_path / f"{index}.png")  # type: ignore[operator]
     assert NEVER in " ".join(plan(tiny, tmp_path, CONFIG)["pictures"])
 
 
-@pytest.mark.parametrize("subject", ["black_cat", "pagoda", "fire_engine", "guide_dog", "banjo", "edits"])
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "black_cat",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("pagoda", "fire_engine", "guide_dog", "banjo", "edits")
+        ),
+    ],
+)
 def test_pictures_of_the_bases_own_world_are_not(tiny: Base, subject: str) -> None:
     assert NEVER not in " ".join(plan(tiny, pictures_path(subject), CONFIG)["pictures"])
 

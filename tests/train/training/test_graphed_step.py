@@ -149,7 +149,15 @@ def test_steps_as_graphs_give_what_plain_steps_give_bit_for_bit(name: str, monke
 
 
 @pytest.mark.parametrize(
-    "name", ["some layers", "accumulated", "with pictures of the class, a warm-up of rates", "bf16", "fp16"]
+    "name",
+    [
+        "accumulated",
+        "fp16",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("some layers", "with pictures of the class, a warm-up of rates", "bf16")
+        ),
+    ],
 )
 def test_operations_alone_repeated_on_the_same_memory_are_the_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, captures = replace(CONFIG, **SETTINGS[name]), FrozenCaptures()
@@ -161,7 +169,9 @@ def test_operations_alone_repeated_on_the_same_memory_are_the_step(name: str, mo
     assert [graph.times for graph in captures.graphs] == [config.steps - WARM]
 
 
-@pytest.mark.parametrize("family", WHOLE)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name == "flux" else pytest.mark.slow) for name in WHOLE]
+)
 def test_every_family_is_captured(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     WHOLE[family]().save_pretrained(tmp_path / "base")
     base, cache = open_base(tmp_path / "base"), BasisCache(tmp_path / "basis")
@@ -278,7 +288,7 @@ def uncounted(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_step_has_the_plain_steps_operations_in_order_and_reads_nothing(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,7 +363,9 @@ def test_who_keeps_what_was_made_of_a_tensor_sees_that_a_graph_has_changed_it() 
     assert held._version > version
 
 
-@pytest.mark.parametrize("who", ["torch", "cuBLAS", "cuDNN", "driver"])
+@pytest.mark.parametrize(
+    "who", ["torch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cuBLAS", "cuDNN", "driver"))]
+)
 def test_a_capture_without_enough_memory_goes_on_without_one(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, wanted = plain(CONFIG)
     found, losses, said = graphed(monkeypatch, CONFIG, Captures(fails_with=EXHAUSTED[who]))
@@ -363,7 +375,7 @@ def test_a_capture_without_enough_memory_goes_on_without_one(who: str, monkeypat
     assert said == [f"steps without CUDA graphs: capturing one failed ({first})"]
 
 
-@pytest.mark.parametrize("when", ["at the capture", "at a replay"])
+@pytest.mark.parametrize("when", [pytest.param("at the capture", marks=pytest.mark.slow), "at a replay"])
 def test_a_card_that_is_gone_ends_the_run_which_goes_on_from_its_last_state(
     when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
