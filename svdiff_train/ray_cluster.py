@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Iterator
@@ -22,6 +24,15 @@ QUIET: Final = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
 """Variables that count unless they were set before."""
+
+OWN: Final = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else it listens to other machines on Linux, whatever its address
+    "RAY_AUTH_MODE": "token",
+}
+"""Those of a cluster of one's own."""
+
+SECRET: Final = "RAY_AUTH_TOKEN"
+"""The variable of what programs must say to join a cluster; unset, Ray would leave one in the home folder."""
 
 
 def check_ray() -> None:
@@ -50,14 +61,15 @@ def joined(cpus: int | None = None, *, memory: int | None = None) -> Iterator[No
         InputError: the cluster cannot be joined.
     """
     check_ray()
-    for name, value in QUIET.items():
+    address = os.environ.get(ADDRESS)
+    own_secret = {SECRET: secrets.token_hex(32)} if os.environ.get("RAY_AUTH_MODE", "token") == "token" else {}
+    for name, value in (QUIET if address else {**QUIET, **OWN, **own_secret}).items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get(ADDRESS)
     own: dict[str, Any] = {
         "address": "local",
         "num_cpus": cpus,
@@ -67,7 +79,7 @@ def joined(cpus: int | None = None, *, memory: int | None = None) -> Iterator[No
     own["_node_ip_address"] = LOOPBACK
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level="WARNING")
+        ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
             f"the cluster at {address or 'this machine'} cannot be joined: {error}", fix=f"look at {ADDRESS}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -99,11 +100,17 @@ def _round(
     import ray.data
     from ray.exceptions import RayError
 
-    needs: dict[str, Any] = {"num_cpus": 1, "max_retries": 0} | ({"num_gpus": gpus} if gpus else {})
+    needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus or None}
     with _context():
         rows = [{"task": pickle.dumps(item)} for item in items]
         data = ray.data.from_items(rows, override_num_blocks=ceil(len(rows) / together))
-        done = data.map_batches(convert_block, batch_size=None, batch_format="pyarrow", concurrency=jobs, **needs)
+        pool = ray.data.TaskPoolStrategy(size=jobs)
+        with warnings.catch_warnings():
+            # Ray Data would begin tasks again for ever, as if nothing of them were there; this is the way to say no.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            done = data.map_batches(
+                convert_block, batch_size=None, batch_format="pyarrow", compute=pool, max_retries=0, **needs
+            )
         try:
             for block in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for raw in block.column("result").to_pylist():
