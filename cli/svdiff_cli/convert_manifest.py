@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,8 @@ def convert_many(
             "watch": lambda result, done, total: bar(done, total, printable(str(result.row["output"]))),
         }
         if ray:
-            found = run_manifest_on_ray(manifest, report, jobs=jobs, **given)
+            with redirect_stdout(sys.stderr):  # where Ray says which processes have died
+                found = run_manifest_on_ray(manifest, report, jobs=jobs, **given)
         else:
             found = run_manifest(manifest, report, jobs=jobs or 1, **given)
     from svdiff_train.batch.table import COUNTED, complaints, render

@@ -44,5 +44,5 @@ def merged(texts: Sequence[bytes]) -> bytes:
             for sample in family.samples:
                 found.add_sample(f"replica_{sample.name}", {**sample.labels, LABEL: str(number)}, sample.value)
     registry = CollectorRegistry()
-    registry.register(_Families(families))  # type: ignore[arg-type]  # it asks for no more than `collect`
+    registry.register(_Families(families))  # it asks for no more than `collect`
     return generate_latest(registry)

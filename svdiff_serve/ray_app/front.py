@@ -127,7 +127,8 @@ class RayBackend:
         Raises:
             RefusedAnswerError: there is none of this name.
         """
-        return _taken(await self._ask(lambda: self._painters.changed.remote(name), PATIENCE))
+        found: int = _taken(await self._ask(lambda: self._painters.changed.remote(name), PATIENCE))
+        return found
 
     async def figures(self) -> bytes:
         """Return what the replicas count, each under its own label."""

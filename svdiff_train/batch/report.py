@@ -187,7 +187,7 @@ class Report:
     def _append(self, *lines: dict[str, Any]) -> None:
         if self._stream is None:
             raise OutputError(f"{self.path}: is not open")
-        self.lines |= {fields["key"]: fields for fields in lines}
+        self.lines.update({fields["key"]: fields for fields in lines})
         try:
             self._stream.writelines(map(_line, lines))
             self._stream.flush()

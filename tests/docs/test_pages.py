@@ -60,10 +60,10 @@ MARKS = {
 }
 """Pages that need other libraries, or train several times."""
 
-RUN = [
-    pytest.param(name, marks=MARKS.get(name, ()))
-    for name in sorted(set(PAGES) - SHOWING_NOTHING - {"hub", "serving", "ray"})
-]
+APART = {"hub", "serving", "ray"}
+"""Pages that need a server, and have a test of their own."""
+
+RUN = [pytest.param(name, marks=MARKS.get(name, ())) for name in sorted(set(PAGES) - SHOWING_NOTHING - APART)]
 
 
 @pytest.mark.parametrize("name", RUN)
