@@ -21,15 +21,11 @@ ADDRESS: Final = "RAY_ADDRESS"
 QUIET: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # else Ray tells its makers about the cluster
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # tasks without a GPU leave CUDA_VISIBLE_DEVICES alone, as will be usual
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
 """Variables that count unless they were set before."""
 
-OWN: Final = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else it listens to other machines on Linux, whatever its address
-    "RAY_AUTH_MODE": "token",
-}
-"""Those of a cluster of one's own."""
+LOCAL: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""The variable by which Ray takes the loopback address; with that address alone it would listen to other machines."""
 
 JOINING: Final = "RAY_AUTH_TOKEN"
 """The variable of what programs must say to join a cluster; unset, Ray would leave one in the home folder."""
@@ -62,24 +58,23 @@ def joined(cpus: int | None = None, *, memory: int | None = None) -> Iterator[No
     """
     check_ray()
     address = os.environ.get(ADDRESS)
-    own_secret = {JOINING: secrets.token_hex(32)} if os.environ.get("RAY_AUTH_MODE", "token") == "token" else {}
-    for name, value in (QUIET if address else {**QUIET, **OWN, **own_secret}).items():
+    for name, value in (QUIET if address else {**QUIET, LOCAL: "0", JOINING: secrets.token_hex(32)}).items():
         os.environ.setdefault(name, value)
     import ray
+    from ray._private import ray_constants
 
     if ray.is_initialized():
         yield
         return
-    own: dict[str, Any] = {
-        "address": "local",
-        "num_cpus": cpus,
-        "include_dashboard": False,
-        "object_store_memory": memory,
-    }
-    own["_node_ip_address"] = LOOPBACK
+    given: dict[str, Any] = {"address": address}
+    if not address:
+        # Another library may have imported Ray, which had looked at the variable then.
+        ray_constants.ENABLE_RAY_CLUSTER = os.environ[LOCAL] != "0"
+        given = {"address": "local", "include_dashboard": False, "_node_ip_address": LOOPBACK}
+        given |= {"num_cpus": cpus, "object_store_memory": memory}
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(**given, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
             f"the cluster at {address or 'this machine'} cannot be joined: {error}", fix=f"look at {ADDRESS}"

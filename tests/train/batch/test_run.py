@@ -387,7 +387,7 @@ def test_rows_can_be_done_elsewhere_and_what_is_lost_there_has_failed(folder: Pa
 
 def test_what_only_the_hub_has_is_looked_at_where_it_is_converted(folder: Path) -> None:
     (folder / "all.jsonl").write_text(json.dumps({"input": "alice/dog", "output": "dog.safetensors", "base": "base"}))
-    with pytest.raises(InputError, match="nothing was started: row 1: .*alice/dog"):
+    with pytest.raises(InputError, match=r"nothing was started: row 1: .*alice/dog"):
         run_manifest(folder / "all.jsonl", dry_run=True)
     assert run_manifest(folder / "all.jsonl", dry_run=True, share=lambda tasks: (_ for _ in ())) == []
 
