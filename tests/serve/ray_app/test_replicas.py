@@ -17,7 +17,7 @@ import openai
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from support.ray_processes import kill, ours
+from support.ray_processes import kill, listening, ours
 from support.served import fill, levels, service, until
 
 from svdiff_serve.mixes import parse_mix
@@ -96,7 +96,7 @@ def test_the_api_is_that_of_one_server(url: str, client: httpx.Client) -> None:
         speaking.images.generate(model="dogs", prompt="a dog")
     with pytest.raises(openai.BadRequestError, match="steps"):
         speaking.images.generate(model="dog", prompt="a dog", extra_body={"steps": 1000})
-    with pytest.raises(openai.BadRequestError, match=r"matches nothing|unknown"):
+    with pytest.raises(openai.BadRequestError, match="is neither a subset nor a parameter here"):
         speaking.images.generate(model="dog@nothing-like-it", prompt="a dog")
     assert httpx.post(url + PATH, json={"prompt": "a dog"}).status_code == 401
     assert client.get("/healthz").json() == {"status": "ok"}
@@ -153,21 +153,7 @@ def test_no_accepted_request_is_lost_when_a_replica_is_killed(client: httpx.Clie
 
 
 def test_nothing_listens_to_other_machines(url: str) -> None:
-    """Of the processes that Ray has started: all sockets that listen are on loopback addresses."""
-    below = {*ours("")}
-    inodes = set()
-    for number in below:
-        for link in Path(f"/proc/{number}/fd").glob("*"):
-            try:
-                inodes.add(str(link.readlink()))
-            except OSError:
-                continue
-    addresses = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
-                addresses.append(fields[1].partition(":")[0])
     loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-    assert addresses
-    assert {*addresses} <= loopback
+    found = listening()
+    assert len(found) > 2
+    assert [each for each in found if each[1] not in loopback] == []
