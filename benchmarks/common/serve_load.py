@@ -114,7 +114,7 @@ class _Client:
         self._ask(client, "wrong delta", {404, 400}, model=self._draw.choice(["dgo", "dog:x", "dog@nose", "half"]))
 
     def _large(self, client: httpx.Client) -> None:
-        self._ask(client, "large", {413, 400}, prompt="x" * self._draw.choice([5000, 10_000, 10_000_000]))
+        self._ask(client, "large", {413, 400}, prompt="x" * self._draw.choice([5000, 10_000, 300_000]))
 
     def _gone(self, client: httpx.Client) -> None:
         """Hang up before the answer: within the body, or while it is painted."""
@@ -138,7 +138,7 @@ def _change(folder: Path, served: Any, end: float) -> None:
         save(shifted(0.01 * (number % 30)), path, overwrite=True)
         if number % 5 == 0:
             raw = dumps(shifted(0.1))
-            half.write_bytes(raw[: len(raw) // (1 + number % 3)])
+            half.write_bytes(raw[: len(raw) // (2 + number % 3)])
         if number % 7 == 0:
             path.unlink()
         if number == 10:  # from here on no page more is written

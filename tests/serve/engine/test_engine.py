@@ -105,7 +105,7 @@ def test_a_picture_that_comes_while_others_run_enters_at_the_next_step_and_leave
     engine: Engine, seen: Seen
 ) -> None:
     seen.go_on.clear()
-    (long,) = engine.submit([job(8)])
+    (long,) = engine.submit([job(6)])
     until(lambda: seen.forwards)
     (short,) = engine.submit([job(2)])
     seen.go_on.set()
@@ -113,13 +113,13 @@ def test_a_picture_that_comes_while_others_run_enters_at_the_next_step_and_leave
     assert not long.answer.done()
     long.answer.result(60)
     assert seen.steps.count(2) == 2  # the short one's steps, and no others
-    assert len(seen.steps) == 8
+    assert len(seen.steps) == 6
 
 
 def test_deltas_of_layers_that_were_not_attached_come_in_between_two_steps(board: Board, engine: Engine) -> None:
     other = shifted(0.2, "unet-1d")
     before = board.gains([(shifted(0.3), 1.0)])
-    (running,) = engine.submit([job(12, before)])
+    (running,) = engine.submit([job(6, before)])
     board.prepare(other)
     engine.between_steps(lambda: board.extend(other)).result(60)
     (late,) = engine.submit([job(2, board.gains([(other, 1.0)]))])
@@ -196,8 +196,8 @@ def test_what_is_not_finished_in_time_gets_an_answer_all_the_same(board: Board, 
     seen.go_on.clear()
     tickets = engine.submit([job(40), job(40)])
     until(lambda: seen.forwards)
-    threading.Timer(1.0, seen.go_on.set).start()
-    assert not engine.drain(0.2)
+    threading.Timer(0.3, seen.go_on.set).start()
+    assert not engine.drain(0.1)
     for ticket in tickets:
         with pytest.raises(DrainingError):
             ticket.answer.result(10)
