@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ import httpx
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from support.ray_processes import free_port
 from support.served import server, service, shifted
 
 from svdiff_delta import save
@@ -35,13 +35,6 @@ CLIENTS, STEPS, ROUNDS, EACH = 8, 10, 3, 2
 PATH = "/v1/images/generations"
 MANY_CORES, FEW_CORES = 1.6, 0.95
 MEMORY = 128 << 20
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def rate(url: str, names: list[str]) -> float:

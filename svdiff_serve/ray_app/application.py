@@ -19,9 +19,6 @@ from .settings import RaySettings
 NAME: Final = "svdiff"
 """The application's name on the cluster."""
 
-ROUNDS: Final = 2
-"""Batches that a replica may hold: one is painted, one waits."""
-
 BREATH: Final = 1024
 """Requests that the front holds at a time; how many wait for replicas is said by the settings."""
 
@@ -48,7 +45,7 @@ def build(given: Mapping[str, Any] | RaySettings) -> Any:
     load = serve.multiplexed(Painter.load, max_num_models_per_replica=settings.kept)
     held = type("Painter", (Painter,), {"load": load, "__module__": __name__, "__doc__": Painter.__doc__})
     painters = serve.deployment(held, name="Painter").options(
-        max_ongoing_requests=ROUNDS * settings.batch_size,
+        max_ongoing_requests=settings.held,
         max_queued_requests=settings.queue,
         graceful_shutdown_timeout_s=settings.drain,
         health_check_period_s=5,

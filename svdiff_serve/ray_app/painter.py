@@ -66,8 +66,8 @@ class Painter:
         pipeline = load_pipeline(base, device=_device(settings), dtype=settings.dtype)
         sizes = ServiceSettings(
             batch_size=settings.batch_size,
-            queue_size=settings.queue,
-            queue_of_key=settings.queue,
+            queue_size=settings.held * settings.max_pictures,
+            queue_of_key=settings.held * settings.max_pictures,
             gain_bytes=settings.gain_memory << 20,
         )
         metrics = Metrics()

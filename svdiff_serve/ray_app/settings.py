@@ -29,7 +29,7 @@ class RaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         device: where a replica computes; the GPU it has reserved, else the CPU, if not given.
         dtype: number format of the model.
         batch_size: pictures that a replica paints at a time.
-        queue: pictures that may wait, all replicas together.
+        queue: requests that may wait, all replicas together.
         gain_memory: MB of δ on the device of a replica.
         kept: mixes by which a replica is known to others.
         watch_every: seconds between looks at the deltas.
@@ -116,6 +116,11 @@ class RaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     def called(self) -> str:
         """What requests call the base."""
         return self.name or (Path(self.base).resolve().name if Path(self.base).exists() else self.base)
+
+    @property
+    def held(self) -> int:
+        """Requests that a replica holds at most: one batch is painted, one waits."""
+        return 2 * self.batch_size
 
     @property
     def limits(self) -> Limits:

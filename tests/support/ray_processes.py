@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from contextlib import suppress
 from pathlib import Path
+
+REPLICA = "ray::ServeReplica:svdiff:Painter"
+"""How the command lines of replicas that paint begin."""
 
 
 def _status() -> dict[int, tuple[int, str]]:
@@ -33,6 +37,13 @@ def ours(what: str) -> list[int]:
         return False
 
     return [number for number, (_, line) in status.items() if line.startswith(what) and is_below(number)]
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def kill(number: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import openai
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from support.ray_processes import kill, listening, ours
+from support.ray_processes import REPLICA, free_port, kill, listening, ours
 from support.served import fill, levels, service, until
 
 from svdiff_serve.mixes import parse_mix
@@ -31,7 +30,6 @@ pytestmark = [
 ]
 
 PATH = "/v1/images/generations"
-REPLICA = "ray::ServeReplica:svdiff:Painter"
 KEY = "k" * 40
 
 
@@ -46,12 +44,16 @@ def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     keys.write_text(f"alice {KEY}\n")
     keys.chmod(0o600)
     settings = RaySettings(
-        base="tiny", deltas=(str(folder),), keys=str(keys), min_replicas=2, max_replicas=2, batch_size=4, steps=2
+        base="tiny",
+        deltas=(str(folder),),
+        keys=str(keys),
+        min_replicas=2,
+        max_replicas=2,
+        batch_size=4,
+        steps=2,
+        queue=16,
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with serving(settings, port=port, cpus=2, memory=80 << 20) as address:
+    with serving(settings, port=free_port(), cpus=2, memory=80 << 20) as address:
         yield address
 
 
@@ -126,6 +128,16 @@ def test_a_client_that_goes_stops_its_pictures(client: httpx.Client) -> None:
     families = text_string_to_metric_families(client.get("/metrics").text)
     ended = [each for family in families for each in family.samples if each.name == "replica_svdiff_pictures_total"]
     assert sum(each.value for each in ended if each.labels["outcome"] == "cancelled") == 4
+
+
+def test_more_than_may_wait_are_told_when_to_come_again(client: httpx.Client) -> None:
+    with ThreadPoolExecutor(60) as threads:
+        found = list(threads.map(lambda seed: ask(client, "dog", seed, steps=10), range(60)))
+    assert {answer.status_code for answer in found} == {200, 429}
+    assert sum(answer.status_code == 200 for answer in found) >= 16
+    busy = next(answer for answer in found if answer.status_code == 429)
+    assert busy.json()["error"]["type"] == "rate_limit_error"
+    assert int(busy.headers["retry-after"]) > 0
 
 
 def test_no_accepted_request_is_lost_when_a_replica_is_killed(client: httpx.Client) -> None:
