@@ -24,6 +24,7 @@ from svdiff_serve.http.server import check_open
 from svdiff_serve.mixes import parse_mix
 
 from .figures import merged
+from .local import listen_where_the_node_does
 from .painter import Refusal
 from .settings import RaySettings
 
@@ -51,6 +52,7 @@ class Front:
     """
 
     def __init__(self, settings: RaySettings, painters: Any) -> None:
+        listen_where_the_node_does()
         keys = None if settings.keys is None else read_keys(Path(settings.keys))
         shared = Shared(
             limits=settings.limits,

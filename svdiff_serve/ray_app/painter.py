@@ -24,6 +24,7 @@ from svdiff_serve.store.sources import source_of
 from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.tiny import NAME, open_tiny
 
+from .local import listen_where_the_node_does
 from .settings import RaySettings
 
 
@@ -60,6 +61,7 @@ class Painter:
     def __init__(self, settings: RaySettings) -> None:
         import torch
 
+        listen_where_the_node_does()
         torch.set_num_threads(settings.cpus)
         self._log = Log(prompts=settings.log_prompts)
         base = _open(settings.base)
