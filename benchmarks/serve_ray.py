@@ -31,7 +31,7 @@ from svdiff_delta import save
 from svdiff_serve.ray_app import RaySettings, serving
 from svdiff_train.ray_cluster import joined
 
-CLIENTS, STEPS, ROUNDS, EACH = 8, 10, 3, 2
+CLIENTS, STEPS, ROUNDS, EACH = 8, 4, 2, 2
 PATH = "/v1/images/generations"
 MANY_CORES, FEW_CORES = 1.6, 0.95
 MEMORY = 128 << 20
