@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,9 +91,13 @@ def serving(
     with joined(cpus, memory=memory):
         from ray import serve
 
+        logger = logging.getLogger("ray.serve")
+        level = logger.level
+        logger.setLevel(logging.WARNING)
         try:
             serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": port})
             serve.run(application, name=NAME, route_prefix="/", blocking=False)
             yield f"http://{settings.host}:{port}"
         finally:
             serve.shutdown()
+            logger.setLevel(level)
