@@ -105,7 +105,7 @@ class RaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             if not (isfinite(value) and value >= least):
                 raise InputError(f"{name} must be at least {least}, is {value}")
         if not self.deltas:
-            raise InputError("no deltas are served", fix="name a folder in `deltas`, or owner/repo on the Hub")
+            raise InputError("no deltas are served", fix="name a folder of them, or owner/repo on the Hub")
         if self.max_replicas < self.min_replicas:
             raise InputError(
                 f"max_replicas is {self.max_replicas}, less than min_replicas, {self.min_replicas}",
