@@ -155,10 +155,10 @@ class RayBackend:
             DeadlineError: there is none in time.
             BusyError: too many wait.
         """
-        from ray.exceptions import RayActorError
+        from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError
         from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
-        lost = (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)
+        lost = (RayActorError, NodeDiedError, ObjectLostError, ReplicaUnavailableError, DeploymentUnavailableError)
         try:
             async with asyncio.timeout(seconds):
                 while True:
