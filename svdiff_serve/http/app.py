@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from svdiff_serve.service import Service
 
+from .backend import Backend, LocalBackend
 from .errors import error_response, response_to
 from .generation import Generation
 from .keys import ANYONE, Keys
@@ -33,12 +34,11 @@ FILES: Final = "/v1/files/"
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
 
 
-@dataclass
-class ServerState:
-    """All that requests share.
+@dataclass(kw_only=True)
+class Shared:
+    """What requests share, whoever paints.
 
     Attributes:
-        service: what paints.
         limits: what requests may ask for.
         defaults: what counts where they do not say.
         keys: whose keys are taken; None takes requests of anyone.
@@ -48,7 +48,6 @@ class ServerState:
         metrics: what is counted.
     """
 
-    service: Service
     limits: Limits = field(default_factory=Limits)
     defaults: Defaults = field(default_factory=Defaults)
     keys: Keys | None = None
@@ -56,12 +55,26 @@ class ServerState:
     public: str = ""
     log: Log = field(default_factory=Log)
     metrics: Metrics = field(default_factory=Metrics)
-    draining: bool = False
 
     def __post_init__(self) -> None:
         self.rates = Rates(self.limits.rate)
         self.pictures = PictureStore()
         self.began = int(time.time())
+
+
+@dataclass(kw_only=True)
+class ServerState(Shared):
+    """What requests share where the service of this process paints.
+
+    Attributes:
+        service: what paints.
+    """
+
+    service: Service
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.backend = LocalBackend(self.service)
         service, gauge = self.service, self.metrics.gauge
         gauge("svdiff_waiting_pictures", "Pictures that wait.", lambda: service.engine.waiting)
         gauge("svdiff_painting_pictures", "Pictures that are being painted.", lambda: service.engine.painting)
@@ -74,7 +87,7 @@ class ServerState:
     @property
     def ready(self) -> bool:
         """Whether pictures are taken."""
-        return self.service.engine.alive and not self.draining
+        return self.backend.taking
 
 
 class Gate:
@@ -85,7 +98,7 @@ class Gate:
         state: what requests share.
     """
 
-    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+    def __init__(self, app: ASGIApp, state: Shared) -> None:
         self._app, self._state = app, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -146,36 +159,45 @@ def _host(header: str) -> str:
 
 
 def make_app(state: ServerState) -> ASGIApp:
-    """Return the application that answers requests."""
+    """Return the application that answers requests by the service of this process."""
+    return make_front(state, state.backend)
+
+
+def make_front(state: Shared, backend: Backend) -> ASGIApp:
+    """Return the application that answers requests, whoever paints."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    generation = Generation(state)
+    generation = Generation(state, backend)
 
     @app.get("/healthz")
     async def healthz() -> Response:
-        alive = state.service.engine.alive or state.draining
+        alive = backend.alive
         return JSONResponse({"status": "ok" if alive else "dead"}, 200 if alive else 500)
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        return JSONResponse({"ready": state.ready}, 200 if state.ready else 503)
+        ready = await backend.ready()
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(state.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(state.metrics.text() + await backend.figures(), media_type=CONTENT_TYPE)
+
+    def described(name: str, created: int) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": created, "owned_by": "svdiff"}
 
     @app.get("/v1/models")
     async def models() -> Response:
-        names = [state.service.name, *state.service.store.names()]
-        return JSONResponse({"object": "list", "data": [_model(state, name) for name in names]})
+        data = [described(backend.name, state.began)]
+        data += [described(name, created) for name, created in await backend.models()]
+        return JSONResponse({"object": "list", "data": data})
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        if name != state.service.name:
-            try:
-                state.service.store.entry(name)
-            except Exception as error:  # noqa: BLE001
-                return response_to(error)
-        return JSONResponse(_model(state, name))
+        try:
+            created = state.began if name == backend.name else await backend.changed(name)
+        except Exception as error:  # noqa: BLE001
+            return response_to(error)
+        return JSONResponse(described(name, created))
 
     @app.post("/v1/images/generations")
     async def generations(request: Request) -> Response:
@@ -193,10 +215,3 @@ def make_app(state: ServerState) -> ASGIApp:
         return error_response(error.status_code, str(error.detail), code="not_found")
 
     return Gate(app, state)
-
-
-def _model(state: ServerState, name: str) -> dict[str, Any]:
-    """Return what OpenAI's API says of a model."""
-    own = name == state.service.name
-    created = state.began if own else state.service.store.entry(name).changed
-    return {"id": name, "object": "model", "created": created, "owned_by": "svdiff"}

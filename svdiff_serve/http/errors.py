@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from svdiff_delta.errors import DeltaError, is_out_of_memory
 from svdiff_serve.errors import BusyError, CancelledError, DeadlineError, DrainingError, RefusedError
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
+
+
+class RefusedAnswerError(Exception):
+    """Whoever paints elsewhere has refused a request, and said how it is answered.
+
+    Args:
+        status: of HTTP.
+        body: of the answer.
+        headers: of it.
+    """
+
+    def __init__(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        super().__init__(status)
+        self.status, self.body, self.headers = status, body, headers
 
 
 def error_response(
@@ -30,8 +45,10 @@ def error_response(
     return JSONResponse({"error": error}, status, headers)
 
 
-def response_to(error: BaseException) -> JSONResponse:
+def response_to(error: BaseException) -> Response:
     """Return the answer to an error; what was not foreseen is not described."""
+    if isinstance(error, RefusedAnswerError):
+        return Response(error.body, error.status, dict(error.headers))
     if isinstance(error, BusyError):
         return error_response(
             error.status, str(error), code=error.code, headers={"retry-after": str(error.retry_after)}

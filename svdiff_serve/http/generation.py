@@ -6,23 +6,20 @@ import asyncio
 import base64
 import secrets
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from svdiff_delta._util.json import JSON
-from svdiff_serve.engine.job import Ticket
 from svdiff_serve.errors import CancelledError, DrainingError
 from svdiff_serve.mixes import parse_mix
-from svdiff_train.sampling.png import png_bytes, sampling_facts
 
+from .backend import Backend
 from .body import Asked, parse_request, read_request
 from .errors import error_response, response_to
 
 if TYPE_CHECKING:
-    from .app import ServerState
+    from .app import Shared
 
 JSON_TYPE: Final = "application/json"
 """What a body must be: browsers send nothing of this kind to other sites without asking."""
@@ -39,10 +36,11 @@ class Generation:
 
     Args:
         state: what requests share.
+        backend: what paints.
     """
 
-    def __init__(self, state: ServerState) -> None:
-        self._state = state
+    def __init__(self, state: Shared, backend: Backend) -> None:
+        self._state, self._backend = state, backend
 
     async def answer(self, request: Request) -> Response:
         """Return the answer to a request."""
@@ -85,8 +83,8 @@ class Generation:
         state = self._state
         return read_request(
             parse_request(raw),
-            base=state.service.name,
-            own_size=state.service.own_size,
+            base=self._backend.name,
+            own_size=self._backend.own_size,
             limits=state.limits,
             defaults=state.defaults,
             seed=secrets.randbelow(SEEDS),
@@ -98,57 +96,13 @@ class Generation:
             facts |= {"prompt": asked.prompt, "negative_prompt": asked.sampling.negative_prompt}
 
     async def _paint(self, request: Request, asked: Asked) -> Response:
-        state, service = self._state, self._state.service
-        if not state.ready:
-            raise DrainingError("the server is ending", fix="ask another one, or later")
-        mix = parse_mix(asked.mix, service.name)
-        await asyncio.to_thread(service.check, asked.sampling)
-        gains, deltas = await asyncio.to_thread(service.gains, mix)
         key: str = request.scope["svdiff_key"]
-        state.rates.take(key, len(asked.seeds))
-        seconds = state.limits.seconds
-        tickets = service.submit(asked.prompt, asked.seeds, asked.sampling, gains, key=key, seconds=seconds)
-        try:
-            images = await self._wait(request, tickets)
-        except BaseException:
-            service.engine.cancel(tickets)
-            raise
-        pairs = zip(images, asked.seeds, strict=True)
-        pngs = await asyncio.gather(
-            *(asyncio.to_thread(self._png, image, seed, asked, deltas) for image, seed in pairs)
-        )
+        parse_mix(asked.mix, self._backend.name)
+        self._state.rates.take(key, len(asked.seeds))
+        work = asyncio.ensure_future(self._backend.pngs(asked, key, self._state.limits.seconds))
+        pngs = await _unless_gone(request, work)
         data = [self._datum(request, png, seed, asked) for png, seed in zip(pngs, asked.seeds, strict=True)]
         return JSONResponse({"created": int(time.time()), "data": data})
-
-    async def _wait(self, request: Request, tickets: Sequence[Ticket]) -> list[Any]:
-        """Return the pictures.
-
-        Raises:
-            CancelledError: the client has gone.
-            Exception: what ended one of the pictures.
-        """
-        gone = asyncio.ensure_future(_disconnected(request))
-        coming = [asyncio.wrap_future(ticket.answer) for ticket in tickets]
-        waiting: set[asyncio.Future[Any]] = {gone, *coming}
-        try:
-            while not all(each.done() for each in coming):
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                if gone in done:
-                    raise CancelledError("the client has gone")
-                if failed := next((each for each in coming if each in done and each.exception()), None):
-                    failed.result()
-            return [each.result() for each in coming]
-        finally:
-            for each in (gone, *coming):
-                if not each.cancel() and not each.cancelled():
-                    each.exception()  # asked for, or asyncio would say that nobody has
-
-    def _png(self, image: Any, seed: int, asked: Asked, deltas: list[JSON]) -> bytes:
-        service = self._state.service
-        facts = sampling_facts(
-            service.pipeline, service.base, asked.sampling, [asked.prompt], [seed], deltas=deltas or None
-        )
-        return png_bytes(image, facts)
 
     def _datum(self, request: Request, png: bytes, seed: int, asked: Asked) -> dict[str, Any]:
         """Return one picture as OpenAI's API gives it, and its seed beside."""
@@ -156,6 +110,26 @@ class Generation:
             return {"b64_json": base64.b64encode(png).decode(), "seed": seed}
         start = self._state.public.rstrip("/") or str(request.base_url).rstrip("/")
         return {"url": f"{start}/v1/files/{self._state.pictures.put(png)}.png", "seed": seed}
+
+
+async def _unless_gone(request: Request, work: asyncio.Future[list[bytes]]) -> list[bytes]:
+    """Return what work comes to; cancel it when nobody waits any more.
+
+    Raises:
+        CancelledError: the client has gone.
+        Exception: what ended the work.
+    """
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        waiting: set[asyncio.Future[Any]] = {gone, work}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise CancelledError("the client has gone")
+    finally:
+        work.cancel()
+        if not gone.cancel() and not gone.cancelled():
+            gone.exception()  # asked for, or asyncio would say that nobody has
 
 
 async def _disconnected(request: Request) -> None:

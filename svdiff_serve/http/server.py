@@ -128,7 +128,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take nothing more from now on."""
         del frame
-        self._state.draining = True
+        self._state.backend.draining = True
         self.ended_by = signal.Signals(sig).name
         if self.should_exit:
             self.force_exit = True

@@ -71,13 +71,14 @@ def _mapping(path: Path, number: int, given: object) -> Mapping[str, Any]:
     return given
 
 
-def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool]) -> None:
+def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool], fetch: bool = True) -> None:
     """Check what can be known before the first row starts: bases, inputs, dialects, options and outputs.
 
     Args:
         path: the manifest, for messages.
         rows: its rows.
         allowed: whether a row may overwrite its output.
+        fetch: whether inputs that only the Hub has are fetched, to look at them; else they are taken as they are.
 
     Raises:
         InputError: rows cannot work; the message names the first of them.
@@ -99,7 +100,8 @@ def check_rows(path: Path, rows: Sequence[Row], *, allowed: Callable[[Row], bool
             )
         if row.base:
             _check_base(row, bases)
-        _check_route(row)
+        if fetch or not row.is_remote():
+            _check_route(row)
         if row.calibrate is not None:
             digest_of(row.place(row.calibrate))
             find_device(row.device)

@@ -164,13 +164,18 @@ class Report:
             ) from None
         return fields
 
-    def start(self, row: Row) -> None:
-        """Note that a row begins: from now on what lies in the place of its output may be its own.
+    def start(self, *rows: Row) -> None:
+        """Note that rows begin: from now on what lies in the place of their outputs may be their own.
 
         What the line on an earlier run says stays, so that nothing is done again if this one is killed.
         """
-        before = self.lines.get(row.key, {"status": STARTED})
-        self._append({**before, "key": row.key, "row": row.described(), "begun": True})
+        before = [self.lines.get(row.key, {"status": STARTED}) for row in rows]
+        self._append(
+            *(
+                {**line, "key": row.key, "row": row.described(), "begun": True}
+                for line, row in zip(before, rows, strict=True)
+            )
+        )
 
     def add(self, result: Result) -> None:
         """Note what became of a row. Of one that was passed over the earlier line stays."""
@@ -179,12 +184,12 @@ class Report:
         else:
             self._append(result.record())
 
-    def _append(self, fields: dict[str, Any]) -> None:
+    def _append(self, *lines: dict[str, Any]) -> None:
         if self._stream is None:
             raise OutputError(f"{self.path}: is not open")
-        self.lines[fields["key"]] = fields
+        self.lines.update({fields["key"]: fields for fields in lines})
         try:
-            self._stream.write(_line(fields))
+            self._stream.writelines(map(_line, lines))
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:

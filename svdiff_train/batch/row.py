@@ -178,6 +178,10 @@ class Row:
         place = locate(self.input, Path(self.folder))
         return fetch_delta(place) if isinstance(place, Reference) else place
 
+    def is_remote(self) -> bool:
+        """Tell whether the input is what a repository on the Hub has."""
+        return isinstance(locate(self.input, Path(self.folder)), Reference)
+
     def is_respelling(self) -> bool:
         """Tell whether this is an adapter that another dialect spells, without a delta in between.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,12 @@ from .work import Result, convert_one
 Watch = Callable[[Result, int, int], None]
 """Called with a result, how many rows are done, and how many there are."""
 
+Task = tuple[Row, bool, Mapping[str, Any] | None]
+"""The arguments of `convert_task`."""
+
+Share = Callable[[Sequence[Task]], Generator[tuple[int, Result | None]]]
+"""Yields the index and result of every task as it is done, whoever does it; None where that died of it."""
+
 
 def run_manifest(
     path: Path,
@@ -28,6 +34,7 @@ def run_manifest(
     overwrite: bool = False,
     dry_run: bool = False,
     watch: Watch | None = None,
+    share: Share | None = None,
 ) -> list[Result]:
     """Convert all files of a manifest, and return what became of each row, in order.
 
@@ -42,6 +49,8 @@ def run_manifest(
         overwrite: do every row anew, and replace whatever lies in the place of its output.
         dry_run: only check; nothing is returned or written.
         watch: called after each row.
+        share: what does the rows instead of `jobs` processes, perhaps elsewhere: inputs that only the Hub has are not
+            looked at before it begins.
 
     Raises:
         InputError: the manifest or the report cannot be used, or a row cannot work: nothing was started.
@@ -62,17 +71,19 @@ def run_manifest(
         )
     if dry_run:
         lines.read()
-        check_rows(path, rows, allowed=lambda row: overwrite or lines.knows(row))
+        check_rows(path, rows, allowed=lambda row: overwrite or lines.knows(row), fetch=share is None)
         return []
     with lines:
-        check_rows(path, rows, allowed=lambda row: overwrite or lines.knows(row))
-        return _run(rows, lines, jobs, watch, overwrite=overwrite)
+        check_rows(path, rows, allowed=lambda row: overwrite or lines.knows(row), fetch=share is None)
+        return _run(rows, lines, min(jobs, len(rows)), watch, share, overwrite=overwrite)
 
 
-def _run(rows: list[Row], report: Report, jobs: int, watch: Watch | None, *, overwrite: bool) -> list[Result]:
+def _run(
+    rows: list[Row], report: Report, jobs: int, watch: Watch | None, share: Share | None, *, overwrite: bool
+) -> list[Result]:
     found: dict[int, Result] = {}
     try:
-        for index, result in _results(rows, report, min(jobs, len(rows)), overwrite=overwrite):
+        for index, result in _results(rows, report, jobs, share, overwrite=overwrite):
             found[index] = result
             report.add(result)
             if watch is not None:
@@ -82,12 +93,20 @@ def _run(rows: list[Row], report: Report, jobs: int, watch: Watch | None, *, ove
     return [found[index] for index in range(len(rows))]
 
 
-def _results(rows: list[Row], report: Report, jobs: int, *, overwrite: bool) -> Iterator[tuple[int, Result]]:
+def _results(
+    rows: list[Row], report: Report, jobs: int, share: Share | None, *, overwrite: bool
+) -> Iterator[tuple[int, Result]]:
     """Yield index and result of each row as it is done."""
-    tasks = []
+    tasks: list[Task] = []
     for row in rows:
         before = None if overwrite else report.before(row)
         tasks.append((row, overwrite or report.began(row), before))
+    if share is not None:
+        report.start(*rows)
+        with closing(share(tasks)) as results:
+            for index, result in results:
+                yield index, result or _died(rows[index])
+        return
     if jobs == 1:
         for index, task in enumerate(tasks):
             report.start(rows[index])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from support.hub import TOKEN, Hub
 from support.pages import (
     REASONS,
@@ -31,6 +32,7 @@ from svdiff_cli.main import main
 from svdiff_delta import scale
 from svdiff_delta.format.file import dumps
 from svdiff_serve.http.body import parse_request
+from svdiff_serve.ray_app import RaySettings
 
 DOCS = ROOT / "docs"
 PAGES = {path.stem: path for path in sorted(DOCS.glob("*.md"))}
@@ -58,9 +60,10 @@ MARKS = {
 }
 """Pages that need other libraries, or train several times."""
 
-RUN = [
-    pytest.param(name, marks=MARKS.get(name, ())) for name in sorted(set(PAGES) - SHOWING_NOTHING - {"hub", "serving"})
-]
+APART = {"hub", "serving", "ray"}
+"""Pages that need a server, and have a test of their own."""
+
+RUN = [pytest.param(name, marks=MARKS.get(name, ())) for name in sorted(set(PAGES) - SHOWING_NOTHING - APART)]
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -92,6 +95,20 @@ def test_the_page_of_serving_runs_on_a_server(tmp_path: Path) -> None:
         (tmp_path / "rest.md").write_text(page, "utf-8")
         run_page(tmp_path / "rest.md", tmp_path)
     assert (tmp_path / "dog.png").is_file()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns of what it calls itself
+def test_the_page_of_ray_runs_on_a_cluster(tmp_path: Path) -> None:
+    run_page(PAGES["ray"], tmp_path)
+    assert len(list(tmp_path.glob("dog-*.safetensors"))) == 2
+
+
+def test_the_file_that_deploys_on_ray_has_settings_of_a_server() -> None:
+    (file,) = [yaml.safe_load(block.text) for block in blocks(TEXTS["ray"]) if block.file == "server.yaml"]
+    (application,) = file["applications"]
+    assert RaySettings.read(application["args"]).gpus == 1
 
 
 def test_what_the_page_of_serving_sends_by_other_programs_is_a_request() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from support.files import contents, listing, written
 
 from svdiff_delta import convert, load, open_base
 from svdiff_delta.conversion import convert_directly
-from svdiff_delta.errors import InputError
-from svdiff_train.batch import Result, convert_one, run_manifest
+from svdiff_delta.errors import InputError, MissingExtraError
+from svdiff_train import ray_cluster
+from svdiff_train.batch import Result, convert_one, run_manifest, run_manifest_on_ray
 from svdiff_train.batch import run as run_module
 from svdiff_train.batch.row import Row
+from svdiff_train.batch.run import Task, convert_task
 
 QUERY = "encoder.layer.0.attention.self.query.weight"
 BIAS = "encoder.layer.0.attention.self.query.bias"
@@ -364,3 +367,33 @@ def test_the_forms_do_not_mix(folder: Path) -> None:
     assert svdiff("convert", "--manifest", folder / "all.jsonl", "--base", "tiny").code == 2
     assert svdiff("convert", "x", "--jobs", "2", "--base", "tiny", "-o", "y").code == 2
     assert contents(folder / "base").keys() == {"config.json", "model.safetensors"}
+
+
+def test_rows_can_be_done_elsewhere_and_what_is_lost_there_has_failed(folder: Path) -> None:
+    begun = []
+
+    def share(tasks: Sequence[Task]) -> Generator[tuple[int, Result | None]]:
+        begun.extend(json.loads(line)["status"] for line in (folder / "all.report.jsonl").read_text().splitlines())
+        for index in (3, 2, 1, 0):
+            yield index, None if index == 2 else convert_task(*tasks[index])
+
+    found = run_manifest(folder / "all.jsonl", share=share)
+    assert begun == ["started"] * 4
+    assert statuses(found) == ["converted", "failed", "failed", "converted"]
+    assert "its process died" in (found[2].error or "")
+    assert [line["status"] for line in lines(folder)] == statuses(found)
+    assert statuses(run_manifest(folder / "all.jsonl")) == ["passed over", "failed", "converted", "passed over"]
+
+
+def test_what_only_the_hub_has_is_looked_at_where_it_is_converted(folder: Path) -> None:
+    (folder / "all.jsonl").write_text(json.dumps({"input": "alice/dog", "output": "dog.safetensors", "base": "base"}))
+    with pytest.raises(InputError, match=r"nothing was started: row 1: .*alice/dog"):
+        run_manifest(folder / "all.jsonl", dry_run=True)
+    assert run_manifest(folder / "all.jsonl", dry_run=True, share=lambda tasks: (_ for _ in ())) == []
+
+
+def test_without_ray_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="ray"):
+        run_manifest_on_ray(folder / "all.jsonl")
+    assert not (folder / "all.report.jsonl").exists()
