@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import unquote
 
 from fastapi import FastAPI, Request
 from starlette.datastructures import MutableHeaders
@@ -13,7 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from svdiff_delta.errors import DeltaError
+from svdiff_serve.mixes import escaped
 from svdiff_serve.service import Service
+from svdiff_serve.store.store import Entry
 
 from .errors import error_response, response_to
 from .generation import Generation
@@ -30,7 +35,7 @@ OPEN: Final = frozenset({"/healthz", "/readyz"})
 FILES: Final = "/v1/files/"
 """Where pictures are under a token, which is the key to one of them."""
 
-LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 @dataclass
@@ -165,17 +170,18 @@ def make_app(state: ServerState) -> ASGIApp:
 
     @app.get("/v1/models")
     async def models() -> Response:
-        names = [state.service.name, *state.service.store.names()]
-        return JSONResponse({"object": "list", "data": [_model(state, name) for name in names]})
+        own, entries = state.service.name, state.service.store.entries()
+        data = [_model(own, state.began), *(_delta(entry) for entry in entries if entry.name != own)]
+        return JSONResponse({"object": "list", "data": data})
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        if name != state.service.name:
-            try:
-                state.service.store.entry(name)
-            except Exception as error:  # noqa: BLE001
-                return response_to(error)
-        return JSONResponse(_model(state, name))
+        if name == state.service.name:
+            return JSONResponse(_model(name, state.began))
+        try:
+            return JSONResponse(_delta(await asyncio.to_thread(state.service.store.entry, unquote(name))))
+        except DeltaError as error:
+            return response_to(error)
 
     @app.post("/v1/images/generations")
     async def generations(request: Request) -> Response:
@@ -195,8 +201,11 @@ def make_app(state: ServerState) -> ASGIApp:
     return Gate(app, state)
 
 
-def _model(state: ServerState, name: str) -> dict[str, Any]:
+def _delta(entry: Entry) -> dict[str, Any]:
+    """Return what OpenAI's API says of a δ; its identifier is a mix of it alone."""
+    return _model(escaped(entry.name), entry.changed)
+
+
+def _model(name: str, created: int) -> dict[str, Any]:
     """Return what OpenAI's API says of a model."""
-    own = name == state.service.name
-    created = state.began if own else state.service.store.entry(name).changed
     return {"id": name, "object": "model", "created": created, "owned_by": "svdiff"}

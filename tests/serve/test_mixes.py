@@ -78,3 +78,8 @@ def test_a_selector_takes_its_part_of_a_delta_and_no_other() -> None:
 def test_a_selector_that_matches_nothing_is_refused() -> None:
     with pytest.raises(RefusedError, match="neither a subset nor a parameter"):
         Term("dog", selector="nose").part(delta())
+
+
+def test_of_very_many_names_those_that_begin_alike_are_looked_at() -> None:
+    names = sorted(f"users/{number:06d}/dog" for number in range(20_000))
+    assert "'users/012345/dog'" in unknown("users/012345/dig", names).fix

@@ -26,6 +26,7 @@ from svdiff_serve.http.logs import Log
 from svdiff_serve.http.metrics import Metrics
 from svdiff_serve.http.server import check_open
 from svdiff_serve.http.settings import Limits
+from svdiff_serve.mixes import unknown
 from svdiff_serve.service import Service
 
 KEY = "alice-secret-0123456789"
@@ -103,6 +104,34 @@ def test_openais_client_lists_models(ai: openai.OpenAI) -> None:
     assert ai.models.retrieve("pets/bird").id == "pets/bird"
     with pytest.raises(openai.NotFoundError, match="'dog'"):
         ai.models.retrieve("dgo")
+
+
+def test_each_name_that_is_listed_is_one_that_paints(served: Service, ai: openai.OpenAI) -> None:
+    folder = Path(served.store.entry("dog").path).parent
+    names = ["a+b", "50%@home:1", "hündin", "tiny"]
+    for name in names:
+        save(shifted(0.1), folder / f"{name}.safetensors")
+    served.store.refresh()
+    try:
+        listed = [model.id for model in ai.models.list()]
+        assert sorted(listed) == sorted({*listed, "a%2Bb", "50%25%40home%3A1", "hündin"})
+        for name in listed:
+            assert ai.models.retrieve(name).id == name
+            assert ai.images.generate(model=name, prompt="a", extra_body={"steps": 1}).data
+    finally:
+        for name in names:
+            (folder / f"{name}.safetensors").unlink()
+        served.store.refresh()
+
+
+def test_a_store_that_changes_while_it_is_listed_spoils_no_list(
+    served: Service, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(name: str) -> None:
+        raise unknown(name, [])
+
+    monkeypatch.setattr(served.store, "entry", gone)
+    assert len(client.get("/v1/models").json()["data"]) == 4
 
 
 def test_an_address_leads_to_the_same_picture(ai: openai.OpenAI, client: httpx.Client) -> None:
