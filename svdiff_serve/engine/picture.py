@@ -87,7 +87,10 @@ class Picture:
                 _HERE.picture = None
             self._events.put(event)
 
-        self._threads.submit(run)
+        try:
+            self._threads.submit(run)
+        except RuntimeError as error:  # the system gives no thread: nobody would put an event
+            return Failed(error)
         return self._events.get()
 
     def send(self, answer: Any) -> Event:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,35 @@ def test_a_loop_that_meets_an_error_answers_all_and_goes_on(engine: Engine, monk
             with pytest.raises(ZeroDivisionError):
                 ticket.answer.result(30)
     assert len(pictures(engine.submit([job()]))) == 1
+
+
+def test_a_picture_that_gets_no_thread_fails_and_the_loop_goes_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._threads, "submit", fail)
+        with pytest.raises(RuntimeError, match="thread"):
+            engine.submit([job()])[0].answer.result(10)
+    assert len(pictures(engine.submit([job()]))) == 1
+
+
+def test_a_batch_that_failed_has_let_go_of_its_memory_when_its_pictures_run_alone(
+    board: Board, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, held, alive = Board.compute, [], []
+
+    def compute(self: Board, calls: Any, mixes: Any) -> Any:
+        if len(calls) > 1:
+            large = torch.zeros(1)
+            held.append(weakref.ref(large))
+            raise RuntimeError("no memory for all")
+        alive.append(any(each() is not None for each in held))
+        return own(self, calls, mixes)
+
+    monkeypatch.setattr(Board, "compute", compute)
+    assert len(pictures(engine.submit([job(1), job(1)]))) == 2
+    assert held
+    assert not any(alive)
