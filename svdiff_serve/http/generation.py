@@ -102,12 +102,16 @@ class Generation:
         if not state.ready:
             raise DrainingError("the server is ending", fix="ask another one, or later")
         mix = parse_mix(asked.mix, service.name)
-        await asyncio.to_thread(service.check, asked.sampling)
-        gains, deltas = await asyncio.to_thread(service.gains, mix)
         key: str = request.scope["svdiff_key"]
         state.rates.take(key, len(asked.seeds))
-        seconds = state.limits.seconds
-        tickets = service.submit(asked.prompt, asked.seeds, asked.sampling, gains, key=key, seconds=seconds)
+        try:
+            await asyncio.to_thread(service.check, asked.sampling)
+            gains, deltas = await asyncio.to_thread(service.gains, mix)
+            seconds = state.limits.seconds
+            tickets = service.submit(asked.prompt, asked.seeds, asked.sampling, gains, key=key, seconds=seconds)
+        except BaseException:
+            state.rates.give_back(key, len(asked.seeds))
+            raise
         try:
             images = await self._wait(request, tickets)
         except BaseException:

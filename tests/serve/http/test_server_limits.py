@@ -102,6 +102,32 @@ def test_it_finishes_what_it_took_when_it_is_asked_to_end(served: Service) -> No
         until(lambda: _refused(url))
 
 
+def test_what_is_not_finished_when_it_ends_is_answered_too(served: Service) -> None:
+    with service(Path(served.store.entry("dog").path).parent, batch_size=1) as ending, ThreadPoolExecutor(2) as threads:
+        with server(ending, seconds=0.3) as (url, _, running):
+
+            def paint() -> httpx.Response:
+                with httpx.Client(base_url=url, timeout=60) as client:
+                    return ask(client, steps=100)
+
+            answers = [threads.submit(paint) for _ in range(2)]
+            until(lambda: ending.engine.painting + ending.engine.waiting == 2)
+            running.handle_exit(15, None)
+            found = [answer.result(60) for answer in answers]
+        assert [(answer.status_code, error(answer)["code"]) for answer in found] == [(503, "shutting_down")] * 2
+        assert not running.finished
+
+
+def test_what_is_refused_costs_nothing_of_a_rate_and_what_never_fits_it_is_said(served: Service) -> None:
+    limits = Limits(rate=2)
+    with server(served, limits=limits) as (url, _, _), httpx.Client(base_url=url, timeout=60) as client:
+        answer = ask(client, n=3)
+        assert (answer.status_code, error(answer)["param"]) == (400, "n")
+        assert [ask(client, model="none", n=2).status_code for _ in range(2)] == [404, 404]
+        assert ask(client, n=2).status_code == 200
+        assert ask(client, model="none").status_code == 429
+
+
 def _refused(url: str) -> bool:
     try:
         httpx.get(f"{url}/healthz", timeout=5)
