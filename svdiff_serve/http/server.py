@@ -7,6 +7,7 @@ import ipaddress
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
@@ -29,6 +30,9 @@ KEEP_ALIVE: Final = 15
 
 LAST_WORDS: Final = 10
 """Seconds to answer in when the time to finish is over; then connections are closed as they are."""
+
+LAST_MOMENT: Final = 0.5
+"""The same where a second signal asks not to wait."""
 
 CONNECTIONS: Final = 512
 """Connections at a time; beyond them the answer is 503."""
@@ -130,6 +134,11 @@ class Server(uvicorn.Server):
     def _cut_off(self) -> None:
         self.finished = self._state.service.engine.drain(0)
 
+    def _end_now(self) -> None:
+        self._cut_off()
+        time.sleep(LAST_MOMENT)
+        self.force_exit = True
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Drain on the first signal, as `handle_exit` does; a second one does not wait."""
@@ -149,7 +158,7 @@ class Server(uvicorn.Server):
         self._state.draining = True
         self.ended_by = signal.Signals(sig).name
         if self.should_exit:
-            self.force_exit = True
+            threading.Thread(target=self._end_now, daemon=True).start()
         self.should_exit = True
 
 

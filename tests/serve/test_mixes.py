@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.deltas import CONV, QUERY
 from support.deltas import random_delta as delta
@@ -27,6 +27,7 @@ def test_a_mix_is_read_as_it_is_written(text: str, terms: tuple[Term, ...]) -> N
     assert parse_mix(text, "tiny") == Mix(terms)
 
 
+@settings(max_examples=40)
 @given(
     st.lists(
         st.builds(

@@ -102,9 +102,10 @@ def test_it_finishes_what_it_took_when_it_is_asked_to_end(served: Service) -> No
         until(lambda: _refused(url))
 
 
-def test_what_is_not_finished_when_it_ends_is_answered_too(served: Service) -> None:
+@pytest.mark.parametrize(("seconds", "signals"), [(0.3, 1), (20, 2)])
+def test_what_is_not_finished_when_it_ends_is_answered_too(served: Service, seconds: float, signals: int) -> None:
     with service(Path(served.store.entry("dog").path).parent, batch_size=1) as ending, ThreadPoolExecutor(2) as threads:
-        with server(ending, seconds=0.3) as (url, _, running):
+        with server(ending, seconds=seconds) as (url, _, running):
 
             def paint() -> httpx.Response:
                 with httpx.Client(base_url=url, timeout=60) as client:
@@ -112,7 +113,8 @@ def test_what_is_not_finished_when_it_ends_is_answered_too(served: Service) -> N
 
             answers = [threads.submit(paint) for _ in range(2)]
             until(lambda: ending.engine.painting + ending.engine.waiting == 2)
-            running.handle_exit(15, None)
+            for _ in range(signals):
+                running.handle_exit(15, None)
             found = [answer.result(60) for answer in answers]
         assert [(answer.status_code, error(answer)["code"]) for answer in found] == [(503, "shutting_down")] * 2
         assert not running.finished
