@@ -132,7 +132,9 @@ class Server(uvicorn.Server):
             timer.cancel()
 
     def _cut_off(self) -> None:
-        self.finished = self._state.service.engine.drain(0)
+        engine = self._state.service.engine
+        self.finished = not (engine.painting or engine.waiting)  # before clients hear of it, and the server ends
+        engine.drain(0)
 
     def _end_now(self) -> None:
         self._cut_off()

@@ -211,6 +211,7 @@ def test_no_rows_are_left_on_the_model(board: Board, engine: Engine) -> None:
     assert all(shift.rows is None for shift in shifts)
 
 
+@pytest.mark.slow  # what the server's tests show too, but for a sum that is nothing
 def test_a_service_paints_a_mix_by_name(tmp_path: Path) -> None:
     from svdiff_serve.mixes import parse_mix
 

@@ -102,7 +102,7 @@ def test_it_finishes_what_it_took_when_it_is_asked_to_end(served: Service) -> No
         until(lambda: _refused(url))
 
 
-@pytest.mark.parametrize(("seconds", "signals"), [(0.3, 1), (20, 2)])
+@pytest.mark.parametrize(("seconds", "signals"), [(0.3, 1), pytest.param(20, 2, marks=pytest.mark.slow)])
 def test_what_is_not_finished_when_it_ends_is_answered_too(served: Service, seconds: float, signals: int) -> None:
     with service(Path(served.store.entry("dog").path).parent, batch_size=1) as ending, ThreadPoolExecutor(2) as threads:
         with server(ending, seconds=seconds) as (url, _, running):
