@@ -30,6 +30,9 @@ JSON_TYPE: Final = "application/json"
 SEEDS: Final = 2**32
 """Seeds that are drawn lie below this."""
 
+LOGGED: Final = 500
+"""Characters of a mix in the log, whose lines no client makes long."""
+
 DISCONNECTED: Final = 499
 """The status of requests whose client has gone, in logs and metrics."""
 
@@ -93,7 +96,7 @@ class Generation:
         )
 
     def _note(self, facts: dict[str, Any], asked: Asked) -> None:
-        facts |= {"mix": asked.mix, "pictures": len(asked.seeds), "steps": asked.sampling.steps}
+        facts |= {"mix": asked.mix[:LOGGED], "pictures": len(asked.seeds), "steps": asked.sampling.steps}
         if self._state.log.prompts:
             facts |= {"prompt": asked.prompt, "negative_prompt": asked.sampling.negative_prompt}
 

@@ -6,13 +6,17 @@ import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from support.served import Lines, fill, server, service, until
+from support.served import Lines, base, fill, server, service, shifted, until
 
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import save
+from svdiff_delta.format.parameter import Table
 from svdiff_serve.http.keys import read_keys
 from svdiff_serve.http.logs import Log
 from svdiff_serve.http.settings import Limits
@@ -85,6 +89,32 @@ def test_prompts_are_logged_where_that_was_asked_for(served: Service) -> None:
         assert ask(client).status_code == 200
         until(lambda: lines.lines)
     assert json.loads(lines.lines[-1])["prompt"] == "a dog"
+
+
+def test_no_client_makes_lines_of_the_log_long(served: Service) -> None:
+    lines = Lines()
+    with server(served, log=Log(lines)) as (url, _, _), httpx.Client(base_url=url, timeout=60) as client:  # type: ignore[arg-type]
+        assert ask(client, model="x" * 50_000).status_code == 400
+        until(lambda: lines.lines)
+    assert len(lines.lines[-1]) < 1000
+
+
+def test_a_delta_of_other_layers_is_refused_without_the_folder_of_the_base(served: Service) -> None:
+    own = shifted(0.1)
+    names = {name: name.replace("unet.", "unet.other.", 1) for name in own}
+    table = Table({names[name]: item for name, item in own.metadata.parameters.items()})
+    other = Delta({names[name]: shift for name, shift in own.items()}, replace(own.metadata, parameters=table))
+    path = Path(served.store.entry("dog").path).parent / "other.safetensors"
+    save(other, path)
+    served.store.refresh()
+    try:
+        with server(served) as (url, _, _), httpx.Client(base_url=url, timeout=60) as client:
+            message = error(ask(client, model="other"))["message"]
+    finally:
+        path.unlink()
+        served.store.refresh()
+    assert "no such parameter" in message
+    assert str(base().path) not in message
 
 
 def test_it_finishes_what_it_took_when_it_is_asked_to_end(served: Service) -> None:
