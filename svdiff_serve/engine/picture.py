@@ -35,10 +35,6 @@ JOINED: Final = frozenset(
 """Classes whose calls are joined: tests hold that a joined call is the calls one by one. Others run one by one."""
 
 
-class StoppedError(Exception):
-    """The engine stops a picture, in whatever call it is."""
-
-
 @dataclass(frozen=True)
 class Done:
     """A picture is finished."""

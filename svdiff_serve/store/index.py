@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from svdiff_delta._util.file_state import State
-from svdiff_delta._util.reading import system_errors
+from svdiff_delta._util.reading import regular_file, system_errors
 from svdiff_delta.errors import InputError
 
 from .digest import Looked
@@ -47,10 +47,8 @@ def check_index(path: Path) -> None:
     with system_errors(path, InputError):
         if not path.exists():
             return
-        if not path.is_file():
-            raise InputError(f"{path}: is no file", fix="name another place for the index")
-        with path.open("rb") as stream:
-            raw = stream.read(72)
+    with regular_file(path) as stream:
+        raw = stream.read(72)
     if raw and not (raw.startswith(MAGIC) and int.from_bytes(raw[68:72], "big") == OURS):
         raise InputError(f"{path}: is another file, and no index", fix="name another place for the index")
 

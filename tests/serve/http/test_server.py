@@ -20,6 +20,7 @@ from PIL import Image
 from support.deltas import of_another_base
 from support.served import Lines, fill, levels, server, service, shifted, until
 
+from svdiff_delta.errors import BaseError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import dumps, save
 from svdiff_serve.http.logs import Log
@@ -263,17 +264,22 @@ def _of_another_base() -> Delta:
     return Delta(dict(found), of_another_base(found.metadata))
 
 
+@pytest.mark.parametrize("kind", [ZeroDivisionError, BaseError])
 def test_an_error_that_nobody_foresaw_is_an_answer_without_its_text(
-    served: Service, client: httpx.Client, open_server: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+    served: Service,
+    client: httpx.Client,
+    open_server: tuple[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Exception],
 ) -> None:
     def fail(*_: object) -> None:
-        raise ZeroDivisionError("a dog")
+        raise kind("a dog")
 
     monkeypatch.setattr(served.board, "compute", fail)
     answer = ask(client)
     assert (answer.status_code, "a dog" in answer.text) == (500, False)
     lines = open_server[1].log._logger.handlers[0].stream.lines
-    assert any(json.loads(line).get("error") == "ZeroDivisionError" for line in lines)
+    assert any(json.loads(line).get("error") == kind.__name__ for line in lines)
     assert "a dog" not in "".join(lines)
 
 
