@@ -152,6 +152,7 @@ def test_a_picture_whose_time_is_over_is_given_up_whether_it_waits_or_is_painted
     assert seen.outcomes.count("late") == 4
 
 
+@pytest.mark.slow  # the queue's own tests and the server's show it in less time
 def test_a_full_queue_refuses_all_of_a_request(engine: Engine, seen: Seen) -> None:
     seen.go_on.clear()
     first = engine.submit([job() for _ in range(3)])

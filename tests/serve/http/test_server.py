@@ -283,6 +283,7 @@ def test_an_error_that_nobody_foresaw_is_an_answer_without_its_text(
     assert "a dog" not in "".join(lines)
 
 
+@pytest.mark.slow
 def test_health_is_told_within_a_moment_while_it_paints(served: Service, client: httpx.Client, url: str) -> None:
     with ThreadPoolExecutor(1) as threads:
         painted = threads.submit(httpx.post, f"{url}{PATH}", json={"prompt": "a", "steps": 5}, timeout=60)

@@ -122,7 +122,7 @@ def test_it_finishes_what_it_took_when_it_is_asked_to_end(served: Service) -> No
 
         def paint() -> int:
             with httpx.Client(base_url=url, timeout=60) as client:
-                return ask(client, steps=6).status_code
+                return ask(client, steps=4).status_code
 
         answers = [threads.submit(paint) for _ in range(2)]
         until(lambda: served.engine.painting == 2)
