@@ -6,7 +6,9 @@ or a selector in which one of the marks `+`, `:`, `@` stands is written with `%2
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from bisect import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import isfinite
@@ -30,10 +32,11 @@ LONGEST: Final = 4 * PATTERN
 NEAREST: Final = 3
 """Names that an error offers."""
 
-LOOKED_AT: Final = 20_000
-"""Names among which the nearest are looked for."""
+LOOKED_AT: Final = 500
+"""Names before and after the place of one that is not there, among which the nearest are looked for."""
 
 _SAFE: Final = "/ -_."
+_MARKS: Final = re.compile(r"[%+:@]")
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,20 @@ def _term(text: str) -> Term:
     return Term(unquote(name), factor, unquote(selector))
 
 
-def unknown(name: str, names: Collection[str]) -> UnknownDeltaError:
-    """Return the error for a name that is not there, with the nearest of those that are."""
-    some = list(names)[:LOOKED_AT]
+def escaped(name: str) -> str:
+    """Return how a mix names a δ: what marks would be read as its parts is written %2B and so on."""
+    return _MARKS.sub(lambda found: quote(found[0], safe=""), name)
+
+
+def unknown(name: str, names: Sequence[str]) -> UnknownDeltaError:
+    """Return the error for a name that is not there, with the nearest of those that are.
+
+    Args:
+        name: what was asked for.
+        names: what is there, sorted; of very many those are looked at that begin alike.
+    """
+    place = bisect(names, name)
+    some = names[max(0, place - LOOKED_AT) : place + LOOKED_AT]
     near = get_close_matches(name, some, NEAREST, 0.5)
     fix = f"the nearest are {', '.join(map(repr, near))}" if near else "GET /v1/models names all"
     return UnknownDeltaError(f"there is no delta {name!r} here", fix=fix, field="model")

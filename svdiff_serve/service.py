@@ -96,9 +96,12 @@ class Service:
 
     def _judge(self, delta: Delta) -> None:
         """Take in the layers of a δ, between two steps; raise DeltaError if it is not for this base."""
-        self.board.verify(delta)
-        self.board.prepare(delta)
-        self.engine.between_steps(lambda: self.board.extend(delta)).result()
+        try:
+            self.board.verify(delta)
+            self.board.prepare(delta)
+            self.engine.between_steps(lambda: self.board.extend(delta)).result()
+        except DeltaError as error:  # clients are told, and where the base is on this machine is nothing to them
+            raise RefusedError(error.message.replace(str(self.base.path), self.name), fix=error.fix) from None
 
     def gains(self, mix: Mix) -> tuple[MixGains | None, list[JSON]]:
         """Return the gains of a mix, and what a picture says of its deltas.

@@ -116,10 +116,13 @@ class _Command:
         needs("diffusers", "train")
         from svdiff_serve.http.keys import read_keys
         from svdiff_serve.http.server import bind, check_open, serve
+        from svdiff_serve.store.index import check_index
         from svdiff_serve.store.sources import source_of
 
         keys = None if self.keys is None else read_keys(self.keys)
         hosts = check_open(self.host, keys, no_auth=self.no_auth)
+        if self.index is not None:
+            check_index(self.index)
         listening = bind(self.host, self.port)
         with listening:
             found = [source_of(text) for text in sources]

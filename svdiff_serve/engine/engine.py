@@ -165,7 +165,7 @@ class Engine:
         finished = not self._loop.is_alive()
         if not finished:
             with self._changed:
-                late = [*self._queue.remove(lambda _: True), *(each.ticket for each in self._running)]
+                late = [*self._queue.remove(lambda _: True), *(each.ticket for each in list(self._running))]
                 for ticket in late:
                     ticket.gone = True
                     _answer(ticket, error=DrainingError("the server ended before the picture was done"))
@@ -249,12 +249,13 @@ class Engine:
     def _forward(self, members: Sequence[_Running], numbers: Sequence[int]) -> dict[int, Any]:
         """Return the answers to calls by number; calls that fail together are computed one by one."""
         calls = [each.call for each in members]
-        begun = time.perf_counter()
+        begun, results = time.perf_counter(), None
         try:
             results = self.board.compute(calls, [each.ticket.job.mix for each in members])
         except Exception as error:  # noqa: BLE001 - each picture gets its own
             if len(members) == 1:
                 return {numbers[0]: _Error(error)}
+        if results is None:  # only now, when the error has let go of what the forward had made
             alone = [self._forward([each], [number]) for each, number in zip(members, numbers, strict=True)]
             return {number: answer for one in alone for number, answer in one.items()}
         if self._watcher is not None:

@@ -35,10 +35,6 @@ JOINED: Final = frozenset(
 """Classes whose calls are joined: tests hold that a joined call is the calls one by one. Others run one by one."""
 
 
-class StoppedError(Exception):
-    """The engine stops a picture, in whatever call it is."""
-
-
 @dataclass(frozen=True)
 class Done:
     """A picture is finished."""
@@ -87,7 +83,10 @@ class Picture:
                 _HERE.picture = None
             self._events.put(event)
 
-        self._threads.submit(run)
+        try:
+            self._threads.submit(run)
+        except RuntimeError as error:  # the system gives no thread: nobody would put an event
+            return Failed(error)
         return self._events.get()
 
     def send(self, answer: Any) -> Event:

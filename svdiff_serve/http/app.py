@@ -6,6 +6,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import unquote
 
 from fastapi import FastAPI, Request
 from starlette.datastructures import MutableHeaders
@@ -13,6 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from svdiff_delta.errors import DeltaError
+from svdiff_serve.mixes import escaped
 from svdiff_serve.service import Service
 
 from .backend import Backend, LocalBackend
@@ -31,7 +34,7 @@ OPEN: Final = frozenset({"/healthz", "/readyz"})
 FILES: Final = "/v1/files/"
 """Where pictures are under a token, which is the key to one of them."""
 
-LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 @dataclass(kw_only=True)
@@ -182,22 +185,22 @@ def make_front(state: Shared, backend: Backend) -> ASGIApp:
     async def metrics() -> Response:
         return Response(state.metrics.text() + await backend.figures(), media_type=CONTENT_TYPE)
 
-    def described(name: str, created: int) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": created, "owned_by": "svdiff"}
-
     @app.get("/v1/models")
     async def models() -> Response:
-        data = [described(backend.name, state.began)]
-        data += [described(name, created) for name, created in await backend.models()]
+        own = backend.name
+        data = [_described(own, state.began)]
+        data += [_described(escaped(name), created) for name, created in await backend.models() if name != own]
         return JSONResponse({"object": "list", "data": data})
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
+        if name == backend.name:
+            return JSONResponse(_described(name, state.began))
         try:
-            created = state.began if name == backend.name else await backend.changed(name)
-        except Exception as error:  # noqa: BLE001
+            plain = unquote(name)
+            return JSONResponse(_described(escaped(plain), await backend.changed(plain)))
+        except DeltaError as error:
             return response_to(error)
-        return JSONResponse(described(name, created))
 
     @app.post("/v1/images/generations")
     async def generations(request: Request) -> Response:
@@ -215,3 +218,8 @@ def make_front(state: Shared, backend: Backend) -> ASGIApp:
         return error_response(error.status_code, str(error.detail), code="not_found")
 
     return Gate(app, state)
+
+
+def _described(name: str, created: int) -> dict[str, Any]:
+    """Return what OpenAI's API says of a model; the identifier of a δ is a mix of it alone."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "svdiff"}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Protocol
 
 from svdiff_delta._util.json import JSON
 from svdiff_serve.engine.job import Ticket
-from svdiff_serve.errors import DrainingError, UnknownDeltaError
+from svdiff_serve.errors import DrainingError
 from svdiff_serve.mixes import parse_mix
 from svdiff_serve.service import Service
 from svdiff_train.sampling.png import png_bytes, sampling_facts
@@ -94,15 +93,11 @@ class LocalBackend:
 
     async def models(self) -> list[tuple[str, int]]:
         """Return the names of all deltas that can be used, sorted, and when each was changed."""
-        found = []
-        for name in self._service.store.names():
-            with suppress(UnknownDeltaError):  # it went while we looked
-                found.append((name, self._service.store.entry(name).changed))
-        return found
+        return [(entry.name, entry.changed) for entry in self._service.store.entries()]
 
     async def changed(self, name: str) -> int:
         """Return when the file of a δ was changed last; raise UnknownDeltaError for none."""
-        return self._service.store.entry(name).changed
+        return (await asyncio.to_thread(self._service.store.entry, name)).changed
 
     async def figures(self) -> bytes:
         """Return nothing: what this process counts is all in the figures of its requests."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from svdiff_delta.errors import DeltaError, is_out_of_memory
+from svdiff_delta.errors import is_out_of_memory
 from svdiff_serve.errors import BusyError, CancelledError, DeadlineError, DrainingError, RefusedError
 
 INVALID = "invalid_request_error"
@@ -59,6 +59,4 @@ def response_to(error: BaseException) -> Response:
         return error_response(error.status, str(error), code=error.code)
     if is_out_of_memory(error):
         return error_response(503, "there is not enough memory for this now: ask for smaller pictures", code="memory")
-    if isinstance(error, DeltaError):
-        return error_response(500, str(error), code="internal_error")
     return error_response(500, "the server met an error; its log says which", code="internal_error")

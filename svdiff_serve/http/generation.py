@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from svdiff_serve.errors import CancelledError, DrainingError
+from svdiff_delta.errors import DeltaError
+from svdiff_serve.errors import CancelledError, DeadlineError, DrainingError
 from svdiff_serve.mixes import parse_mix
 
 from .backend import Backend
@@ -26,6 +27,9 @@ JSON_TYPE: Final = "application/json"
 
 SEEDS: Final = 2**32
 """Seeds that are drawn lie below this."""
+
+LOGGED: Final = 500
+"""Characters of a mix in the log, whose lines no client makes long."""
 
 DISCONNECTED: Final = 499
 """The status of requests whose client has gone, in logs and metrics."""
@@ -91,7 +95,7 @@ class Generation:
         )
 
     def _note(self, facts: dict[str, Any], asked: Asked) -> None:
-        facts |= {"mix": asked.mix, "pictures": len(asked.seeds), "steps": asked.sampling.steps}
+        facts |= {"mix": asked.mix[:LOGGED], "pictures": len(asked.seeds), "steps": asked.sampling.steps}
         if self._state.log.prompts:
             facts |= {"prompt": asked.prompt, "negative_prompt": asked.sampling.negative_prompt}
 
@@ -100,7 +104,13 @@ class Generation:
         parse_mix(asked.mix, self._backend.name)
         self._state.rates.take(key, len(asked.seeds))
         work = asyncio.ensure_future(self._backend.pngs(asked, key, self._state.limits.seconds))
-        pngs = await _unless_gone(request, work)
+        try:
+            pngs = await _unless_gone(request, work)
+        except (CancelledError, DeadlineError):
+            raise
+        except DeltaError:  # it was refused, and nothing painted
+            self._state.rates.give_back(key, len(asked.seeds))
+            raise
         data = [self._datum(request, png, seed, asked) for png, seed in zip(pngs, asked.seeds, strict=True)]
         return JSONResponse({"created": int(time.time()), "data": data})
 

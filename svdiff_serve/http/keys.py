@@ -80,6 +80,8 @@ def read_keys(path: Path) -> Keys:
                 f"{path}: the key of {name} has {len(text)} characters, {SHORTEST} is the least",
                 fix="make one with `python -c 'import secrets; print(secrets.token_urlsafe(32))'`",
             )
+        if not (text.isascii() and text.isprintable()):  # clients and servers disagree on how a header spells others
+            raise InputError(f"{path}: the key of {name} has letters beyond ASCII", fix="use letters, digits, - and _")
         key = Key(name, hashlib.sha256(text.encode()).digest())
         if any(key.digest == other.digest for other in keys):
             raise InputError(f"{path}: the key of {name} stands there twice", fix="give each its own")

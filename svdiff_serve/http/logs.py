@@ -6,9 +6,13 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TextIO
 
 LOGGER: Final = "svdiff_serve"
+LIBRARIES: Final = ("uvicorn.error", "asyncio", "py.warnings")
+"""Loggers of what the server stands on; the last one has Python's warnings."""
 
 
 class Log:
@@ -42,3 +46,34 @@ class Log:
             frames.append(f"{code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno} {code.co_name}")
             trace = trace.tb_next
         self.event("error", error=type(error).__name__, at=frames[-8:], **facts)
+
+
+@contextmanager
+def relayed(log: Log) -> Iterator[None]:
+    """Write into a log, too, what the libraries below say, which would else stand between its lines as plain text."""
+    relay = _Relay(log)
+    loggers = [logging.getLogger(name) for name in LIBRARIES]
+    before = [each.propagate for each in loggers]
+    logging.captureWarnings(True)
+    for each in loggers:
+        each.addHandler(relay)
+        each.propagate = False
+    try:
+        yield
+    finally:
+        for each, propagated in zip(loggers, before, strict=True):
+            each.removeHandler(relay)
+            each.propagate = propagated
+        logging.captureWarnings(False)
+
+
+class _Relay(logging.Handler):
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1] is not None:
+            self._log.failure(record.exc_info[1], by=record.name)
+        else:
+            self._log.event("library", by=record.name, message=record.getMessage())

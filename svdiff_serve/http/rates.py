@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from math import ceil
 
-from svdiff_serve.errors import BusyError
+from svdiff_serve.errors import BusyError, LimitError
 
 
 class Rates:
@@ -27,17 +27,28 @@ class Rates:
         """Take so many pictures of a key's.
 
         Raises:
+            LimitError: it never has as many.
             BusyError: it has not as many left.
         """
         if not self._rate:
             return
+        if count > self._most:
+            what = f"n: {count} pictures are more than the {self._most:g} that the key may ask for at once"
+            raise LimitError(what, fix="ask for fewer", field="n")
         with self._lock:
             now = self._clock()
             left, when = self._left.get(key, (self._most, now))
             left = min(self._most, left + (now - when) * self._rate)
             if left < count:
-                wait = max(1, ceil((min(count, self._most) - left) / self._rate))
+                wait = max(1, ceil((count - left) / self._rate))
                 raise BusyError(
                     f"the key may ask for {self._rate * 60:g} pictures in a minute, and has", retry_after=wait
                 )
             self._left[key] = left - count, now
+
+    def give_back(self, key: str, count: int) -> None:
+        """Give a key back what it took for a request that was refused."""
+        with self._lock:
+            if key in self._left:
+                left, when = self._left[key]
+                self._left[key] = min(self._most, left + count), when

@@ -7,8 +7,10 @@ import ipaddress
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from types import FrameType
 from typing import Final
 
@@ -18,12 +20,19 @@ from svdiff_delta.errors import InputError, refusal
 
 from .app import LOOPBACK, ServerState, make_app
 from .keys import Keys
+from .logs import relayed
 
 BACKLOG: Final = 256
 ENDING: Final = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 KEEP_ALIVE: Final = 15
 """Seconds for which a connection without a request is kept."""
+
+LAST_WORDS: Final = 10
+"""Seconds to answer in when the time to finish is over; then connections are closed as they are."""
+
+LAST_MOMENT: Final = 0.5
+"""The same where a second signal asks not to wait."""
 
 CONNECTIONS: Final = 512
 """Connections at a time; beyond them the answer is 503."""
@@ -106,11 +115,31 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE,
             limit_concurrency=CONNECTIONS,
-            timeout_graceful_shutdown=max(1, int(seconds)),
+            timeout_graceful_shutdown=ceil(seconds) + LAST_WORDS,
         )
         super().__init__(config)
-        self._state = state
-        self.ended_by = ""
+        self._state, self._seconds = state, seconds
+        self.ended_by, self.finished = "", True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and wait for the answers; what is not painted in time is answered with an error."""
+        timer = threading.Timer(self._seconds, self._cut_off)
+        timer.daemon = True
+        timer.start()
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+    def _cut_off(self) -> None:
+        engine = self._state.service.engine
+        self.finished = not (engine.painting or engine.waiting)  # before clients hear of it, and the server ends
+        engine.drain(0)
+
+    def _end_now(self) -> None:
+        self._cut_off()
+        time.sleep(LAST_MOMENT)
+        self.force_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -131,7 +160,7 @@ class Server(uvicorn.Server):
         self._state.backend.draining = True
         self.ended_by = signal.Signals(sig).name
         if self.should_exit:
-            self.force_exit = True
+            threading.Thread(target=self._end_now, daemon=True).start()
         self.should_exit = True
 
 
@@ -149,7 +178,8 @@ def serve(state: ServerState, listening: socket.socket, *, seconds: float = 60.0
     server = Server(state, seconds)
     host, port = listening.getsockname()[:2]
     state.log.event("ready", host=host, port=port, deltas=len(state.service.store.names()))
-    server.run(sockets=[listening])
-    finished = state.service.close(seconds)
+    with relayed(state.log):
+        server.run(sockets=[listening])
+    finished = state.service.close(seconds) and server.finished
     state.log.event("ended", by=server.ended_by or None, finished=finished)
     return server.ended_by

@@ -1,6 +1,7 @@
 """Keep in SQLite what looks at files have found, so that a store of many is open again within a moment.
 
-It is a cache: whatever is wrong with it, or with its disk, costs the looks again and nothing else.
+It is a cache: whatever is wrong with it, or with its disk, costs the looks again and nothing else. What is no index is
+never written to and never removed.
 """
 
 from __future__ import annotations
@@ -12,10 +13,18 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from svdiff_delta._util.file_state import State
+from svdiff_delta._util.reading import regular_file, system_errors
+from svdiff_delta.errors import InputError
 
 from .digest import Looked
 
-VERSION: Final = 1
+VERSION: Final = 2
+OURS: Final = 0x53764469
+"""SQLite's `application_id` of an index: "SvDi"."""
+
+MAGIC: Final = b"SQLite format 3\0"
+"""How an SQLite file begins; the application's number stands at byte 68."""
+
 PATIENCE: Final = 5.0
 """Seconds to wait for another server that writes the same index."""
 
@@ -27,6 +36,21 @@ CREATE TABLE IF NOT EXISTS files (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_content ON files (digest);
 """
+
+
+def check_index(path: Path) -> None:
+    """Check that an index may be kept at a path: there is nothing yet, or an index.
+
+    Raises:
+        InputError: another file is there, or what is there cannot be read.
+    """
+    with system_errors(path, InputError):
+        if not path.exists():
+            return
+    with regular_file(path) as stream:
+        raw = stream.read(72)
+    if raw and not (raw.startswith(MAGIC) and int.from_bytes(raw[68:72], "big") == OURS):
+        raise InputError(f"{path}: is another file, and no index", fix="name another place for the index")
 
 
 class Row(NamedTuple):
@@ -51,6 +75,12 @@ class Index:
     def _open(self) -> sqlite3.Connection:
         if self._path is not None:
             try:
+                check_index(self._path)
+            except InputError as error:
+                self._say(f"{error.message}; the index is kept in memory")
+                self._path = None
+                return self._connected(None)
+            try:
                 return self._connected(self._path)
             except (sqlite3.Error, OSError) as error:
                 self._say(f"{self._path}: the index could not be opened ({error}); it is made anew")
@@ -70,7 +100,7 @@ class Index:
             found.executescript("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF;")
             if found.execute("PRAGMA user_version").fetchone()[0] not in (0, VERSION):
                 raise sqlite3.DatabaseError("another version wrote it")
-            found.executescript(f"{_MAKE} PRAGMA user_version = {VERSION};")
+            found.executescript(f"PRAGMA application_id = {OURS}; {_MAKE} PRAGMA user_version = {VERSION};")
         except BaseException:
             found.close()
             raise

@@ -15,14 +15,14 @@ from typing import Final
 from svdiff_delta._text.printable import counted
 from svdiff_delta._util.file_state import RACY, State
 from svdiff_delta._util.reading import read_bytes
-from svdiff_delta.errors import DeltaError, FormatError
+from svdiff_delta.errors import DeltaError, FormatError, is_out_of_memory
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import file_digest, loads
 from svdiff_serve.errors import UnknownDeltaError
 from svdiff_serve.mixes import unknown
 
 from .digest import LARGEST, Looked, Looker, check_values
-from .index import Index, Row
+from .index import PATIENCE, Index, Row
 from .sources import Place, Source
 
 WORKERS: Final = min(4, os.cpu_count() or 1)
@@ -90,6 +90,10 @@ class Store:
         """Return the names of all deltas that can be used, sorted."""
         return list(self._names)
 
+    def entries(self) -> list[Entry]:
+        """Return all deltas that can be used, sorted by name."""
+        return [entry for _, entry in sorted(self._entries.items()) if not entry.fault]
+
     def faults(self) -> dict[str, str]:
         """Return why deltas cannot be used, by name."""
         return {name: entry.fault for name, entry in sorted(self._entries.items()) if entry.fault}
@@ -114,13 +118,23 @@ class Store:
             UnknownDeltaError: its file has gone, or holds another content now.
         """
         try:
+            return self._read(entry)
+        except DeltaError as error:
+            raise UnknownDeltaError(
+                f"the delta {entry.name!r} cannot be used: {_reason(error, entry.path)}",
+                fix="try again in a moment",
+                field="model",
+            ) from None
+
+    def _read(self, entry: Entry) -> Delta:
+        """Return a δ of the store; if its file is not what was looked at, the next refresh looks again."""
+        try:
             delta = loads(read_bytes(Path(entry.path), LARGEST), name=entry.name)
             if file_digest(delta)[0] != entry.digest:
                 raise FormatError("its file was changed, and has not been looked at again yet")
-        except DeltaError as error:
-            raise UnknownDeltaError(
-                f"the delta {entry.name!r} cannot be used: {error.message}", fix="try again in a moment", field="model"
-            ) from None
+        except DeltaError:
+            self._young.add(entry.path)
+            raise
         return delta
 
     # -- what changes
@@ -165,7 +179,8 @@ class Store:
     def _is_new(self, place: Place) -> bool:
         path = place.path
         known = self._known.get(path)
-        return known is None or known.seen != place.seen or path in self._young
+        # What could not be read at all has no digest; that may have been for want of memory or open files.
+        return known is None or not known.digest or known.seen != place.seen or path in self._young
 
     def _look_at(self, places: Sequence[Place]) -> list[Row]:
         """Look at files, several at once, and return what was found."""
@@ -188,7 +203,7 @@ class Store:
             try:
                 rows.append(Row(path, self._looker.look(path)))
             except DeltaError as error:
-                rows.append(Row(path, Looked("", "", error.message, place.seen)))
+                rows.append(Row(path, Looked("", "", _reason(error, path), place.seen)))
         return rows
 
     def _entry(self, place: Place) -> Entry:
@@ -196,20 +211,30 @@ class Store:
         entry = Entry(place.name, place.path, known.digest, known.table, known.seen.modified // 10**9, known.fault)
         if entry.fault:
             return entry
-        if entry.table not in self._verdicts:
-            self._verdicts[entry.table] = self._verdict(entry)
-        fault = self._verdicts[entry.table]
+        fault = self._verdicts.get(entry.table)
+        if fault is None:
+            fault = self._verdict(entry)
         return Entry(entry.name, entry.path, entry.digest, entry.table, entry.changed, fault) if fault else entry
 
     def _verdict(self, entry: Entry) -> str:
-        """Return why deltas with the table of this one cannot be used; empty if they can."""
+        """Return why a δ cannot be used; empty if it can. What is wrong with its table counts for all others of it."""
         try:
-            delta = self.open(entry)
+            delta = self._read(entry)
             check_values(delta)
+        except DeltaError as error:
+            return _reason(error, entry.path)
+        try:
             self._judge(delta)
         except DeltaError as error:
-            return str(error)
-        return ""
+            fault = str(error)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return "there was not enough memory to take it in"
+        else:
+            fault = ""
+        self._verdicts[entry.table] = fault
+        return fault
 
     def _tell(self, entries: Mapping[str, Entry]) -> None:
         for name, entry in entries.items():
@@ -239,8 +264,16 @@ class Store:
     def close(self) -> None:
         """Stop watching, and let go of the index."""
         self._stop.set()
-        with self._lock:
-            self._index.close()
+        if self._lock.acquire(timeout=PATIENCE):  # who prepares a large base for new layers is not waited for
+            try:
+                self._index.close()
+            finally:
+                self._lock.release()
+
+
+def _reason(error: DeltaError, path: str) -> str:
+    """Return what is wrong with a file, without saying where on this machine it is: clients are told."""
+    return error.message.removeprefix(f"{path}: ")
 
 
 def _interned(looked: Looked) -> Looked:

@@ -45,6 +45,13 @@ def test_a_folder_and_a_file_of_keys_that_are_not_there_are_refused(folder: Path
     assert "none" in svdiff("serve", "tiny", "--deltas", str(folder), "--keys", none, "--port", "0").err
 
 
+def test_a_file_that_is_no_index_is_refused_and_stays(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "mine.txt"
+    other.write_text("mine")
+    found = svdiff("serve", "tiny", "--deltas", str(folder), "--index", str(other), "--port", "0")
+    assert (found.code, "is another file" in found.err, other.read_text()) == (1, True, "mine")
+
+
 @pytest.mark.slow
 def test_it_serves_until_it_is_ended_and_then_ends_well(tmp_path: Path) -> None:
     fill(tmp_path / "deltas")

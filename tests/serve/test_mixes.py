@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.deltas import CONV, QUERY
 from support.deltas import random_delta as delta
@@ -27,6 +27,7 @@ def test_a_mix_is_read_as_it_is_written(text: str, terms: tuple[Term, ...]) -> N
     assert parse_mix(text, "tiny") == Mix(terms)
 
 
+@settings(max_examples=40)
 @given(
     st.lists(
         st.builds(
@@ -78,3 +79,8 @@ def test_a_selector_takes_its_part_of_a_delta_and_no_other() -> None:
 def test_a_selector_that_matches_nothing_is_refused() -> None:
     with pytest.raises(RefusedError, match="neither a subset nor a parameter"):
         Term("dog", selector="nose").part(delta())
+
+
+def test_of_very_many_names_those_that_begin_alike_are_looked_at() -> None:
+    names = sorted(f"users/{number:06d}/dog" for number in range(20_000))
+    assert "'users/012345/dog'" in unknown("users/012345/dig", names).fix

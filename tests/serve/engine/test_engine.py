@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,7 @@ def test_a_picture_whose_time_is_over_is_given_up_whether_it_waits_or_is_painted
     assert seen.outcomes.count("late") == 4
 
 
+@pytest.mark.slow  # the queue's own tests and the server's show it in less time
 def test_a_full_queue_refuses_all_of_a_request(engine: Engine, seen: Seen) -> None:
     seen.go_on.clear()
     first = engine.submit([job() for _ in range(3)])
@@ -210,6 +212,7 @@ def test_no_rows_are_left_on_the_model(board: Board, engine: Engine) -> None:
     assert all(shift.rows is None for shift in shifts)
 
 
+@pytest.mark.slow  # what the server's tests show too, but for a sum that is nothing
 def test_a_service_paints_a_mix_by_name(tmp_path: Path) -> None:
     from svdiff_serve.mixes import parse_mix
 
@@ -255,3 +258,35 @@ def test_a_loop_that_meets_an_error_answers_all_and_goes_on(engine: Engine, monk
             with pytest.raises(ZeroDivisionError):
                 ticket.answer.result(30)
     assert len(pictures(engine.submit([job()]))) == 1
+
+
+def test_a_picture_that_gets_no_thread_fails_and_the_loop_goes_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._threads, "submit", fail)
+        with pytest.raises(RuntimeError, match="thread"):
+            engine.submit([job()])[0].answer.result(10)
+    assert len(pictures(engine.submit([job()]))) == 1
+
+
+def test_a_batch_that_failed_has_let_go_of_its_memory_when_its_pictures_run_alone(
+    board: Board, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, held, alive = Board.compute, [], []
+
+    def compute(self: Board, calls: Any, mixes: Any) -> Any:
+        if len(calls) > 1:
+            large = torch.zeros(1)
+            held.append(weakref.ref(large))
+            raise RuntimeError("no memory for all")
+        alive.append(any(each() is not None for each in held))
+        return own(self, calls, mixes)
+
+    monkeypatch.setattr(Board, "compute", compute)
+    assert len(pictures(engine.submit([job(1), job(1)]))) == 2
+    assert held
+    assert not any(alive)

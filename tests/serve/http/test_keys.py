@@ -60,6 +60,7 @@ def test_all_keys_are_compared_in_constant_time(file: Path, monkeypatch: pytest.
         (f"a b {ALICE}\n", "line 1 is not NAME KEY"),
         ("alice short\n", "16 is the least"),
         (f"alice {ALICE}\nbob {ALICE}\n", "twice"),
+        (f"alice {ALICE}\nbob {'ключ' * 4}\n", "ASCII"),
     ],
 )
 def test_a_file_that_is_none_is_refused_without_showing_a_key(tmp_path: Path, text: str, said: str) -> None:

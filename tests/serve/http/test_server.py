@@ -20,12 +20,14 @@ from PIL import Image
 from support.deltas import of_another_base
 from support.served import Lines, fill, levels, server, service, shifted, until
 
+from svdiff_delta.errors import BaseError
 from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import dumps, save
 from svdiff_serve.http.logs import Log
 from svdiff_serve.http.metrics import Metrics
 from svdiff_serve.http.server import check_open
 from svdiff_serve.http.settings import Limits
+from svdiff_serve.mixes import unknown
 from svdiff_serve.service import Service
 
 KEY = "alice-secret-0123456789"
@@ -103,6 +105,35 @@ def test_openais_client_lists_models(ai: openai.OpenAI) -> None:
     assert ai.models.retrieve("pets/bird").id == "pets/bird"
     with pytest.raises(openai.NotFoundError, match="'dog'"):
         ai.models.retrieve("dgo")
+
+
+def test_each_name_that_is_listed_is_one_that_paints(served: Service, ai: openai.OpenAI) -> None:
+    folder = Path(served.store.entry("dog").path).parent
+    names = ["a+b", "50%@home:1", "hündin", "tiny"]
+    for name in names:
+        save(shifted(0.1), folder / f"{name}.safetensors")
+    served.store.refresh()
+    try:
+        listed = [model.id for model in ai.models.list()]
+        assert sorted(listed) == sorted({*listed, "a%2Bb", "50%25%40home%3A1", "hündin"})
+        for name in listed:
+            assert ai.models.retrieve(name).id == name
+        for name in ("a%2Bb", "50%25%40home%3A1", "hündin"):
+            assert ai.images.generate(model=name, prompt="a", extra_body={"steps": 1}).data
+    finally:
+        for name in names:
+            (folder / f"{name}.safetensors").unlink()
+        served.store.refresh()
+
+
+def test_a_store_that_changes_while_it_is_listed_spoils_no_list(
+    served: Service, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(name: str) -> None:
+        raise unknown(name, [])
+
+    monkeypatch.setattr(served.store, "entry", gone)
+    assert len(client.get("/v1/models").json()["data"]) == 4
 
 
 def test_an_address_leads_to_the_same_picture(ai: openai.OpenAI, client: httpx.Client) -> None:
@@ -233,20 +264,26 @@ def _of_another_base() -> Delta:
     return Delta(dict(found), of_another_base(found.metadata))
 
 
+@pytest.mark.parametrize("kind", [ZeroDivisionError, BaseError])
 def test_an_error_that_nobody_foresaw_is_an_answer_without_its_text(
-    served: Service, client: httpx.Client, open_server: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+    served: Service,
+    client: httpx.Client,
+    open_server: tuple[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Exception],
 ) -> None:
     def fail(*_: object) -> None:
-        raise ZeroDivisionError("a dog")
+        raise kind("a dog")
 
     monkeypatch.setattr(served.board, "compute", fail)
     answer = ask(client)
     assert (answer.status_code, "a dog" in answer.text) == (500, False)
     lines = open_server[1].log._logger.handlers[0].stream.lines
-    assert any(json.loads(line).get("error") == "ZeroDivisionError" for line in lines)
+    assert any(json.loads(line).get("error") == kind.__name__ for line in lines)
     assert "a dog" not in "".join(lines)
 
 
+@pytest.mark.slow
 def test_health_is_told_within_a_moment_while_it_paints(served: Service, client: httpx.Client, url: str) -> None:
     with ThreadPoolExecutor(1) as threads:
         painted = threads.submit(httpx.post, f"{url}{PATH}", json={"prompt": "a", "steps": 5}, timeout=60)

@@ -6,13 +6,17 @@ import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from support.served import Lines, fill, server, service, until
+from support.served import Lines, base, fill, server, service, shifted, until
 
+from svdiff_delta.format.delta import Delta
+from svdiff_delta.format.file import save
+from svdiff_delta.format.parameter import Table
 from svdiff_serve.http.keys import read_keys
 from svdiff_serve.http.logs import Log
 from svdiff_serve.http.settings import Limits
@@ -87,12 +91,38 @@ def test_prompts_are_logged_where_that_was_asked_for(served: Service) -> None:
     assert json.loads(lines.lines[-1])["prompt"] == "a dog"
 
 
+def test_no_client_makes_lines_of_the_log_long(served: Service) -> None:
+    lines = Lines()
+    with server(served, log=Log(lines)) as (url, _, _), httpx.Client(base_url=url, timeout=60) as client:  # type: ignore[arg-type]
+        assert ask(client, model="x" * 50_000).status_code == 400
+        until(lambda: lines.lines)
+    assert len(lines.lines[-1]) < 1000
+
+
+def test_a_delta_of_other_layers_is_refused_without_the_folder_of_the_base(served: Service) -> None:
+    own = shifted(0.1)
+    names = {name: name.replace("unet.", "unet.other.", 1) for name in own}
+    table = Table({names[name]: item for name, item in own.metadata.parameters.items()})
+    other = Delta({names[name]: shift for name, shift in own.items()}, replace(own.metadata, parameters=table))
+    path = Path(served.store.entry("dog").path).parent / "other.safetensors"
+    save(other, path)
+    served.store.refresh()
+    try:
+        with server(served) as (url, _, _), httpx.Client(base_url=url, timeout=60) as client:
+            message = error(ask(client, model="other"))["message"]
+    finally:
+        path.unlink()
+        served.store.refresh()
+    assert "no such parameter" in message
+    assert str(base().path) not in message
+
+
 def test_it_finishes_what_it_took_when_it_is_asked_to_end(served: Service) -> None:
     with server(served) as (url, state, running), ThreadPoolExecutor(2) as threads:
 
         def paint() -> int:
             with httpx.Client(base_url=url, timeout=60) as client:
-                return ask(client, steps=6).status_code
+                return ask(client, steps=4).status_code
 
         answers = [threads.submit(paint) for _ in range(2)]
         until(lambda: served.engine.painting == 2)
@@ -100,6 +130,34 @@ def test_it_finishes_what_it_took_when_it_is_asked_to_end(served: Service) -> No
         assert not state.ready
         assert [answer.result(60) for answer in answers] == [200, 200]
         until(lambda: _refused(url))
+
+
+@pytest.mark.parametrize(("seconds", "signals"), [(0.3, 1), pytest.param(20, 2, marks=pytest.mark.slow)])
+def test_what_is_not_finished_when_it_ends_is_answered_too(served: Service, seconds: float, signals: int) -> None:
+    with service(Path(served.store.entry("dog").path).parent, batch_size=1) as ending, ThreadPoolExecutor(2) as threads:
+        with server(ending, seconds=seconds) as (url, _, running):
+
+            def paint() -> httpx.Response:
+                with httpx.Client(base_url=url, timeout=60) as client:
+                    return ask(client, steps=100)
+
+            answers = [threads.submit(paint) for _ in range(2)]
+            until(lambda: ending.engine.painting + ending.engine.waiting == 2)
+            for _ in range(signals):
+                running.handle_exit(15, None)
+            found = [answer.result(60) for answer in answers]
+        assert [(answer.status_code, error(answer)["code"]) for answer in found] == [(503, "shutting_down")] * 2
+        assert not running.finished
+
+
+def test_what_is_refused_costs_nothing_of_a_rate_and_what_never_fits_it_is_said(served: Service) -> None:
+    limits = Limits(rate=2)
+    with server(served, limits=limits) as (url, _, _), httpx.Client(base_url=url, timeout=60) as client:
+        answer = ask(client, n=3)
+        assert (answer.status_code, error(answer)["param"]) == (400, "n")
+        assert [ask(client, model="none", n=2).status_code for _ in range(2)] == [404, 404]
+        assert ask(client, n=2).status_code == 200
+        assert ask(client, model="none").status_code == 429
 
 
 def _refused(url: str) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 import sqlite3
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.format.file import dumps, save
 from svdiff_delta.format.parameter import Table
 from svdiff_serve.errors import UnknownDeltaError
-from svdiff_serve.store.digest import Looker
+from svdiff_serve.store.digest import LARGEST, Looker
+from svdiff_serve.store.index import check_index
 from svdiff_serve.store.sources import FolderSource, source_of
 from svdiff_serve.store.store import Store
 
@@ -117,6 +120,66 @@ def test_deltas_of_one_table_are_judged_once(folder: Path) -> None:
     assert (len(judged), store.names()) == (1, ["bird", "dog", "pets/cat"])
 
 
+def test_a_file_that_is_replaced_while_it_is_judged_condemns_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store([FolderSource(folder)], lambda _: None)
+    own = Looker.look
+
+    def look(self: Looker, path: str) -> object:
+        found = own(self, path)
+        if path.endswith("dog.safetensors"):
+            write(folder / "dog.safetensors", 9)
+        return found
+
+    monkeypatch.setattr(Looker, "look", look)
+    monkeypatch.setattr("svdiff_serve.store.store.RACY", 0)
+    store.refresh()
+    assert store.names() == ["pets/cat"]
+    monkeypatch.setattr(Looker, "look", own)
+    store.refresh()
+    assert store.names() == ["dog", "pets/cat"]
+
+
+def test_a_file_that_could_not_be_read_is_looked_at_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("svdiff_serve.store.store.RACY", 0)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("svdiff_serve.store.digest.os.open", refuse)
+        store = opened(folder)
+    assert store.names() == []
+    store.refresh()
+    assert store.names() == ["dog", "pets/cat"]
+
+
+def test_too_little_memory_for_one_is_not_said_of_others(folder: Path) -> None:
+    tries: list[Delta] = []
+
+    def judge(found: Delta) -> None:
+        tries.append(found)
+        if len(tries) == 1:
+            raise MemoryError
+
+    store = Store([FolderSource(folder)], judge)
+    store.refresh()
+    assert (store.names(), "memory" in store.faults()["dog"]) == (["pets/cat"], True)
+
+
+def test_reasons_that_clients_are_told_name_no_folder_of_this_machine(folder: Path) -> None:
+    with (folder / "big.safetensors").open("wb") as stream:
+        stream.truncate(LARGEST + 1)
+    store = opened(folder)
+    entry = store.entry("dog")
+    (folder / "dog.safetensors").unlink()
+    for ask in (lambda: store.entry("big"), lambda: store.open(entry)):
+        with pytest.raises(UnknownDeltaError, match="cannot be used") as caught:
+            ask()
+        assert str(folder) not in str(caught.value)
+
+
 def test_what_is_new_changed_or_gone_is_seen(folder: Path) -> None:
     store = opened(folder)
     before = store.entry("dog")
@@ -198,11 +261,31 @@ def test_an_index_spares_the_looks(folder: Path, tmp_path: Path, monkeypatch: py
 
 def test_a_damaged_index_is_made_anew_and_said(folder: Path, tmp_path: Path, said: list[str]) -> None:
     index = tmp_path / "index.sqlite"
-    index.write_bytes(b"no database " * 100)
+    opened(folder, said, index).close()
+    with index.open("r+b") as stream:
+        stream.seek(100)
+        stream.write(b"no database " * 300)
     assert opened(folder, said, index).names() == ["dog", "pets/cat"]
     assert "made anew" in said[0]
     with sqlite3.connect(index) as found:
         assert found.execute("SELECT count(*) FROM files").fetchone() == (2,)
+
+
+@pytest.mark.parametrize("kind", ["delta", "database"])
+def test_a_file_that_is_no_index_is_left_as_it_is(folder: Path, tmp_path: Path, said: list[str], kind: str) -> None:
+    other = tmp_path / "other"
+    if kind == "delta":
+        write(other, 3)
+    else:
+        with closing(sqlite3.connect(other)) as made, made:
+            made.execute("CREATE TABLE mine (precious TEXT)")
+    before = other.read_bytes()
+    store = opened(folder, said, other)
+    store.close()
+    assert (other.read_bytes() == before, store.names()) == (True, ["dog", "pets/cat"])
+    assert "is another file" in said[0]
+    with pytest.raises(InputError, match="is another file"):
+        check_index(other)
 
 
 def test_a_full_disk_costs_the_index_and_nothing_else(folder: Path, tmp_path: Path, said: list[str]) -> None:
