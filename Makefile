@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 QUANTIZED := $(VENV)/quantized
 WITNESSES := $(VENV)/witnesses
+# What npm and Node make of js/. Their part is left out, in so many words, where Node is not.
+MODULES := js/node_modules/.installed
+NODE := $(shell command -v node)
 # Always the same ninja: another version compiles anew.
 WITH_QUANTIZED := PATH="$(CURDIR)/$(QUANTIZED)/bin:$$PATH" PYTHONPATH=$(CURDIR)/$(QUANTIZED)
 # One process for each core, each with one thread: more threads than cores would wait for each other.
@@ -12,11 +15,12 @@ WITH_QUANTIZED := PATH="$(CURDIR)/$(QUANTIZED)/bin:$$PATH" PYTHONPATH=$(CURDIR)/
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto
 
-.PHONY: help demo test lint test-slow gpu docs families fuzz fuzz-deep paper dist clean
+.PHONY: help demo test lint js test-slow gpu docs families fuzz fuzz-deep paper dist clean
 
 help:
 	@echo "make demo       train two deltas on the embedded base, and what can be done with them; see demo-out/page.html"
 	@echo "make test       ruff, mypy, import-linter, pytest"
+	@echo "make js         the package for browsers and Node, built and tested; needs Node 20 and npm"
 	@echo "make test-slow  the slow proofs"
 	@echo "make gpu        tests and measurements on a CUDA device, in 4 minutes at most; without one it fails"
 	@echo "                (SECTIONS=tests,bases,step,forward,changes; figures in gpu-out/figures.json)"
@@ -66,6 +70,19 @@ test: lint $(QUANTIZED)/.installed $(WITNESSES)/.installed
 	$(PYTEST) --dist loadfile
 	$(WITH_QUANTIZED) $(PYTEST) --dist loadfile -m quantized tests/delta/runtime tests/train/memory tests/docs
 	WITNESSES=$(CURDIR)/$(WITNESSES) $(PYTEST) --dist loadfile -m witness tests/delta/conversion
+ifeq ($(NODE),)
+	@echo "Node is not installed: the package in js/, and whether it makes the same bytes, was not tested."
+else
+	$(MAKE) js
+	$(PYTEST) --dist loadfile -m node tests/spec
+endif
+
+$(MODULES): js/package.json js/package-lock.json
+	cd js && npm ci --prefer-offline --no-audit --no-fund
+	touch $@
+
+js: $(MODULES)
+	cd js && npm run --silent build && npm run --silent test
 
 test-slow: $(STAMP)
 	# SmolLM2's weights, quantized, and what unpacks them; their own dependencies are not needed.

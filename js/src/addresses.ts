@@ -14,9 +14,8 @@ interface Block {
   prefixes: readonly string[];
 }
 
-const ADDRESS = String.raw`\(\s*([0-9]+)\s*,\s*(?:'\s*(down|up)\s*'|"\s*(down|up)\s*"|(down|up))\s*,\s*([0-9]+)\s*\)`;
-const ONE = new RegExp(`^\\s*${ADDRESS}\\s*$`);
-const RANGE = new RegExp(`^\\s*${ADDRESS}\\s*-\\s*${ADDRESS}\\s*$`);
+const ADDRESS = String.raw`\(\s*([0-9]{1,9})\s*,\s*'?(down|up)'?\s*,\s*([0-9]{1,9})\s*\)`;
+const RANGE = new RegExp(`^${ADDRESS}(?:\\s*-\\s*${ADDRESS})?$`);
 
 /** Return what an address or a range of addresses names, or undefined where the selector is none. Raises SelectionError. */
 export function addressed(
@@ -25,7 +24,7 @@ export function addressed(
   base: JsonObject,
   sampleSize: number | undefined,
 ): Layout[] | undefined {
-  const match = ONE.exec(selector) ?? RANGE.exec(selector);
+  const match = RANGE.exec(selector);
   if (!match) return undefined;
   const parts = match.slice(1).filter((part) => part !== undefined);
   const refuse = (why: string): never => {
@@ -68,7 +67,7 @@ function found(names: readonly string[]): Counts | undefined {
   }
   const levels = ways.down.size;
   const all = Array.from({ length: levels }, (_, i) => i);
-  if (mid === undefined || levels !== ways.up.size || !all.every((i) => ways.down.has(i) && ways.up.has(i))) return undefined;
+  if (mid === undefined || levels === 0 || levels !== ways.up.size || !all.every((i) => ways.down.has(i) && ways.up.has(i))) return undefined;
   return { down: all.map((i) => ways.down.get(i)!), mid, up: all.map((i) => ways.up.get(i)!) };
 }
 
@@ -87,7 +86,8 @@ function blocksOf({ down, mid, up }: Counts, size: number): Block[] {
   down.forEach((count, i) => {
     for (let j = 0; j < count; j++) put(i, "down", level("down", i, j));
   });
-  for (let j = 0; j < mid; j++) put(Math.max(0, down.length - 1), "down", [`unet.mid_block.attentions.${j}.`, "unet.mid_block.resnets."]);
+  const resnets = [0, 1].map((j) => `unet.mid_block.resnets.${j}.`);
+  for (let j = 0; j < mid; j++) put(down.length - 1, "down", [`unet.mid_block.attentions.${j}.`, ...resnets]);
   up.forEach((count, i) => {
     for (let j = 0; j < count; j++) put(up.length - 1 - i, "up", level("up", i, j));
   });

@@ -58,7 +58,7 @@ export class Delta implements Parts {
     return { ...this.digests, title: this.title, training: this.training, lineage: this.lineage };
   }
 
-  /** Return the canonical file. Raises InputError where the document would be nested too deep. */
+  /** Return the canonical file. Raises MetadataError where the document would be nested too deep. */
   bytes(): Uint8Array {
     const tensors = tensorsOf([...this.parameters.values()]);
     const strings = new Map(this.strings).set("svdiff", canonical(documentOf(this)));
@@ -84,7 +84,7 @@ function documentOf(delta: Delta): JsonObject {
   if (delta.lineage) document.set("lineage", delta.lineage);
   if (delta.training) document.set("training", delta.training);
   if (depth(document) > DEEPEST) {
-    throw new InputError(`the document would be nested more than ${DEEPEST} deep: shorten the arguments or training facts`);
+    throw new MetadataError(`the document would be nested more than ${DEEPEST} deep: take a level out of the arguments or training facts`, "svdiff");
   }
   return document;
 }

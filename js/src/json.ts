@@ -18,7 +18,7 @@ export class JsonError extends Error {
   }
 }
 
-export const DEEPEST = 8;
+export const DEEPEST = 12;
 
 const NUMBER = /-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/y;
 const PLAIN = /[^"\\\u0000-\u001f]*/y;

@@ -1,6 +1,6 @@
 // What a selector names (section 7.5).
 import { addressed } from "./addresses.js";
-import { SelectionError } from "./errors.js";
+import { InputError, SelectionError } from "./errors.js";
 import type { JsonObject } from "./json.js";
 import type { Layout } from "./parameter.js";
 import { subset } from "./subsets.js";
@@ -17,6 +17,10 @@ export function names(
   base: JsonObject,
   options: SelectOptions = {},
 ): Set<string> {
+  const { sampleSize } = options;
+  if (sampleSize !== undefined && (!Number.isSafeInteger(sampleSize) || sampleSize < 1)) {
+    throw new InputError(`sample_size: ${String(sampleSize)} is no integer from 1`, "sample_size");
+  }
   if (!selectors.length) throw new SelectionError("no selector is given", "selectors");
   const negative = selectors.filter((selector) => selector.startsWith("!"));
   const positive = selectors.filter((selector) => !selector.startsWith("!"));

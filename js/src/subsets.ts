@@ -46,7 +46,7 @@ const PARTS = new Map<string, Test>([
   ["2d", ({ shape }) => shape.length === 2],
   ["4d", ({ shape }) => shape.length === 4],
   ["conv", ({ shape }) => shape.length > 2],
-  ["experts", ({ name }) => isIndexed(name) || /experts\.[0-9]/.test(name)],
+  ["experts", ({ name }) => isIndexed(name) || /\.experts\.[0-9]+\./.test(name)],
 ]);
 /** Parts that are conveniences of an implementation, which this one does not have. */
 const ELSEWHERE = /^(attn|ca|kv|ca-kv|mlp|block\.[0-9]+(-[0-9]+)?)$/;
