@@ -18,7 +18,7 @@ export interface Pair {
 
 /** Return the label of the block that a parameter is part of: component, and the first row of blocks with its number. */
 function blockOf(name: string): { label: string; selector: string } {
-  const match = /^(.*?\.(?:down_blocks|up_blocks|\w*blocks|layers|layer|h)\.[0-9]+)\./.exec(name) ?? /^(.*?\.mid_block)\./.exec(name);
+  const match = /^(.*?\.(?:mid_block|(?:\w*blocks|layers|layer|h)\.[0-9]+))\./.exec(name);
   if (match) return { label: match[1] as string, selector: `${match[1]}.*` };
   return { label: `${name.slice(0, name.indexOf("."))}, other`, selector: "" };
 }

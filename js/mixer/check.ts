@@ -1,5 +1,5 @@
 // What a dropped file is, said in a sentence a person can act on, before more than its header is read.
-import { BaseMismatchError, DeltaError, headerLength, LONGEST_HEADER, parseHeader, read, type Delta } from "../src/index.js";
+import { BaseMismatchError, DeltaError, headerLength, LONGEST_HEADER, parseHeader, open as openBytes, type Delta } from "../src/index.js";
 
 /** No delta of the models in use is near it (one of a language model of 405 billion weights has 57 MB). */
 export const LARGEST_FILE = 256 * 2 ** 20;
@@ -14,7 +14,7 @@ export async function open(file: Blob & { name: string }): Promise<Delta> {
   if (file.size > LARGEST_FILE) {
     throw new DeltaError(`it has ${megabytes(file.size)} MB, and this page takes files of ${megabytes(LARGEST_FILE)} MB: combine it with svdiff add.`);
   }
-  return read(new Uint8Array(await file.arrayBuffer()));
+  return openBytes(new Uint8Array(await file.arrayBuffer()));
 }
 
 async function openHeader(file: Blob): Promise<ReturnType<typeof parseHeader>> {

@@ -89,7 +89,9 @@ function card(input: Input, index: number): HTMLElement {
     fill.style.width = `${(100 * Math.sqrt(squares)) / largest}%`;
     bar.append(fill);
     bar.title = `‖δ‖ = ${Math.sqrt(squares).toPrecision(3)}`;
-    row.append(make("span", label), bar);
+    const name = make("span", label);
+    name.title = label;
+    row.append(name, bar);
     if (selector) {
       row.append(...slider(`weight of ${label} in ${input.name}`, weight.blocks.get(selector) ?? weight.all, (value) => {
         weight.blocks.set(selector, value);

@@ -24,8 +24,6 @@ export interface Tensor {
 export interface Container {
   strings: Map<string, string>;
   tensors: Map<string, Tensor>;
-  /** The data section. */
-  data: Uint8Array;
 }
 
 /** Return the length of a header from the first 8 bytes of a file of `size` bytes (rules H1 to H3). */
@@ -96,7 +94,7 @@ export function readContainer(file: Uint8Array): Container {
     throw new HeaderError(`the data section has ${data.length} bytes, and the tensors ${end}: the file was cut off, or is damaged`, last);
   }
   const tensors = places.map(({ name, dtype, shape, begin, end }) => ({ name, dtype, shape, data: data.subarray(begin, end) }));
-  return { strings, data, tensors: new Map(tensors.map((tensor) => [tensor.name, tensor])) };
+  return { strings, tensors: new Map(tensors.map((tensor) => [tensor.name, tensor])) };
 }
 
 function place(name: string, entry: Json): { name: string; dtype: string; shape: number[]; begin: number; end: number } {

@@ -9,10 +9,16 @@ import {
   checkNames, checkSlice, lengthOf, parameter, readColumns, scalesSize, withoutMinusZero, writeColumns, type Layout, type Parameter, type Stored,
 } from "./parameter.js"; // prettier-ignore
 import { DTYPES, ITEM_SIZE, type Dtype } from "./numbers.js";
-import { hexDigest } from "./sha256.js";
+import { hexDigest, hexDigestLater } from "./sha256.js";
 
 export const SCALES = "svdiff.scales";
 const HASH = "modelspec.hash_sha256";
+
+/** The SHA-256 of a file and of its data section, in hexadecimal. */
+interface Digests {
+  sha256: string;
+  digest: string;
+}
 
 /** What a delta is made of. */
 export interface Parts {
@@ -35,16 +41,16 @@ export class Delta implements Parts {
   readonly training: JsonObject | null;
   readonly unknown: JsonObject;
   readonly strings: ReadonlyMap<string, string>;
-  private digests: { sha256: string; digest: string } | undefined;
+  private digests: Digests | undefined;
 
-  constructor(parts: Parts, digests?: { sha256: string; digest: string }) {
+  /** `digests` are those of the file that the parts were read from, or what returns them when they are asked for. */
+  constructor(parts: Parts, private readonly from?: () => Digests) {
     this.parameters = parts.parameters;
     this.base = parts.base;
     this.lineage = parts.lineage;
     this.training = parts.training;
     this.unknown = parts.unknown;
     this.strings = parts.strings;
-    this.digests = digests;
   }
 
   /** The title, if it has one. */
@@ -54,7 +60,7 @@ export class Delta implements Parts {
 
   /** What a lineage says of this delta: of the file it was read from, else of its canonical one. */
   get source(): Source {
-    this.digests ??= digestsOf(this.bytes());
+    this.digests ??= this.from ? this.from() : digestsOf(this.bytes());
     return { ...this.digests, title: this.title, training: this.training, lineage: this.lineage };
   }
 
@@ -70,9 +76,12 @@ export class Delta implements Parts {
   }
 }
 
-function digestsOf(file: Uint8Array): { sha256: string; digest: string } {
-  const begin = 8 + Number(new DataView(file.buffer, file.byteOffset, 8).getBigUint64(0, true));
-  return { sha256: hexDigest(file), digest: hexDigest(file.subarray(begin)) };
+function digestsOf(file: Uint8Array): Digests {
+  return { sha256: hexDigest(file), digest: hexDigest(dataOf(file)) };
+}
+
+function dataOf(file: Uint8Array): Uint8Array {
+  return file.subarray(8 + Number(new DataView(file.buffer, file.byteOffset, 8).getBigUint64(0, true)));
 }
 
 function documentOf(delta: Delta): JsonObject {
@@ -104,7 +113,18 @@ function tensorsOf(parameters: readonly Parameter[]): Tensor[] {
 
 /** Read a delta file strictly: every rule of sections 3.3, 4.5, 5.4 and 9 is checked, of all values. Raises FormatError. */
 export function read(file: Uint8Array): Delta {
-  const { strings, tensors, data } = readContainer(file);
+  return new Delta(partsOf(file), () => digestsOf(file));
+}
+
+/** Read a delta file as `read` does, and hash it by the platform's own code where that is there. Rejects with FormatError. */
+export async function open(file: Uint8Array): Promise<Delta> {
+  const parts = partsOf(file);
+  const [sha256, digest] = await Promise.all([hexDigestLater(file), hexDigestLater(dataOf(file))]);
+  return new Delta(parts, () => ({ sha256, digest }));
+}
+
+function partsOf(file: Uint8Array): Parts {
+  const { strings, tensors } = readContainer(file);
   const fields = readDocument(strings.get("svdiff"));
   const scales = tensors.get(SCALES);
   tensors.delete(SCALES);
@@ -123,8 +143,7 @@ export function read(file: Uint8Array): Delta {
   });
   const { base, lineage, training, unknown } = fields;
   strings.delete("svdiff");
-  const digests = { sha256: hexDigest(file), digest: hexDigest(data) };
-  return new Delta({ parameters: new Map(parameters), base, lineage, training, unknown, strings }, digests);
+  return { parameters: new Map(parameters), base, lineage, training, unknown, strings };
 }
 
 function checkTensor(layout: Layout, { name, dtype, shape }: Tensor): void {

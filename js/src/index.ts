@@ -1,5 +1,5 @@
 // The public API: reads, writes and combines SVDiff delta files by version 1 of their specification.
-export { Delta, read, type Parts } from "./delta.js";
+export { Delta, open, read, type Parts } from "./delta.js";
 export {
   BaseMismatchError, DeltaError, FormatError, HeaderError, InputError, MetadataError, SelectionError, TensorError, VersionError,
 } from "./errors.js"; // prettier-ignore

@@ -81,18 +81,21 @@ export function decode(data: Uint8Array, dtype: Dtype): Float32Array {
   const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
   const result = new Float32Array(data.byteLength / size);
   const table = halfTable();
+  if (dtype === "F32") {
+    for (let i = 0; i < result.length; i++) result[i] = view.getFloat32(4 * i, true) + 0; // −0 + 0 is +0
+    return result;
+  }
   const single = new Float32Array(1);
   const bits = new Uint32Array(single.buffer);
   for (let i = 0; i < result.length; i++) {
     let value: number;
-    if (dtype === "F32") value = view.getFloat32(4 * i, true);
-    else if (dtype === "F16") value = table[view.getUint16(2 * i, true)] as number;
+    if (dtype === "F16") value = table[view.getUint16(2 * i, true)] as number;
     else if (dtype === "I8") value = view.getInt8(i);
     else {
       bits[0] = view.getUint16(2 * i, true) << 16;
       value = single[0] as number;
     }
-    result[i] = value + 0; // −0 + 0 is +0
+    result[i] = value + 0;
   }
   return result;
 }
