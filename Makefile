@@ -113,6 +113,12 @@ docs: $(STAMP)
 	$(BIN)/python -m reproduce.paper --minutes 0
 	$(BIN)/python -m tools.docs_site site-pages
 	$(BIN)/zensical build --clean --strict
+ifneq ($(NODE),)
+	$(MAKE) mixer
+	cp js/dist/mixer.html site/mixer.html
+else
+	@echo "Node is not installed: the site has no mixer.html."
+endif
 
 families: $(STAMP)
 	OMP_NUM_THREADS=$(THREADS) PYTHONPATH=$(CURDIR)/tests HF_HUB_OFFLINE=1 $(BIN)/python -m support.families.page

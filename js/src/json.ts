@@ -76,13 +76,15 @@ class Parser {
       return first === "{" ? this.object(depth) : this.array(depth);
     }
     if (first === '"') return this.string();
-    for (const [word, value] of [["true", true], ["false", false], ["null", null]] as const) {
-      if (this.text.startsWith(word, this.at)) {
-        this.at += word.length;
-        return value;
-      }
-    }
-    return this.number();
+    if (first === "t") return this.word("true", true);
+    if (first === "f") return this.word("false", false);
+    return first === "n" ? this.word("null", null) : this.number();
+  }
+
+  private word(word: string, value: boolean | null): boolean | null {
+    if (!this.text.startsWith(word, this.at)) this.fail();
+    this.at += word.length;
+    return value;
   }
 
   private object(depth: number): JsonObject {

@@ -26,7 +26,7 @@ export function combineLayouts(inputs: readonly Delta[]): Layout[] {
   return names.map((name) => {
     const own = inputs.map(({ parameters }) => parameters.get(name)).filter((item) => item !== undefined);
     const [first] = own as [Parameter, ...Parameter[]];
-    const differs = own.find((other) => identity(other) !== identity(first));
+    const differs = own.find((other) => !isSame(other, first));
     if (differs) {
       throw new BaseMismatchError(
         `${name}: the inputs were made for different bases (fingerprints ${first.fingerprint} and ${differs.fingerprint}, shapes ${first.shape.join("x")} and ${differs.shape.join("x")}); carry one over with \`svdiff rebase\``,
@@ -37,8 +37,9 @@ export function combineLayouts(inputs: readonly Delta[]): Layout[] {
   });
 }
 
-function identity({ fingerprint, shape, kind, axis }: Layout): string {
-  return [fingerprint, shape.join("x"), kind, axis].join(" ");
+function isSame(a: Layout, b: Layout): boolean {
+  const { fingerprint, kind, axis, shape } = a;
+  return fingerprint === b.fingerprint && kind === b.kind && axis === b.axis && shape.length === b.shape.length && shape.every((side, i) => side === b.shape[i]);
 }
 
 /** Return a parameter without its values. */
