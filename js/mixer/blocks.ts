@@ -35,24 +35,26 @@ export function blocksOf(delta: Delta): Block[] {
   return [...blocks.values()].sort((a, b) => a.label.localeCompare(b.label, "en", { numeric: true }));
 }
 
-/** Return how one pair of deltas lie to each other, over the parameters that both have. */
-export function compare(a: Delta, b: Delta): { cosine: number; conflicts: number } {
+/** Return Σ δ² of a delta. */
+export function squaresOf(delta: Delta): number {
+  return blocksOf(delta).reduce((sum, { squares }) => sum + squares, 0);
+}
+
+/** Return how one pair of deltas lie to each other; a parameter that one lacks counts as zeros there. */
+export function compare(a: Delta, b: Delta, squares: number): { cosine: number; conflicts: number } {
   let dot = 0;
-  let aa = 0;
-  let bb = 0;
   let both = 0;
   let against = 0;
   for (const [name, { values }] of a.parameters) {
     const other = b.parameters.get(name)?.values;
-    values.forEach((value, i) => {
-      const second = other?.[i] ?? 0;
-      aa += value * value;
-      dot += value * second;
-      if (value === 0 || second === 0) return;
-      both++;
-      if (value < 0 !== second < 0) against++;
-    });
+    if (!other) continue;
+    for (let i = 0; i < values.length; i++) {
+      const product = values[i]! * other[i]!; // of two F32 numbers: exact in F64 but for its range, and 0 only if one is
+      dot += product;
+      if (product > 0) both++;
+      else if (product < 0) against++;
+    }
   }
-  for (const { values } of b.parameters.values()) for (const value of values) bb += value * value;
-  return { cosine: aa && bb ? dot / Math.sqrt(aa) / Math.sqrt(bb) : 0, conflicts: both ? against / both : 0 };
+  both += against;
+  return { cosine: squares ? dot / Math.sqrt(squares) : 0, conflicts: both ? against / both : 0 };
 }

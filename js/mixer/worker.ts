@@ -1,6 +1,6 @@
 // The worker: holds the deltas, and does all that takes time, so that the page never waits.
 import { add, canonical, DeltaError, type Delta, type Dtype, type Weight } from "../src/index.js";
-import { blocksOf, compare, type Block, type Pair } from "./blocks.js";
+import { blocksOf, compare, squaresOf, type Block, type Pair } from "./blocks.js";
 import { open, sentence } from "./check.js";
 
 export type Request = { kind: "open"; files: File[] } | { kind: "remove"; index: number } | { kind: "mix"; weights: Weight[]; dtype: Dtype; title: string };
@@ -18,7 +18,7 @@ export type Answer =
   | { kind: "mixed"; bytes: Uint8Array<ArrayBuffer> }
   | { kind: "refused"; problem: string };
 
-const held: { input: Input; delta: Delta; pairs: { cosine: number; conflicts: number }[] }[] = [];
+const held: { input: Input; delta: Delta; squares: number; pairs: { cosine: number; conflicts: number }[] }[] = [];
 const scope = self as unknown as { postMessage(answer: Answer, transfer?: Transferable[]): void; onmessage: (event: MessageEvent<Request>) => void };
 let queue = Promise.resolve();
 
@@ -30,7 +30,9 @@ async function openAll(files: readonly File[]): Promise<void> {
       const delta = await open(file);
       fits(delta);
       const input = { name: file.name, title: delta.title ?? "", parameters: delta.parameters.size, blocks: blocksOf(delta) };
-      held.push({ input, delta, pairs: held.map((other) => compare(other.delta, delta)) });
+      const squares = squaresOf(delta);
+      const pairs = held.map((other) => compare(other.delta, delta, other.squares * squares));
+      held.push({ input, delta, squares, pairs });
     } catch (error) {
       problems.push(sentence(file.name, error));
     }
