@@ -21,7 +21,10 @@ let page;
 const requests = [];
 
 before(async () => {
-  browser = await chromium.launch({ executablePath: process.env.CHROMIUM || "/usr/bin/chromium", args: ["--no-sandbox"] });
+  browser = await chromium.launch({
+    executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
+    args: ["--no-sandbox"],
+  });
 });
 after(async () => {
   await browser?.close();
@@ -60,18 +63,24 @@ test("the page is one file of at most 150 kB, whose policy allows no request", (
 
 test("the package passes the vectors in the browser", async () => {
   const { outputFiles } = await build({
-    entryPoints: [fileURLToPath(new URL("../src/index.ts", import.meta.url))], bundle: true, minify: true, write: false, format: "iife", globalName: "svdiff",
-  }); // prettier-ignore
+    entryPoints: [fileURLToPath(new URL("../src/index.ts", import.meta.url))],
+    bundle: true,
+    minify: true,
+    write: false,
+    format: "iife",
+    globalName: "svdiff",
+  });
   const other = await browser.newPage();
   await other.addScriptTag({ content: outputFiles[0].text });
-  const made = (bytes) => other.evaluate(async (text) => {
-    try {
-      const file = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
-      return [...svdiff.sha256(svdiff.read(file).bytes())].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-    } catch (error) {
-      return error.name;
-    }
-  }, Buffer.from(bytes).toString("base64"));
+  const made = (bytes) =>
+    other.evaluate(async (text) => {
+      try {
+        const file = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+        return [...svdiff.sha256(svdiff.read(file).bytes())].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+      } catch (error) {
+        return error.name;
+      }
+    }, Buffer.from(bytes).toString("base64"));
   const valid = readdirSync(join(vectors, "valid")).filter((file) => file.endsWith(".json"));
   for (const file of valid) {
     const { rewritten } = JSON.parse(readFileSync(join(vectors, "valid", file), "utf8"));
@@ -118,7 +127,9 @@ test("every invalid vector is a sentence", async () => {
 test("what is no delta is told what it is, and what converts it; 2 GB are refused before they are read", async () => {
   await opened();
   const container = (keys, bytes = 4) => {
-    const entries = Object.fromEntries(keys.map((key, i) => [key, { dtype: "F32", shape: [bytes / 4], data_offsets: [i * bytes, (i + 1) * bytes] }]));
+    const entries = Object.fromEntries(
+      keys.map((key, i) => [key, { dtype: "F32", shape: [bytes / 4], data_offsets: [i * bytes, (i + 1) * bytes] }]),
+    );
     const header = Buffer.from(JSON.stringify(entries));
     const length = Buffer.alloc(8);
     length.writeBigUInt64LE(BigInt(header.length));
@@ -137,5 +148,8 @@ test("what is no delta is told what it is, and what converts it; 2 GB are refuse
 
 test("the page asked for nothing but itself", () => {
   assert.ok(requests.length > 0);
-  assert.ok(requests.every((url) => url.startsWith("file://") || url.startsWith("blob:") || url.startsWith("data:")), requests.join("\n"));
+  assert.ok(
+    requests.every((url) => url.startsWith("file://") || url.startsWith("blob:") || url.startsWith("data:")),
+    requests.join("\n"),
+  );
 });

@@ -6,9 +6,17 @@ import { chromium } from "playwright-core";
 
 const [runs, out, ...files] = process.argv.slice(2);
 const { outputFiles } = await build({
-  entryPoints: [fileURLToPath(new URL("../src/index.ts", import.meta.url))], bundle: true, minify: true, write: false, format: "iife", globalName: "svdiff",
-}); // prettier-ignore
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM || "/usr/bin/chromium", args: ["--no-sandbox"] });
+  entryPoints: [fileURLToPath(new URL("../src/index.ts", import.meta.url))],
+  bundle: true,
+  minify: true,
+  write: false,
+  format: "iife",
+  globalName: "svdiff",
+});
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
+  args: ["--no-sandbox"],
+});
 const page = await browser.newPage();
 await page.goto("file:///dev/null"); // a secure context, as the mixer's
 await page.addScriptTag({ content: outputFiles[0].text });

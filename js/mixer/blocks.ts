@@ -49,7 +49,7 @@ export function compare(a: Delta, b: Delta, squares: number): { cosine: number; 
     const other = b.parameters.get(name)?.values;
     if (!other) continue;
     for (let i = 0; i < values.length; i++) {
-      const product = values[i]! * other[i]!; // of two F32 numbers: exact in F64 but for its range, and 0 only if one is
+      const product = values[i]! * other[i]!; // of F32 numbers: exact in F64, and 0 only where one is
       dot += product;
       if (product > 0) both++;
       else if (product < 0) against++;

@@ -7,8 +7,15 @@ const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 
 async function bundled(entry, define = {}) {
   const { outputFiles } = await build({
-    entryPoints: [here(entry)], bundle: true, minify: true, write: false, format: "iife", target: "es2022", charset: "utf8", define,
-  }); // prettier-ignore
+    entryPoints: [here(entry)],
+    bundle: true,
+    minify: true,
+    write: false,
+    format: "iife",
+    target: "es2022",
+    charset: "utf8",
+    define,
+  });
   return outputFiles[0].text;
 }
 

@@ -32,7 +32,9 @@ worker.onmessage = ({ data }: MessageEvent<Answer>) => {
   if (data.kind === "refused") showProblems([data.problem]);
   if (data.kind === "mixed") download(data.bytes);
   if (data.kind !== "inputs") return;
-  at("state").textContent = data.inputs.length ? `${data.inputs.length} ${data.inputs.length === 1 ? "file" : "files"}` : "";
+  at("state").textContent = data.inputs.length
+    ? `${data.inputs.length} ${data.inputs.length === 1 ? "file" : "files"}`
+    : "";
   at("base").textContent = data.base && `Base: ${data.base}`;
   showProblems(data.problems);
   while (weights.length < data.inputs.length) weights.push({ all: 1, blocks: new Map() });
@@ -79,8 +81,18 @@ function card(input: Input, index: number): HTMLElement {
     ask({ kind: "remove", index });
   };
   const whole = make("div", "", "row");
-  whole.append(make("b", "all of it"), make("span"), ...slider(`weight of ${input.name}`, weight.all, (value) => { weight.all = value; }));
-  box.append(make("h3", input.title ? `${input.name} – ${input.title}` : input.name), make("p", `${input.parameters} weights are shifted.`), whole);
+  whole.append(
+    make("b", "all of it"),
+    make("span"),
+    ...slider(`weight of ${input.name}`, weight.all, (value) => {
+      weight.all = value;
+    }),
+  );
+  box.append(
+    make("h3", input.title ? `${input.name} – ${input.title}` : input.name),
+    make("p", `${input.parameters} weights are shifted.`),
+    whole,
+  );
   const largest = Math.max(...input.blocks.map(({ squares }) => Math.sqrt(squares))) || 1;
   for (const { label, selector, squares } of input.blocks) {
     const row = make("div", "", "row");
@@ -93,9 +105,11 @@ function card(input: Input, index: number): HTMLElement {
     name.title = label;
     row.append(name, bar);
     if (selector) {
-      row.append(...slider(`weight of ${label} in ${input.name}`, weight.blocks.get(selector) ?? weight.all, (value) => {
-        weight.blocks.set(selector, value);
-      }));
+      row.append(
+        ...slider(`weight of ${label} in ${input.name}`, weight.blocks.get(selector) ?? weight.all, (value) => {
+          weight.blocks.set(selector, value);
+        }),
+      );
     }
     box.append(row);
   }
@@ -104,11 +118,15 @@ function card(input: Input, index: number): HTMLElement {
 }
 
 function weightsNow(): Weight[] {
-  return weights.slice(0, shown.length).map(({ all, blocks }) => (blocks.size ? { default: all, where: [...blocks] } : all));
+  return weights
+    .slice(0, shown.length)
+    .map(({ all, blocks }) => (blocks.size ? { default: all, where: [...blocks] } : all));
 }
 
 function showCommand(): void {
-  const parts = weightsNow().map((weight) => (typeof weight === "number" ? weight : { default: weight.default, ...Object.fromEntries(weight.where) }));
+  const parts = weightsNow().map((weight) =>
+    typeof weight === "number" ? weight : { default: weight.default, ...Object.fromEntries(weight.where) },
+  );
   at("command").textContent = `these files with the weights ${JSON.stringify(parts)}`;
 }
 

@@ -3,7 +3,10 @@ import { add, canonical, DeltaError, type Delta, type Dtype, type Weight } from 
 import { blocksOf, compare, squaresOf, type Block, type Pair } from "./blocks.js";
 import { open, sentence } from "./check.js";
 
-export type Request = { kind: "open"; files: File[] } | { kind: "remove"; index: number } | { kind: "mix"; weights: Weight[]; dtype: Dtype; title: string };
+export type Request =
+  | { kind: "open"; files: File[] }
+  | { kind: "remove"; index: number }
+  | { kind: "mix"; weights: Weight[]; dtype: Dtype; title: string };
 
 export interface Input {
   name: string;
@@ -19,7 +22,10 @@ export type Answer =
   | { kind: "refused"; problem: string };
 
 const held: { input: Input; delta: Delta; squares: number; pairs: { cosine: number; conflicts: number }[] }[] = [];
-const scope = self as unknown as { postMessage(answer: Answer, transfer?: Transferable[]): void; onmessage: (event: MessageEvent<Request>) => void };
+const scope = self as unknown as {
+  postMessage(answer: Answer, transfer?: Transferable[]): void;
+  onmessage: (event: MessageEvent<Request>) => void;
+};
 let queue = Promise.resolve();
 
 async function openAll(files: readonly File[]): Promise<void> {
@@ -29,7 +35,12 @@ async function openAll(files: readonly File[]): Promise<void> {
     try {
       const delta = await open(file);
       fits(delta);
-      const input = { name: file.name, title: delta.title ?? "", parameters: delta.parameters.size, blocks: blocksOf(delta) };
+      const input = {
+        name: file.name,
+        title: delta.title ?? "",
+        parameters: delta.parameters.size,
+        blocks: blocksOf(delta),
+      };
       const squares = squaresOf(delta);
       const pairs = held.map((other) => compare(other.delta, delta, other.squares * squares));
       held.push({ input, delta, squares, pairs });
@@ -44,7 +55,9 @@ async function openAll(files: readonly File[]): Promise<void> {
 function fits(delta: Delta): void {
   for (const { delta: other } of held) {
     const shared = [...delta.parameters.keys()].filter((name) => other.parameters.has(name));
-    const differing = shared.find((name) => other.parameters.get(name)?.fingerprint !== delta.parameters.get(name)?.fingerprint);
+    const differing = shared.find(
+      (name) => other.parameters.get(name)?.fingerprint !== delta.parameters.get(name)?.fingerprint,
+    );
     if (differing !== undefined) add([other, delta]); // says why
   }
 }
@@ -59,7 +72,10 @@ function tell(problems: string[]): void {
 
 function mix({ weights, dtype, title }: Extract<Request, { kind: "mix" }>): void {
   try {
-    const bytes = add(held.map(({ delta }) => delta), { weights, dtype, title: title || undefined }).bytes() as Uint8Array<ArrayBuffer>;
+    const bytes = add(
+      held.map(({ delta }) => delta),
+      { weights, dtype, title: title || undefined },
+    ).bytes() as Uint8Array<ArrayBuffer>;
     scope.postMessage({ kind: "mixed", bytes }, [bytes.buffer]);
   } catch (error) {
     scope.postMessage({ kind: "refused", problem: error instanceof DeltaError ? `${error.message}.` : String(error) });

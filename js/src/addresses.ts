@@ -32,12 +32,17 @@ export function addressed(
   };
   const size = sampleSize ?? base.get("sample_size");
   if (typeof size !== "number") return refuse("the base says no sample size; give one");
-  const counts = countsOf(base) ?? found(layouts.map(({ name }) => name)) ?? refuse("the base does not say which blocks it has, and the names do not show it");
+  const counts =
+    countsOf(base) ??
+    found(layouts.map(({ name }) => name)) ??
+    refuse("the base does not say which blocks it has, and the names do not show it");
   const blocks = blocksOf(counts, size);
   const place = (at: number): number => {
     const address = `${Number(parts[at])},${parts[at + 1]},${Number(parts[at + 2])}`;
     const index = blocks.findIndex((block) => block.address === address);
-    return index < 0 ? refuse(`there is no such block; there are ${blocks.map((block) => `(${block.address})`).join(" ")}`) : index;
+    return index < 0
+      ? refuse(`there is no such block; there are ${blocks.map((block) => `(${block.address})`).join(" ")}`)
+      : index;
   };
   const first = place(0);
   const last = parts.length > 3 ? place(3) : first;
@@ -60,14 +65,23 @@ function found(names: readonly string[]): Counts | undefined {
     const level = /^unet\.(down|up)_blocks\.([0-9]+)\.(?:attentions\.([0-9]+)\.)?/.exec(name);
     if (level) {
       const counts = ways[level[1] as "down" | "up"];
-      counts.set(Number(level[2]), Math.max(counts.get(Number(level[2])) ?? 0, level[3] === undefined ? 0 : Number(level[3]) + 1));
+      counts.set(
+        Number(level[2]),
+        Math.max(counts.get(Number(level[2])) ?? 0, level[3] === undefined ? 0 : Number(level[3]) + 1),
+      );
     }
     const middle = /^unet\.mid_block\.(?:attentions\.([0-9]+)\.)?/.exec(name);
     if (middle) mid = Math.max(mid ?? 0, middle[1] === undefined ? 0 : Number(middle[1]) + 1);
   }
   const levels = ways.down.size;
   const all = Array.from({ length: levels }, (_, i) => i);
-  if (mid === undefined || levels === 0 || levels !== ways.up.size || !all.every((i) => ways.down.has(i) && ways.up.has(i))) return undefined;
+  if (
+    mid === undefined ||
+    levels === 0 ||
+    levels !== ways.up.size ||
+    !all.every((i) => ways.down.has(i) && ways.up.has(i))
+  )
+    return undefined;
   return { down: all.map((i) => ways.down.get(i)!), mid, up: all.map((i) => ways.up.get(i)!) };
 }
 

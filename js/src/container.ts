@@ -6,11 +6,22 @@ export const LONGEST_HEADER = 14_000_000;
 export const LONGEST_METADATA = 6_000_000;
 
 const SIZES: Record<string, number> = {
-  BOOL: 1, U8: 1, I8: 1, F8_E4M3: 1, F8_E5M2: 1,
-  U16: 2, I16: 2, F16: 2, BF16: 2,
-  U32: 4, I32: 4, F32: 4,
-  U64: 8, I64: 8, F64: 8,
-}; // prettier-ignore
+  BOOL: 1,
+  U8: 1,
+  I8: 1,
+  F8_E4M3: 1,
+  F8_E5M2: 1,
+  U16: 2,
+  I16: 2,
+  F16: 2,
+  BF16: 2,
+  U32: 4,
+  I32: 4,
+  F32: 4,
+  U64: 8,
+  I64: 8,
+  F64: 8,
+};
 
 /** One tensor of a container. */
 export interface Tensor {
@@ -28,12 +39,16 @@ export interface Container {
 
 /** Return the length of a header from the first 8 bytes of a file of `size` bytes (rules H1 to H3). */
 export function headerLength(start: Uint8Array, size: number): number {
-  if (start.length < 8) throw new HeaderError("the file has fewer than 8 bytes: it is no safetensors file, or was cut off");
+  if (start.length < 8)
+    throw new HeaderError("the file has fewer than 8 bytes: it is no safetensors file, or was cut off");
   const length = new DataView(start.buffer, start.byteOffset, 8).getBigUint64(0, true);
   if (length > BigInt(LONGEST_HEADER)) {
-    throw new HeaderError(`the header would take ${length} bytes, more than ${LONGEST_HEADER}: it is no safetensors file, or holds too many weights`);
+    throw new HeaderError(
+      `the header would take ${length} bytes, more than ${LONGEST_HEADER}: it is no safetensors file, or holds too many weights`,
+    );
   }
-  if (size < 8 + Number(length)) throw new HeaderError("the file ends within its header: it was cut off, fetch it again");
+  if (size < 8 + Number(length))
+    throw new HeaderError("the file ends within its header: it was cut off, fetch it again");
   return Number(length);
 }
 
@@ -57,7 +72,10 @@ export function parseHeader(bytes: Uint8Array): { header: JsonObject; strings: M
     refuse(`has a __metadata__ of more than ${LONGEST_METADATA} bytes`, "__metadata__");
   }
   const strings = (header as JsonObject).get("__metadata__");
-  if (strings !== undefined && !(isObject(strings) && [...strings.values()].every((value) => typeof value === "string"))) {
+  if (
+    strings !== undefined &&
+    !(isObject(strings) && [...strings.values()].every((value) => typeof value === "string"))
+  ) {
     refuse("has a __metadata__ that is not an object of strings", "__metadata__");
   }
   (header as JsonObject).delete("__metadata__");
@@ -91,17 +109,29 @@ export function readContainer(file: Uint8Array): Container {
     [end, last] = [own, name];
   }
   if (end !== data.length) {
-    throw new HeaderError(`the data section has ${data.length} bytes, and the tensors ${end}: the file was cut off, or is damaged`, last);
+    throw new HeaderError(
+      `the data section has ${data.length} bytes, and the tensors ${end}: the file was cut off, or is damaged`,
+      last,
+    );
   }
-  const tensors = places.map(({ name, dtype, shape, begin, end }) => ({ name, dtype, shape, data: data.subarray(begin, end) }));
+  const tensors = places.map(({ name, dtype, shape, begin, end }) => ({
+    name,
+    dtype,
+    shape,
+    data: data.subarray(begin, end),
+  }));
   return { strings, tensors: new Map(tensors.map((tensor) => [tensor.name, tensor])) };
 }
 
-function place(name: string, entry: Json): { name: string; dtype: string; shape: number[]; begin: number; end: number } {
+function place(
+  name: string,
+  entry: Json,
+): { name: string; dtype: string; shape: number[]; begin: number; end: number } {
   const refuse = (why: string): never => {
     throw new HeaderError(`${name}: ${why}`, name);
   };
-  if (!isObject(entry) || entry.size !== 3) return refuse("its entry is not an object of dtype, shape and data_offsets");
+  if (!isObject(entry) || entry.size !== 3)
+    return refuse("its entry is not an object of dtype, shape and data_offsets");
   const [dtype, shape, offsets] = [entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")];
   if (typeof dtype !== "string") return refuse("its dtype is not a string");
   if (!isNaturals(shape)) return refuse("its shape is not an array of natural numbers");
@@ -120,7 +150,9 @@ function isNaturals(value: Json | undefined): value is number[] {
 
 /** Return the tensors in the order of the canonical data section. */
 export function canonicalOrder(tensors: readonly Tensor[]): Tensor[] {
-  return [...tensors].sort((a, b) => (SIZES[b.dtype] as number) - (SIZES[a.dtype] as number) || (a.name < b.name ? -1 : 1));
+  return [...tensors].sort(
+    (a, b) => (SIZES[b.dtype] as number) - (SIZES[a.dtype] as number) || (a.name < b.name ? -1 : 1),
+  );
 }
 
 /** Return the bytes of the canonical container. `tensors` are in canonical order. */
@@ -128,13 +160,18 @@ export function writeContainer(strings: ReadonlyMap<string, string>, tensors: re
   const header: JsonObject = new Map<string, Json>([["__metadata__", new Map(strings)]]);
   let end = 0;
   for (const { name, dtype, shape, data } of tensors) {
-    const entry = new Map<string, Json>([["dtype", dtype], ["shape", [...shape]], ["data_offsets", [end, end + data.length]]]);
+    const entry = new Map<string, Json>([
+      ["dtype", dtype],
+      ["shape", [...shape]],
+      ["data_offsets", [end, end + data.length]],
+    ]);
     header.set(name, entry);
     end += data.length;
   }
   const bytes = encoder.encode(canonical(header));
   const length = Math.ceil(bytes.length / 8) * 8;
-  if (length > LONGEST_HEADER) throw new HeaderError(`the header would take ${length} bytes, more than ${LONGEST_HEADER}: write several files`);
+  if (length > LONGEST_HEADER)
+    throw new HeaderError(`the header would take ${length} bytes, more than ${LONGEST_HEADER}: write several files`);
   const file = new Uint8Array(8 + length + end).fill(0x20, 8 + bytes.length, 8 + length);
   new DataView(file.buffer).setBigUint64(0, BigInt(length), true);
   file.set(bytes, 8);

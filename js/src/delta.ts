@@ -6,8 +6,18 @@ import { canonical, depth, DEEPEST, isWellFormed, type Json, type JsonObject } f
 import { isIndexed, STACKED } from "./names.js";
 import type { Source } from "./lineage.js";
 import {
-  checkNames, checkSlice, lengthOf, parameter, readColumns, scalesSize, withoutMinusZero, writeColumns, type Layout, type Parameter, type Stored,
-} from "./parameter.js"; // prettier-ignore
+  checkNames,
+  checkSlice,
+  lengthOf,
+  parameter,
+  readColumns,
+  scalesSize,
+  withoutMinusZero,
+  writeColumns,
+  type Layout,
+  type Parameter,
+  type Stored,
+} from "./parameter.js";
 import { DTYPES, ITEM_SIZE, type Dtype } from "./numbers.js";
 import { hexDigest, hexDigestLater } from "./sha256.js";
 
@@ -44,7 +54,10 @@ export class Delta implements Parts {
   private digests: Digests | undefined;
 
   /** `digests` are those of the file that the parts were read from, or what returns them when they are asked for. */
-  constructor(parts: Parts, private readonly from?: () => Digests) {
+  constructor(
+    parts: Parts,
+    private readonly from?: () => Digests,
+  ) {
     this.parameters = parts.parameters;
     this.base = parts.base;
     this.lineage = parts.lineage;
@@ -87,13 +100,20 @@ function dataOf(file: Uint8Array): Uint8Array {
 function documentOf(delta: Delta): JsonObject {
   const layouts = [...delta.parameters.values()];
   const document: JsonObject = new Map<string, Json>([
-    ...delta.unknown, ["format", FORMAT], ["version", VERSION], ["base", delta.base], ["parameters", writeColumns(layouts)],
-  ]); // prettier-ignore
+    ...delta.unknown,
+    ["format", FORMAT],
+    ["version", VERSION],
+    ["base", delta.base],
+    ["parameters", writeColumns(layouts)],
+  ]);
   if (layouts.some(({ name }) => isIndexed(name))) document.set("must_understand", [STACKED]);
   if (delta.lineage) document.set("lineage", delta.lineage);
   if (delta.training) document.set("training", delta.training);
   if (depth(document) > DEEPEST) {
-    throw new MetadataError(`the document would be nested more than ${DEEPEST} deep: take a level out of the arguments or training facts`, "svdiff");
+    throw new MetadataError(
+      `the document would be nested more than ${DEEPEST} deep: take a level out of the arguments or training facts`,
+      "svdiff",
+    );
   }
   return document;
 }
@@ -135,7 +155,10 @@ function partsOf(file: Uint8Array): Parts {
   checkFeatures(fields.features, names);
   layouts.forEach(checkSlice);
   for (const layout of layouts) checkTensor(layout, tensors.get(layout.name) as Tensor);
-  const cut = cutScales(layouts.filter(({ name }) => tensors.get(name)?.dtype === "I8"), scales); // prettier-ignore
+  const cut = cutScales(
+    layouts.filter(({ name }) => tensors.get(name)?.dtype === "I8"),
+    scales,
+  );
   const parameters = layouts.map((layout) => {
     const { dtype, data: own } = tensors.get(layout.name) as Tensor;
     const stored: Stored = { dtype: dtype as Dtype, data: own, scales: cut.get(layout.name) ?? new Uint8Array(0) };
@@ -147,10 +170,14 @@ function partsOf(file: Uint8Array): Parts {
 }
 
 function checkTensor(layout: Layout, { name, dtype, shape }: Tensor): void {
-  if (!(DTYPES as readonly string[]).includes(dtype)) throw new TensorError(`${name}: δ is in ${dtype}, not F32, F16, BF16 or I8`, name);
+  if (!(DTYPES as readonly string[]).includes(dtype))
+    throw new TensorError(`${name}: δ is in ${dtype}, not F32, F16, BF16 or I8`, name);
   const length = lengthOf(layout);
   if (shape.length !== 1 || shape[0] !== length) {
-    throw new TensorError(`${name}: its tensor has the shape ${shape.join("x") || "()"}, and δ of ${layout.shape.join("x")} has ${length} values`, name);
+    throw new TensorError(
+      `${name}: its tensor has the shape ${shape.join("x") || "()"}, and δ of ${layout.shape.join("x")} has ${length} values`,
+      name,
+    );
   }
 }
 
@@ -169,6 +196,7 @@ function cutScales(counted: readonly Layout[], scales: Tensor | undefined): Map<
     result.set(layout.name, scales.data.subarray(begin, end));
     begin = end;
   }
-  if (begin !== scales.data.length) bad(`it has ${scales.data.length / 2} scales, and the I8 tensors need ${begin / 2}`);
+  if (begin !== scales.data.length)
+    bad(`it has ${scales.data.length / 2} scales, and the I8 tensors need ${begin / 2}`);
   return result;
 }

@@ -40,16 +40,27 @@ export function readDocument(text: string | undefined): Fields {
   const columns = required(document, "parameters");
   const lineage = document.get("lineage");
   const training = document.get("training");
-  const fields = { features, base, columns, lineage: lineage === undefined ? null : readLineage(lineage), training: null };
+  const fields = {
+    features,
+    base,
+    columns,
+    lineage: lineage === undefined ? null : readLineage(lineage),
+    training: null,
+  };
   if (training !== undefined && !isObject(training)) refuse("training", "is not an object");
-  return { ...fields, training: training ?? null, unknown: new Map([...document].filter(([key]) => !FIELDS.includes(key))) };
+  return {
+    ...fields,
+    training: training ?? null,
+    unknown: new Map([...document].filter(([key]) => !FIELDS.includes(key))),
+  };
 }
 
 /** Read what stands in front of everything else: another version may have any other form. */
 function readHead(document: JsonObject): string[] {
   const [format, version] = [document.get("format"), document.get("version")];
   if (format !== FORMAT) refuse("format", format === undefined ? "is missing" : `is not ${FORMAT}`);
-  if (!isInteger(version) || version < 1) refuse("version", version === undefined ? "is missing" : "is not an integer from 1");
+  if (!isInteger(version) || version < 1)
+    refuse("version", version === undefined ? "is missing" : "is not an integer from 1");
   if (version !== VERSION) {
     throw new VersionError(`version is ${version}, and only ${VERSION} is known here: get a newer reader`, "version");
   }
@@ -60,7 +71,10 @@ function readHead(document: JsonObject): string[] {
   }
   for (const feature of features as string[]) {
     if (FEATURES.includes(feature)) continue;
-    throw new VersionError(`must_understand has ${JSON.stringify(feature)}, which is not known here: get a newer reader`, "must_understand");
+    throw new VersionError(
+      `must_understand has ${JSON.stringify(feature)}, which is not known here: get a newer reader`,
+      "must_understand",
+    );
   }
   return features as string[];
 }
@@ -73,7 +87,8 @@ function required(document: JsonObject, key: string): JsonObject {
 
 function readBase(base: JsonObject): void {
   const components = base.get("components");
-  if (!isObject(components)) refuse("base.components", components === undefined ? "is missing" : "is not an object of strings");
+  if (!isObject(components))
+    refuse("base.components", components === undefined ? "is missing" : "is not an object of strings");
   for (const [name, value] of components) {
     if (!isComponent(name)) refuse("base.components", `has ${JSON.stringify(name)}, which is no name of a component`);
     if (typeof value !== "string") refuse("base.components", "is not an object of strings");
@@ -81,7 +96,10 @@ function readBase(base: JsonObject): void {
   const size = base.get("sample_size");
   if (base.has("sample_size") && (!isInteger(size) || size < 1)) refuse("base.sample_size", "is not an integer from 1");
   if (base.has("attentions")) readAttentions(base.get("attentions"));
-  for (const [key, fits] of [["repository", isRepository], ["revision", isRevision]] as const) {
+  for (const [key, fits] of [
+    ["repository", isRepository],
+    ["revision", isRevision],
+  ] as const) {
     const value = base.get(key);
     if (!base.has(key)) continue;
     if (typeof value !== "string" || value === "") refuse(`base.${key}`, "is not a string, or is empty");
@@ -91,7 +109,8 @@ function readBase(base: JsonObject): void {
 
 function readAttentions(value: Json | undefined): void {
   const isCount = (item: Json | undefined): boolean => isInteger(item) && item >= 0 && item <= 99;
-  const isCounts = (item: Json | undefined): item is number[] => Array.isArray(item) && item.length <= 99 && item.every(isCount);
+  const isCounts = (item: Json | undefined): item is number[] =>
+    Array.isArray(item) && item.length <= 99 && item.every(isCount);
   const [down, mid, up] = isObject(value) && value.size === 3 ? ["down", "mid", "up"].map((key) => value.get(key)) : [];
   if (!isCounts(down) || !isCounts(up) || down.length !== up.length || !isCount(mid)) {
     refuse("base.attentions", "is not an object of down, mid and up by section 7.5");
@@ -104,5 +123,6 @@ export function checkFeatures(features: readonly string[], names: readonly strin
   if (indexed !== undefined && !features.includes(STACKED)) {
     throw new MetadataError(`${indexed}: a name with an index, and must_understand does not hold ${STACKED}`, indexed);
   }
-  if (indexed === undefined && features.includes(STACKED)) refuse("must_understand", `holds ${STACKED}, and no name has an index`);
+  if (indexed === undefined && features.includes(STACKED))
+    refuse("must_understand", `holds ${STACKED}, and no name has an index`);
 }

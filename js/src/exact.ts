@@ -26,7 +26,8 @@ function nearest(value: bigint): number {
   const half = 1n << (drop - 1n);
   if (rest > half || (rest === half && kept % 2n === 1n)) kept++;
   const shift = length - 53 - LEAST; // from −1073
-  const result = shift < -1000 ? Number(kept) * 2 ** -LEAST * 2 ** (shift + LEAST) : Number(kept) * 2 ** Math.min(shift, 971);
+  const result =
+    shift < -1000 ? Number(kept) * 2 ** -LEAST * 2 ** (shift + LEAST) : Number(kept) * 2 ** Math.min(shift, 971);
   return (shift > 971 ? Infinity : result) * (value < 0n ? -1 : 1);
 }
 

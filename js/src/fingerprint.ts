@@ -11,7 +11,8 @@ export function roundWeight(weight: ArrayLike<number>, basisDtype: Float): Float
 /** Choose the basis dtype of a weight (section 6.1). */
 export function chooseDtype(weight: ArrayLike<number>): Float {
   const all = Array.from(weight);
-  const isExact = (dtype: Float): boolean => all.every((value) => round(value, dtype) === value && Math.abs(value) <= LARGEST[dtype]);
+  const isExact = (dtype: Float): boolean =>
+    all.every((value) => round(value, dtype) === value && Math.abs(value) <= LARGEST[dtype]);
   if (isExact("F16")) return "F16";
   if (isExact("BF16")) return "BF16";
   const halves = roundWeight(weight, "F16");
@@ -28,7 +29,10 @@ export function chooseDtype(weight: ArrayLike<number>): Float {
 /** Return the 22 characters that identify a rounded weight, given in the order of its own shape (section 6.2). */
 export function fingerprint(shape: readonly number[], axis: number, rounded: ArrayLike<number>): string {
   const all = Array.from(rounded);
-  const dtype = (["F16", "BF16"] as const).find((name) => all.every((value) => Math.abs(value) <= LARGEST[name] && round(value, name) === value)) ?? "F32";
+  const dtype =
+    (["F16", "BF16"] as const).find((name) =>
+      all.every((value) => Math.abs(value) <= LARGEST[name] && round(value, name) === value),
+    ) ?? "F32";
   const head = new TextEncoder().encode(`svdiff 1 ${dtype} ${shape.join("x")} ${axis}\n`);
   const values = encode(all, dtype);
   const preimage = new Uint8Array(head.length + values.length);

@@ -184,13 +184,18 @@ class Parser {
 
 /** Return whether a text has no half of a surrogate pair. */
 export function isWellFormed(text: string): boolean {
-  return !/[\ud800-\udfff]/.test(text) || !/(?:[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff])/.test(text);
+  return (
+    !/[\ud800-\udfff]/.test(text) ||
+    !/(?:[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff])/.test(text)
+  );
 }
 
 /** Return the canonical form of a value (RFC 8785). */
 export function canonical(value: Json): string {
   if (value instanceof Map) {
-    const members = [...value.keys()].sort(byCodeUnits).map((key) => `${JSON.stringify(key)}:${canonical(value.get(key) as Json)}`);
+    const members = [...value.keys()]
+      .sort(byCodeUnits)
+      .map((key) => `${JSON.stringify(key)}:${canonical(value.get(key) as Json)}`);
     return `{${members.join(",")}}`;
   }
   if (Array.isArray(value)) return `[${value.map(canonical).join(",")}]`;

@@ -18,7 +18,9 @@ export function readLineage(value: Json): JsonObject {
   const result = readOperation(value, (member) => `lineage.${member}`);
   const files = value.get("files");
   if (value.has("files") && !isObject(files)) refuse("lineage.files", "is not an object");
-  const entries = [...((files ?? new Map()) as JsonObject)].map(([digest, entry]) => [digest, readEntry(digest, entry)] as const);
+  const entries = [...((files ?? new Map()) as JsonObject)].map(
+    ([digest, entry]) => [digest, readEntry(digest, entry)] as const,
+  );
   return result.set("files", new Map(entries));
 }
 
@@ -72,18 +74,32 @@ export function lineageOf(sources: readonly Source[], operation: string, args: J
   }
   for (const source of sources) files.set(source.sha256, entryOf(source));
   const result: JsonObject = new Map<string, Json>([
-    ["arguments", args], ["files", files], ["inputs", sources.map((source) => source.sha256)], ["operation", operation],
-  ]); // prettier-ignore
+    ["arguments", args],
+    ["files", files],
+    ["inputs", sources.map((source) => source.sha256)],
+    ["operation", operation],
+  ]);
   return fits(result) ? result : shortened(result, sources, files);
 }
 
 function shortened(lineage: JsonObject, sources: readonly Source[], files: JsonObject): JsonObject {
   const digest = hexDigest(new TextEncoder().encode(canonical(files)));
-  lineage.set("omitted", new Map<string, Json>([["count", files.size], ["digest", digest]]));
-  lineage.set("files", new Map(sources.map(({ sha256, digest: own, title }) => {
-    const entry: JsonObject = new Map([["digest", own]]);
-    return [sha256, title === undefined ? entry : entry.set("title", title)];
-  }))); // prettier-ignore
+  lineage.set(
+    "omitted",
+    new Map<string, Json>([
+      ["count", files.size],
+      ["digest", digest],
+    ]),
+  );
+  lineage.set(
+    "files",
+    new Map(
+      sources.map(({ sha256, digest: own, title }) => {
+        const entry: JsonObject = new Map([["digest", own]]);
+        return [sha256, title === undefined ? entry : entry.set("title", title)];
+      }),
+    ),
+  );
   return fits(lineage) ? lineage : lineage.set("files", new Map());
 }
 

@@ -72,7 +72,7 @@ function halfBits(value: number): number {
   const sign = value < 0 ? 0x8000 : 0;
   if (size < 2 ** -14) return sign | (size * 2 ** 24);
   const e = exponent(size);
-  return sign | ((e + 14) << 10) + size * power(10 - e);
+  return sign | (((e + 14) << 10) + size * power(10 - e));
 }
 
 /** Return the values of little-endian bytes; those of I8 are the counts. −0 becomes +0. */

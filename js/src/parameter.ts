@@ -4,8 +4,16 @@ import { exactSum } from "./exact.js";
 import { isInteger, isObject, type Json, type JsonObject } from "./json.js";
 import { componentOf, isIndexed } from "./names.js";
 import {
-  BLOCK, decode, decodeCounts, encode, encodeCounts, ITEM_SIZE, LARGEST, type Dtype, type Float,
-} from "./numbers.js"; // prettier-ignore
+  BLOCK,
+  decode,
+  decodeCounts,
+  encode,
+  encodeCounts,
+  ITEM_SIZE,
+  LARGEST,
+  type Dtype,
+  type Float,
+} from "./numbers.js";
 
 export type Kind = "spectral" | "elementwise";
 /** First and last index of singular values that are too close to tell apart. */
@@ -52,7 +60,8 @@ const COLUMNS: readonly string[] = ["dtype", "exceptions", "fingerprints", "null
 
 /** Read the columns of section 5.3 for sorted names. Raises MetadataError. */
 export function readColumns(columns: JsonObject, names: readonly string[]): Layout[] {
-  for (const key of columns.keys()) if (!COLUMNS.includes(key)) refuse(`parameters.${key}`, "is no column of this version");
+  for (const key of columns.keys())
+    if (!COLUMNS.includes(key)) refuse(`parameters.${key}`, "is no column of this version");
   const dtype = columns.get("dtype");
   if (typeof dtype !== "string" || !FLOATS.includes(dtype)) refuse("parameters.dtype", "is not F32, F16 or BF16");
   const shapes = entries(columns, "shapes", SHAPE, names);
@@ -60,13 +69,23 @@ export function readColumns(columns: JsonObject, names: readonly string[]): Layo
   const [exceptions, tied, nulls] = ["exceptions", "tied", "null"].map((key) => byName(columns, key, names));
   return names.map((name, i) => {
     const shape = (shapes[i] as string).split("x").map(Number);
-    const own = { shape, axis: 0, basisDtype: dtype as Float, kind: (shape.length === 1 ? "elementwise" : "spectral") as Kind };
+    const own = {
+      shape,
+      axis: 0,
+      basisDtype: dtype as Float,
+      kind: (shape.length === 1 ? "elementwise" : "spectral") as Kind,
+    };
     if (exceptions?.has(name)) except(own, exceptions.get(name), name);
-    if (shape.length === 1 && own.kind === "spectral") refuse("parameters.exceptions", `${name}: one dimension is never spectral`);
+    if (shape.length === 1 && own.kind === "spectral")
+      refuse("parameters.exceptions", `${name}: one dimension is never spectral`);
     const layout = { ...own, name, fingerprint: fingerprints[i] as string };
     const size = lengthOf(layout);
     const nullCount = nulls?.has(name) ? readNull(nulls.get(name), name, own.kind, size) : 0;
-    return { ...layout, null: nullCount, tied: tied?.has(name) ? readRuns(tied.get(name), name, own.kind, size - nullCount) : [] };
+    return {
+      ...layout,
+      null: nullCount,
+      tied: tied?.has(name) ? readRuns(tied.get(name), name, own.kind, size - nullCount) : [],
+    };
   });
 }
 
@@ -81,7 +100,8 @@ function entries(columns: JsonObject, key: string, grammar: RegExp, names: reado
   const found = column.split(" ");
   if (found.length !== names.length) refuse(field, `has ${found.length} entries for ${names.length} parameters`);
   found.forEach((entry, i) => {
-    if (!grammar.test(entry)) refuse(field, `says ${JSON.stringify(entry.slice(0, 80))} of ${names[i]}, which breaks section 5.3`);
+    if (!grammar.test(entry))
+      refuse(field, `says ${JSON.stringify(entry.slice(0, 80))} of ${names[i]}, which breaks section 5.3`);
   });
   return found;
 }
@@ -91,16 +111,22 @@ function byName(columns: JsonObject, key: string, names: readonly string[]): Jso
   if (column === undefined) return undefined;
   if (!isObject(column)) refuse(`parameters.${key}`, "is not an object");
   const known = new Set(names);
-  for (const name of column.keys()) if (!known.has(name)) refuse(`parameters.${key}`, `names ${JSON.stringify(name)}, which is no tensor`);
+  for (const name of column.keys())
+    if (!known.has(name)) refuse(`parameters.${key}`, `names ${JSON.stringify(name)}, which is no tensor`);
   return column;
 }
 
-function except(own: { shape: number[]; axis: number; basisDtype: Float; kind: Kind }, exception: Json | undefined, name: string): void {
+function except(
+  own: { shape: number[]; axis: number; basisDtype: Float; kind: Kind },
+  exception: Json | undefined,
+  name: string,
+): void {
   const bad = (why: string): never => refuse("parameters.exceptions", `${name}: ${why}`);
   if (!isObject(exception)) return bad("is not an object");
   for (const [key, value] of exception) {
     if (key === "axis") {
-      if (!isInteger(value) || value < 0 || value >= own.shape.length) return bad("the axis is no dimension of the weight");
+      if (!isInteger(value) || value < 0 || value >= own.shape.length)
+        return bad("the axis is no dimension of the weight");
       own.axis = value;
     } else if (key === "dtype") {
       if (typeof value !== "string" || !FLOATS.includes(value)) return bad("the basis dtype is not F32, F16 or BF16");
@@ -114,7 +140,8 @@ function except(own: { shape: number[]; axis: number; basisDtype: Float; kind: K
 
 function readNull(value: Json | undefined, name: string, kind: Kind, size: number): number {
   if (kind !== "spectral") refuse("parameters.null", `${name}: it is elementwise, and has no singular values`);
-  if (!isInteger(value) || value < 1 || value > size) refuse("parameters.null", `${name}: not an integer from 1 to ${size}`);
+  if (!isInteger(value) || value < 1 || value > size)
+    refuse("parameters.null", `${name}: not an integer from 1 to ${size}`);
   return value;
 }
 
@@ -126,7 +153,10 @@ function readRuns(value: Json | undefined, name: string, kind: Kind, end: number
     const run = RUN.exec(entry);
     const [first, last] = [Number(run?.[1]), Number(run?.[2])];
     if (!run || first <= before || last <= first || last >= end) {
-      refuse("parameters.tied", `${name}: ${JSON.stringify(value.slice(0, 80))} are no runs of its ${end} singular values in front of the null part (parameters.null)`);
+      refuse(
+        "parameters.tied",
+        `${name}: ${JSON.stringify(value.slice(0, 80))} are no runs of its ${end} singular values in front of the null part (parameters.null)`,
+      );
     }
     before = last;
     return [first, last] as const;
@@ -154,7 +184,11 @@ export function writeColumns(layouts: readonly Layout[]): JsonObject {
     ["fingerprints", layouts.map((layout) => layout.fingerprint).join(" ")],
     ["shapes", layouts.map((layout) => layout.shape.join("x")).join(" ")],
   ]);
-  for (const [key, column] of [["exceptions", exceptions], ["tied", tied], ["null", nulls]] as const) {
+  for (const [key, column] of [
+    ["exceptions", exceptions],
+    ["tied", tied],
+    ["null", nulls],
+  ] as const) {
     if (column.size) columns.set(key, column);
   }
   return columns;
@@ -164,8 +198,10 @@ export function writeColumns(layouts: readonly Layout[]): JsonObject {
 export function checkNames(names: readonly string[], components: JsonObject): void {
   for (const name of names) {
     const component = componentOf(name);
-    if (component === undefined) throw new MetadataError(`${JSON.stringify(name)} is no name of a parameter (section 4.1)`, name);
-    if (!components.has(component)) throw new MetadataError(`${name}: base.components does not name its component`, name);
+    if (component === undefined)
+      throw new MetadataError(`${JSON.stringify(name)} is no name of a parameter (section 4.1)`, name);
+    if (!components.has(component))
+      throw new MetadataError(`${name}: base.components does not name its component`, name);
   }
 }
 
@@ -234,7 +270,10 @@ export function isWithin(values: ArrayLike<number>, dtype: Dtype): boolean {
 /** Return values rounded once, checked by section 4.4. Raises TensorError. */
 export function store(name: string, values: ArrayLike<number>, dtype: Dtype): Stored {
   if (!isWithin(values, dtype)) {
-    throw new TensorError(`${name}: a value is not finite, or beyond ${LARGEST[dtype]}, the largest of ${dtype}: use a wider format or smaller weights`, name);
+    throw new TensorError(
+      `${name}: a value is not finite, or beyond ${LARGEST[dtype]}, the largest of ${dtype}: use a wider format or smaller weights`,
+      name,
+    );
   }
   if (dtype === "I8") return { dtype, ...encodeCounts(values) };
   return { dtype, data: encode(values, dtype), scales: NONE };
@@ -256,4 +295,3 @@ export function withoutMinusZero(stored: Stored): Stored {
   }
   return stored;
 }
-

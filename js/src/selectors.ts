@@ -26,14 +26,16 @@ export function names(
   const positive = selectors.filter((selector) => !selector.startsWith("!"));
   const result = new Set(positive.length ? [] : layouts.map(({ name }) => name));
   for (const selector of positive) for (const name of one(layouts, selector, base, options)) result.add(name);
-  for (const selector of negative) for (const name of one(layouts, selector.slice(1), base, options)) result.delete(name);
+  for (const selector of negative)
+    for (const name of one(layouts, selector.slice(1), base, options)) result.delete(name);
   if (!result.size) throw new SelectionError(`${selectors.join(" ")}: nothing is left`, selectors.join(" "));
   return result;
 }
 
 function one(layouts: readonly Layout[], selector: string, base: JsonObject, options: SelectOptions): string[] {
   if (layouts.some(({ name }) => name === selector)) return [selector];
-  const named = subset(layouts, selector) ?? addressed(layouts, selector, base, options.sampleSize) ?? matching(layouts, selector);
+  const named =
+    subset(layouts, selector) ?? addressed(layouts, selector, base, options.sampleSize) ?? matching(layouts, selector);
   if (named === undefined) {
     throw new SelectionError(`${selector}: it is no parameter, subset, address or glob`, selector);
   }
@@ -50,20 +52,26 @@ function matching(layouts: readonly Layout[], selector: string): Layout[] | unde
 
 /** Return the regular expression of a glob. A bracket without its end stands for itself. */
 function globPattern(glob: string): string {
-  return glob.replace(/\*|\?|\[(!?)(\]?[^\]]*)\]|[^]/gu, (part, not: string | undefined, inside: string | undefined) => {
-    if (part === "*") return ".*";
-    if (part === "?") return ".";
-    if (inside === undefined) return escaped(part);
-    return `[${not ? "^" : ""}${ranges(inside)}]`;
-  });
+  return glob.replace(
+    /\*|\?|\[(!?)(\]?[^\]]*)\]|[^]/gu,
+    (part, not: string | undefined, inside: string | undefined) => {
+      if (part === "*") return ".*";
+      if (part === "?") return ".";
+      if (inside === undefined) return escaped(part);
+      return `[${not ? "^" : ""}${ranges(inside)}]`;
+    },
+  );
 }
 
 /** Return the inside of a bracket, without ranges that run backwards. */
 function ranges(inside: string): string {
-  return inside.replace(/([^])-([^])|([^])/gu, (_, first: string | undefined, last: string | undefined, alone: string | undefined) => {
-    if (alone !== undefined) return escaped(alone);
-    return (first as string) <= (last as string) ? `${escaped(first as string)}-${escaped(last as string)}` : "";
-  });
+  return inside.replace(
+    /([^])-([^])|([^])/gu,
+    (_, first: string | undefined, last: string | undefined, alone: string | undefined) => {
+      if (alone !== undefined) return escaped(alone);
+      return (first as string) <= (last as string) ? `${escaped(first as string)}-${escaped(last as string)}` : "";
+    },
+  );
 }
 
 function escaped(char: string): string {

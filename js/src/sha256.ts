@@ -10,7 +10,7 @@ function constants(count: number, root: number): Int32Array {
   for (let n = 2; found < count; n++) {
     let prime = true;
     for (let d = 2; d * d <= n; d++) prime &&= n % d !== 0;
-    if (prime) result[found++] = ((n ** root) % 1) * 2 ** 32;
+    if (prime) result[found++] = (n ** root % 1) * 2 ** 32;
   }
   return result;
 }
@@ -20,7 +20,8 @@ function blocks(state: Int32Array, data: Uint8Array, begin: number, end: number)
   const w = new Int32Array(64);
   const k = K;
   for (let at = begin; at < end; at += 64) {
-    for (let i = 0, j = at; i < 16; i++, j += 4) w[i] = (data[j]! << 24) | (data[j + 1]! << 16) | (data[j + 2]! << 8) | data[j + 3]!;
+    for (let i = 0, j = at; i < 16; i++, j += 4)
+      w[i] = (data[j]! << 24) | (data[j + 1]! << 16) | (data[j + 2]! << 8) | data[j + 3]!;
     for (let i = 16; i < 64; i++) {
       const x = w[i - 15]!;
       const y = w[i - 2]!;
@@ -28,8 +29,14 @@ function blocks(state: Int32Array, data: Uint8Array, begin: number, end: number)
       const s1 = ((y >>> 17) | (y << 15)) ^ ((y >>> 19) | (y << 13)) ^ (y >>> 10);
       w[i] = (w[i - 16]! + s0 + w[i - 7]! + s1) | 0;
     }
-    let a = state[0]!, b = state[1]!, c = state[2]!, d = state[3]!;
-    let e = state[4]!, f = state[5]!, g = state[6]!, h = state[7]!;
+    let a = state[0]!,
+      b = state[1]!,
+      c = state[2]!,
+      d = state[3]!;
+    let e = state[4]!,
+      f = state[5]!,
+      g = state[6]!,
+      h = state[7]!;
     for (let i = 0; i < 64; i++) {
       const s1 = ((e >>> 6) | (e << 26)) ^ ((e >>> 11) | (e << 21)) ^ ((e >>> 25) | (e << 7));
       const t1 = (h + s1 + (g ^ (e & (f ^ g))) + k[i]! + w[i]!) | 0;
@@ -80,7 +87,9 @@ export function hexDigest(data: Uint8Array): string {
 /** Return the digest in hexadecimal, by the platform's own code where that is there, which is several times as fast. */
 export async function hexDigestLater(data: Uint8Array): Promise<string> {
   const subtle = globalThis.crypto?.subtle as SubtleCrypto | undefined;
-  return subtle ? hex(new Uint8Array(await subtle.digest("SHA-256", data as Uint8Array<ArrayBuffer>))) : hexDigest(data);
+  return subtle
+    ? hex(new Uint8Array(await subtle.digest("SHA-256", data as Uint8Array<ArrayBuffer>)))
+    : hexDigest(data);
 }
 
 function hex(digest: Uint8Array): string {

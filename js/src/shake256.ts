@@ -36,7 +36,8 @@ function permute(state: Int32Array): void {
   const column = new Int32Array(10);
   const moved = new Int32Array(50);
   for (const [low, high] of IOTA) {
-    for (let x = 0; x < 10; x++) column[x] = state[x]! ^ state[x + 10]! ^ state[x + 20]! ^ state[x + 30]! ^ state[x + 40]!;
+    for (let x = 0; x < 10; x++)
+      column[x] = state[x]! ^ state[x + 10]! ^ state[x + 20]! ^ state[x + 30]! ^ state[x + 40]!;
     for (let x = 0; x < 5; x++) {
       const before = 2 * ((x + 4) % 5);
       const after = 2 * ((x + 1) % 5);
@@ -58,7 +59,8 @@ function permute(state: Int32Array): void {
       moved[target + 1] = n ? (upper << n) | (lower >>> (32 - n)) : upper;
     }
     for (let y = 0; y < 50; y += 10) {
-      for (let x = 0; x < 10; x++) state[y + x] = moved[y + x]! ^ (~moved[y + ((x + 2) % 10)]! & moved[y + ((x + 4) % 10)]!);
+      for (let x = 0; x < 10; x++)
+        state[y + x] = moved[y + x]! ^ (~moved[y + ((x + 2) % 10)]! & moved[y + ((x + 4) % 10)]!);
     }
     state[0] = state[0]! ^ low;
     state[1] = state[1]! ^ high;

@@ -26,7 +26,10 @@ const SUBSETS = new Map<string, Test>(
     ] as const
   ).map(([name, prefix, pattern, dimensions]) => {
     const end = new RegExp(`(?:${pattern})$`);
-    return [name, ({ name: own, shape }) => own.startsWith(prefix) && end.test(own) && [0, shape.length].includes(dimensions)];
+    return [
+      name,
+      ({ name: own, shape }) => own.startsWith(prefix) && end.test(own) && [0, shape.length].includes(dimensions),
+    ];
   }),
 );
 
@@ -84,7 +87,10 @@ function componentTest(layouts: readonly Layout[], word: string): Test | undefin
 
 function partTest(selector: string, word: string): Test | undefined {
   if (ELSEWHERE.test(word)) {
-    throw new SelectionError(`${selector}: this implementation does not know layers by ${word}; select them by a glob`, selector);
+    throw new SelectionError(
+      `${selector}: this implementation does not know layers by ${word}; select them by a glob`,
+      selector,
+    );
   }
   return PARTS.get(word);
 }

@@ -16,7 +16,9 @@ test("SHA-256 is Node's", () => {
 test("SHAKE-256 is Node's", () => {
   for (let length = 0; length <= text.length; length++) {
     const data = text.subarray(0, length);
-    const expected = createHash("shake256", { outputLength: length + 1 }).update(data).digest("hex");
+    const expected = createHash("shake256", { outputLength: length + 1 })
+      .update(data)
+      .digest("hex");
     assert.equal(Buffer.from(shake256(data, length + 1)).toString("hex"), expected);
   }
 });

@@ -13,7 +13,11 @@ test("the page's code runs", async () => {
   const script = join(root, "js", "dist", "page.mjs"); // within the package, which there goes by its own name
   const before = process.cwd();
   try {
-    for (const name of ["dog", "cat"]) copyFileSync(join(root, "spec/v1/vectors/operations", `${name}.safetensors`), join(folder, `${name}.safetensors`));
+    for (const name of ["dog", "cat"])
+      copyFileSync(
+        join(root, "spec/v1/vectors/operations", `${name}.safetensors`),
+        join(folder, `${name}.safetensors`),
+      );
     const fences = [...readFileSync(join(root, "docs/browser.md"), "utf8").matchAll(/^```js\n(.*?)^```/gms)];
     assert.equal(fences.length, 1);
     writeFileSync(script, fences[0][1].replace(/console\.log/g, "void"));

@@ -4,7 +4,17 @@ import { createHash } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
 import { after, test } from "node:test";
 import { fileURLToPath } from "node:url";
-import { canonical, chooseDtype, DeltaError, findRuns, fingerprint, fromPlain, plain, read, roundWeight } from "../dist/index.js";
+import {
+  canonical,
+  chooseDtype,
+  DeltaError,
+  findRuns,
+  fingerprint,
+  fromPlain,
+  plain,
+  read,
+  roundWeight,
+} from "../dist/index.js";
 import { operate } from "./operate.mjs";
 
 const folder = fileURLToPath(new URL("../../spec/v1/vectors/", import.meta.url));
@@ -47,7 +57,10 @@ for (const file of valid) {
       assert.equal(own.basisDtype, basisDtype);
       assert.equal(own.stored.dtype, dtype);
       assert.deepEqual(own.tied, tied);
-      assert.deepEqual([...own.values], values.map((value) => hexFloat(value) + 0));
+      assert.deepEqual(
+        [...own.values],
+        values.map((value) => hexFloat(value) + 0),
+      );
     }
     if (expected.rewritten) assert.equal(sha(delta.bytes()), expected.rewritten);
     if (expected.canonical) assert.equal(expected.rewritten, sha(raw));
@@ -57,13 +70,16 @@ for (const file of valid) {
 
 for (const { file, error, names, about } of broken) {
   test(`${file}: ${about}`, () => {
-    assert.throws(() => read(bytes(file)), (refusal) => {
-      assert.ok(refusal instanceof DeltaError, refusal.stack);
-      assert.equal(refusal.name, error, refusal.message);
-      const said = `${refusal.message}\n${refusal.field}`;
-      assert.ok(!names.length || names.some((name) => said.includes(name)), `${said} names none of ${names}`);
-      return true;
-    });
+    assert.throws(
+      () => read(bytes(file)),
+      (refusal) => {
+        assert.ok(refusal instanceof DeltaError, refusal.stack);
+        assert.equal(refusal.name, error, refusal.message);
+        const said = `${refusal.message}\n${refusal.field}`;
+        assert.ok(!names.length || names.some((name) => said.includes(name)), `${said} names none of ${names}`);
+        return true;
+      },
+    );
     passed++;
   });
 }
@@ -74,12 +90,15 @@ operations.forEach(({ about, operation, inputs: own, arguments: args, error, nam
   test(`operation ${i}: ${operation}, ${about}`, () => {
     const deltas = own.map((name) => read(files[name]));
     if (error) {
-      assert.throws(() => operate(operation, deltas, args), (refusal) => {
-        assert.equal(refusal.name, error, refusal.stack);
-        const said = `${refusal.message}\n${refusal.field}`;
-        assert.ok(!names.length || names.some((name) => said.includes(name)), `${said} names none of ${names}`);
-        return true;
-      });
+      assert.throws(
+        () => operate(operation, deltas, args),
+        (refusal) => {
+          assert.equal(refusal.name, error, refusal.stack);
+          const said = `${refusal.message}\n${refusal.field}`;
+          assert.ok(!names.length || names.some((name) => said.includes(name)), `${said} names none of ${names}`);
+          return true;
+        },
+      );
     } else {
       const result = operate(operation, deltas, args);
       assert.deepEqual([...result.parameters.keys()], Object.keys(expected.tensors).sort());
@@ -98,23 +117,47 @@ operations.forEach(({ about, operation, inputs: own, arguments: args, error, nam
 
 const plainStrings = (delta) => plain(new Map(delta.strings));
 
-cases.forEach(({ about, shape, axis, kind, stored, weight, basis_dtype: basisDtype, rounded, chosen, fingerprint: mark, sigma, tied, null: nulls }, i) => {
-  // Of a weight's basis the rounding, the choice, the fingerprint and the runs of given singular values.
-  test(`basis ${i}: ${about ?? `${shape.join("x")} in ${stored}`}`, () => {
-    const values = weight.map(hexFloat);
-    const own = roundWeight(values, basisDtype);
-    assert.deepEqual([...own], rounded.map((value) => hexFloat(value) + 0));
-    assert.equal(chooseDtype(values), chosen);
-    assert.equal(fingerprint(shape, axis, own), mark);
-    if (kind === "spectral") assert.deepEqual(findRuns(sigma.map(hexFloat)), { tied, null: nulls });
-    passed++;
-  });
-});
+cases.forEach(
+  (
+    {
+      about,
+      shape,
+      axis,
+      kind,
+      stored,
+      weight,
+      basis_dtype: basisDtype,
+      rounded,
+      chosen,
+      fingerprint: mark,
+      sigma,
+      tied,
+      null: nulls,
+    },
+    i,
+  ) => {
+    // Of a weight's basis the rounding, the choice, the fingerprint and the runs of given singular values.
+    test(`basis ${i}: ${about ?? `${shape.join("x")} in ${stored}`}`, () => {
+      const values = weight.map(hexFloat);
+      const own = roundWeight(values, basisDtype);
+      assert.deepEqual(
+        [...own],
+        rounded.map((value) => hexFloat(value) + 0),
+      );
+      assert.equal(chooseDtype(values), chosen);
+      assert.equal(fingerprint(shape, axis, own), mark);
+      if (kind === "spectral") assert.deepEqual(findRuns(sigma.map(hexFloat)), { tied, null: nulls });
+      passed++;
+    });
+  },
+);
 
 after(() => {
   assert.equal(broken.length, readdirSync(folder + "invalid").length);
   assert.equal(Object.keys(inputs).length, readdirSync(folder + "operations").length);
   assert.equal(valid.length * 2, readdirSync(folder + "valid").length);
   assert.equal(passed, valid.length + broken.length + operations.length + cases.length);
-  console.log(`${valid.length} valid, ${broken.length} invalid, ${operations.length} operations, ${cases.length} weights: ${passed} vectors, 0 skipped`);
+  console.log(
+    `${valid.length} valid, ${broken.length} invalid, ${operations.length} operations, ${cases.length} weights: ${passed} vectors, 0 skipped`,
+  );
 });

@@ -13,7 +13,10 @@ export interface SumOptions extends Common, SelectOptions {
 }
 
 /** Add deltas, each times its weight, 1 if not given. */
-export function add(inputs: readonly Delta[], options: SumOptions & { weights?: readonly Weight[] | undefined } = {}): Delta {
+export function add(
+  inputs: readonly Delta[],
+  options: SumOptions & { weights?: readonly Weight[] | undefined } = {},
+): Delta {
   if (!inputs.length) throw new InputError("there is nothing to add: give one delta or more", "inputs");
   const weights = checkWeights(options.weights, inputs.length);
   return total(inputs, weights, "add", { weights }, options);
@@ -34,7 +37,8 @@ export function scale(delta: Delta, factor: number, options: SumOptions = {}): D
 
 /** Check a number format. Raises InputError. */
 export function checkDtype(dtype: Dtype | undefined): Dtype {
-  if (dtype !== undefined && !DTYPES.includes(dtype)) throw new InputError(`dtype: ${String(dtype)} is not F32, F16, BF16 or I8`, "dtype");
+  if (dtype !== undefined && !DTYPES.includes(dtype))
+    throw new InputError(`dtype: ${String(dtype)} is not F32, F16, BF16 or I8`, "dtype");
   return dtype ?? "F32";
 }
 
@@ -51,7 +55,13 @@ export function recorded(dtype: Dtype, sampleSize: number | undefined): Record<s
   return { dtype: dtype === "F32" ? undefined : dtype, sample_size: sampleSize };
 }
 
-function total(inputs: readonly Delta[], weights: readonly Weight[], operation: string, args: Record<string, unknown>, options: SumOptions): Delta {
+function total(
+  inputs: readonly Delta[],
+  weights: readonly Weight[],
+  operation: string,
+  args: Record<string, unknown>,
+  options: SumOptions,
+): Delta {
   const dtype = checkDtype(options.dtype);
   const layouts = combineLayouts(inputs);
   const weightOf = inputs.map((delta, k) => factors(delta, weights[k] as Weight, options));

@@ -6,7 +6,10 @@ import { lineageOf } from "../lineage.js";
 import { parameter, lengthOf, type Layout, type Parameter, type Run, type Stored } from "../parameter.js";
 
 /** Return the finest runs that cover those of all inputs, and the null count (section 7.2). */
-export function combineRuns(size: number, inputs: readonly Pick<Layout, "tied" | "null">[]): { tied: Run[]; null: number } {
+export function combineRuns(
+  size: number,
+  inputs: readonly Pick<Layout, "tied" | "null">[],
+): { tied: Run[]; null: number } {
   const runs = inputs.flatMap(({ tied }) => tied).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
   const joined: Run[] = [];
   for (const [first, last] of runs) {
@@ -39,7 +42,13 @@ export function combineLayouts(inputs: readonly Delta[]): Layout[] {
 
 function isSame(a: Layout, b: Layout): boolean {
   const { fingerprint, kind, axis, shape } = a;
-  return fingerprint === b.fingerprint && kind === b.kind && axis === b.axis && shape.length === b.shape.length && shape.every((side, i) => side === b.shape[i]);
+  return (
+    fingerprint === b.fingerprint &&
+    kind === b.kind &&
+    axis === b.axis &&
+    shape.length === b.shape.length &&
+    shape.every((side, i) => side === b.shape[i])
+  );
 }
 
 /** Return a parameter without its values. */

@@ -43,7 +43,9 @@ export function merge(inputs: readonly Delta[], method: Method, options: MergeOp
   const stored = (layout: Layout): Stored => {
     const values = inputs.map(({ parameters }) => {
       const own = parameters.get(layout.name);
-      return own ? project(Float64Array.from(own.values), layout.tied, layout.null) : new Float64Array(lengthOf(layout));
+      return own
+        ? project(Float64Array.from(own.values), layout.tied, layout.null)
+        : new Float64Array(lengthOf(layout));
     });
     const own = inputs.map(({ parameters }, k) => (parameters.has(layout.name) ? weightOf[k]!(layout.name) : 0));
     return finish(layout, merged(layout, values, own, settings), dtype);
@@ -52,14 +54,20 @@ export function merge(inputs: readonly Delta[], method: Method, options: MergeOp
   return result(inputs, layouts, stored, "merge", method === "slerp" ? said : { ...said, weights }, options);
 }
 
-function check(inputs: readonly Delta[], method: Method, options: MergeOptions): { settings: Settings; args: Record<string, number> } {
-  if (!Object.hasOwn(OPTIONS, method)) throw new InputError(`method: ${String(method)} is not one of ${Object.keys(OPTIONS).join(", ")}`, "method");
+function check(
+  inputs: readonly Delta[],
+  method: Method,
+  options: MergeOptions,
+): { settings: Settings; args: Record<string, number> } {
+  if (!Object.hasOwn(OPTIONS, method))
+    throw new InputError(`method: ${String(method)} is not one of ${Object.keys(OPTIONS).join(", ")}`, "method");
   if (!inputs.length) throw new InputError("there is nothing to merge: give one delta or more", "inputs");
   const taken: readonly string[] = OPTIONS[method];
   const args: Record<string, number> = {};
   for (const name of ["weights", "density", "seed", "alpha"] as const) {
     const value = name === "seed" && taken.includes(name) ? (options.seed ?? 0) : options[name];
-    if (value !== undefined && !taken.includes(name)) throw new InputError(`${name}: ${method} takes no such option`, name);
+    if (value !== undefined && !taken.includes(name))
+      throw new InputError(`${name}: ${method} takes no such option`, name);
     if (name === "weights" || !taken.includes(name)) continue;
     if (value === undefined) throw new InputError(`${name}: ${method} needs it`, name);
     finite(name, value);
@@ -67,19 +75,27 @@ function check(inputs: readonly Delta[], method: Method, options: MergeOptions):
   }
   const { density = 1, seed = 0, alpha = 0 } = args;
   if (density <= 0 || density > 1) throw new InputError(`density: ${density} is not in (0, 1]`, "density");
-  if (!Number.isSafeInteger(seed) || seed < 0) throw new InputError(`seed: ${seed} is no integer from 0, less than 2^53`, "seed");
+  if (!Number.isSafeInteger(seed) || seed < 0)
+    throw new InputError(`seed: ${seed} is no integer from 0, less than 2^53`, "seed");
   if (alpha < 0 || alpha > 1) throw new InputError(`alpha: ${alpha} is not in [0, 1]`, "alpha");
-  if (method === "slerp" && inputs.length !== 2) throw new InputError(`slerp takes two inputs, not ${inputs.length}`, "inputs");
+  if (method === "slerp" && inputs.length !== 2)
+    throw new InputError(`slerp takes two inputs, not ${inputs.length}`, "inputs");
   return { settings: { method, density, seed, alpha }, args };
 }
 
-function merged(layout: Layout, values: readonly Float64Array[], weights: readonly number[], settings: Settings): Float64Array {
+function merged(
+  layout: Layout,
+  values: readonly Float64Array[],
+  weights: readonly number[],
+  settings: Settings,
+): Float64Array {
   const { method, density, seed } = settings;
   if (method === "slerp") return slerp(values[0]!, values[1]!, settings.alpha);
   const units = coordinates(layout);
   let points: Float64Array[] = values.map((value) => Float64Array.from(units, ([first]) => value[first]!));
   if (method === "ties" || method === "magnitude") points = points.map((point) => trim(point, density));
-  if (method === "dare_linear" || method === "dare_ties") points = points.map((point, k) => drop(point, density, `${seed}\n${k}\n${layout.name}`));
+  if (method === "dare_linear" || method === "dare_ties")
+    points = points.map((point, k) => drop(point, density, `${seed}\n${k}\n${layout.name}`));
   const sum = method === "ties" || method === "dare_ties" ? elect(points, weights) : linear(points, weights);
   const whole = new Float64Array(values[0]!.length);
   units.forEach(([first, last], i) => whole.fill(sum[i]!, first, last + 1));
@@ -144,7 +160,8 @@ function slerp(a: Float64Array, b: Float64Array, alpha: number): Float64Array {
   const cosine = Math.max(-1, Math.min(1, dot / (Math.sqrt(aa) * Math.sqrt(bb))));
   const angle = aa && bb ? Math.acos(cosine) : 0;
   const sine = Math.sin(angle);
-  const [first, second] = sine < 1e-6 ? [alpha, 1 - alpha] : [Math.sin(alpha * angle) / sine, Math.sin((1 - alpha) * angle) / sine];
+  const [first, second] =
+    sine < 1e-6 ? [alpha, 1 - alpha] : [Math.sin(alpha * angle) / sine, Math.sin((1 - alpha) * angle) / sine];
   return a.map((value, i) => first! * value + second! * b[i]!);
 }
 

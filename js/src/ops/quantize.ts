@@ -3,7 +3,15 @@ import type { Delta } from "../delta.js";
 import { InputError } from "../errors.js";
 import { exact } from "../exact.js";
 import type { Dtype } from "../numbers.js";
-import { isWithin, rawValues, store, withoutMinusZero, type Layout, type Parameter, type Stored } from "../parameter.js";
+import {
+  isWithin,
+  rawValues,
+  store,
+  withoutMinusZero,
+  type Layout,
+  type Parameter,
+  type Stored,
+} from "../parameter.js";
 import { checkDtype } from "./arithmetic.js";
 import { layoutOf, result, type Common } from "./combine.js";
 import { finite } from "./weights.js";
@@ -16,7 +24,14 @@ export function quantize(delta: Delta, dtype: Dtype, maxError: number, options: 
   finite("max_error", maxError);
   if (maxError < 0) throw new InputError(`max_error: ${maxError} is negative`, "max_error");
   const stored = ({ name }: Layout): Stored => rounded(delta.parameters.get(name) as Parameter, dtype, maxError);
-  return result([delta], [...delta.parameters.values()].map(layoutOf), stored, "quantize", { dtype, max_error: maxError }, options);
+  return result(
+    [delta],
+    [...delta.parameters.values()].map(layoutOf),
+    stored,
+    "quantize",
+    { dtype, max_error: maxError },
+    options,
+  );
 }
 
 function rounded(own: Parameter, dtype: Dtype, maxError: number): Stored {

@@ -10,5 +10,12 @@ export function slice(delta: Delta, selectors: readonly string[], options: Commo
   const wanted = names(all, selectors, delta.base, options);
   const kept = all.filter(({ name }) => wanted.has(name)).map(layoutOf);
   const stored = ({ name }: Layout) => withoutMinusZero((delta.parameters.get(name) as Parameter).stored);
-  return result([delta], kept, stored, "slice", { selectors: [...selectors], sample_size: options.sampleSize }, options);
+  return result(
+    [delta],
+    kept,
+    stored,
+    "slice",
+    { selectors: [...selectors], sample_size: options.sampleSize },
+    options,
+  );
 }

@@ -23,7 +23,8 @@ export function truncate(delta: Delta, keep: Keep, options: Common = {}): Delta 
 function checkKeep(keep: Keep): Keep & Record<string, unknown> {
   if ("rank" in keep === "energy" in keep) throw new InputError("give either rank or energy", "rank");
   if ("rank" in keep) {
-    if (!Number.isSafeInteger(keep.rank) || keep.rank < 1) throw new InputError(`rank: ${String(keep.rank)} is no integer from 1`, "rank");
+    if (!Number.isSafeInteger(keep.rank) || keep.rank < 1)
+      throw new InputError(`rank: ${String(keep.rank)} is no integer from 1`, "rank");
     return { rank: keep.rank };
   }
   finite("energy", keep.energy);

@@ -9,9 +9,11 @@ export type Weight = number | { default: number; where: readonly (readonly [stri
 /** Check weights, 1 for each input if none are given. Raises InputError. */
 export function checkWeights(weights: readonly Weight[] | undefined, count: number): Weight[] {
   const all = weights ?? Array.from({ length: count }, () => 1);
-  if (all.length !== count) throw new InputError(`weights: ${all.length} are given for ${count} inputs; give one for each`, "weights");
+  if (all.length !== count)
+    throw new InputError(`weights: ${all.length} are given for ${count} inputs; give one for each`, "weights");
   return all.map((weight) => {
-    const numbers = typeof weight === "number" ? [weight] : [weight.default, ...weight.where.map(([, number]) => number)];
+    const numbers =
+      typeof weight === "number" ? [weight] : [weight.default, ...weight.where.map(([, number]) => number)];
     for (const number of numbers) finite("weights", number);
     return typeof weight !== "number" && weight.where.length === 0 ? weight.default : weight;
   });
@@ -19,7 +21,8 @@ export function checkWeights(weights: readonly Weight[] | undefined, count: numb
 
 /** Check that an argument is a finite number. Raises InputError. */
 export function finite(name: string, value: unknown): asserts value is number {
-  if (typeof value !== "number" || !Number.isFinite(value)) throw new InputError(`${name}: ${String(value)} is no finite number`, name);
+  if (typeof value !== "number" || !Number.isFinite(value))
+    throw new InputError(`${name}: ${String(value)} is no finite number`, name);
 }
 
 /** Return the weight of each parameter of one input. Raises SelectionError. */
