@@ -90,6 +90,30 @@ test("the package passes the vectors in the browser", async () => {
   }
   const { files } = JSON.parse(readFileSync(join(vectors, "invalid.json"), "utf8"));
   for (const { file, error } of files) assert.equal(await made(readFileSync(join(vectors, file))), error, file);
+  const text = readFileSync(new URL("../test/operate.mjs", import.meta.url), "utf8");
+  const names = /import (\{.*?\}) from/s.exec(text)[1];
+  const body = text.replace(/^import .*?;$/ms, "").replace("export function", "globalThis.operate = function");
+  await other.addScriptTag({ content: `{ const ${names} = svdiff; ${body} }` });
+  const { inputs, operations } = JSON.parse(readFileSync(join(vectors, "operations.json"), "utf8"));
+  const raws = Object.entries(inputs).map(([name, file]) => [name, readFileSync(join(vectors, file)).toString("base64")]);
+  const results = await other.evaluate(
+    ([given, cases]) => {
+      const files = Object.fromEntries(
+        given.map(([name, encoded]) => [name, Uint8Array.from(atob(encoded), (char) => char.charCodeAt(0))]),
+      );
+      return cases.map((item) => {
+        try {
+          const inputs = item.inputs.map((name) => svdiff.read(files[name]));
+          const made = globalThis.operate(item.operation, inputs, item.arguments).bytes();
+          return [...svdiff.sha256(made)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+        } catch (error) {
+          return error.name;
+        }
+      });
+    },
+    [raws, operations],
+  );
+  results.forEach((result, i) => assert.equal(result, operations[i].error ?? operations[i].sha256, operations[i].about));
   await other.close();
 });
 
