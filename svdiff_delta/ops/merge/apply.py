@@ -118,7 +118,8 @@ def _merge_one(
     def draw(number: int) -> Coordinates:
         return uniform(options.seed or 0, name, number, values[0].size)
 
-    merged = method.merge(values, weights, options, draw)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflowed is refused, by name, where it is rounded
+        merged = method.merge(values, weights, options, draw)
     return merged if index is None else np.concatenate([merged, [0.0]])[index]
 
 

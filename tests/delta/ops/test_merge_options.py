@@ -121,3 +121,9 @@ def test_inputs_are_left_as_they_were(method: str) -> None:
     before = dumps(A), dumps(B)
     merge([A, B], method=method, **{key: 0.5 for key in NEEDS[method] if key != "seed"})  # type: ignore[arg-type]
     assert (dumps(A), dumps(B)) == before
+
+
+def test_a_result_beyond_float64_is_refused_without_a_warning() -> None:
+    huge = norm_delta([3e38, 0, 0])
+    with pytest.raises(TensorError, match=f"^{NORM}: δ reaches"):
+        merge([huge, huge], method="linear", weights=[1e300, -1e300])

@@ -9,8 +9,9 @@ import pytest
 from support.deltas import CONV, METADATA, NORM, PARAMETERS, QUERY, TEXT, random_delta
 from support.sd15 import LAYOUT, sd15_delta
 
-from svdiff_delta import Delta, add, merge
+from svdiff_delta import Delta, add, merge, scale
 from svdiff_delta.errors import InputError, SelectionError
+from svdiff_delta.format.file import dumps, loads
 from svdiff_delta.ops.weights import Weight, as_weight
 
 A, B = random_delta(1), random_delta(2)
@@ -135,3 +136,10 @@ def test_a_selector_is_looked_up_in_its_own_input() -> None:
     assert np.array_equal(
         add(other, A, weights=[2.0, {"unet": 0.0}])[TEXT], (2 * B[TEXT].astype("f8") + A[TEXT]).astype("f4")
     )
+
+
+def test_a_result_with_weights_by_selector_is_an_input_like_any_other() -> None:
+    """Its arguments stand two levels deeper in the lineage of what is made of it."""
+    found = loads(dumps(add(A, B, weights=[{"unet": 2.0}, 1.0])))
+    again = loads(dumps(scale(found, 2.0)))
+    assert np.array_equal(again[TEXT], found[TEXT] * 2)

@@ -35,8 +35,8 @@ REFUSED = {
     "an integer beyond 2^53": (b"[9007199254740993]", "9007199254740993 is larger than 2\\^53"),
     "a negative integer beyond 2^53": (b"[-9007199254740993]", "is larger than 2\\^53"),
     "an integer of a million digits": (b"[" + b"7" * 10**6 + b"]", "is larger than 2\\^53"),
-    "nine levels": (b"[" * 9 + b"]" * 9, "nested too deeply"),
-    "nine levels of objects": (b'{"a":' * 8 + b'{"a":1}' + b"}" * 8, "nested too deeply"),
+    "thirteen levels": (b"[" * 13 + b"]" * 13, "nested too deeply"),
+    "thirteen levels of objects": (b'{"a":' * 12 + b'{"a":1}' + b"}" * 12, "nested too deeply"),
     "a million levels": (b"[" * 10**6, "nested too deeply"),
 }
 
@@ -55,8 +55,8 @@ def test_an_error_is_of_the_kind_that_was_asked_for() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, id="eight levels, empty"),
-        pytest.param(b"[" * MAX_DEPTH + b"1" + b"]" * MAX_DEPTH, id="eight levels, with a number"),
+        pytest.param(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, id="twelve levels, empty"),
+        pytest.param(b"[" * MAX_DEPTH + b"1" + b"]" * MAX_DEPTH, id="twelve levels, with a number"),
         pytest.param(b"[9007199254740991,-9007199254740991]", id="2^53 - 1"),
         pytest.param('["δ", "\\ud83d\\ude00", "\U0001f600"]'.encode(), id="a whole surrogate pair"),
         pytest.param(b' {"a" : [1, 2.5, true, false, null, "x"]}\n', id="spaces"),

@@ -70,8 +70,8 @@ def syntax() -> Iterator[Broken]:
     yield extended("an integer of 400 digits", "1" * 400)
     yield extended("a number that ends with its point", "1.")
     yield extended("half of a surrogate pair", '"\\udc36"')
-    yield extended("nine levels", "[" * 8 + "]" * 8)
-    yield extended("nine levels, of objects", '{"y":' * 7 + "{}" + "}" * 7)
+    yield extended("thirteen levels", "[" * 12 + "]" * 12)
+    yield extended("thirteen levels, of objects", '{"y":' * 11 + "{}" + "}" * 11)
     yield extended("a control character in a string", '"\n"')
 
 

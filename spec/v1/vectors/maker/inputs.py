@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from .arithmetic import add
 from .container import container
 from .delta import Delta, Param, file_bytes, made_up, strings, tensors
 from .numbers import Stored
@@ -167,6 +168,7 @@ def deltas() -> dict[str, tuple[Delta, bytes]]:
         "dog": dog(), "cat": cat(), "fine": fine(), "dust": dust(), "large": large(), "large_half": half,
         "blocks": blocks(), "blocks_small": small, "other": other(), "lone": lone(), "middle": middle(), "part": part(),
         "plain_a": plain_a(), "plain_b": plain_b(), "dog_again": again,
+        "weighed": add([dog(), cat()], [{"default": 1.0, "where": [["unet", 2.0]]}, 1.0]),
     }  # fmt: skip
     return {name: (delta, file_bytes(delta)) for name, delta in found.items()} | {"minus": minus()}
 

@@ -76,6 +76,7 @@ def sums() -> Iterator[Case]:
     yield Case("zero: no −0", "scale", ("dog",), {"factor": 0})
     yield Case("minus one: zeros stay +0", "scale", ("dog",), {"factor": -1})
     yield Case("the lineage of a lineage", "scale", ("cat",), {"factor": 3})
+    yield Case("the lineage of weights by selector", "scale", ("weighed",), {"factor": 0.5})
 
 
 def parts() -> Iterator[Case]:

@@ -181,11 +181,11 @@ def texts() -> Iterator[Case]:
         None,
     ]
     deep: JSON = "bottom"
-    for _ in range(6):
+    for _ in range(10):
         deep = [deep]
     base = {"components": {"unet": ""}, "org.example.base": {"a": [None]}, "sample_sizes": [1]}
     unknown = {"org.example.numbers": numbers, "org.example.deep": {"x": deep}, "": "", "𝒳": {"": [], "\ufb33": {}}}
-    yield Case("unknown members, numbers in every form, eight levels", replace(PLAIN, base=base, document=unknown))
+    yield Case("unknown members, numbers in every form, twelve levels", replace(PLAIN, base=base, document=unknown))
     facts = {"method": "svdiff", "prompt": "a photo of a sks dog", "steps": 500, "rate": 0.001, "note": None}
     yield Case("facts of the training", replace(PLAIN, document={"training": facts}))
     files: JSON = {

@@ -1,0 +1,39 @@
+// What operations refuse beyond what vectors hold, and what the API keeps to itself.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import { add, DeltaError, fromPlain, InputError, MetadataError, read, scale, slice, truncate, Delta } from "../dist/index.js";
+
+const dog = read(new Uint8Array(readFileSync(new URL("../../spec/v1/vectors/operations/dog.safetensors", import.meta.url))));
+
+test("a document that would be nested too deep is not written", () => {
+  let deep = [];
+  for (let i = 0; i < 11; i++) deep = [deep];
+  assert.throws(() => new Delta({ ...dog, unknown: fromPlain({ x: deep }) }).bytes(), MetadataError);
+});
+
+test("half of a surrogate pair in a title is refused", () => {
+  assert.throws(() => scale(dog, 1, { title: "\ud83d" }).bytes(), InputError);
+});
+
+test("ranks, sample sizes and weights are checked", () => {
+  assert.throws(() => truncate(dog, { rank: 0 }), InputError);
+  assert.throws(() => slice(dog, ["unet"], { sampleSize: 0 }), InputError);
+  assert.throws(() => add([dog], { weights: [NaN] }), InputError);
+  assert.throws(() => add([dog], { dtype: "F64" }), InputError);
+});
+
+test("a part that this implementation does not know is refused, and says so", () => {
+  for (const selector of ["attn", "unet-mlp", "block.3"]) {
+    assert.throws(
+      () => slice(dog, [selector]),
+      (error) => error instanceof DeltaError && /glob/.test(error.message),
+    );
+  }
+});
+
+test("inputs are left as they are", () => {
+  const before = dog.bytes();
+  add([dog, dog], { weights: [2, -1], dtype: "I8" });
+  assert.deepEqual(dog.bytes(), before);
+});
