@@ -296,7 +296,9 @@ def test_a_lineage_survives_the_file() -> None:
 
 
 def test_training_facts_too_deep_for_a_lineage_are_refused_on_writing() -> None:
-    facts = {"a": {"b": {"c": {"d": 1}}}}
+    facts: dict[str, object] = {"a": 1}
+    for _ in range(7):
+        facts = {"a": facts}
     scaled = scale(random_delta(1, replace(METADATA, training=facts)), 2)
     assert loads(dumps(scaled)).metadata == scaled.metadata
     deeper = scale(random_delta(1, replace(METADATA, training={"z": facts})), 2)
