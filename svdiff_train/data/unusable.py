@@ -1,4 +1,4 @@
-"""What of a folder cannot be used: refused by name, or left out where that is asked for."""
+"""Files of a folder that cannot be used: refused by name, or left out where that is asked for."""
 
 from __future__ import annotations
 

@@ -144,9 +144,9 @@ def test_an_initial_picture_is_painted_from_by_the_twin_in_a_size_that_fits() ->
 
 def test_a_pipeline_without_a_twin_is_named() -> None:
     with pytest.raises(
-        InputError, match=r"LTXPipeline: takes no initial picture, and diffusers has no image-to-image pip"
+        InputError, match=r"WanPipeline: takes no initial picture, and diffusers has no image-to-image pip"
     ):
-        generate(shared("LTX"), [("a cat", 0)], Sampling(steps=1), init=Initial(red()))
+        generate(shared("Wan 2.1"), [("a cat", 0)], Sampling(steps=1), init=Initial(red()))
 
 
 def test_a_mask_is_of_pipelines_that_fill_in() -> None:
