@@ -85,7 +85,9 @@ def prepared(made: Made) -> tuple[Base, Path, TrainConfig]:
     base = whole(made)
     family: Any = family_of(load_pipeline(base))
     side = side_of(made.name, family.unit)
-    frames = 1 + family.frame_unit if made.name in (*VIDEOS, FROM_PICTURE) else None
+    frames = 1 + family.frame_unit if made.name in VIDEOS else None
+    if made.name == FROM_PICTURE:  # Wan's autoencoder reads four frames at a time after the first
+        frames = 5
     place = made.folder / "shown"
     if not place.exists():
         shown(made.folder, side, frames)
