@@ -14,7 +14,7 @@ from .printing import echo, echo_json
 from .progress import Bar
 from .references import keep_apart, needs
 from .threads import compute_on_one
-from .train import watch_with
+from .train_watch import watch_with
 
 if TYPE_CHECKING:
     from svdiff_train.demo.run import Report

@@ -28,7 +28,8 @@ from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.sampling.sample import Sampling, generate
 from svdiff_train.tiny import base_path, open_tiny
 from svdiff_train.training.class_images import class_pictures
-from svdiff_train.training.loop import Keeping, train
+from svdiff_train.training.keeping import Keeping
+from svdiff_train.training.loop import train
 
 from .recipe import CLASS_IMAGES, Recipe
 from .subjects import SCENE, SUBJECTS

@@ -133,7 +133,7 @@ PHASES = {
     "train, a step": ("train", "svdiff_train.training.step.Stepper._loss", "set mixed_precision to bf16, or set"),
     "train, writing": (
         "train",
-        "svdiff_train.training.loop._Run._result",
+        "svdiff_train.training.run.Run._result",
         "select a part of the model, or lower --res",
     ),
 }

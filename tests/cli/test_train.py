@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.commands import Outcome, svdiff
 
-from svdiff_cli.train import SETTINGS
+from svdiff_cli.train_settings import SETTINGS
 from svdiff_delta import load
 from svdiff_train.settings.base_advice import advice_of
 from svdiff_train.settings.config import RATE_1D, RATES, TrainConfig

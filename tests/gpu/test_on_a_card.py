@@ -33,7 +33,8 @@ from svdiff_train.tiny import open_tiny, pictures_path
 from svdiff_train.training import loop
 from svdiff_train.training.callbacks import Watch
 from svdiff_train.training.graphed_step import GraphedStep
-from svdiff_train.training.loop import Outcome, train
+from svdiff_train.training.loop import train
+from svdiff_train.training.outcome import Outcome
 from svdiff_train.training.step import Stepper
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:.*deterministic")]

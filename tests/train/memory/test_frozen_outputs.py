@@ -26,7 +26,8 @@ from svdiff_train.settings.concept import Concept
 from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
 from svdiff_train.training.callbacks import Watch
-from svdiff_train.training.loop import Keeping, train
+from svdiff_train.training.keeping import Keeping
+from svdiff_train.training.loop import train
 from svdiff_train.training.setup import prepare_run
 from svdiff_train.training.validation import Validation
 

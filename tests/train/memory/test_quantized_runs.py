@@ -16,7 +16,8 @@ from svdiff_train.memory.quantization import SCHEMES, quantize
 from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.settings.config import Quantization, TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
-from svdiff_train.training.loop import Keeping, train
+from svdiff_train.training.keeping import Keeping
+from svdiff_train.training.loop import train
 
 pytestmark = pytest.mark.quantized
 

@@ -44,7 +44,8 @@ from svdiff_delta import save
 from svdiff_train.memory.output_cache import OutputCache
 from svdiff_train.settings.config import TrainConfig
 from svdiff_train.training.callbacks import Watch
-from svdiff_train.training.loop import Keeping, train
+from svdiff_train.training.keeping import Keeping
+from svdiff_train.training.loop import train
 from svdiff_train.training.validation import Validation
 from svdiff_train.sampling.sample import Sampling
 from svdiff_train.tiny import open_tiny, pictures_path

@@ -19,7 +19,8 @@ from svdiff_train.methods import METHODS
 from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import base_path, open_tiny, pictures_path
-from svdiff_train.training.loop import Outcome, plan, train
+from svdiff_train.training.loop import plan, train
+from svdiff_train.training.outcome import Outcome
 
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(

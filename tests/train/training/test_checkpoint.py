@@ -23,7 +23,8 @@ from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
 from svdiff_train.training.callbacks import Report, Watch
 from svdiff_train.training.checkpoint import check_same, load_state, restore, save_state, states
-from svdiff_train.training.loop import Keeping, train
+from svdiff_train.training.keeping import Keeping
+from svdiff_train.training.loop import train
 
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(
@@ -196,7 +197,8 @@ import torch
 torch.set_num_threads(1)
 from svdiff_delta import save
 from svdiff_train.settings.config import TrainConfig
-from svdiff_train.training.loop import Keeping, train
+from svdiff_train.training.keeping import Keeping
+from svdiff_train.training.loop import train
 from svdiff_train.tiny import open_tiny, pictures_path
 from svdiff_train.training.callbacks import Watch
 folder, killed = Path(sys.argv[1]), int(sys.argv[2])

@@ -20,7 +20,9 @@ from svdiff_train.settings.concept import Concept
 from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import base_path, open_tiny, pictures_path
 from svdiff_train.training.callbacks import Report, Watch
-from svdiff_train.training.loop import Keeping, Outcome, plan, train
+from svdiff_train.training.keeping import Keeping
+from svdiff_train.training.loop import plan, train
+from svdiff_train.training.outcome import Outcome
 
 CAT = Concept(pictures_path("black_cat"), "a photo of a V1 cat", "a photo of a cat")
 CAR = Concept(pictures_path("police_car"), "a photo of a V2 car", "a photo of a car")

@@ -20,7 +20,8 @@ from svdiff_train.tiny import open_tiny, pictures_path
 from svdiff_train.training.callbacks import Report, Watch
 from svdiff_train.training.checkpoint import load_state, states
 from svdiff_train.training.ema import Ema
-from svdiff_train.training.loop import Keeping, train
+from svdiff_train.training.keeping import Keeping
+from svdiff_train.training.loop import train
 
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(

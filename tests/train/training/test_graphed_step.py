@@ -34,7 +34,9 @@ from svdiff_train.tiny import open_tiny, pictures_path
 from svdiff_train.training import graphed_step, loop, setup
 from svdiff_train.training.callbacks import Watch
 from svdiff_train.training.graphed_step import GraphedStep
-from svdiff_train.training.loop import Keeping, Outcome, train
+from svdiff_train.training.keeping import Keeping
+from svdiff_train.training.loop import train
+from svdiff_train.training.outcome import Outcome
 from svdiff_train.training.step import Stepper
 
 PICTURES = pictures_path("black_cat")

@@ -15,7 +15,8 @@ from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
 from svdiff_train.training.callbacks import Report, Watch
 from svdiff_train.training.checkpoint import states
-from svdiff_train.training.loop import Keeping, plan, train
+from svdiff_train.training.keeping import Keeping
+from svdiff_train.training.loop import plan, train
 from svdiff_train.training.validation import Validation
 
 PICTURES = pictures_path("black_cat")

@@ -9,8 +9,9 @@ from support.files import listing
 
 from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
-from svdiff_train.training import loop
-from svdiff_train.training.loop import Keeping, train
+from svdiff_train.training import run
+from svdiff_train.training.keeping import Keeping
+from svdiff_train.training.loop import train
 
 CONFIG = TrainConfig(prompt="a photo of a sks dog", steps=1, selectors=("unet.mid_block.attentions.*",))
 
@@ -26,7 +27,7 @@ def test_a_result_is_there_before_the_state_that_says_so(tmp_path: Path, monkeyp
         raise KilledError
 
     with monkeypatch.context() as context:
-        context.setattr(loop, "save_state", kill)
+        context.setattr(run, "save_state", kill)
         with pytest.raises(KilledError):
             train(open_tiny(), pictures_path("poodle"), CONFIG, keeping=keeping)
     first = (tmp_path / "run" / "steps" / "step-000001.safetensors").read_bytes()

@@ -21,8 +21,9 @@ from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
 from svdiff_train.training.callbacks import Report, Watch
-from svdiff_train.training.loop import Outcome, train
+from svdiff_train.training.loop import train
 from svdiff_train.training.loss import denoising_loss
+from svdiff_train.training.outcome import Outcome
 
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(prompt="a photo of a sks cat", steps=6, batch_size=2, learning_rate=5e-2, learning_rate_1d=1e-2)

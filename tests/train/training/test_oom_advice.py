@@ -15,7 +15,8 @@ from svdiff_train.sampling.sample import Sampling
 from svdiff_train.settings.config import MethodName, TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
 from svdiff_train.training.checkpoint import states
-from svdiff_train.training.loop import Keeping, train
+from svdiff_train.training.keeping import Keeping
+from svdiff_train.training.loop import train
 from svdiff_train.training.oom_advice import device_kept, enough_memory
 from svdiff_train.training.step import Stepper
 from svdiff_train.training.validation import Validation

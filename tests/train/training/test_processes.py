@@ -28,7 +28,8 @@ torch.set_num_threads(1)
 torch.optim.AdamW = lambda groups, **_: torch.optim.SGD(groups)  # as support.descent does
 from svdiff_delta import save
 from svdiff_train.settings.config import TrainConfig
-from svdiff_train.training.loop import Keeping, train
+from svdiff_train.training.keeping import Keeping
+from svdiff_train.training.loop import train
 from svdiff_train.tiny import open_tiny, pictures_path
 folder, batch = Path(sys.argv[1]), int(sys.argv[2])
 config = TrainConfig(prompt="a photo of a sks cat", class_prompt="a photo of a cat", class_images=3, steps=3,

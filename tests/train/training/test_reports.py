@@ -23,7 +23,9 @@ from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
 from svdiff_train.training.callbacks import Report, Watch
 from svdiff_train.training.checkpoint import load_state, states
-from svdiff_train.training.loop import Keeping, Outcome, train
+from svdiff_train.training.keeping import Keeping
+from svdiff_train.training.loop import train
+from svdiff_train.training.outcome import Outcome
 from svdiff_train.training.records import Records, Taken, first_bad
 from svdiff_train.training.step import Stepper
 
