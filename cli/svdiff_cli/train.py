@@ -1,9 +1,9 @@
-"""The command that trains: every setting of a run as an option, or from a run file."""
+"""Read what `svdiff train` is asked for, from options and a run file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -13,10 +13,6 @@ from .references import needs
 from .train_push import MINE
 from .train_run import Training
 from .train_settings import SETTINGS, settings
-
-if TYPE_CHECKING:
-    pass
-
 
 SINGLE = ("images", "prompt", "class_prompt", "token")
 """What describes the only concept of a run."""
