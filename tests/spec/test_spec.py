@@ -200,6 +200,44 @@ def test_the_subsets_are_those_of_the_code() -> None:
         assert found == match(LAYOUT, [name]), name
 
 
+def test_modules_are_told_by_the_patterns_of_the_code() -> None:
+    table = json.loads((ROOT / "spec" / "v1" / "modules.json").read_text("utf-8"))
+    assert table["components"] == COMPONENTS
+    ours = {name.lower(): value for name, value in vars(structure).items() if isinstance(value, re.Pattern)}
+    assert {name: row["pattern"] for name, row in table["patterns"].items()} == {
+        name: pattern.pattern for name, pattern in ours.items()
+    }
+    assert {name: row["ignore_case"] for name, row in table["patterns"].items()} == {
+        name: bool(pattern.flags & re.IGNORECASE) for name, pattern in ours.items()
+    }
+
+
+def told(row: dict[str, Any], modules: list[str], name: str) -> bool:
+    """Match a pattern of the table as its members say."""
+    pattern = re.compile(row["pattern"], re.ASCII | (re.IGNORECASE if row["ignore_case"] else 0))
+    if row["matches"] == "name":
+        return pattern.search(name) is not None
+    return any(pattern.fullmatch(module) for module in modules)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_are_the_rules_of_the_table(name: str) -> None:
+    rows = json.loads((ROOT / "spec" / "v1" / "modules.json").read_text("utf-8"))["patterns"]
+    modules = name.split(".")[1:-1]
+    number = next((place for place, module in enumerate(modules) if module.isdigit()), len(modules))
+    inner = modules[number + 1 :]
+    attn = told(rows["attention"], modules, name) or told(rows["projection"], modules, name)
+    forward = told(rows["feed_forward"], inner, name) or told(rows["output"], [], name)
+    block = re.search(rows["block"]["pattern"], name)
+    assert part_of(name) == (
+        attn,
+        attn and (told(rows["cross"], modules, name) or told(rows["added"], modules, name)),
+        attn and told(rows["keys_and_values"], modules, name),
+        told(rows["fused"], modules, name) if attn else forward and not any("norm" in module for module in inner),
+        int(block[1]) if block else None,
+    )
+
+
 # --- Formulas ---
 
 
@@ -302,6 +340,21 @@ def test_calibration_is_the_snippet(snippets: dict[str, Any]) -> None:
         sigma, dot = weight.diagonal().tolist(), change.diagonal().tolist()
         expected = snippets["calibrate"](dot, cross.tolist(), square.tolist(), 4.0, sigma, [(1, 2)], 1)
         assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_slerp_is_the_snippet(snippets: dict[str, Any]) -> None:
+    draw = random.Random(3)
+    for _ in range(200):
+        a, b = ([draw.randrange(-99, 100) for _ in range(3)] for _ in "ab")
+        products = [sum(map(int.__mul__, *pair)) for pair in ((a, b), (a, a), (b, b))]
+        alpha = draw.choice([0.0, 1.0, draw.random(), draw.random() * 2.0**-80])
+        found = coefficients(products[0], products[1], products[2], alpha)
+        assert found == snippets["slerp_factors"](*products, alpha)
+        cosine = products[0] / math.sqrt(products[1] * products[2])
+        angle = math.acos(max(-1.0, min(1.0, cosine)))
+        if math.sin(angle) > 0.01:  # acos loses half of its digits near the ends
+            expected = [math.sin(share * angle) / math.sin(angle) for share in (alpha, 1 - alpha)]
+            assert found == pytest.approx(expected, rel=1e-9, abs=1e-20)
 
 
 # --- The worked example ---

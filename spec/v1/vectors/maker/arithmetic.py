@@ -6,11 +6,13 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import partial
-from math import floor, isqrt
+from math import acos, floor
 from typing import Any
 
+from . import families
 from .combine import combine_params, result_metadata
 from .container import JSON
 from .delta import Delta, Param
@@ -44,6 +46,9 @@ def chosen(params: Mapping[str, Param], selector: str, spots: Mapping[str, Seque
     """Return what one selector names; `spots` are the name prefixes that each address in the vectors stands for."""
     if selector in params:
         return {selector}
+    known = families.chosen(params, selector)
+    if known is not None:
+        return known
     lower = selector.lower()
     if level := re.fullmatch(r"(up|down)\.(\d+)", lower):
         return {name for name in params if name.startswith(f"unet.{level[1]}_blocks.{level[2]}.")}
@@ -261,7 +266,7 @@ def _merged(
 
 
 def _trim(values: Values, density: Fraction) -> Values:
-    count = max(1, floor(density * len(values) + Fraction(1, 2)))
+    count = max(1, floor(wide(wide(density * len(values)) + Fraction(1, 2))))
     kept = sorted(range(len(values)), key=lambda index: (-abs(values[index]), index))[:count]
     return [value if index in kept else Fraction(0) for index, value in enumerate(values)]
 
@@ -286,12 +291,35 @@ def _elect(values: Sequence[Values], weights: Sequence[Fraction]) -> Values:
 
 
 def _slerp(a: Values, b: Values, alpha: Fraction) -> Values:
-    """Return the two cases that need no sine: parallel inputs, and the middle of a right angle of equal lengths."""
-    dot = sum(x * y for x, y in zip(a, b, strict=True))
-    lengths = sum(x * x for x in a) * sum(y * y for y in b)
-    if dot**2 == lengths:
+    """Return (sin(αφ) a + sin((1 − α)φ) b) / sin φ: both factors to 80 digits, and rounded once to F64."""
+    dot, first, second = (sum(x * y for x, y in zip(*pair, strict=True)) for pair in ((a, b), (a, a), (b, b)))
+    rest = first * second - dot**2
+    if rest <= first * second / 10**12:
         return weighted([a, b], [alpha, wide(1 - alpha)])
-    if dot or alpha != Fraction(1, 2):
-        raise NotImplementedError
-    half = Fraction(isqrt(2**239), 2**120)  # √½, far beyond F64
-    return [half * (x + y) for x, y in zip(a, b, strict=True)]
+    with localcontext(prec=100):
+        angle = _angle(_decimal(dot) / (_decimal(first) * _decimal(second)).sqrt())
+        shares = (_series(_decimal(share) * angle, 1) / _series(angle, 1) for share in (alpha, 1 - alpha))
+        factors_ = [wide(Fraction(share)) for share in shares]
+    return weighted([a, b], factors_)
+
+
+def _decimal(value: Fraction) -> Decimal:
+    return Decimal(value.numerator) / Decimal(value.denominator)
+
+
+def _angle(cosine: Decimal) -> Decimal:
+    """Return an angle from 0 to π by its cosine, by Newton's method."""
+    angle = Decimal(acos(cosine))
+    for _ in range(9):
+        angle += (_series(angle, 0) - cosine) / _series(angle, 1)
+    return angle
+
+
+def _series(angle: Decimal, start: int) -> Decimal:
+    """Return a cosine (from 0) or a sine (from 1) by its series."""
+    term, total_, power = angle**start, Decimal(0), start
+    while total_ + term != total_:
+        total_ += term
+        term *= -angle * angle / ((power + 1) * (power + 2))
+        power += 2
+    return total_
