@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import random
 import re
 import struct
@@ -32,6 +33,7 @@ from svdiff_delta.format.file import dumps, loads
 from svdiff_delta.format.metadata import BaseInfo, Metadata, dump, parse
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.ops.combine import combine_parameters
+from svdiff_delta.ops.merge.slerp import coefficients
 from svdiff_delta.selectors.match import match
 from svdiff_delta.selectors.subsets import PAPER as SUBSETS
 from svdiff_delta.svd.cache import BasisCache
@@ -198,44 +200,6 @@ def test_the_subsets_are_those_of_the_code() -> None:
             and len(shape) in ([int(dimensions)] if dimensions else range(9))
         ]
         assert found == match(LAYOUT, [name]), name
-
-
-def test_modules_are_told_by_the_patterns_of_the_code() -> None:
-    table = json.loads((ROOT / "spec" / "v1" / "modules.json").read_text("utf-8"))
-    assert table["components"] == COMPONENTS
-    ours = {name.lower(): value for name, value in vars(structure).items() if isinstance(value, re.Pattern)}
-    assert {name: row["pattern"] for name, row in table["patterns"].items()} == {
-        name: pattern.pattern for name, pattern in ours.items()
-    }
-    assert {name: row["ignore_case"] for name, row in table["patterns"].items()} == {
-        name: bool(pattern.flags & re.IGNORECASE) for name, pattern in ours.items()
-    }
-
-
-def told(row: dict[str, Any], modules: list[str], name: str) -> bool:
-    """Match a pattern of the table as its members say."""
-    pattern = re.compile(row["pattern"], re.ASCII | (re.IGNORECASE if row["ignore_case"] else 0))
-    if row["matches"] == "name":
-        return pattern.search(name) is not None
-    return any(pattern.fullmatch(module) for module in modules)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_parts_are_the_rules_of_the_table(name: str) -> None:
-    rows = json.loads((ROOT / "spec" / "v1" / "modules.json").read_text("utf-8"))["patterns"]
-    modules = name.split(".")[1:-1]
-    number = next((place for place, module in enumerate(modules) if module.isdigit()), len(modules))
-    inner = modules[number + 1 :]
-    attn = told(rows["attention"], modules, name) or told(rows["projection"], modules, name)
-    forward = told(rows["feed_forward"], inner, name) or told(rows["output"], [], name)
-    block = re.search(rows["block"]["pattern"], name)
-    assert part_of(name) == (
-        attn,
-        attn and (told(rows["cross"], modules, name) or told(rows["added"], modules, name)),
-        attn and told(rows["keys_and_values"], modules, name),
-        told(rows["fused"], modules, name) if attn else forward and not any("norm" in module for module in inner),
-        int(block[1]) if block else None,
-    )
 
 
 # --- Formulas ---

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from .container import JSON
 from .delta import Delta, Param
 from .valid import made
 
@@ -91,6 +92,20 @@ SELECTOR: Final = re.compile(
 )
 
 
+BY_PART: Final = {
+    "flux": ("attn", "CA", "kv", "ca-kv", "mlp", "2d !attn", "1d", "block.0", "block.1-10", "transformer-attn",
+             "text-Attn", "text-2-mlp", "text-1-kv", "transformer-block.10", "text-block.0-2",
+             "transformer-attn-block.1",
+             "text-1-mlp text-2-1d !block.2", "transformer !transformer-mlp"),
+    "joint": ("attn", "ca", "kv", "ca-kv", "mlp", "conv", "transformer", "transformer-ca", "transformer_2", "unet-ca",
+              "unet-ca-kv", "unet-attn", "UNET-kv", "unet-mlp", "unet-ca-block.3", "Transformer_2-ca-kv", "block.1",
+              "transformer_2-block.10-99", "text", "text-3-kv", "mid block.012"),
+    "language": ("attn", "kv", "mlp", "experts", "!experts", "mlp !model-experts", "bert", "BERT-mlp", "prior-kv",
+                 "prior-mlp prior-1d", "model-attn-block.0", "model-block.1", "block.0", "2d !attn !mlp"),
+}  # fmt: skip
+"""Selectors by part, of the deltas with names of families; spaces stand between several."""
+
+
 def _words(text: str) -> dict[str, set[str]]:
     """Return what the names of a table are part of."""
     rows = (line.split(": ") if ": " in line else (line.rstrip(":"), "") for line in text.strip().splitlines())
@@ -115,8 +130,10 @@ def _delta(names: Mapping[str, set[str]]) -> Delta:
         for row, (name, param) in enumerate(params.items())
     }  # fmt: skip
     components = dict.fromkeys(sorted({name.partition(".")[0] for name in names}), "")
-    more = {"must_understand": ["stacked"]} if any(name.endswith("]") for name in names) else {}
-    return made({name: (param, "F32", values[name]) for name, param in params.items()}, {"components": components}, **more)
+    more: dict[str, JSON] = {"must_understand": ["stacked"]} if any(name.endswith("]") for name in names) else {}
+    return made(
+        {name: (param, "F32", values[name]) for name, param in params.items()}, {"components": components}, **more
+    )
 
 
 def chosen(names: Iterable[str], selector: str) -> set[str] | None:

@@ -9,7 +9,9 @@ from typing import Any, Final, NamedTuple
 from . import arithmetic as do
 from .container import JSON
 from .delta import Delta, document, file_bytes, strings
+from .families import BY_PART
 from .inputs import NORM, TEXT, Q, deltas
+from .merging import merge
 from .numbers import Stored
 
 SPOTS: Final = {
@@ -23,19 +25,6 @@ SPOTS: Final = {
     "(32,down,0)": ("unet.down_blocks.1.attentions.0.",),
 }
 """What addresses name here: two levels, so that latents are 8 wide at depth 0 and 4 wide at depth 1."""
-
-
-BY_PART: Final = {
-    "flux": ("attn", "CA", "kv", "ca-kv", "mlp", "2d !attn", "1d", "block.0", "block.1-10", "transformer-attn", "text-Attn",
-             "text-2-mlp", "text-1-kv", "transformer-block.10", "text-block.0-2", "transformer-attn-block.1",
-             "text-1-mlp text-2-1d !block.2", "transformer !transformer-mlp"),
-    "joint": ("attn", "ca", "kv", "ca-kv", "mlp", "conv", "transformer", "transformer-ca", "transformer_2", "unet-ca",
-              "unet-ca-kv", "unet-attn", "UNET-kv", "unet-mlp", "unet-ca-block.3", "Transformer_2-ca-kv", "block.1",
-              "transformer_2-block.10-99", "text", "text-3-kv", "mid block.012"),
-    "language": ("attn", "kv", "mlp", "experts", "!experts", "mlp !model-experts", "bert", "BERT-mlp", "prior-kv",
-                 "prior-mlp prior-1d", "model-attn-block.0", "model-block.1", "block.0", "2d !attn !mlp"),
-}  # fmt: skip
-"""Selectors by part, of the deltas with names of families; spaces stand between several."""
 
 
 class Case(NamedTuple):
@@ -115,8 +104,8 @@ def parts() -> Iterator[Case]:
     yield piece("text", of="minus")
     yield piece("(4,down,1)", of="middle")
     for of, all_ in BY_PART.items():
-        for selectors in all_:
-            yield piece(*selectors.split(), of=of)
+        for several in all_:
+            yield piece(*several.split(), of=of)
     for rank in (1, 2, 3):
         yield Case(f"rank {rank}", "truncate", ("dog",), {"rank": rank})
     yield Case("rank 2 of several formats", "truncate", ("cat",), {"rank": 2})
@@ -268,7 +257,7 @@ def result(case: Case, inputs: Sequence[Delta]) -> Delta:
     if case.operation == "add":
         return do.add(inputs, **given)
     if case.operation == "merge":
-        return do.merge(inputs, given.pop("method"), **given)
+        return merge(inputs, given.pop("method"), **given)
     if case.operation == "interpolate":
         return do.interpolate(inputs, **given)
     single: dict[str, Callable[..., Delta]] = {"scale": do.scale, "truncate": do.truncate, "quantize": do.quantize}
