@@ -27,7 +27,7 @@ def run(folder: Path) -> Any:
 
 def test_500_random_operations_give_the_same_bytes_or_the_same_refusal(tmp_path: Path) -> None:
     cases = write_operations(tmp_path, "second", 500)
-    assert sum("error" not in case for case in cases) >= 350  # else there would be little to compare
+    assert sum("error" not in case for case in cases) >= 320  # else there would be little to compare
     assert run(tmp_path) == {"compared": 500, "differing": []}
 
 

@@ -176,7 +176,7 @@ def draw_number(draw: random.Random) -> float:
 
 def draw_selector(draw: random.Random) -> str:
     """Return a selector: mostly one that names something."""
-    if draw.random() < 0.2:
+    if draw.random() < 0.1:
         return draw_part(draw)
     return draw.choice(COMMON if draw.random() < 0.8 else SELECTORS)
 
@@ -274,9 +274,8 @@ def write_operations(folder: Path, seed: str, count: int, drawn: Drawn = draw_op
         base = 0 if draw.random() < 0.9 else 1
         pool[base].append(dumps(draw_delta(draw, base)))
         operation, wanted, arguments = drawn(draw)
-        if draw.random() < 0.03:
-            base = draw.choice([0, 1])
-        near = [*pool[base][-8:], *(pool[1 - base][-1:] if draw.random() < 0.03 else [])]
+        strange = pool[1 - base][-1:] if draw.random() < 0.03 else []
+        near = [*pool[base][-8:], *strange]
         inputs = [draw.choice(near) for _ in range(wanted)]
         title = draw.choice([None, None, "New", *TITLES[3:]])
         result = calculated(operation, arguments, inputs, title)
@@ -288,11 +287,12 @@ def write_operations(folder: Path, seed: str, count: int, drawn: Drawn = draw_op
             "inputs": len(inputs),
             "arguments": arguments,
             "title": title,
+            "any": bool(strange),  # of several reasons for a refusal each implementation names one
         }
         cases.append(case | ({"error": result} if isinstance(result, str) else {}))
         if isinstance(result, bytes):
             (folder / f"{number}-result").write_bytes(result)
-            if draw.random() < 0.5:
+            if draw.random() < 0.5 and not strange:
                 pool[base].append(result)
     (folder / "cases.json").write_text(json.dumps(cases), "utf-8")
     return cases
