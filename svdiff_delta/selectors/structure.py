@@ -1,7 +1,7 @@
 """Parts of a model by the names of its modules: attention, its keys and values, feed-forward, blocks.
 
 One table for all models: UNets and transformers of diffusers and the language models of transformers have few words for
-these. Only names are looked at, so that a delta can be sliced without its base. Other implementations read these patterns
+these. Only names are looked at, so that a delta can be sliced without its base. Other implementations read the patterns
 in `spec/v1/modules.json`, and the rules that go with them in section 7.5 of the spec.
 """
 
