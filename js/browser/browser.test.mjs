@@ -52,11 +52,13 @@ async function drop(...files) {
 }
 
 async function settled() {
-  await page.waitForFunction(() => !/^(Reading|Mixing)/.test(document.querySelector("#state").textContent));
+  await page.waitForFunction(() => !/^(Reading|Mixing)/.test(document.querySelector("#state").textContent), null, {
+    timeout: 150_000, // where other programs take the cores
+  });
 }
 
 async function saved() {
-  const [download] = await Promise.all([page.waitForEvent("download"), page.click("#save")]);
+  const [download] = await Promise.all([page.waitForEvent("download", { timeout: 150_000 }), page.click("#save")]);
   return new Uint8Array(readFileSync(await download.path()));
 }
 
@@ -165,8 +167,9 @@ test("every invalid vector is a sentence that says what to do", async () => {
   assert.equal(said.length, files.length);
   assert.equal(new Set(all.map((path) => basename(path))).size, files.length);
   for (const [i, text] of said.entries()) {
-    assert.ok(text.startsWith(`${basename(all[i])}: it `) || text.startsWith(`${basename(all[i])}: what it says`) || text.startsWith(`${basename(all[i])}: its `), text);
-    assert.match(text, /(Fetch it again|Ask whoever made it|Get the page|svdiff convert)[^:]*\.$/, text);
+    assert.ok(text.startsWith(`${basename(all[i])}: `), text);
+    assert.match(text, /: (it|its numbers|what it says of itself) .*(Fetch it|Ask whoever|Get the page|svdiff convert|choose)/, text);
+    assert.match(text, /\.$/, text);
     assert.doesNotMatch(text, /undefined|\[object|could not be read/);
   }
   assert.ok(await page.isHidden("#result"));
@@ -201,7 +204,8 @@ test("what is no delta is told what it is, and what converts it; 2 GB are refuse
   assert.match(await said("model.ckpt", Buffer.from("PK\x03\x04 and more", "latin1")), /a pickle of PyTorch/);
   assert.match(await said("lfs.safetensors", Buffer.from("version https://git-lfs.github.com/spec/v1\n")), /git lfs pull/);
   assert.match(await said("page.safetensors", Buffer.from("<!doctype html><p>")), /a web page/);
-  assert.match(await said("empty.safetensors", Buffer.alloc(0)), /fewer than 8 bytes/);
+  assert.match(await said("empty.safetensors", Buffer.alloc(0)), /it is empty, or a folder/);
+  assert.match(await said("short.safetensors", Buffer.alloc(7)), /fewer than 8 bytes.*Fetch it again/);
   const large = write("large.safetensors", readFileSync(input("dog")));
   truncateSync(large, 2 * 2 ** 30);
   assert.match(await problem(large), /2048 MB.*svdiff add/);
@@ -234,7 +238,9 @@ test("50 files of SD 1.5's size are dropped, weighed and saved while the page st
   const paths = writeFiles(folder, 50);
   await opened();
   await page.evaluate(() => {
-    for (const end = performance.now() + 300; performance.now() < end; );
+    setTimeout(() => {
+      for (const end = performance.now() + 300; performance.now() < end; );
+    });
   });
   await page.waitForFunction(() => globalThis.longest >= 300); // which shows that such tasks are seen
   const given = await page.evaluateHandle(() => Object.assign(document.createElement("input"), { type: "file", multiple: true }));
@@ -249,7 +255,9 @@ test("50 files of SD 1.5's size are dropped, weighed and saved while the page st
   assert.equal(await page.textContent("#state"), "50 files");
   assert.equal(await page.locator("#inputs > div").count(), 50);
   assert.equal(await page.locator("#pairs .pair").count(), 1225);
-  await page.locator('input[aria-label="weight of subject-49.safetensors"]').fill("0.5");
+  const last = page.locator('input[aria-label="weight of subject-49.safetensors"]');
+  for (let i = 0; i < 10; i++) await last.press("ArrowLeft"); // as a person does: what a test fills in is no task
+  assert.equal(await last.inputValue(), "0.5");
   const made = await saved();
   const deltas = paths.map((path) => read(new Uint8Array(readFileSync(path))));
   const weights = paths.map((_, i) => (i === 49 ? 0.5 : 1));

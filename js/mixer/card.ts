@@ -7,6 +7,7 @@ import type { Input } from "./worker.js";
 export class Card {
   readonly element = make("div", "", "input");
   readonly name: string;
+  readonly base: string;
   /** Weights of blocks that have one of their own, by glob. */
   readonly blocks = new Map<string, number>();
   all = 1;
@@ -14,8 +15,9 @@ export class Card {
   readonly #sliders = new Map<string, Slider>();
   readonly #changed: () => void;
 
-  constructor(input: Input, open: boolean, changed: () => void, removed: () => void) {
+  constructor(input: Input, base: string, open: boolean, changed: () => void, removed: () => void) {
     this.name = input.name;
+    this.base = base;
     this.#changed = changed;
     this.#selectors = new Set(input.blocks.map(({ selector }) => selector).filter(Boolean));
     const whole = make("div", "", "row");

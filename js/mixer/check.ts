@@ -26,6 +26,7 @@ const ADAPTER = /lora_|\.lora|hada_|lokr_|\.alpha$|dora_scale/;
 
 /** Read a dropped file. Raises DeltaError whose message is a sentence. */
 export async function open(file: Blob & { name: string }): Promise<Delta> {
+  if (!file.size) throw new DeltaError("it is empty, or a folder: choose delta files.");
   const start = new Uint8Array(await file.slice(0, 8).arrayBuffer());
   const text = String.fromCharCode(...start);
   const known = BEGINNINGS.find(([pattern]) => pattern.test(text));

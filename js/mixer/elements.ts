@@ -28,7 +28,9 @@ export function slider(label: string, value: number, changed: (value: number) =>
     return input;
   }) as [HTMLInputElement, HTMLInputElement];
   number.step = "any";
+  let current = value;
   const show = (shown: number): void => {
+    current = shown;
     range.value = String(shown);
     if (document.activeElement !== number || Number(number.value) !== shown) number.value = String(shown);
   };
@@ -40,6 +42,7 @@ export function slider(label: string, value: number, changed: (value: number) =>
   };
   range.oninput = () => take(range);
   number.oninput = () => take(number);
+  number.onblur = () => (number.value = String(current)); // where it was left empty
   show(value);
   return { elements: [range, number], show };
 }

@@ -32,10 +32,9 @@ worker.onmessage = ({ data }: MessageEvent<Answer>) => {
   else if (data.kind === "mixed") download(data.bytes);
   else if (data.kind === "ready") showAll();
   else {
-    const card = new Card(data.input, cards.size < OPEN, showCommand, () => remove(data.input.id));
+    const card = new Card(data.input, data.base, cards.size < OPEN, showCommand, () => remove(data.input.id));
     cards.set(data.input.id, card);
     at("inputs").append(card.element);
-    if (cards.size === 1) at("base").textContent = `Base: ${data.base}`;
     for (const pair of data.pairs) {
       const other = cards.get(pair.first);
       if (!other) continue; // removed meanwhile
@@ -72,7 +71,8 @@ function remove(id: number): void {
 
 function showAll(): void {
   at("state").textContent = cards.size ? `${cards.size} ${cards.size === 1 ? "file" : "files"}` : "";
-  if (!cards.size) at("base").textContent = "";
+  const [first] = cards.values();
+  at("base").textContent = first ? `Base: ${first.base}` : "";
   at("result").hidden = !cards.size;
   at("between").hidden = !rows.size;
   showCommand();
