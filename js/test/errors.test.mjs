@@ -23,6 +23,24 @@ test("ranks, sample sizes and weights are checked", () => {
   assert.throws(() => add([dog], { dtype: "F64" }), InputError);
 });
 
+test("arguments of another type are refused, and named", () => {
+  for (const [what, wrong] of [
+    ["file", () => read("dog.safetensors")],
+    ["inputs", () => add([{}])],
+    ["weights", () => add([dog], { weights: ["2"] })],
+    ["weights", () => add([dog], { weights: [null] })],
+    ["selectors", () => slice(dog, "unet")],
+    ["selectors", () => slice(dog, [1])],
+  ]) {
+    assert.throws(wrong, (error) => error instanceof InputError && error.field === what);
+  }
+});
+
+test("the bytes of a response are read as well", () => {
+  const bytes = dog.bytes();
+  assert.deepEqual(read(bytes.buffer).bytes(), bytes);
+});
+
 test("inputs are left as they are", () => {
   const before = dog.bytes();
   add([dog, dog], { weights: [2, -1], dtype: "I8" });
