@@ -129,14 +129,13 @@ gpu: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m reproduce.paper --minutes 0
-	$(BIN)/python -m tools.docs_site site-pages
-	$(BIN)/zensical build --clean --strict
 ifneq ($(NODE),)
 	$(MAKE) mixer
-	cp js/dist/mixer.html site/mixer.html
 else
 	@echo "Node is not installed: the site has no mixer.html."
 endif
+	$(BIN)/python -m tools.docs_site site-pages
+	$(BIN)/zensical build --clean --strict
 
 families: $(STAMP)
 	OMP_NUM_THREADS=$(THREADS) PYTHONPATH=$(CURDIR)/tests HF_HUB_OFFLINE=1 $(BIN)/python -m support.families.page

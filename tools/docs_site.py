@@ -21,6 +21,8 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
 MARK: Final = "<!-- every public name -->"
+MIXER_MARK: Final = "<!-- the mixer -->"
+MIXER: Final = ROOT / "js" / "dist" / "mixer.html"
 FENCE: Final = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK: Final = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
@@ -58,6 +60,18 @@ def lay_out(folder: Path) -> None:
         shutil.copyfile(ROOT / path, place)
     page = folder / "docs" / "reference.md"
     page.write_text(page.read_text("utf-8").replace(MARK, reference(svdiff_delta)), "utf-8")
+    add_mixer(folder, MIXER)
+
+
+def add_mixer(folder: Path, built: Path) -> bool:
+    """Put the mixer beside the pages and link it, where it was built; return whether it was."""
+    if not built.is_file():
+        return False
+    shutil.copyfile(built, folder / "mixer.html")
+    page = folder / "docs" / "browser.md"
+    link = "**[Open the mixer](../mixer.html)**, or save it to your disk: it is one file, and works from there as well."
+    page.write_text(page.read_text("utf-8").replace(MIXER_MARK, link), "utf-8")
+    return True
 
 
 def refuse(what: str, found: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ export interface Block {
   squares: number;
 }
 
-/** How two deltas lie to each other: cosine of the angle, and the share of shared shifts whose signs differ. */
+/** How two deltas, by their numbers, lie to each other: cosine of the angle, and the share of shared shifts whose signs differ. */
 export interface Pair {
   first: number;
   second: number;
@@ -19,7 +19,7 @@ export interface Pair {
 /** Return the label of the block that a parameter is part of: component, and the first row of blocks with its number. */
 function blockOf(name: string): { label: string; selector: string } {
   const match = /^(.*?\.(?:mid_block|(?:\w*blocks|layers|layer|h)\.[0-9]+))\./.exec(name);
-  if (match) return { label: match[1] as string, selector: `${match[1]}.*` };
+  if (match) return { label: match[1] as string, selector: `${match[1]!.replace(/[*?[]/g, "[$&]")}.*` };
   return { label: `${name.slice(0, name.indexOf("."))}, other`, selector: "" };
 }
 
@@ -33,11 +33,6 @@ export function blocksOf(delta: Delta): Block[] {
     blocks.set(label, block);
   }
   return [...blocks.values()].sort((a, b) => a.label.localeCompare(b.label, "en", { numeric: true }));
-}
-
-/** Return Σ δ² of a delta. */
-export function squaresOf(delta: Delta): number {
-  return blocksOf(delta).reduce((sum, { squares }) => sum + squares, 0);
 }
 
 /** Return how one pair of deltas lie to each other; a parameter that one lacks counts as zeros there. */

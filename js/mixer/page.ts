@@ -1,133 +1,112 @@
 // The page: what is dropped goes to the worker, and what it answers is shown. Texts of files are never markup.
 import type { Weight } from "../src/index.js";
-import type { Answer, Input, Request } from "./worker.js";
+import { Card } from "./card.js";
+import { at, make } from "./elements.js";
+import type { Pair } from "./blocks.js";
+import { quoted } from "./quoted.js";
+import type { Answer, Request } from "./worker.js";
 
 declare const WORKER: string; // the worker's own text, put here when the page is built
 
 const worker = new Worker(URL.createObjectURL(new Blob([WORKER], { type: "text/javascript" })));
-const weights: { all: number; blocks: Map<string, number> }[] = [];
-let shown: Input[] = [];
-
-function at<T extends HTMLElement>(id: string): T {
-  return document.getElementById(id) as T;
-}
-
-function make(tag: string, text = "", kind = ""): HTMLElement {
-  const element = document.createElement(tag);
-  element.textContent = text;
-  element.className = kind;
-  return element;
-}
+/** By the number that the worker gave each file; in the order in which they are added. */
+const cards = new Map<number, Card>();
+const rows = new Map<HTMLElement, Pair>();
+/** Files in one go whose blocks are shown at once; of more they are shown when they are asked for. */
+const OPEN = 4;
 
 function ask(request: Request): void {
   worker.postMessage(request);
 }
 
 function open(files: FileList | null | undefined): void {
-  if (files?.length) ask({ kind: "open", files: [...files] });
+  if (!files?.length) return;
+  at("problems").replaceChildren();
+  at("state").textContent = "Reading …";
+  ask({ kind: "open", files: [...files] });
 }
 
 worker.onmessage = ({ data }: MessageEvent<Answer>) => {
   if (data.kind === "progress") at("state").textContent = `Reading ${data.done + 1} of ${data.of} …`;
-  if (data.kind === "refused") showProblems([data.problem]);
-  if (data.kind === "mixed") download(data.bytes);
-  if (data.kind !== "inputs") return;
-  at("state").textContent = data.inputs.length
-    ? `${data.inputs.length} ${data.inputs.length === 1 ? "file" : "files"}`
-    : "";
-  at("base").textContent = data.base && `Base: ${data.base}`;
-  showProblems(data.problems);
-  while (weights.length < data.inputs.length) weights.push({ all: 1, blocks: new Map() });
-  shown = data.inputs;
-  at("inputs").replaceChildren(...shown.map(card));
-  at("result").hidden = !shown.length;
-  at("between").hidden = !data.pairs.length;
-  const head = make("tr");
-  head.append(...["", "", "cosine", "signs that differ"].map((text) => make("th", text)));
-  const rows = data.pairs.map(({ first, second, cosine, conflicts }) => {
-    const row = make("tr");
-    const texts = [shown[first]!.name, shown[second]!.name, cosine.toFixed(3), `${(100 * conflicts).toFixed(1)} %`];
-    row.append(...texts.map((text) => make("td", text)));
-    return row;
-  });
-  at("pairs").replaceChildren(head, ...rows);
-  showCommand();
+  else if (data.kind === "refused") at("problems").append(make("li", data.problem));
+  else if (data.kind === "mixed") download(data.bytes);
+  else if (data.kind === "ready") showAll();
+  else {
+    const card = new Card(data.input, data.base, cards.size < OPEN, showCommand, () => remove(data.input.id));
+    cards.set(data.input.id, card);
+    at("inputs").append(card.element);
+    for (const pair of data.pairs) {
+      const other = cards.get(pair.first);
+      if (!other) continue; // removed meanwhile
+      const row = make("div", "", "pair");
+      row.setAttribute("role", "row");
+      const texts = [other.name, card.name, pair.cosine.toFixed(3), `${(100 * pair.conflicts).toFixed(1)} %`];
+      for (const text of texts) {
+        const cell = make("span", text);
+        cell.setAttribute("role", "cell");
+        row.append(cell);
+      }
+      rows.set(row, pair);
+      at("pairs").append(row);
+    }
+  }
 };
 
-function showProblems(problems: readonly string[]): void {
-  at("problems").replaceChildren(...problems.map((problem) => make("li", problem)));
-}
+worker.onerror = () => {
+  at("state").textContent = "";
+  at("problems").append(make("li", "This browser stopped the work, maybe for want of memory: reload the page, drop fewer files."));
+};
 
-function slider(label: string, value: number, change: (value: number) => void): [HTMLElement, HTMLElement] {
-  const input = make("input") as HTMLInputElement;
-  const number = make("output", value.toFixed(2));
-  Object.assign(input, { type: "range", min: "-2", max: "2", step: "0.05" });
-  input.value = String(value);
-  input.setAttribute("aria-label", label);
-  input.oninput = () => {
-    number.textContent = Number(input.value).toFixed(2);
-    change(Number(input.value));
-    showCommand();
-  };
-  return [input, number];
-}
-
-function card(input: Input, index: number): HTMLElement {
-  const weight = weights[index]!;
-  const box = make("div", "", "input");
-  const remove = make("button", "Remove");
-  remove.onclick = () => {
-    weights.splice(index, 1);
-    ask({ kind: "remove", index });
-  };
-  const whole = make("div", "", "row");
-  whole.append(
-    make("b", "all of it"),
-    make("span"),
-    ...slider(`weight of ${input.name}`, weight.all, (value) => {
-      weight.all = value;
-    }),
-  );
-  box.append(
-    make("h3", input.title ? `${input.name} – ${input.title}` : input.name),
-    make("p", `${input.parameters} weights are shifted.`),
-    whole,
-  );
-  const largest = Math.max(...input.blocks.map(({ squares }) => Math.sqrt(squares))) || 1;
-  for (const { label, selector, squares } of input.blocks) {
-    const row = make("div", "", "row");
-    const bar = make("div", "", "bar");
-    const fill = make("i");
-    fill.style.width = `${(100 * Math.sqrt(squares)) / largest}%`;
-    bar.append(fill);
-    bar.title = `‖δ‖ = ${Math.sqrt(squares).toPrecision(3)}`;
-    const name = make("span", label);
-    name.title = label;
-    row.append(name, bar);
-    if (selector) {
-      row.append(
-        ...slider(`weight of ${label} in ${input.name}`, weight.blocks.get(selector) ?? weight.all, (value) => {
-          weight.blocks.set(selector, value);
-        }),
-      );
-    }
-    box.append(row);
+function remove(id: number): void {
+  ask({ kind: "remove", id });
+  cards.get(id)?.element.remove();
+  cards.delete(id);
+  for (const [row, { first, second }] of rows) {
+    if (first !== id && second !== id) continue;
+    row.remove();
+    rows.delete(row);
   }
-  box.append(remove);
-  return box;
+  showAll();
 }
 
-function weightsNow(): Weight[] {
-  return weights
-    .slice(0, shown.length)
-    .map(({ all, blocks }) => (blocks.size ? { default: all, where: [...blocks] } : all));
+function showAll(): void {
+  at("state").textContent = cards.size ? `${cards.size} ${cards.size === 1 ? "file" : "files"}` : "";
+  const [first] = cards.values();
+  at("base").textContent = first ? `Base: ${first.base}` : "";
+  at("result").hidden = !cards.size;
+  at("between").hidden = !rows.size;
+  showCommand();
 }
 
+/** Return the globs of blocks for which any file has a weight of its own. */
+function selectorsNow(): string[] {
+  return [...new Set([...cards.values()].flatMap((card) => [...card.blocks.keys()]))];
+}
+
+/** Return weights as `svdiff add --where` has them: each file has one for each of these blocks. */
+function weightsNow(): Map<number, Weight> {
+  const selectors = selectorsNow();
+  return new Map([...cards].map(([id, card]) => [id, card.weight(selectors)]));
+}
+
+/** Show the command that writes the same file. */
 function showCommand(): void {
-  const parts = weightsNow().map((weight) =>
-    typeof weight === "number" ? weight : { default: weight.default, ...Object.fromEntries(weight.where) },
-  );
-  at("command").textContent = `these files with the weights ${JSON.stringify(parts)}`;
+  const all = [...cards.values()];
+  const selectors = selectorsNow();
+  const dtype = at<HTMLSelectElement>("dtype").value;
+  const title = at<HTMLInputElement>("title").value;
+  at("command").textContent = [
+    "svdiff add",
+    ...all.map((card) => quoted(card.all === 1 ? card.name : `${card.name}:${card.all}`)),
+    ...selectors.map((selector) => `--where ${quoted(`${selector}=${all.map((card) => card.at(selector)).join(",")}`)}`),
+    ...(dtype === "F32" ? [] : [`--dtype ${dtype.toLowerCase()}`]),
+    ...(title ? [`--title ${quoted(title)}`] : []),
+    "-o mix.safetensors",
+  ].join(" ");
+  const lacking = all.find((card) => selectors.some((selector) => !card.has(selector)));
+  at("lacking").textContent = lacking
+    ? `(The command takes no weights for blocks that a file lacks, as ${lacking.name} does; this page does.)`
+    : "";
 }
 
 function download(bytes: Uint8Array<ArrayBuffer>): void {
@@ -155,7 +134,11 @@ files.onchange = () => {
   open(files.files);
   files.value = "";
 };
+at("dtype").onchange = showCommand;
+at("title").oninput = showCommand;
 at("save").onclick = () => {
+  at("problems").replaceChildren();
+  at("state").textContent = "Mixing …";
   const dtype = at<HTMLSelectElement>("dtype").value as "F32";
   ask({ kind: "mix", weights: weightsNow(), dtype, title: at<HTMLInputElement>("title").value });
 };

@@ -1,14 +1,16 @@
 // The worker: holds the deltas, and does all that takes time, so that the page never waits.
 import { add, canonical, DeltaError, type Delta, type Dtype, type Weight } from "../src/index.js";
-import { blocksOf, compare, squaresOf, type Block, type Pair } from "./blocks.js";
+import { blocksOf, compare, type Block, type Pair } from "./blocks.js";
 import { open, sentence } from "./check.js";
 
 export type Request =
   | { kind: "open"; files: File[] }
-  | { kind: "remove"; index: number }
-  | { kind: "mix"; weights: Weight[]; dtype: Dtype; title: string };
+  | { kind: "remove"; id: number }
+  | { kind: "mix"; weights: Map<number, Weight>; dtype: Dtype; title: string };
 
 export interface Input {
+  /** Its own for each file that is read, in ascending order. */
+  id: number;
   name: string;
   title: string;
   parameters: number;
@@ -17,38 +19,41 @@ export interface Input {
 
 export type Answer =
   | { kind: "progress"; done: number; of: number }
-  | { kind: "inputs"; base: string; inputs: Input[]; pairs: Pair[]; problems: string[] }
-  | { kind: "mixed"; bytes: Uint8Array<ArrayBuffer> }
-  | { kind: "refused"; problem: string };
+  | { kind: "read"; base: string; input: Input; pairs: Pair[] }
+  | { kind: "refused"; problem: string }
+  | { kind: "ready" }
+  | { kind: "mixed"; bytes: Uint8Array<ArrayBuffer> };
 
-const held: { input: Input; delta: Delta; squares: number; pairs: { cosine: number; conflicts: number }[] }[] = [];
+const held: { id: number; delta: Delta; squares: number }[] = [];
 const scope = self as unknown as {
   postMessage(answer: Answer, transfer?: Transferable[]): void;
   onmessage: (event: MessageEvent<Request>) => void;
 };
 let queue = Promise.resolve();
+let next = 0;
 
 async function openAll(files: readonly File[]): Promise<void> {
-  const problems: string[] = [];
   for (const [done, file] of files.entries()) {
     scope.postMessage({ kind: "progress", done, of: files.length });
     try {
       const delta = await open(file);
       fits(delta);
-      const input = {
-        name: file.name,
-        title: delta.title ?? "",
-        parameters: delta.parameters.size,
-        blocks: blocksOf(delta),
-      };
-      const squares = squaresOf(delta);
-      const pairs = held.map((other) => compare(other.delta, delta, other.squares * squares));
-      held.push({ input, delta, squares, pairs });
+      const id = next++;
+      const blocks = blocksOf(delta);
+      const squares = blocks.reduce((sum, block) => sum + block.squares, 0);
+      const pairs = held.map((other) => ({
+        first: other.id,
+        second: id,
+        ...compare(other.delta, delta, other.squares * squares),
+      }));
+      held.push({ id, delta, squares });
+      const input = { id, name: file.name, title: delta.title ?? "", parameters: delta.parameters.size, blocks };
+      scope.postMessage({ kind: "read", base: baseOf(delta), input, pairs });
     } catch (error) {
-      problems.push(sentence(file.name, error));
+      scope.postMessage({ kind: "refused", problem: sentence(file.name, error) });
     }
   }
-  tell(problems);
+  scope.postMessage({ kind: "ready" });
 }
 
 /** Refuse a delta of another base than those held. Raises BaseMismatchError. */
@@ -62,23 +67,22 @@ function fits(delta: Delta): void {
   }
 }
 
-function tell(problems: string[]): void {
-  const pairs = held.flatMap(({ pairs: own }, second) => own.map((pair, first) => ({ first, second, ...pair })));
-  const base = held[0]?.delta.base;
-  const repository = base?.get("repository");
-  const said = typeof repository === "string" ? repository : base ? canonical(base.get("components") ?? null) : "";
-  scope.postMessage({ kind: "inputs", base: said, inputs: held.map(({ input }) => input), pairs, problems });
+function baseOf({ base }: Delta): string {
+  const repository = base.get("repository");
+  return typeof repository === "string" ? repository : canonical(base.get("components") ?? null);
 }
 
 function mix({ weights, dtype, title }: Extract<Request, { kind: "mix" }>): void {
   try {
     const bytes = add(
       held.map(({ delta }) => delta),
-      { weights, dtype, title: title || undefined },
+      { weights: held.map(({ id }) => weights.get(id) ?? 1), dtype, title: title || undefined },
     ).bytes() as Uint8Array<ArrayBuffer>;
     scope.postMessage({ kind: "mixed", bytes }, [bytes.buffer]);
   } catch (error) {
-    scope.postMessage({ kind: "refused", problem: error instanceof DeltaError ? `${error.message}.` : String(error) });
+    const why = error instanceof DeltaError ? error.message : String(error);
+    scope.postMessage({ kind: "refused", problem: `This mix cannot be saved: ${why}.` });
+    scope.postMessage({ kind: "ready" });
   }
 }
 
@@ -87,9 +91,8 @@ scope.onmessage = ({ data }) => {
     if (data.kind === "open") await openAll(data.files);
     else if (data.kind === "mix") mix(data);
     else {
-      held.splice(data.index, 1);
-      for (const item of held.slice(data.index)) item.pairs.splice(data.index, 1);
-      tell([]);
+      const place = held.findIndex(({ id }) => id === data.id);
+      if (place >= 0) held.splice(place, 1);
     }
   });
 };

@@ -14,8 +14,8 @@ interface Block {
   prefixes: readonly string[];
 }
 
-const ADDRESS = String.raw`\(\s*([0-9]{1,9})\s*,\s*'?(down|up)'?\s*,\s*([0-9]{1,9})\s*\)`;
-const RANGE = new RegExp(`^${ADDRESS}(?:\\s*-\\s*${ADDRESS})?$`);
+const ADDRESS = String.raw`\( *([0-9]{1,9}) *, *'?(down|up)'? *, *([0-9]{1,9}) *\)`;
+const RANGE = new RegExp(`^${ADDRESS}(?: *- *${ADDRESS})?$`);
 
 /** Return what an address or a range of addresses names, or undefined where the selector is none. Raises SelectionError. */
 export function addressed(

@@ -132,15 +132,23 @@ function tensorsOf(parameters: readonly Parameter[]): Tensor[] {
 }
 
 /** Read a delta file strictly: every rule of sections 3.3, 4.5, 5.4 and 9 is checked, of all values. Raises FormatError. */
-export function read(file: Uint8Array): Delta {
+export function read(bytes: Uint8Array | ArrayBuffer): Delta {
+  const file = viewOf(bytes);
   return new Delta(partsOf(file), () => digestsOf(file));
 }
 
 /** Read a delta file as `read` does, and hash it by the platform's own code where that is there. Rejects with FormatError. */
-export async function open(file: Uint8Array): Promise<Delta> {
+export async function open(bytes: Uint8Array | ArrayBuffer): Promise<Delta> {
+  const file = viewOf(bytes);
   const parts = partsOf(file);
   const [sha256, digest] = await Promise.all([hexDigestLater(file), hexDigestLater(dataOf(file))]);
   return new Delta(parts, () => ({ sha256, digest }));
+}
+
+function viewOf(bytes: Uint8Array | ArrayBuffer): Uint8Array {
+  if (bytes instanceof Uint8Array) return bytes;
+  if (bytes instanceof ArrayBuffer) return new Uint8Array(bytes);
+  throw new InputError("file: give the bytes of a file, as a Uint8Array or an ArrayBuffer", "file");
 }
 
 function partsOf(file: Uint8Array): Parts {

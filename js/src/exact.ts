@@ -5,14 +5,46 @@ const bits = new BigUint64Array(double.buffer);
 /** Every finite binary64 number is a whole multiple of 2^−1074. */
 const LEAST = 1074;
 
-/** Return a finite number as a whole multiple of 2^−1074. */
-export function exact(value: number): bigint {
+/** Return a finite number as a whole number and the power of two that it is multiplied with, above 2^−1074. */
+function parts(value: number): [bigint, number] {
   double[0] = value;
   const raw = bits[0] as bigint;
   const e = Number((raw >> 52n) & 0x7ffn);
   const fraction = raw & 0xfffffffffffffn;
-  const size = e === 0 ? fraction : (fraction | 0x10000000000000n) << BigInt(e - 1);
-  return value < 0 ? -size : size;
+  const size = e === 0 ? fraction : fraction | 0x10000000000000n;
+  return [value < 0 ? -size : size, Math.max(e - 1, 0)];
+}
+
+/** Return a finite number as a whole multiple of 2^−1074. */
+export function exact(value: number): bigint {
+  const [size, shift] = parts(value);
+  return size << BigInt(shift);
+}
+
+/** Return finite numbers times one power of two that makes whole numbers of all. */
+export function wholes(values: Float64Array): bigint[] {
+  const all = Array.from(values, parts);
+  const least = all.reduce((least, [size, shift]) => (size ? Math.min(least, shift) : least), Infinity);
+  return all.map(([size, shift]) => (size ? size << BigInt(shift - least) : 0n));
+}
+
+/** Return ⌊√n⌋ of a whole number from 0. */
+export function isqrt(n: bigint): bigint {
+  if (n < 2n) return n;
+  let root = 1n << BigInt(2 * n.toString(16).length); // not below √n
+  for (;;) {
+    const next = (root + n / root) >> 1n;
+    if (next >= root) return root;
+    root = next;
+  }
+}
+
+/** Return the quotient of two whole numbers, rounded once to binary64; it is 0, or of at least 2^−900. */
+export function quotient(above: bigint, below: bigint): number {
+  const scaled = (above < 0n ? -above : above) << BigInt(LEAST);
+  const size = scaled / below;
+  const near = nearest(size * below === scaled ? size : size | 1n); // whatever is left is not a tie
+  return above < 0n ? -near : near;
 }
 
 /** Round a whole multiple of 2^−1074 to binary64, ties to even; infinite where it is beyond. */

@@ -21,6 +21,8 @@ export function names(
   if (sampleSize !== undefined && (!Number.isSafeInteger(sampleSize) || sampleSize < 1)) {
     throw new InputError(`sample_size: ${String(sampleSize)} is no integer from 1`, "sample_size");
   }
+  if (!Array.isArray(selectors) || !selectors.every((selector) => typeof selector === "string"))
+    throw new InputError("selectors: give an array of texts", "selectors");
   if (!selectors.length) throw new SelectionError("no selector is given", "selectors");
   const negative = selectors.filter((selector) => selector.startsWith("!"));
   const positive = selectors.filter((selector) => !selector.startsWith("!"));

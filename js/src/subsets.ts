@@ -1,6 +1,5 @@
-// Subsets, blocks of a UNet, components and parts (the tables of section 7.5).
-import { SelectionError } from "./errors.js";
-import { isIndexed } from "./names.js";
+// Subsets, blocks, components and parts (the tables of section 7.5).
+import { COMPONENTS, PATTERNS } from "./modules.js";
 import type { Layout } from "./parameter.js";
 
 type Test = (layout: Layout) => boolean;
@@ -33,64 +32,106 @@ const SUBSETS = new Map<string, Test>(
   }),
 );
 
-const COMPONENTS = new Map<string, RegExp>([
-  ["unet", /^unet\./],
-  ["transformer", /^transformer(_[0-9]+)?\./],
-  ["text", /^text_encoder(_[0-9]+)?\./],
-  ["text-1", /^text_encoder\./],
-  ["text-2", /^text_encoder_2\./],
-  ["text-3", /^text_encoder_3\./],
-]);
 /** Components that go by a word of the table, and not by their own names. */
-const WORDED = ["unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"];
+const WORDED: readonly string[] = ["unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"];
 
-const PARTS = new Map<string, Test>([
-  ["1d", ({ shape }) => shape.length === 1],
-  ["2d", ({ shape }) => shape.length === 2],
-  ["4d", ({ shape }) => shape.length === 4],
-  ["conv", ({ shape }) => shape.length > 2],
-  ["experts", ({ name }) => isIndexed(name) || /\.experts\.[0-9]+\./.test(name)],
-]);
-/** Parts that are conveniences of an implementation, which this one does not have. */
-const ELSEWHERE = /^(attn|ca|kv|ca-kv|mlp|block\.[0-9]+(-[0-9]+)?)$/;
-
-/** Return what the name of a subset names, in any case of letters, or undefined where it is none. */
-export function subset(layouts: readonly Layout[], selector: string): Layout[] | undefined {
-  const test = testOf(layouts, selector, selector.toLowerCase());
-  return test && layouts.filter(test);
+/** What a weight is part of, by the names of the modules around it. */
+interface Part {
+  attn: boolean;
+  ca: boolean;
+  kv: boolean;
+  mlp: boolean;
+  block: number | undefined;
 }
 
-function testOf(layouts: readonly Layout[], selector: string, lower: string): Test | undefined {
-  const known = SUBSETS.get(lower);
-  if (known) return known;
-  const level = /^(up|down)\.([0-9]+)$/.exec(lower);
-  if (level) return ({ name }) => name.startsWith(`unet.${level[1]}_blocks.${level[2]}.`);
-  const component = componentTest(layouts, lower);
-  if (component) return component;
-  const part = partTest(selector, lower);
-  if (part) return part;
-  for (let dash = lower.indexOf("-"); dash >= 0; dash = lower.indexOf("-", dash + 1)) {
-    const first = componentTest(layouts, lower.slice(0, dash));
-    const second = first && partTest(selector, lower.slice(dash + 1));
-    if (first && second) return (layout) => first(layout) && second(layout);
+function partOf(name: string): Part {
+  const modules = name.split(".").slice(1, -1);
+  const any = (pattern: RegExp, all = modules): boolean => all.some((module) => pattern.test(module));
+  const attn = any(PATTERNS.attention) || any(PATTERNS.projection);
+  const inner = modules.slice(modules.findIndex((module) => /^[0-9]+$/.test(module)) + 1 || modules.length);
+  const block = PATTERNS.block.exec(name)?.[1];
+  return {
+    attn,
+    ca: attn && (any(PATTERNS.cross) || any(PATTERNS.added)),
+    kv: attn && any(PATTERNS.keys_and_values),
+    mlp: attn
+      ? any(PATTERNS.fused)
+      : !any(/norm/, inner) && (any(PATTERNS.feed_forward, inner) || PATTERNS.output.test(name)),
+    block: block === undefined ? undefined : Number(block),
+  };
+}
+
+/** Return whether a weight is of an `attn2` that attends to the picture, as the `attn` beside it does. */
+function picturesTwice(layouts: readonly Layout[]): (name: string) => boolean {
+  const before = (middle: string) =>
+    new Set(layouts.filter(({ name }) => name.includes(middle)).map(({ name }) => name.split(middle, 1)[0]));
+  const [attn, attn1] = [before(".attn."), before(".attn1.")];
+  return (name) => {
+    const block = name.split(".attn2.", 1)[0];
+    return block !== name && attn.has(block) && !attn1.has(block);
+  };
+}
+
+/** Return the test of a part, given all that is at hand, or undefined where the word is none. */
+function partTest(layouts: readonly Layout[], word: string): Test | undefined {
+  switch (word) {
+    case "1d":
+    case "2d":
+    case "4d":
+      return ({ shape }) => shape.length === Number(word[0]);
+    case "conv":
+      return ({ shape }) => shape.length > 2;
+    case "experts":
+      return ({ name }) => PATTERNS.expert.test(name);
+    case "attn":
+    case "kv":
+    case "mlp":
+      return ({ name }) => partOf(name)[word];
+    case "ca":
+    case "ca-kv": {
+      const twice = picturesTwice(layouts);
+      return ({ name }) => {
+        const { ca, kv } = partOf(name);
+        return ca && (kv || word === "ca") && !twice(name);
+      };
+    }
+    default:
+      return undefined;
   }
-  return undefined;
 }
 
 function componentTest(layouts: readonly Layout[], word: string): Test | undefined {
-  const known = COMPONENTS.get(word);
-  if (known) return ({ name }) => known.test(name);
+  if (Object.hasOwn(COMPONENTS, word)) return ({ name }) => COMPONENTS[word]!.test(name);
   const own = new Set(layouts.map(({ name }) => name.slice(0, name.indexOf("."))));
   const fitting = [...own].filter((component) => component.toLowerCase() === word && !WORDED.includes(component));
   return fitting.length ? ({ name }) => fitting.includes(name.slice(0, name.indexOf("."))) : undefined;
 }
 
-function partTest(selector: string, word: string): Test | undefined {
-  if (ELSEWHERE.test(word)) {
-    throw new SelectionError(
-      `${selector}: this implementation does not know layers by ${word}; select them by a glob`,
-      selector,
-    );
+/** Return what the name of a subset names, in any case of letters, or undefined where it is none. */
+export function subset(layouts: readonly Layout[], selector: string): Layout[] | undefined {
+  const test = testOf(layouts, selector.toLowerCase());
+  return test && layouts.filter(test);
+}
+
+function testOf(layouts: readonly Layout[], word: string): Test | undefined {
+  const level = /^(up|down)\.([0-9]{1,2})$/.exec(word);
+  if (level) return ({ name }) => name.startsWith(`unet.${level[1]}_blocks.${level[2]}.`);
+  const blocks = /^(?:([a-z0-9_-]+)-)?block\.([0-9]{1,3})(?:-([0-9]{1,3}))?$/.exec(word);
+  if (blocks) {
+    const whole = blocks[1] === undefined ? () => true : testOf(layouts, blocks[1]);
+    const [first, last] = [Number(blocks[2]), Number(blocks[3] ?? blocks[2])];
+    return whole && ((layout) => isWithin(partOf(layout.name).block, first, last) && whole(layout));
   }
-  return PARTS.get(word);
+  const known = SUBSETS.get(word) ?? partTest(layouts, word) ?? componentTest(layouts, word);
+  if (known) return known;
+  for (let dash = word.indexOf("-"); dash >= 0; dash = word.indexOf("-", dash + 1)) {
+    const first = componentTest(layouts, word.slice(0, dash));
+    const second = first && partTest(layouts, word.slice(dash + 1));
+    if (first && second) return (layout) => first(layout) && second(layout);
+  }
+  return undefined;
+}
+
+function isWithin(block: number | undefined, first: number, last: number): boolean {
+  return block !== undefined && first <= block && block <= last;
 }

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { add, DeltaError, fromPlain, InputError, MetadataError, read, scale, slice, truncate, Delta } from "../dist/index.js";
+import { add, fromPlain, InputError, MetadataError, read, scale, slice, truncate, Delta } from "../dist/index.js";
 
 const dog = read(new Uint8Array(readFileSync(new URL("../../spec/v1/vectors/operations/dog.safetensors", import.meta.url))));
 
@@ -23,13 +23,22 @@ test("ranks, sample sizes and weights are checked", () => {
   assert.throws(() => add([dog], { dtype: "F64" }), InputError);
 });
 
-test("a part that this implementation does not know is refused, and says so", () => {
-  for (const selector of ["attn", "unet-mlp", "block.3"]) {
-    assert.throws(
-      () => slice(dog, [selector]),
-      (error) => error instanceof DeltaError && /glob/.test(error.message),
-    );
+test("arguments of another type are refused, and named", () => {
+  for (const [what, wrong] of [
+    ["file", () => read("dog.safetensors")],
+    ["inputs", () => add([{}])],
+    ["weights", () => add([dog], { weights: ["2"] })],
+    ["weights", () => add([dog], { weights: [null] })],
+    ["selectors", () => slice(dog, "unet")],
+    ["selectors", () => slice(dog, [1])],
+  ]) {
+    assert.throws(wrong, (error) => error instanceof InputError && error.field === what);
   }
+});
+
+test("the bytes of a response are read as well", () => {
+  const bytes = dog.bytes();
+  assert.deepEqual(read(bytes.buffer).bytes(), bytes);
 });
 
 test("inputs are left as they are", () => {

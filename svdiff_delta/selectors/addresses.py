@@ -14,8 +14,8 @@ from typing import Final
 
 from svdiff_delta.errors import SelectionError
 
-_ADDRESS = r"\(\s*(\d{1,9})\s*,\s*'?(down|up)'?\s*,\s*(\d{1,9})\s*\)"
-_RANGE: Final = re.compile(rf"{_ADDRESS}(?:\s*-\s*{_ADDRESS})?")
+_ADDRESS = r"\( *([0-9]{1,9}) *, *'?(down|up)'? *, *([0-9]{1,9}) *\)"
+_RANGE: Final = re.compile(rf"{_ADDRESS}(?: *- *{_ADDRESS})?")
 _LEVEL: Final = re.compile(r"unet\.(down|up)_blocks\.(\d{1,3})\.(?:attentions\.(\d{1,3})\.)?")
 _MIDDLE: Final = re.compile(r"unet\.mid_block\.(?:attentions\.(\d{1,3})\.)?")
 

@@ -1,7 +1,8 @@
 """Parts of a model by the names of its modules: attention, its keys and values, feed-forward, blocks.
 
 One table for all models: UNets and transformers of diffusers and the language models of transformers have few words for
-these. Only names are looked at, so that a delta can be sliced without its base.
+these. Only names are looked at, so that a delta can be sliced without its base. Other implementations read the patterns
+in `spec/v1/modules.json`, and the rules that go with them in section 7.5 of the spec.
 """
 
 from __future__ import annotations
@@ -47,8 +48,12 @@ FUSED: Final = re.compile(r"\w*_mlp_\w+")
 OUTPUT: Final = re.compile(r"layer\.\d+\.output\.")
 """The second half of BERT's feed-forward."""
 
-BLOCK: Final = re.compile(r"\.(?:\w*(?:blocks?|layers?|refiner)|h)\.(?P<number>\d+)\.")
+BLOCK: Final = re.compile(r"\.(?:\w*(?:blocks?|layers?|refiner)|h)\.(\d+)\.")
 """A block of a row of blocks, by its number; the outermost counts."""
+
+
+EXPERT: Final = re.compile(r"\.experts\.\d+\.|\[\d+\]$")
+"""One of several experts: a module of a row of them, or a slice of a stacked tensor (spec, section 4.1)."""
 
 
 class Part(NamedTuple):
@@ -77,7 +82,7 @@ def part_of(name: str) -> Part:
     cross = attn and any(CROSS.fullmatch(module) or ADDED.fullmatch(module) for module in modules)
     kv = attn and any(KEYS_AND_VALUES.fullmatch(module) for module in modules)
     block = BLOCK.search(name)
-    return Part(attn, cross, kv, _is_feed_forward(name, modules, attn=attn), int(block["number"]) if block else None)
+    return Part(attn, cross, kv, _is_feed_forward(name, modules, attn=attn), int(block[1]) if block else None)
 
 
 def _is_feed_forward(name: str, modules: list[str], *, attn: bool) -> bool:
@@ -91,6 +96,6 @@ def _is_feed_forward(name: str, modules: list[str], *, attn: bool) -> bool:
 
 
 def picture_twice(names: Iterable[str]) -> frozenset[str]:
-    """Return the blocks whose second attention layer attends to the picture like the first, by what is beside it."""
+    """Return the blocks whose `attn2` attends to the picture like their `attn`, by what is beside it."""
     blocks = {kind: {name.partition(f".{kind}.")[0] for name in names if f".{kind}." in name} for kind in BESIDE}
     return frozenset(blocks["attn"] - blocks["attn1"])

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from .structure import part_of, picture_twice
+from .structure import EXPERT, part_of, picture_twice
 
 Rule = Callable[[str, tuple[int, ...]], bool]
 """Whether a parameter of this name, whose weight has this shape, belongs to a subset."""
@@ -43,16 +43,13 @@ COMPONENTS: Final[Mapping[str, str]] = {
 }
 """The components that a word stands for, as a pattern; that of a component without a word of its own stands for it."""
 
-_EXPERT: Final = re.compile(r"\.experts\.\d+\.|\[\d+\]$")
-"""One of several experts: a module of a row of them, or a slice of a stacked tensor (spec, section 4.1)."""
-
 PARTS: Final[Mapping[str, Rule]] = {
     "attn": lambda name, _: part_of(name).attn,
     "ca": lambda name, _: part_of(name).ca,
     "ca-kv": lambda name, _: part_of(name).ca and part_of(name).kv,
     "kv": lambda name, _: part_of(name).kv,
     "mlp": lambda name, _: part_of(name).mlp,
-    "experts": lambda name, _: _EXPERT.search(name) is not None,
+    "experts": lambda name, _: EXPERT.search(name) is not None,
     "1d": _kind(1),
     "2d": _kind(2),
     "4d": _kind(4),
@@ -90,8 +87,8 @@ SPELLED: Final = (
 )
 """How subsets are named, for errors."""
 
-_LEVEL: Final = re.compile(r"(up|down)\.(\d{1,2})")
-_BLOCK: Final = re.compile(r"(?:(?P<component>[\w-]+)-)?block\.(?P<first>\d{1,3})(?:-(?P<last>\d{1,3}))?")
+_LEVEL: Final = re.compile(r"(up|down)\.([0-9]{1,2})")
+_BLOCK: Final = re.compile(r"(?:(?P<component>[\w-]+)-)?block\.(?P<first>[0-9]{1,3})(?:-(?P<last>[0-9]{1,3}))?")
 _SECOND: Final = re.compile(r"(?:[\w-]+-)?ca(?:-kv)?")
 
 
@@ -112,18 +109,18 @@ def subset(name: str, names: Collection[str] = ()) -> Rule | None:
     if rule is None or name in PAPER or not _SECOND.fullmatch(name):
         return rule
     twice = picture_twice(names)
-    return _both(rule, lambda each, _: each.partition(".attn2.")[0] not in twice)
+    return _both(rule, lambda each, _: ".attn2." not in each or each.partition(".attn2.")[0] not in twice)
 
 
 def _of_component(name: str, names: Collection[str]) -> Rule | None:
-    """Return the rule of a component at hand by its own name, or of a part of it."""
-    for component in {each.partition(".")[0] for each in names} - {*COMPONENTS.values()}:  # these have a word
-        if name == component.lower():
-            return _rule(component)
-        part = PARTS.get(name.removeprefix(f"{component.lower()}-")) if name.startswith(component.lower()) else None
-        if part is not None:
-            return _both(_rule(component), part)
-    return None
+    """Return the rule of what is at hand of components by this name of theirs, or of a part of them."""
+    word, dash, part = name.partition("-")
+    worded = {*COMPONENTS.values()}
+    own = {component for component in (each.partition(".")[0] for each in names) if component.lower() == word} - worded
+    if not own or (dash and part not in PARTS):
+        return None
+    rule = _rule("|".join(sorted(own)))
+    return _both(rule, PARTS[part]) if dash else rule
 
 
 def _blocks(component: str | None, first: int, last: int, names: Collection[str]) -> Rule | None:

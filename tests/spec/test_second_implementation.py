@@ -10,14 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from support.deltas import random_delta
-from support.second import write_files, write_operations
-
-from svdiff_delta import merge
-from svdiff_delta.format.delta import Delta
-from svdiff_delta.format.file import dumps, loads
+from support.second import draw_slice, write_files, write_operations
 
 JS = Path(__file__).parents[2] / "js"
 
@@ -33,7 +27,7 @@ def run(folder: Path) -> Any:
 
 def test_500_random_operations_give_the_same_bytes_or_the_same_refusal(tmp_path: Path) -> None:
     cases = write_operations(tmp_path, "second", 500)
-    assert sum("error" not in case for case in cases) >= 350  # else there would be little to compare
+    assert sum("error" not in case for case in cases) >= 320  # else there would be little to compare
     assert run(tmp_path) == {"compared": 500, "differing": []}
 
 
@@ -43,24 +37,7 @@ def test_500_broken_files_are_refused_alike_and_the_others_written_alike(tmp_pat
     assert run(tmp_path) == {"compared": 500, "differing": []}
 
 
-def test_slerp_gives_the_same_within_a_rounding(tmp_path: Path) -> None:
-    """Sines may differ in their last bit, so that the nearest F32 number may be the next one."""
-    pairs = [(random_delta(number), random_delta(number + 100)) for number in range(20)]
-    cases = []
-    for number, pair in enumerate(pairs):
-        for place, delta in enumerate(pair):
-            (tmp_path / f"{number}-{place}").write_bytes(dumps(delta))
-        arguments = {"method": "slerp", "alpha": number / 19}
-        cases.append({"number": number, "operation": "merge", "inputs": 2, "arguments": arguments, "title": None})
-        (tmp_path / f"{number}-result").write_bytes(dumps(merge(pair, **arguments)))
-    (tmp_path / "cases.json").write_text(json.dumps(cases), "utf-8")
-    assert run(tmp_path)["compared"] == len(pairs)
-    for number in range(len(pairs)):
-        ours, theirs = (loads((tmp_path / f"{number}-{end}").read_bytes()) for end in ("result", "made"))
-        assert ours.metadata == theirs.metadata
-        assert_within_a_rounding(ours, theirs)
-
-
-def assert_within_a_rounding(ours: Delta, theirs: Delta) -> None:
-    for name in ours:
-        np.testing.assert_array_max_ulp(ours[name], theirs[name], maxulp=1)
+def test_300_random_selectors_by_part_give_the_same_bytes_or_the_same_refusal(tmp_path: Path) -> None:
+    cases = write_operations(tmp_path, "parts", 300, draw_slice)
+    assert sum("error" not in case for case in cases) >= 120
+    assert run(tmp_path) == {"compared": 300, "differing": []}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import random
 import re
 import struct
@@ -32,6 +33,7 @@ from svdiff_delta.format.file import dumps, loads
 from svdiff_delta.format.metadata import BaseInfo, Metadata, dump, parse
 from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.ops.combine import combine_parameters
+from svdiff_delta.ops.merge.slerp import coefficients
 from svdiff_delta.selectors.match import match
 from svdiff_delta.selectors.subsets import PAPER as SUBSETS
 from svdiff_delta.svd.cache import BasisCache
@@ -302,6 +304,21 @@ def test_calibration_is_the_snippet(snippets: dict[str, Any]) -> None:
         sigma, dot = weight.diagonal().tolist(), change.diagonal().tolist()
         expected = snippets["calibrate"](dot, cross.tolist(), square.tolist(), 4.0, sigma, [(1, 2)], 1)
         assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_slerp_is_the_snippet(snippets: dict[str, Any]) -> None:
+    draw = random.Random(3)
+    for _ in range(200):
+        a, b = ([draw.randrange(-99, 100) for _ in range(3)] for _ in "ab")
+        products = [sum(map(int.__mul__, *pair)) for pair in ((a, b), (a, a), (b, b))]
+        alpha = draw.choice([0.0, 1.0, draw.random(), draw.random() * 2.0**-80])
+        found = coefficients(products[0], products[1], products[2], alpha)
+        assert found == snippets["slerp_factors"](*products, alpha)
+        cosine = products[0] / math.sqrt(products[1] * products[2])
+        angle = math.acos(max(-1.0, min(1.0, cosine)))
+        if math.sin(angle) > 0.01:  # acos loses half of its digits near the ends
+            expected = [math.sin(share * angle) / math.sin(angle) for share in (alpha, 1 - alpha)]
+            assert found == pytest.approx(expected, rel=1e-9, abs=1e-20)
 
 
 # --- The worked example ---

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from svdiff_delta.ops.replay import perform
 from svdiff_delta.selectors.addresses import Layout
 
 Case = dict[str, Any]
+Drawn = Callable[[random.Random], tuple[str, int, dict[str, Any]]]
+
+VECTORS = Path(__file__).parents[2] / "spec" / "v1" / "vectors" / "operations"
 
 STORED: Sequence[StoredDtype] = ("F32", "F16", "BF16", "I8")
 SHAPES: Mapping[str, tuple[int, ...]] = {
@@ -44,6 +47,17 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
     "unet.up_blocks.0.resnets.0.conv1.weight": (8, 4),
     "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0.weight": (140, 128),
 }
+FAMILIES: Mapping[str, tuple[int, ...]] = {
+    name: parameter.shape
+    for file in ("flux", "joint", "language")
+    for name, parameter in loads((VECTORS / f"{file}.safetensors").read_bytes()).metadata.parameters.items()
+}
+"""Names of many families, which selectors tell by part."""
+
+ALL = {**FAMILIES, **SHAPES}
+PARTS = ("attn", "ca", "kv", "ca-kv", "mlp", "experts", "conv", "1d", "2d", "4d")
+COMPONENTS = ("unet", "transformer", "text", "text-1", "text-2", "text-3", "transformer_2", "model", "Bert", "prior")
+
 SELECTORS = (
     "unet", "unet-ca", "unet-ca-kv", "UNET-1d", "unet-2d", "unet-4d", "up", "down", "mid", "up-ca", "down-ca",
     "mid-ca", "text", "text-1", "text-2-1d", "1d", "2d", "4d", "conv", "unet-conv", "model", "model-experts",
@@ -51,8 +65,29 @@ SELECTORS = (
     "(4,down,0)-(8,down,0)", "*.weight", "unet.*[!k].weight", "*.[a-c]*", "*[[]0]", "*].weight", "*[", "!mid",
     "!text", "!unet.conv_in.weight", "unet.conv_in.weight", "unet.*.?esnets.*", "nothing", "transformer",
     "text_encoder_2", "*[z-a]*", "*[]q]*", "(64,down,0)", "(8,DOWN,0)", "up-1d", "text-3",
+    "block.\u0663", "down.\u0660", "(\u0668,down,0)", "(8,\tdown,0)", "up.000", "block.1000",
+    "\u212av", "attn-mlp", "transformer-", "-attn", "text-block", "block.0-block.1", "up-block.1", "up-ca-block.0",
+    "text_encoder-attn", "MODEL", "transformer_3-attn",
 )  # fmt: skip
-COMMON = ("*.weight", "unet", "1d", "2d", "*", "!4d", "!up", "!text", "conv", "*t*", "unet.[a-d]*", "*norm*")
+COMMON = (
+    "*.weight",
+    "unet",
+    "1d",
+    "2d",
+    "*",
+    "!4d",
+    "!up",
+    "!text",
+    "conv",
+    "*t*",
+    "unet.[a-d]*",
+    "*norm*",
+    "attn",
+    "kv",
+    "block.0",
+    "block.0-9",
+    "!mlp",
+)
 """Selectors that name something in most deltas here."""
 
 OPERATIONS = [*["add"] * 3, "interpolate", "scale", "slice", "slice", "truncate", "quantize", "merge", "merge"]
@@ -66,7 +101,7 @@ JSONS: Sequence[Any] = (
 def draw_parameter(draw: random.Random, name: str, base: int) -> Parameter:
     """Return what a file says of a parameter: inputs of one base agree about it, but for runs and the basis dtype."""
     fixed = random.Random(f"{name} {base}")
-    shape, axis = SHAPES[name], 0
+    shape, axis = ALL[name], 0
     kind = "elementwise" if len(shape) == 1 or (len(shape) == 3 and fixed.random() < 0.5) else "spectral"
     if kind == "spectral":
         axis = fixed.randrange(min(2, len(shape)))
@@ -99,7 +134,8 @@ def draw_values(draw: random.Random, parameter: Parameter, dtype: StoredDtype) -
 
 def draw_delta(draw: random.Random, base: int) -> Delta:
     """Return a delta with whatever a file can hold."""
-    names = sorted(draw.sample([*SHAPES], draw.randrange(1, len(SHAPES) + 1)))
+    pool = [*draw.choice([SHAPES, FAMILIES])]
+    names = sorted(draw.sample(pool, draw.randrange(1, min(len(pool), 20) + 1)))
     parameters = {name: draw_parameter(draw, name, base) for name in names}
     stored = {}
     for name, parameter in parameters.items():
@@ -140,7 +176,21 @@ def draw_number(draw: random.Random) -> float:
 
 def draw_selector(draw: random.Random) -> str:
     """Return a selector: mostly one that names something."""
+    if draw.random() < 0.1:
+        return draw_part(draw)
     return draw.choice(COMMON if draw.random() < 0.8 else SELECTORS)
+
+
+def draw_part(draw: random.Random) -> str:
+    """Return a selector by part or block, or by both, of one component or of all."""
+    first = draw.randrange(3)
+    block = f"block.{first}" if draw.random() < 0.5 else f"block.{first}-{first + draw.randrange(12)}"
+    part = draw.choice([draw.choice(PARTS[:5]), draw.choice(PARTS), block, block])
+    if draw.random() < 0.3:
+        part = f"{draw.choice(COMPONENTS)}-{part}"
+    if draw.random() < 0.1:
+        part += f"-{block}"
+    return draw.choice(["", "", "", "!"]) + draw.choice([part, part, part.upper()])
 
 
 def draw_weights(draw: random.Random, count: int) -> list[Any]:
@@ -153,6 +203,11 @@ def draw_weights(draw: random.Random, count: int) -> list[Any]:
         return {"default": draw_number(draw), "where": [[key, value] for key, value in where.items()]}
 
     return [one() for _ in range(count if draw.random() < 0.95 else count + 1)]
+
+
+def draw_slice(draw: random.Random) -> tuple[str, int, dict[str, Any]]:
+    """Return a slice by a selector that tells parts, or by two."""
+    return "slice", 1, {"selectors": [draw_part(draw) for _ in range(draw.choice([1, 1, 1, 2]))]}
 
 
 def draw_operation(draw: random.Random) -> tuple[str, int, dict[str, Any]]:
@@ -181,11 +236,16 @@ def draw_operation(draw: random.Random) -> tuple[str, int, dict[str, Any]]:
                 "max_error": draw.choice([0, 1e-4, 0.002, 0.02, 1, 1e-3 * draw.random()]),
             }
         case _:
-            method = draw.choice(["linear", "magnitude", "ties", "dare_linear", "dare_ties"])
-            arguments |= {"method": method, "weights": draw_weights(draw, count)}
-            if method != "linear":
+            method = draw.choice(["linear", "magnitude", "ties", "dare_linear", "dare_ties", "slerp"])
+            arguments |= {"method": method}
+            if method == "slerp":
+                count = 2 if draw.random() < 0.95 else count
+                arguments["alpha"] = draw.choice([0, 1, 0.5, draw.random(), draw.random(), 1e-20 * draw.random(), 1.5])
+            else:
+                arguments["weights"] = draw_weights(draw, count)
+            if method not in ("linear", "slerp"):
                 arguments["density"] = draw.choice(
-                    [0.5, 0.25, 1, draw.random(), draw.random(), draw.random(), 0.001, 0]
+                    [0.5, 0.25, 1, draw.random(), draw.random(), draw.randrange(100) / 100, 0.001, 0]
                 )
             if method.startswith("dare") and draw.random() < 0.8:
                 arguments["seed"] = draw.choice([0, 7, draw.randrange(1 << 53), (1 << 53) - 1])
@@ -205,7 +265,7 @@ def calculated(operation: str, arguments: Mapping[str, Any], inputs: Sequence[by
         return type(error).__name__
 
 
-def write_operations(folder: Path, seed: str, count: int) -> list[Case]:
+def write_operations(folder: Path, seed: str, count: int, drawn: Drawn = draw_operation) -> list[Case]:
     """Write `count` random operations and their inputs into a folder, and what this library makes of them."""
     draw = random.Random(seed)
     pool: dict[int, list[bytes]] = {0: [], 1: []}
@@ -213,10 +273,9 @@ def write_operations(folder: Path, seed: str, count: int) -> list[Case]:
     for number in range(count):
         base = 0 if draw.random() < 0.9 else 1
         pool[base].append(dumps(draw_delta(draw, base)))
-        operation, wanted, arguments = draw_operation(draw)
-        if draw.random() < 0.03:
-            base = draw.choice([0, 1])
-        near = [*pool[base][-8:], *(pool[1 - base][-1:] if draw.random() < 0.03 else [])]
+        operation, wanted, arguments = drawn(draw)
+        strange = pool[1 - base][-1:] if draw.random() < 0.03 else []
+        near = [*pool[base][-8:], *strange]
         inputs = [draw.choice(near) for _ in range(wanted)]
         title = draw.choice([None, None, "New", *TITLES[3:]])
         result = calculated(operation, arguments, inputs, title)
@@ -228,11 +287,12 @@ def write_operations(folder: Path, seed: str, count: int) -> list[Case]:
             "inputs": len(inputs),
             "arguments": arguments,
             "title": title,
+            "any": bool(strange),  # of several reasons for a refusal each implementation names one
         }
         cases.append(case | ({"error": result} if isinstance(result, str) else {}))
         if isinstance(result, bytes):
             (folder / f"{number}-result").write_bytes(result)
-            if draw.random() < 0.5:
+            if draw.random() < 0.5 and not strange:
                 pool[base].append(result)
     (folder / "cases.json").write_text(json.dumps(cases), "utf-8")
     return cases

@@ -10,7 +10,7 @@ import yaml
 from support.pages import ROOT
 
 import svdiff_delta
-from tools.docs_site import broken, lay_out, linked, public, reference, undocumented
+from tools.docs_site import add_mixer, broken, lay_out, linked, public, reference, undocumented
 
 
 def test_every_public_name_is_documented_and_in_the_reference_once() -> None:
@@ -67,3 +67,16 @@ def test_a_name_without_a_docstring_fails_the_build(tmp_path: Path, monkeypatch:
     with pytest.raises(SystemExit, match="without a docstring: attach"):
         lay_out(tmp_path / "pages")
     assert not (tmp_path / "pages").exists()
+
+
+def test_the_mixer_comes_along_and_is_linked_where_it_was_built(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "browser.md"
+    page.write_text((ROOT / "docs" / "browser.md").read_text("utf-8"), "utf-8")
+    assert not add_mixer(tmp_path, tmp_path / "nothing.html")
+    assert "](../mixer.html)" not in page.read_text("utf-8")
+    built = tmp_path / "built.html"
+    built.write_text("<p>mixer", "utf-8")
+    assert add_mixer(tmp_path, built)
+    assert "](../mixer.html)" in page.read_text("utf-8")
+    assert (tmp_path / "mixer.html").read_text("utf-8") == "<p>mixer"

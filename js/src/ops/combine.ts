@@ -25,6 +25,8 @@ export function combineRuns(
 
 /** Return the union of the inputs' parameters in ascending order of names. Raises BaseMismatchError. */
 export function combineLayouts(inputs: readonly Delta[]): Layout[] {
+  if (!inputs.every((input) => input instanceof Delta))
+    throw new InputError("inputs: give deltas, as `read` returns them", "inputs");
   const names = [...new Set(inputs.flatMap(({ parameters }) => [...parameters.keys()]))].sort();
   return names.map((name) => {
     const own = inputs.map(({ parameters }) => parameters.get(name)).filter((item) => item !== undefined);

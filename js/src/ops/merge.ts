@@ -1,11 +1,11 @@
 // Merging (section 7.6), in coordinates: one per tied run and one per other singular value that is not null.
 import type { Delta } from "../delta.js";
 import { InputError } from "../errors.js";
-import { exact } from "../exact.js";
 import { lengthOf, project, type Layout, type Run, type Stored } from "../parameter.js";
 import { shake256 } from "../shake256.js";
 import { accumulate, checkDtype, finish, recorded, type SumOptions } from "./arithmetic.js";
 import { combineLayouts, result } from "./combine.js";
+import { slerp } from "./slerp.js";
 import { checkWeights, factors, finite, type Weight } from "./weights.js";
 
 const OPTIONS = {
@@ -122,9 +122,7 @@ function linear(points: readonly Float64Array[], weights: readonly number[]): Fl
 }
 
 function trim(point: Float64Array, density: number): Float64Array {
-  // ⌊density · n + ½⌋ exactly: a product in F64 may round up to the next integer.
-  const one = exact(1);
-  const count = Number((2n * exact(density) * BigInt(point.length) + one) / (2n * one));
+  const count = Math.floor(density * point.length + 0.5);
   const order = Array.from(point.keys()).sort((a, b) => Math.abs(point[b]!) - Math.abs(point[a]!) || a - b);
   const result = new Float64Array(point.length);
   for (const index of order.slice(0, Math.max(1, count))) result[index] = point[index]!;
@@ -153,18 +151,4 @@ function elect(points: readonly Float64Array[], weights: readonly number[]): Flo
     });
     return below === 0 ? 0 : above / below;
   });
-}
-
-function slerp(a: Float64Array, b: Float64Array, alpha: number): Float64Array {
-  const [dot, aa, bb] = [product(a, b), product(a, a), product(b, b)];
-  const cosine = Math.max(-1, Math.min(1, dot / (Math.sqrt(aa) * Math.sqrt(bb))));
-  const angle = aa && bb ? Math.acos(cosine) : 0;
-  const sine = Math.sin(angle);
-  const [first, second] =
-    sine < 1e-6 ? [alpha, 1 - alpha] : [Math.sin(alpha * angle) / sine, Math.sin((1 - alpha) * angle) / sine];
-  return a.map((value, i) => first! * value + second! * b[i]!);
-}
-
-function product(a: Float64Array, b: Float64Array): number {
-  return a.reduce((sum, value, i) => sum + value * b[i]!, 0);
 }

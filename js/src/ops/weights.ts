@@ -12,6 +12,12 @@ export function checkWeights(weights: readonly Weight[] | undefined, count: numb
   if (all.length !== count)
     throw new InputError(`weights: ${all.length} are given for ${count} inputs; give one for each`, "weights");
   return all.map((weight) => {
+    if (typeof weight !== "number" && !Array.isArray((weight as Partial<Exclude<Weight, number>> | null)?.where)) {
+      throw new InputError(
+        `weights: ${String(weight)} is neither a number nor { default, where: [[selector, number]] }`,
+        "weights",
+      );
+    }
     const numbers =
       typeof weight === "number" ? [weight] : [weight.default, ...weight.where.map(([, number]) => number)];
     for (const number of numbers) finite("weights", number);

@@ -112,6 +112,20 @@ def test_the_name_of_a_parameter_comes_before_a_subset_and_a_glob() -> None:
     assert match(shapes, ["a.[x]"]) == ["a.[x]"]
 
 
+@pytest.mark.parametrize(
+    "selector", ["block.\u0663", "down.\u0660", "(\u0668,down,0)", "(8,\tdown,0)", "prior-", "block.1000"]
+)
+def test_numbers_are_of_ascii_digits_and_nothing_is_guessed(selector: str) -> None:
+    shapes = {"unet.down_blocks.0.attentions.0.x": (2, 2), "prior.blocks.3.x": (2, 2), "unet.mid_block.x": (2, 2)}
+    with pytest.raises(SelectionError):
+        match(shapes, [selector], sample_size=8)
+
+
+def test_components_whose_names_differ_in_case_alone_are_named_together() -> None:
+    shapes = {"Prior.blocks.0.attn.x": (2, 2), "prior.blocks.0.attn.x": (2, 2), "other.blocks.0.attn.x": (2, 2)}
+    assert match(shapes, ["PRIOR-attn"]) == ["Prior.blocks.0.attn.x", "prior.blocks.0.attn.x"]
+
+
 def test_several_selectors_name_the_union_once_and_sorted() -> None:
     assert match(LAYOUT, ["up-ca", "mid", "mid-ca", "down-ca"]) == sorted(
         name for name in LAYOUT if TABLE_1["unet-ca"](name) or TABLE_1["mid"](name)

@@ -1,20 +1,19 @@
-"""Operations on deltas in exact arithmetic, rounded where the specification says so (spec, sections 7.3, 7.5, 7.6)."""
+"""Operations on deltas in exact arithmetic, rounded where the specification says so (spec, sections 7.3 and 7.5)."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
-from math import floor, isqrt
 from typing import Any
 
+from . import families
 from .combine import combine_params, result_metadata
 from .container import JSON
 from .delta import Delta, Param
-from .numbers import LARGEST, Stored, Values, checked, decode, encode, nearest, project
+from .numbers import LARGEST, Stored, Values, decode, encode, nearest, project
 
 Weight = Any  # a number, or {"default": number, "where": [[selector, number], …]}
 wide: Callable[[Fraction], Fraction] = partial(nearest, name="F64")
@@ -44,6 +43,9 @@ def chosen(params: Mapping[str, Param], selector: str, spots: Mapping[str, Seque
     """Return what one selector names; `spots` are the name prefixes that each address in the vectors stands for."""
     if selector in params:
         return {selector}
+    known = families.chosen(params, selector)
+    if known is not None:
+        return known
     lower = selector.lower()
     if level := re.fullmatch(r"(up|down)\.(\d+)", lower):
         return {name for name in params if name.startswith(f"unet.{level[1]}_blocks.{level[2]}.")}
@@ -200,98 +202,3 @@ def _rounded(delta: Delta, name: str, dtype: str, limit: Fraction) -> Stored:
         if dtype not in WIDER or lost <= limit**2 * sum(value**2 for value in values):
             return stored
     return _rounded(delta, name, WIDER[dtype], limit)
-
-
-# --- Merging ---
-
-
-def merge(
-    inputs: Sequence[Delta],
-    method: str,
-    weights: Sequence[Weight] | None = None,
-    dtype: str = "F32",
-    **options: float,
-) -> Delta:
-    """Return a merged delta (spec, section 7.6)."""
-    given = list(weights or [1.0] * len(inputs))
-    if method.startswith("dare"):
-        options.setdefault("seed", 0)
-    arguments: dict[str, JSON] = {"method": method, **options}
-    if dtype != "F32":
-        arguments["dtype"] = dtype
-    if method != "slerp":
-        arguments["weights"] = [recorded(weight) for weight in given]
-    params = combine_params(inputs)
-    by_name = [factors(delta, weight) for delta, weight in zip(inputs, given, strict=True)]
-    stored = {}
-    for name, param in params.items():
-        own = [factor.get(name, Fraction(0)) for factor in by_name]
-        values = [delta.values(name) if name in delta.params else [Fraction(0)] * param.size for delta in inputs]
-        merged = _merged(name, param, values, own, method, options)
-        stored[name] = encode(project(checked(merged, dtype), param.tied, param.null), dtype)
-    return replace(result_metadata(inputs, params, "merge", arguments), stored=stored)
-
-
-def _merged(
-    name: str,
-    param: Param,
-    values: Sequence[Values],
-    weights: Sequence[Fraction],
-    method: str,
-    options: Mapping[str, float],
-) -> Values:
-    values = [project(value, param.tied, param.null) for value in values]
-    if method == "slerp":
-        return _slerp(values[0], values[1], Fraction(options["alpha"]))
-    second = {index for first, last in param.tied for index in range(first + 1, last + 1)}
-    free = [index for index in range(param.size - param.null) if index not in second]
-    points = [[value[index] for index in free] for value in values]
-    density = Fraction(options.get("density", 1))
-    if method in ("ties", "magnitude"):
-        points = [_trim(point, density) for point in points]
-    if method.startswith("dare"):
-        points = [_drop(point, density, int(options["seed"]), k, name) for k, point in enumerate(points)]
-    merged = (_elect if method.endswith("ties") else weighted)(points, weights)
-    result = [Fraction(0)] * param.size
-    for index, value in zip(free, merged, strict=True):
-        result[index] = value
-    for first, last in param.tied:
-        result[first : last + 1] = [result[first]] * (last + 1 - first)
-    return result
-
-
-def _trim(values: Values, density: Fraction) -> Values:
-    count = max(1, floor(density * len(values) + Fraction(1, 2)))
-    kept = sorted(range(len(values)), key=lambda index: (-abs(values[index]), index))[:count]
-    return [value if index in kept else Fraction(0) for index, value in enumerate(values)]
-
-
-def _drop(values: Values, density: Fraction, seed: int, number: int, name: str) -> Values:
-    text = f"svdiff draw 1\n{seed}\n{number}\n{name}".encode()
-    stream = hashlib.shake_256(text).digest(8 * len(values))
-    draws = [Fraction(int.from_bytes(stream[8 * i : 8 * i + 8], "little") >> 11, 2**53) for i in range(len(values))]
-    return [wide(value / density) if draw < density else Fraction(0) for value, draw in zip(values, draws, strict=True)]
-
-
-def _elect(values: Sequence[Values], weights: Sequence[Fraction]) -> Values:
-    products = [[wide(weight * item) for item in value] for value, weight in zip(values, weights, strict=True)]
-    result = []
-    for index, sum_ in enumerate(weighted(values, weights)):
-        agree = [k for k, product in enumerate(products) if product[index] * sum_ > 0]
-        above, below = Fraction(0), Fraction(0)
-        for k in agree:
-            above, below = wide(above + products[k][index]), wide(below + abs(weights[k]))
-        result.append(wide(above / below) if agree else Fraction(0))
-    return result
-
-
-def _slerp(a: Values, b: Values, alpha: Fraction) -> Values:
-    """Return the two cases that need no sine: parallel inputs, and the middle of a right angle of equal lengths."""
-    dot = sum(x * y for x, y in zip(a, b, strict=True))
-    lengths = sum(x * x for x in a) * sum(y * y for y in b)
-    if dot**2 == lengths:
-        return weighted([a, b], [alpha, wide(1 - alpha)])
-    if dot or alpha != Fraction(1, 2):
-        raise NotImplementedError
-    half = Fraction(isqrt(2**239), 2**120)  # √½, far beyond F64
-    return [half * (x + y) for x, y in zip(a, b, strict=True)]

@@ -115,6 +115,9 @@ def result_metadata(
     document = {
         key: value for key, value in first_wins([delta.document for delta in inputs]).items() if key not in OWN
     }  # fmt: skip
+    document.pop("must_understand", None)
+    if any(name.endswith("]") for name in params):
+        document["must_understand"] = ["stacked"]
     document["lineage"] = {"operation": operation, "arguments": dict(arguments), "inputs": digests, "files": files}
     if single and "training" in inputs[0].document:
         document["training"] = inputs[0].document["training"]

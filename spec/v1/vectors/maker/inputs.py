@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from . import families
 from .arithmetic import add
 from .container import container
 from .delta import Delta, Param, file_bytes, made_up, strings, tensors
@@ -151,6 +152,19 @@ def plain_b() -> Delta:
     return made({TEXT: (PARAMS[TEXT], "F32", (-4, 3, 0)), NORM: (PARAMS[NORM], "F32", (2, 4, 4, 8))}, BASE)
 
 
+def near_a() -> Delta:
+    """Return a delta that others are nearly parallel to."""
+    values = {TEXT: (1, 0, 0), V: (1, 0, 0), Q: (1, 0, 0, 0), NORM: (2.0**-149, 2.0**-140, 0, 0)}
+    return made({name: (PARAMS[name], "F32", own) for name, own in values.items()}, BASE)
+
+
+def near_b() -> Delta:
+    """Return a delta whose sines are just above and below 1e-6, and one of tiny numbers, all but opposite."""
+    values = {TEXT: (1, 1.0000001e-6, 0), V: (1, 9.9999999e-7, 0), Q: (-1, 0, 2.0**-19, 0),
+              NORM: (2.0**-148, -(2.0**-139), 0, 2.0**-149)}  # fmt: skip
+    return made({name: (PARAMS[name], "F32", own) for name, own in values.items()}, BASE)
+
+
 def minus() -> tuple[Delta, bytes]:
     """Return a delta and a file of it that has −0, as a writer must not leave it."""
     clean = made({TEXT: (PARAMS[TEXT], "F16", (0, 1, 0)), NORM: (PARAMS[NORM], "F16", (1, 0, 0, 0))}, BASE)
@@ -168,6 +182,7 @@ def deltas() -> dict[str, tuple[Delta, bytes]]:
         "dog": dog(), "cat": cat(), "fine": fine(), "dust": dust(), "large": large(), "large_half": half,
         "blocks": blocks(), "blocks_small": small, "other": other(), "lone": lone(), "middle": middle(), "part": part(),
         "plain_a": plain_a(), "plain_b": plain_b(), "dog_again": again,
+        "near_a": near_a(), "near_b": near_b(), **families.deltas(),
         "weighed": add([dog(), cat()], [{"default": 1.0, "where": [["unet", 2.0]]}, 1.0]),
     }  # fmt: skip
     return {name: (delta, file_bytes(delta)) for name, delta in found.items()} | {"minus": minus()}

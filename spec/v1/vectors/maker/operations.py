@@ -9,7 +9,9 @@ from typing import Any, Final, NamedTuple
 from . import arithmetic as do
 from .container import JSON
 from .delta import Delta, document, file_bytes, strings
+from .families import BY_PART
 from .inputs import NORM, TEXT, Q, deltas
+from .merging import merge
 from .numbers import Stored
 
 SPOTS: Final = {
@@ -67,6 +69,13 @@ def sums() -> Iterator[Case]:
         ],
     )
     yield plus("−0 is read as 0", "minus")
+    parts_ = [["attn", 2], ["text-mlp", -1], ["ca-kv", 0.3], ["block.1", 0.1], ["transformer-block.10", 3]]
+    yield plus("weights by part", "flux", "joint", weights=[{"default": 0.5, "where": parts_}, -1])
+    yield plus(
+        "weights by expert and by a component without a word",
+        "language",
+        weights=[{"default": 1, "where": [["experts", 0.5], ["bert-attn", 0], ["prior-block.0", -3]]}],
+    )
     yield Case("a quarter", "interpolate", ("dog", "cat"), {"alpha": 0.25})
     yield Case("a tenth: 1 − α is rounded to F64", "interpolate", ("dog", "cat"), {"alpha": 0.1})
     yield Case("one end", "interpolate", ("dog", "cat"), {"alpha": 1})
@@ -94,6 +103,9 @@ def parts() -> Iterator[Case]:
     yield piece("unet-ca", of="cat")
     yield piece("text", of="minus")
     yield piece("(4,down,1)", of="middle")
+    for of, all_ in BY_PART.items():
+        for several in all_:
+            yield piece(*several.split(), of=of)
     for rank in (1, 2, 3):
         yield Case(f"rank {rank}", "truncate", ("dog",), {"rank": rank})
     yield Case("rank 2 of several formats", "truncate", ("cat",), {"rank": 2})
@@ -114,7 +126,7 @@ def parts() -> Iterator[Case]:
 
 
 def merges() -> Iterator[Case]:
-    """Yield the merge methods that need no sine."""
+    """Yield the merge methods."""
 
     def blend(about: str, *inputs: str, **arguments: Any) -> Case:
         return Case(about, "merge", inputs, arguments)
@@ -129,13 +141,20 @@ def merges() -> Iterator[Case]:
         density=0.25,
         weights=[{"default": 1, "where": [["unet-ca", 0.5]]}, 2],
     )
+    yield blend("a product that rounds up to a half", *two, method="magnitude", density=0.8333333333333333)
     yield blend("ties", *two, method="ties", density=0.5)
+    by_part = [{"default": 1, "where": [["attn", 0.5], ["kv", -2]]}, {"default": 0.25, "where": [["mlp", 3]]}]
+    yield blend("linear, weights by part", "flux", "joint", method="linear", weights=by_part)
+    yield blend("dare_linear, weights by part", "flux", "flux", method="dare_linear", density=0.5, weights=by_part)
     yield blend("ties of three, one lacks parameters", *two, "fine", method="ties", density=1, weights=[1, 0.3, -2])
     yield blend("dare_linear", *two, method="dare_linear", density=0.5)
     yield blend("dare_linear with a seed, BF16", *two, method="dare_linear", density=0.7, seed=2**53 - 1, dtype="BF16")
     yield blend("dare_ties", *two, method="dare_ties", density=0.6, seed=7, weights=[0.5, 1.5])
     yield blend("slerp: the middle of a right angle, and of parallels", "plain_a", "plain_b", method="slerp", alpha=0.5)
     yield blend("slerp with zeros is a straight line", "plain_a", "lone", method="slerp", alpha=0.25)
+    for alpha in (0, 0.3, 1 - 2**-53, 1e-30, 1):
+        yield blend(f"slerp: any angles, α {alpha}", *two, method="slerp", alpha=alpha)
+    yield blend("slerp: angles near 0 and π", "near_a", "near_b", method="slerp", alpha=0.7)
 
 
 def refusals() -> Iterator[Case]:
@@ -176,6 +195,14 @@ def refusals() -> Iterator[Case]:
         "!unet-x",
     ):
         yield Case(selector, "slice", ("dog",), {"selectors": [selector]}, "SelectionError", (selector.lstrip("!"),))
+    for of, selector in (
+        ("flux", "experts"), ("flux", "unet-attn"), ("flux", "block.11"), ("flux", "block.2-1"), ("flux", "attn-attn"),
+        ("flux", "block.1000"), ("flux", "attn-transformer"), ("flux", "transformer-"), ("flux", "model-attn"),
+        ("joint", "transformer_2-conv"), ("joint", "text_encoder_3-kv"), ("joint", "text-2"), ("joint", "down.001"),
+        ("joint", "transformer-ca-kv-q"), ("language", "prior-ca"), ("language", "bert-block.0"), ("language", "ca"),
+        ("language", "model-block"), ("language", "none-block.0"),
+    ):  # fmt: skip
+        yield Case(f"{selector} of {of}", "slice", (of,), {"selectors": [selector]}, "SelectionError", (selector,))
     yield Case("nothing left", "slice", ("dog",), {"selectors": ["!unet", "!text"]}, "SelectionError")
     yield Case(
         "an address without a sample size",
@@ -230,7 +257,7 @@ def result(case: Case, inputs: Sequence[Delta]) -> Delta:
     if case.operation == "add":
         return do.add(inputs, **given)
     if case.operation == "merge":
-        return do.merge(inputs, given.pop("method"), **given)
+        return merge(inputs, given.pop("method"), **given)
     if case.operation == "interpolate":
         return do.interpolate(inputs, **given)
     single: dict[str, Callable[..., Delta]] = {"scale": do.scale, "truncate": do.truncate, "quantize": do.quantize}
