@@ -15,6 +15,8 @@ WITH_QUANTIZED := PATH="$(CURDIR)/$(QUANTIZED)/bin:$$PATH" PYTHONPATH=$(CURDIR)/
 # One process for each core, each with one thread: more threads than cores would wait for each other.
 # Every test holds with any number of them (make test THREADS=2).
 THREADS ?= 1
+# Kept whatever the environment says: else a hundred processes compile the sources, and each pytest rewrites all asserts.
+export PYTHONDONTWRITEBYTECODE :=
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto
 
 .PHONY: help demo test lint js mixer browser test-slow test-ray gpu docs families fuzz fuzz-deep paper dist clean
