@@ -97,11 +97,10 @@ $(WITNESSES)/.installed: $(STAMP)
 test: style $(QUANTIZED)/.installed $(WITNESSES)/.installed
 ifeq ($(NODE),)
 	@echo "Node is not installed: the package in js/, and whether it makes the same bytes, was not tested."
-else
-	$(MAKE) js
 endif
 	@said=$$(mktemp); $(MAKE) types >$$said 2>&1 & types=$$!; failed=0; \
-	$(MAKE) pytest || failed=1; wait $$types || failed=1; cat $$said; rm $$said; exit $$failed
+	$(if $(NODE),$(MAKE) js &&) $(MAKE) pytest || failed=1; \
+	wait $$types || failed=1; cat $$said; rm $$said; exit $$failed
 
 pytest: $(QUANTIZED)/.installed $(WITNESSES)/.installed
 	WITNESSES=$(CURDIR)/$(WITNESSES) $(PYTEST) --dist loadfile -m '$(MARKS)'
@@ -117,7 +116,8 @@ js: $(MODULES)
 mixer: $(MODULES)
 	cd js && npm run --silent mixer
 
-browser: js
+browser: $(MODULES)
+	cd js && npm run --silent build && npm run --silent mixer
 	cd js && CHROMIUM=$(CHROMIUM) npm run --silent test:browser
 
 test-slow: $(STAMP)
