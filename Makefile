@@ -90,7 +90,8 @@ $(RAY)/.installed: $(STAMP)
 # Programs of which only the code for LoRA is read, by tests; what they ask for beside is not needed.
 $(WITNESSES)/.installed: $(STAMP)
 	rm -rf $(WITNESSES)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(WITNESSES) diffsynth invokeai
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --no-compile --target $(WITNESSES) \
+		diffsynth invokeai
 	touch $@
 
 # Types take a minute or two of one core: they are checked beside the tests, and told of after them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib
 import os
@@ -76,10 +77,15 @@ def pytest_runtest_call() -> None:
 
 @pytest.hookimpl(trylast=True)  # once what is not asked for is gone
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the walks over vector units, which take minutes each, first in both halves: two processes begin with them."""
+    """Put what takes minutes first in both halves, with which two processes begin: nothing long is left for the end.
+
+    That is the walks over vector units, and then the wheel's installations, which wait for files while others compute.
+    """
     walks = [each for each in items if each.name.startswith("test_numbers_compare_on[")]
     if walks:
-        others = [each for each in items if each not in {*walks}]
+        installing = [each for each in items if each.path.name == "test_wheel.py"]
+        first = {*walks, *installing}
+        others = [*installing, *(each for each in items if each not in first)]
         middle, half = len(walks) // 2, len(others) // 2
         items[:] = [*walks[:middle], *others[:half], *walks[middle:], *others[half:]]
 
@@ -99,6 +105,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["SVDIFF_HOME"] = str(folder)
     yield folder
     os.environ["SVDIFF_HOME"] = before
+
+
+@pytest.fixture(scope="module")
+def rough_class_pictures() -> Iterator[None]:
+    """Paint pictures of a class in 2 steps, not 30, for tests of what is done with them, whatever they look like."""
+    from svdiff_train.training import class_images
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(class_images, "SAMPLING", dataclasses.replace(class_images.SAMPLING, steps=2))
+        yield
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ from svdiff_train.training.callbacks import Report, Watch
 from svdiff_train.training.checkpoint import check_same, load_state, restore, save_state, states
 from svdiff_train.training.loop import Keeping, train
 
+pytestmark = pytest.mark.usefixtures("rough_class_pictures")
+
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(
     prompt="a photo of a sks cat", selectors=("unet-ca-kv",), steps=6, learning_rate=5e-2, schedule="cosine", flip=True

@@ -22,6 +22,8 @@ from svdiff_train.tiny import base_path, open_tiny, pictures_path
 from svdiff_train.training.callbacks import Report, Watch
 from svdiff_train.training.loop import Keeping, Outcome, plan, train
 
+pytestmark = pytest.mark.usefixtures("rough_class_pictures")
+
 CAT = Concept(pictures_path("black_cat"), "a photo of a V1 cat", "a photo of a cat")
 CAR = Concept(pictures_path("police_car"), "a photo of a V2 car", "a photo of a car")
 CONFIG = TrainConfig(
