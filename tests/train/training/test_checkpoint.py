@@ -29,7 +29,13 @@ pytestmark = pytest.mark.usefixtures("rough_class_pictures")
 
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(
-    prompt="a photo of a sks cat", selectors=("unet-ca-kv",), steps=6, learning_rate=5e-2, schedule="cosine", flip=True
+    prompt="a photo of a sks cat",
+    selectors=("unet-ca-kv",),
+    steps=6,
+    learning_rate=5e-2,
+    resolution=32,
+    schedule="cosine",
+    flip=True,
 )
 
 

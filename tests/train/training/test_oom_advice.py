@@ -28,6 +28,7 @@ CONFIG = TrainConfig(
     class_prompt="a photo of a cat",
     class_images=1,
     selectors=("unet-ca-kv",),
+    resolution=32,
     steps=1,
     batch_size=2,
 )
