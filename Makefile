@@ -15,9 +15,15 @@ WITH_QUANTIZED := PATH="$(CURDIR)/$(QUANTIZED)/bin:$$PATH" PYTHONPATH=$(CURDIR)/
 # One process for each core, each with one thread: more threads than cores would wait for each other.
 # Every test holds with any number of them (make test THREADS=2).
 THREADS ?= 1
+# Kept whatever the environment says: else a hundred processes compile the sources, and each pytest rewrites all asserts.
+export PYTHONDONTWRITEBYTECODE :=
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto
 
-.PHONY: help demo test lint js mixer browser test-slow test-ray gpu docs families fuzz fuzz-deep paper dist clean
+# The plain tests, and those of what `make test` has built and installed for them. What the environment must be for is
+# apart: libraries that quantize, a card, a cluster.
+MARKS := not slow and not quantized and not gpu and not ray$(if $(NODE),, and not node)
+
+.PHONY: help demo test lint style types pytest js mixer browser test-slow test-ray gpu docs families fuzz fuzz-deep paper dist clean
 
 help:
 	@echo "make demo       train two deltas on the embedded base, and what can be done with them; see demo-out/page.html"
@@ -48,9 +54,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/svdiff demo --output demo-out --force
 
-lint: $(STAMP)
+lint: style types
+
+style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(STAMP)
 	$(BIN)/mypy
 	MYPYPATH=spec/v1/vectors $(BIN)/mypy --strict spec/v1/vectors/make.py spec/v1/vectors/maker
 	$(BIN)/lint-imports
@@ -80,19 +90,22 @@ $(RAY)/.installed: $(STAMP)
 # Programs of which only the code for LoRA is read, by tests; what they ask for beside is not needed.
 $(WITNESSES)/.installed: $(STAMP)
 	rm -rf $(WITNESSES)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(WITNESSES) diffsynth invokeai
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --no-compile --target $(WITNESSES) \
+		diffsynth invokeai
 	touch $@
 
-test: lint $(QUANTIZED)/.installed $(WITNESSES)/.installed
-	$(PYTEST) --dist loadfile
-	$(WITH_QUANTIZED) $(PYTEST) --dist loadfile -m quantized tests/delta/runtime tests/train/memory tests/docs
-	WITNESSES=$(CURDIR)/$(WITNESSES) $(PYTEST) --dist loadfile -m witness tests/delta/conversion
+# Types take a minute or two of one core: they are checked beside the tests, and told of after them.
+test: style $(QUANTIZED)/.installed $(WITNESSES)/.installed
 ifeq ($(NODE),)
 	@echo "Node is not installed: the package in js/, and whether it makes the same bytes, was not tested."
-else
-	$(MAKE) js
-	$(PYTEST) --dist loadfile -m node tests/spec
 endif
+	@said=$$(mktemp); $(MAKE) types >$$said 2>&1 & types=$$!; failed=0; \
+	$(if $(NODE),$(MAKE) js &&) $(MAKE) pytest || failed=1; \
+	wait $$types || failed=1; cat $$said; rm $$said; exit $$failed
+
+pytest: $(QUANTIZED)/.installed $(WITNESSES)/.installed
+	WITNESSES=$(CURDIR)/$(WITNESSES) $(PYTEST) --dist loadfile -m '$(MARKS)'
+	$(WITH_QUANTIZED) $(PYTEST) --dist loadfile -m quantized tests/delta/runtime tests/train/memory tests/docs
 
 $(MODULES): js/package.json js/package-lock.json
 	cd js && npm ci --prefer-offline --no-audit --no-fund
@@ -104,7 +117,8 @@ js: $(MODULES)
 mixer: $(MODULES)
 	cd js && npm run --silent mixer
 
-browser: js
+browser: $(MODULES)
+	cd js && npm run --silent build && npm run --silent mixer
 	cd js && CHROMIUM=$(CHROMIUM) npm run --silent test:browser
 
 test-slow: $(STAMP)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import importlib
 import os
 import re
@@ -24,16 +26,41 @@ if find_spec("bitsandbytes") is None:  # `make test` has the libraries that quan
 
 def seed() -> None:
     """Seed torch's own generator, which begins anywhere in each process: no test depends on luck or on others."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+    if torch := sys.modules.get("torch"):
+        # `torch.manual_seed` notes the whole stack for each kind of device that is not there: a millisecond a call.
+        (torch.manual_seed if torch.backends.cuda.is_built() else torch.default_generator.manual_seed)(0)
+
+
+def pass_over_what_is_there() -> None:
+    """Let the garbage collector pass over all that lives now, which it would look at again and again.
+
+    Modules and tests are millions of objects: a tenth of the suite's time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
-    """Seed each file that imports torch, before it does: some make layers then."""
+    """Seed each file that imports torch, before it does: some make layers then. Meanwhile no garbage is looked for."""
+    if isinstance(collector, pytest.Session):
+        gc.disable()
     if isinstance(collector, pytest.Module):
         if re.search(r"^(import|from) torch\b", collector.path.read_text("utf-8"), re.MULTILINE):
             importlib.import_module("torch")
         seed()
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage again, among what tests make."""
+    gc.enable()
+    pass_over_what_is_there()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Pass over what a file's tests have imported, once they are done."""
+    if nextitem is not None and nextitem.path != item.path:
+        pass_over_what_is_there()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -50,10 +77,15 @@ def pytest_runtest_call() -> None:
 
 @pytest.hookimpl(trylast=True)  # once what is not asked for is gone
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the walks over vector units, which take minutes each, first in both halves: two processes begin with them."""
+    """Put what takes minutes first in both halves, with which two processes begin: nothing long is left for the end.
+
+    That is the walks over vector units, and then the wheel's installations, which wait for files while others compute.
+    """
     walks = [each for each in items if each.name.startswith("test_numbers_compare_on[")]
     if walks:
-        others = [each for each in items if each not in {*walks}]
+        installing = [each for each in items if each.path.name == "test_wheel.py"]
+        first = {*walks, *installing}
+        others = [*installing, *(each for each in items if each not in first)]
         middle, half = len(walks) // 2, len(others) // 2
         items[:] = [*walks[:middle], *others[:half], *walks[middle:], *others[half:]]
 
@@ -73,6 +105,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["SVDIFF_HOME"] = str(folder)
     yield folder
     os.environ["SVDIFF_HOME"] = before
+
+
+@pytest.fixture(scope="module")
+def rough_class_pictures() -> Iterator[None]:
+    """Paint pictures of a class in 2 steps, not 30, for tests of what is done with them, whatever they look like."""
+    from svdiff_train.training import class_images
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(class_images, "SAMPLING", dataclasses.replace(class_images.SAMPLING, steps=2))
+        yield
 
 
 @pytest.fixture

@@ -69,15 +69,30 @@ LEFT_OUT: Final = {
         "test_tuned_models_are_summed_as_weights_and_told_from_deltas",
     },
     "cli/test_train.py": {"test_two_concepts_are_trained_and_recorded"},
+    "delta/runtime/test_interrupts.py": {
+        "test_what_is_interrupted_leaves_a_model_attached_and_right_or_as_it_was",
+        "test_what_is_interrupted_twice_can_be_called_again",
+    },
     "delta/conversion/test_respell.py": {"test_an_adapter_comes_back_bit_for_bit"},
     "tools/build_tiny/test_stages.py": {"test_a_stage_goes_on_bit_for_bit"},
+    "train/data/test_image_sets.py": {
+        "test_a_bake_in_float16_differs_from_one_in_float32_by_the_rounding_of_its_weights_alone",
+    },
     "train/evaluate/test_statistics.py": {"test_nineteen_of_twenty_intervals_hold_the_true_mean"},
+    "train/methods/test_methods.py": {
+        "test_custom_diffusion_changes_keys_values_and_one_row",
+        "test_settings_change_what_is_learned",
+        "test_shifts_below_minus_sigma_come_back_with_revive_only",
+    },
+    "train/sampling/test_morph.py": {"test_the_ends_are_the_pictures_of_each_alone"},
+    "train/settings/test_base_advice.py": {"test_a_base_that_names_no_limit_says_nothing"},
     "train/training/test_concept_runs.py": {
         "test_one_concept_is_the_run_that_a_prompt_and_a_folder_describe",
         "test_the_run_is_recorded_without_paths",
     },
     "train/training/test_loop.py": {"test_the_run_is_recorded_without_paths_or_times"},
     "train/training/test_reports.py": {
+        "test_a_state_is_by_weights_and_one_of_an_earlier_release_goes_on",
         "test_what_was_good_at_the_last_report_is_kept_where_an_update_overflows",
         "test_what_was_good_before_a_bad_step_is_kept",
     },
@@ -106,8 +121,12 @@ def chosen() -> list[str]:
 
 
 def run(setting: str, *arguments: str, seconds: int) -> subprocess.CompletedProcess[str]:
-    """Run Python with a setting and nothing that was set outside; threads that wait leave their core to others."""
-    plain = {key: value for key, value in os.environ.items() if key not in OURS} | {"OMP_WAIT_POLICY": "PASSIVE"}
+    """Run Python with a setting and nothing that was set outside; threads that wait leave their core to others.
+
+    NumPy's library has one thread: by it tests compute what is true, and threads of it spin while they wait.
+    """
+    plain = {key: value for key, value in os.environ.items() if key not in OURS}
+    plain |= {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=TESTS.parent,

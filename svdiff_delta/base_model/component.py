@@ -27,7 +27,7 @@ from .live_names import OLD_ATTENTION, LiveNames
 from .mapped_tensor import TORCH_DTYPES, map_bytes, map_tensor
 from .original_files import how_to_convert
 from .original_layout import OriginalLayout
-from .skeleton import build_skeleton, tied_groups
+from .skeleton import shared_skeleton, tied_groups
 from .slots import slot_of
 
 CONVERT_ORIGINAL: Final = how_to_convert("StableDiffusionPipeline")
@@ -105,7 +105,7 @@ class Component:
 
     @cached_property
     def skeleton(self) -> nn.Module:
-        """Its class on the meta device.
+        """Its class on the meta device, shared with other bases: for reading only.
 
         Raises:
             BaseError: the class is not known.
@@ -113,7 +113,7 @@ class Component:
         """
         known = self.original is not None or (self.folder is not None and self.class_name)
         settings = self.config if known else None
-        return build_skeleton(self.class_name or "the model", self.library, self.class_name, self.folder, settings)
+        return shared_skeleton(self.class_name or "the model", self.library, self.class_name, self.folder, settings)
 
     @cached_property
     def tied(self) -> dict[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from svdiff_delta.format.dtypes import FLOATING
 from svdiff_delta.format.entry import Entry
 
 from .component import Component, aliases
-from .kinds import class_shapes, shiftable, whole_key
+from .kinds import class_kinds, class_shapes, whole_key
 from .opened import Base
 from .quantized import quantized
 
@@ -157,7 +157,7 @@ def experts_lines(base: Base, names: Iterable[str]) -> list[str]:
 
 def _stacked(component: Component) -> bool:
     """Tell whether a class has experts in tensors of more than two dimensions that nothing says the kind of."""
-    slices = ((key, whole_key(key)) for key, _, _ in shiftable(component.skeleton))
+    slices = ((key, whole_key(key)) for key, _, _ in class_kinds(component.skeleton))
     known = {whole for key, whole in slices if key != whole and component.stored_parts(key)}
     stacked = (key for key, value in component.skeleton.named_parameters() if "expert" in key and value.ndim > 2)
     return any(key not in known for key in stacked)
@@ -177,7 +177,7 @@ def _lacking(component: Component) -> dict[str, tuple[int, ...]]:
     shapes = class_shapes(component.skeleton)
     return {
         key: shapes[key]
-        for key, _, _ in shiftable(component.skeleton)
+        for key, _, _ in class_kinds(component.skeleton)
         if key in shapes and not component.stored_parts(key)
         if not quantized(whole_key(key), component.dtypes, component.config)
     }

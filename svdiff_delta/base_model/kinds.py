@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, cast
 
 import torch
@@ -96,6 +98,12 @@ def shiftable(model: nn.Module, *, on_request: bool = False) -> Iterator[tuple[s
     yield from _experts(model)
 
 
+@lru_cache(maxsize=16)
+def class_kinds(skeleton: nn.Module, *, on_request: bool = False) -> tuple[tuple[str, Kind, int], ...]:
+    """Return what `shiftable` yields of a class on the meta device, which nobody changes."""
+    return tuple(shiftable(skeleton, on_request=on_request))
+
+
 def _experts(model: nn.Module) -> Iterator[tuple[str, Kind, int]]:
     """Yield (state-dict key and index, kind, axis) of each expert whose weight is a slice of a stacked tensor."""
     for path, module in model.named_modules():
@@ -105,10 +113,11 @@ def _experts(model: nn.Module) -> Iterator[tuple[str, Kind, int]]:
                 yield str(Slice(stack, index)), "spectral", axis
 
 
-def class_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a model's parameters by state-dict key, and those of slices of stacked ones."""
-    found = {key: tuple(value.shape) for key, value in model.named_parameters(remove_duplicate=False)}
-    return found | {key: found[whole_key(key)][1:] for key, _, _ in _experts(model)}
+@lru_cache(maxsize=16)
+def class_shapes(skeleton: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of a class's parameters by state-dict key, and those of slices of stacked ones."""
+    found = {key: tuple(value.shape) for key, value in skeleton.named_parameters(remove_duplicate=False)}
+    return MappingProxyType(found | {key: found[whole_key(key)][1:] for key, _, _ in _experts(skeleton)})
 
 
 def whole_key(key: str) -> str:
@@ -128,7 +137,7 @@ def base_kinds(base: Base, *, on_request: bool = False) -> dict[str, tuple[Kind,
     """
     found: dict[str, tuple[Kind, int]] = {}
     for name, component in base.components.items():
-        for key, kind, axis in shiftable(component.skeleton, on_request=on_request):
+        for key, kind, axis in class_kinds(component.skeleton, on_request=on_request):
             for stored in component.stored_parts(key):
                 found[f"{name}.{stored}"] = kind, axis
     return dict(sorted(found.items()))

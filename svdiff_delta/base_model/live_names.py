@@ -114,7 +114,7 @@ def _by_diffusers(model: nn.Module, keys: Iterable[str]) -> Iterator[Renamed]:
     names = {key: key for key in keys}
     # The method of the parent: those of subclasses may take parts of the model away.
     fix: Any = getattr(ModelMixin, "_fix_state_dict_keys_on_load", None)
-    if fix is not None:
+    if fix is not None and any(map(OLD_ATTENTION.search, names)):  # it walks through the whole model
         fix(model, names)
     return (Renamed(key, live) for live, key in names.items())
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final, cast
 
 import torch
@@ -19,6 +22,34 @@ from svdiff_delta.errors import BaseError, MissingExtraError
 
 LEVELS: Final = 8
 """Configurations within one another that are looked at."""
+
+SHARED: Final = 8
+"""Skeletons that are kept for the next base of the same class and configuration; one takes as long as loading it."""
+
+_shared: Final = OrderedDict[tuple[type[nn.Module], str], nn.Module]()
+_sharing: Final = Lock()
+
+
+def shared_skeleton(
+    name: str, library: str, class_name: str, folder: Path | None, settings: Mapping[str, Any] | None
+) -> nn.Module:
+    """Return a model's class without values, the same one for all bases of its configuration; nobody changes it.
+
+    Args and Raises: as `build_skeleton`.
+    """
+    if settings is None or not class_name:
+        return build_skeleton(name, library, class_name, folder, settings)
+    key = _class_named(name, library, class_name), json.dumps(settings, sort_keys=True)
+    with _sharing:
+        if key in _shared:
+            _shared.move_to_end(key)
+            return _shared[key]
+    found = build_skeleton(name, library, class_name, folder, settings)
+    with _sharing:
+        _shared[key] = found
+        while len(_shared) > SHARED:
+            _shared.popitem(last=False)
+    return found
 
 
 def build_skeleton(
@@ -42,15 +73,7 @@ def build_skeleton(
             f"{name}: nothing says which class this model has, and kinds come from the class",
             fix="name the model's folder with its config.json, not the weight file alone",
         )
-    try:
-        module: Any = importlib.import_module(library)
-    except ImportError:
-        raise MissingExtraError(library, "train") from None
-    found: Any = getattr(module, class_name, None)
-    # The name comes from a file: nothing but a model's class is ever called.
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise BaseError(f"{name}: {library} has no model class {class_name}", fix="install a newer one")
-    cls: Any = found
+    cls = _class_named(name, library, class_name)
     said = dict(settings)
     place = "its configuration" if folder is None else folder / "config.json"
     try:
@@ -61,6 +84,24 @@ def build_skeleton(
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BaseError(f"{name}: {class_name} cannot be built from {place} ({reason})") from None
     return cast("nn.Module", model)
+
+
+def _class_named(name: str, library: str, class_name: str) -> Any:
+    """Return a model's class.
+
+    Raises:
+        BaseError: the library has none of this name.
+        MissingExtraError: the library is not installed.
+    """
+    try:
+        module: Any = importlib.import_module(library)
+    except ImportError:
+        raise MissingExtraError(library, "train") from None
+    found: Any = getattr(module, class_name, None)
+    # The name comes from a file: nothing but a model's class is ever called.
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise BaseError(f"{name}: {library} has no model class {class_name}", fix="install a newer one")
+    return found
 
 
 def _from_config(cls: Any, library: str, folder: Path | None, said: Mapping[str, Any]) -> Any:

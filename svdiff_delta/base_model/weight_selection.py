@@ -15,7 +15,7 @@ from svdiff_delta.selectors.match import match
 from .component import Component
 from .coverage import changed_words, lost_error, lost_weights
 from .experts import stacks
-from .kinds import base_kinds, class_shapes, shiftable, whole_key
+from .kinds import base_kinds, class_kinds, class_shapes, whole_key
 from .opened import Base
 from .quantized import quantized
 
@@ -71,7 +71,7 @@ def _packed(base: Base) -> dict[str, tuple[int, ...]]:
     found = {}
     for slot, component in base.components.items():
         shapes = class_shapes(component.skeleton)
-        for key, _, _ in shiftable(component.skeleton):
+        for key, _, _ in class_kinds(component.skeleton):
             if component.stored_parts(key) or not quantized(whole_key(key), component.dtypes, component.config):
                 continue
             if key in shapes:

@@ -16,6 +16,8 @@ from svdiff_train.settings.base_advice import advice_of
 from svdiff_train.settings.config import RATE_1D, RATES, TrainConfig
 from svdiff_train.tiny import open_tiny, pictures_path
 
+pytestmark = pytest.mark.usefixtures("rough_class_pictures")
+
 PICTURES = pictures_path("black_cat")
 FEW = ("--select", "unet-ca-kv", "--quiet")
 PROMPT = ("--prompt", "a photo of a sks cat")

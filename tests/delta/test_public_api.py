@@ -230,19 +230,29 @@ def test_no_module_beside_the_public_names_is_called_like_one() -> None:
     assert not {path.stem for path in folder.iterdir()} & set(NAMES)
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import svdiff_delta.baking.bake as b, svdiff_delta.svd.energy as e; assert b.Baked and e.Energy",
-        "from svdiff_delta.ops.select import match",
-        "from svdiff_delta.conversion import convert, energy_limits as e; import svdiff_delta.baking.bake; e.LEAST",
-        "import svdiff_cli.main",
-    ],
+FIRST = (
+    "import svdiff_delta.baking.bake as b, svdiff_delta.svd.energy as e; assert b.Baked and e.Energy",
+    "from svdiff_delta.ops.select import match",
+    "from svdiff_delta.conversion import convert, energy_limits as e; import svdiff_delta.baking.bake; e.LEAST",
+    "import svdiff_cli.main",
 )
-def test_functions_are_functions_even_after_the_modules_were_imported(first: str) -> None:
-    check = "from svdiff_delta import bake, select; assert type(bake) is type(select) is type(lambda: 0)"
-    outcome = python(f"{first}\n{check}")
-    assert outcome.code == 0, outcome.err
+
+
+def test_functions_are_functions_even_after_the_modules_were_imported() -> None:
+    """Each in a fork of one process, as importing torch takes seconds and has no part in it."""
+    code = """import os, torch
+for first in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        exec(first)
+        from svdiff_delta import bake, select
+        assert type(bake) is type(select) is type(lambda: 0), first
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, first
+print("all")
+"""
+    outcome = python(f"import sys\n{code}", *FIRST)
+    assert (outcome.code, outcome.out) == (0, "all\n"), outcome.err
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

@@ -129,8 +129,13 @@ CASES = {
 
 @cache
 def _original(name: str) -> nn.Module:
+    return built(CASES[name])
+
+
+def built(case: Case) -> Any:
+    """Build a model; the same weights every time."""
     torch.manual_seed(0)
-    model = CASES[name].build().requires_grad_(False).eval()
+    model = case.build().requires_grad_(False).eval()
     for index, parameter in enumerate(model.parameters()):
         # Weights that float16 holds exactly, so that the Z form's ΔW is the protocol's, and no bias is 0.
         parameter.data += 0.05 * normal(*parameter.shape, seed=index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -28,18 +29,29 @@ def files_of_tests() -> list[Path]:
 
 def imports_torch(path: Path) -> bool:
     """Tell whether a file imports torch itself."""
-    return "torch" in _imported(path)
+    return "torch" in _found(path)[0]
 
 
 def reaches_torch(path: Path) -> bool:
     """Tell whether a file imports torch, or a module that computes with it."""
-    return not _imported(path).isdisjoint(REACHING)
+    return not _found(path)[0].isdisjoint(REACHING)
 
 
-def _imported(path: Path) -> set[str]:
-    """Return the modules that a file imports, and their packages."""
+def numeric_tests(path: Path) -> tuple[str, ...]:
+    """Return the names of a file's tests that compare numbers, themselves or in a function of their file."""
+    return _found(path)[1]
+
+
+@cache
+def _found(path: Path) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Return the modules that a file imports and their packages, and its tests that compare numbers."""
+    tree = ast.parse(path.read_text("utf-8"))
+    return frozenset(_imported(tree)), tuple(_numeric_tests(tree))
+
+
+def _imported(tree: ast.Module) -> set[str]:
     imported = set[str]()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
                 imported |= {name.name.partition(".")[0] for name in names}
@@ -48,9 +60,7 @@ def _imported(path: Path) -> set[str]:
     return imported
 
 
-def numeric_tests(path: Path) -> list[str]:
-    """Return the names of a file's tests that compare numbers, themselves or in a function of their file."""
-    tree = ast.parse(path.read_text("utf-8"))
+def _numeric_tests(tree: ast.Module) -> list[str]:
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     comparing = {name for name, node in functions.items() if _compares(node)}
     while more := {name for name, node in functions.items() if name not in comparing and comparing & {*_names(node)}}:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +22,16 @@ class Text(NamedTuple):
 
 def texts(*packages: str) -> Iterator[Text]:
     """Return all strings of packages that are no docstrings."""
-    for package in packages:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            for line, text in texts_of(path.read_text()):
-                yield Text(path.relative_to(ROOT).as_posix(), line, text)
+    return chain.from_iterable(map(_texts, packages))
+
+
+@cache
+def _texts(package: str) -> tuple[Text, ...]:
+    return tuple(
+        Text(path.relative_to(ROOT).as_posix(), line, text)
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for line, text in texts_of(path.read_text())
+    )
 
 
 def texts_of(source: str) -> Iterator[tuple[int, str]]:

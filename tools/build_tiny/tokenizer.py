@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,11 @@ def build_tokenizer() -> Any:
     from tokenizers import AddedToken
     from transformers import CLIPTokenizer
 
-    vocab, pairs = _learn(words())
+    learned, pairs = _learn(words())
+    vocab = dict(learned)
     for special in (_START, _END):
         vocab[special] = len(vocab)
-    merges: Any = pairs
+    merges: Any = [*pairs]
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
     numbered = [w for w in RARE if not w.isalpha()]
     tokenizer.add_tokens([AddedToken(w, single_word=True, normalized=True) for w in numbered])
@@ -57,6 +59,7 @@ def token_ids(tokenizer: Any, captions: list[str]) -> Any:
     return found["input_ids"]
 
 
+@cache
 def _learn(spelt: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Byte-pair merges until every word is whole: the commonest pair first, ties by spelling."""
     parts = [[*word[:-1], word[-1] + "</w>"] for word in spelt]

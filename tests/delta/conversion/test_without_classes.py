@@ -58,7 +58,7 @@ def test_no_class_is_built(to: str, delta: Delta, tmp_path: Path, monkeypatch: p
     def build(*_: object) -> nn.Module:
         raise AssertionError("a class was built")
 
-    monkeypatch.setattr(component, "build_skeleton", build)
+    monkeypatch.setattr(component, "shared_skeleton", build)
     found = convert(delta, to=to, base=open_tiny(), rank=2, output=tmp_path / "lora")
     assert found.ranks
 

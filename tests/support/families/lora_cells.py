@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from support.adapters import taken, true_changes
+from support.adapters import taken
 from support.weights import relative
 from torch import Tensor
 
@@ -47,10 +47,13 @@ def slices(made: Made) -> list[Delta]:
 
 
 def written(made: Made, dialect: str, index: int, delta: Delta) -> tuple[Path, Conversion]:
-    """Write a LoRA at full rank in F32; return where, and what was written."""
+    """Write a LoRA at full rank in F32, once; return where, and what was written."""
+    if (dialect, index) in made.files:
+        return made.files[dialect, index]
     path = made.folder / f"{dialect}-{index}{'' if dialect == 'peft' else '.safetensors'}"
     arguments: dict[str, Any] = {"to": dialect, "base": made.base, "rank": FULL, "allow_unmatched": True}
-    return path, convert(delta, output=path, overwrite=True, **arguments)
+    made.files[dialect, index] = path, convert(delta, output=path, overwrite=True, **arguments)
+    return made.files[dialect, index]
 
 
 def lora_out(made: Made, dialect: str) -> str:
@@ -59,7 +62,7 @@ def lora_out(made: Made, dialect: str) -> str:
     for index, delta in enumerate(slices(made)):
         path, done = written(made, dialect, index, delta)
         assert {*done.layers} | {*done.left_out} == {*delta}
-        changes = {name: change for name, change in true_changes(made.base, delta).items() if name in done.layers}
+        changes = {name: made.changes[name] for name in delta if name in done.layers}
         check_file(path, expected_layers(made, dialect, changes))
         seen += read_by_program(made, dialect, path, changes)
         total, lost = total + len(done.layers), lost | dict(done.left_out)

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Final
 
 import torch
-from support.adapters import true_changes
 from support.weights import relative
 from support.zoo.structure import attention_layers, cross_layers, feed_forwards, within
 from support.zoo.trial import off, run
@@ -85,7 +84,7 @@ def attached(made: Made) -> str:
 def moved_models(made: Made) -> dict[str, nn.Module]:
     """Return float64 copies of the models with W + ΔW, by NumPy's SVD of each weight."""
     moved = {slot: copy.deepcopy(model).double() for slot, model in made.models.items()}
-    for name, change in true_changes(made.base, made.delta).items():
+    for name, change in made.changes.items():
         slot, key = live_key(made, name)
         weight = moved[slot].get_parameter(key)
         weight.data += change.reshape(weight.shape)

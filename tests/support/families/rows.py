@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from support.adapters import true_changes
 from support.models import base_delta
 from support.weights import normal
 from support.zoo.language import LANGUAGE
@@ -17,9 +18,10 @@ from support.zoo.member import Member, of
 from support.zoo.registry import DENOISERS
 from support.zoo.trial import build, class_of
 from support.zoo.unets import CROSS
-from torch import nn
+from torch import Tensor, nn
 
 from svdiff_delta.base_model.base import Base, open_base
+from svdiff_delta.conversion.result import Conversion
 from svdiff_delta.format.delta import Delta
 
 UNET: Final = "UNet2DConditionModel"
@@ -133,10 +135,12 @@ class Made:
     Attributes:
         name: the family.
         folder: an empty folder to work in.
+        files: the LoRAs that were written, by dialect and number: where each is, and what was written.
     """
 
     name: str
     folder: Path
+    files: dict[tuple[str, int], tuple[Path, Conversion]] = field(default_factory=dict)
 
     @property
     def family(self) -> Family:
@@ -168,6 +172,11 @@ class Made:
         """A random δ on all weights, none of it below −σ or 0: such a δ comes back whole from a copy."""
         found = base_delta(self.base, size=0.1)
         return Delta({name: abs(shift) for name, shift in found.items()}, found.metadata)
+
+    @cached_property
+    def changes(self) -> dict[str, Tensor]:
+        """ΔW of each weight in float64, by NumPy's SVD."""
+        return true_changes(self.base, self.delta)
 
     def loaded(self, slot: str, folder: Path | None = None) -> Any:
         """Return a slot's model as its library loads it."""

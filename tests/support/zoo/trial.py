@@ -97,7 +97,11 @@ def _numbers(output: Any) -> Iterator[Tensor]:
 
 def truth(model: nn.Module, member: Member, delta: Delta) -> Tensor:
     """Return what W + ΔW computes, by an SVD of its own: in float64, unless the class cannot."""
-    moved = double_copy(model, delta)
+    return run_wide(double_copy(model, delta), member)
+
+
+def run_wide(moved: nn.Module, member: Member) -> Tensor:
+    """Return what a copy in float64 computes: in float64, unless the class cannot, and then the copy is cast."""
     return run(moved if member.wide else moved.float(), member)
 
 

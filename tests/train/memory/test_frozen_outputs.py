@@ -31,6 +31,8 @@ from svdiff_train.training.loop import train
 from svdiff_train.training.setup import prepare_run
 from svdiff_train.training.validation import Validation
 
+pytestmark = pytest.mark.usefixtures("rough_class_pictures")
+
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(
     prompt="a photo of a sks cat", class_prompt="a photo of a cat", class_images=2, selectors=("unet-ca-kv",),

@@ -22,6 +22,8 @@ from svdiff_train.tiny import base_path, open_tiny, pictures_path
 from svdiff_train.training.loop import plan, train
 from svdiff_train.training.outcome import Outcome
 
+pytestmark = pytest.mark.usefixtures("rough_class_pictures")
+
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(
     prompt="a photo of a sks cat", class_prompt="a photo of a cat", class_images=2, steps=1, learning_rate=1e-2

@@ -26,9 +26,17 @@ from svdiff_train.training.checkpoint import check_same, load_state, restore, sa
 from svdiff_train.training.keeping import Keeping
 from svdiff_train.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("rough_class_pictures")
+
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(
-    prompt="a photo of a sks cat", selectors=("unet-ca-kv",), steps=6, learning_rate=5e-2, schedule="cosine", flip=True
+    prompt="a photo of a sks cat",
+    selectors=("unet-ca-kv",),
+    steps=6,
+    learning_rate=5e-2,
+    resolution=32,
+    schedule="cosine",
+    flip=True,
 )
 
 

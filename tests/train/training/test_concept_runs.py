@@ -24,6 +24,8 @@ from svdiff_train.training.keeping import Keeping
 from svdiff_train.training.loop import plan, train
 from svdiff_train.training.outcome import Outcome
 
+pytestmark = pytest.mark.usefixtures("rough_class_pictures")
+
 CAT = Concept(pictures_path("black_cat"), "a photo of a V1 cat", "a photo of a cat")
 CAR = Concept(pictures_path("police_car"), "a photo of a V2 car", "a photo of a car")
 CONFIG = TrainConfig(

@@ -25,7 +25,13 @@ from svdiff_train.training.loop import train
 
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(
-    prompt="a photo of a sks cat", selectors=("unet-ca-kv",), steps=5, learning_rate=5e-2, use_ema=True, ema_decay=0.25
+    prompt="a photo of a sks cat",
+    selectors=("unet-ca-kv",),
+    steps=5,
+    learning_rate=5e-2,
+    resolution=32,
+    use_ema=True,
+    ema_decay=0.25,
 )
 GOOD, BAD = torch.tensor(False), torch.tensor(True)
 

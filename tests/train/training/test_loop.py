@@ -25,6 +25,8 @@ from svdiff_train.training.loop import train
 from svdiff_train.training.loss import denoising_loss
 from svdiff_train.training.outcome import Outcome
 
+pytestmark = pytest.mark.usefixtures("rough_class_pictures")
+
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(prompt="a photo of a sks cat", steps=6, batch_size=2, learning_rate=5e-2, learning_rate_1d=1e-2)
 

@@ -21,12 +21,15 @@ from svdiff_train.training.oom_advice import device_kept, enough_memory
 from svdiff_train.training.step import Stepper
 from svdiff_train.training.validation import Validation
 
+pytestmark = pytest.mark.usefixtures("rough_class_pictures")
+
 PICTURES = pictures_path("black_cat")
 CONFIG = TrainConfig(
     prompt="a photo of a sks cat",
     class_prompt="a photo of a cat",
     class_images=1,
     selectors=("unet-ca-kv",),
+    resolution=32,
     steps=1,
     batch_size=2,
 )

@@ -30,7 +30,9 @@ from svdiff_train.training.records import Records, Taken, first_bad
 from svdiff_train.training.step import Stepper
 
 PICTURES = pictures_path("black_cat")
-CONFIG = TrainConfig(prompt="a photo of a sks cat", selectors=("unet-ca-kv",), steps=6, learning_rate=1e-2)
+CONFIG = TrainConfig(
+    prompt="a photo of a sks cat", selectors=("unet-ca-kv",), steps=6, learning_rate=1e-2, resolution=32
+)
 
 READS = frozenset({"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero"})
 """Operations that hand values, or a size that depends on them, to the host."""
