@@ -47,8 +47,18 @@ class Interrupt:
             self.count += 1
             if self.count in self.moments:
                 self.raised.append((frame.f_code.co_filename, frame.f_code.co_name, frame.f_lineno))
+                sys.setprofile(self._go_on)
                 raise self.error()
         return self._step
+
+    def _go_on(self, frame: FrameType, event: str, _: Any) -> None:
+        """Trace again: Python has dropped the tracing function, since it raised."""
+        sys.setprofile(None)
+        sys.settrace(self._begin)
+        above: FrameType | None = frame
+        while above is not None:
+            above.f_trace = self._begin(above, event, None)
+            above = above.f_back
 
     @contextmanager
     def watching(self) -> Iterator[Interrupt]:
@@ -60,6 +70,7 @@ class Interrupt:
         try:
             yield self
         finally:
+            sys.setprofile(None)
             sys.settrace(before)
             threading.settrace(before)  # type: ignore[arg-type]
 
