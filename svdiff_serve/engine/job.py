@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from svdiff_train.sampling.sample import Sampling
 
 if TYPE_CHECKING:
-    from .board import MixGains
+    from .live_base import MixGains
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,7 +38,7 @@ class MixGains:
         return sum(part.nbytes for part in self.parts)
 
 
-class Board:
+class LiveBase:
     """A live pipeline whose rows have deltas of their own.
 
     Layers are attached once, with δ = 0, when the first δ that shifts them comes; what is there already stays as it is.
