@@ -85,7 +85,7 @@ class Engine:
         self._changed = threading.Condition()
         self._between: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         self._running: list[_Running] = []
-        self._seconds, self._ending, self._over = FIRST_GUESS, False, False
+        self._seconds, self._ending, self._over, self._hurry = FIRST_GUESS, False, False, False
         self._threads = ThreadPoolExecutor(batch_size, "svdiff-picture")
         self._clones = clones_of(live.pipeline, batch_size)
         self._loop = threading.Thread(target=self._run, name="svdiff-engine", daemon=True)
@@ -128,6 +128,7 @@ class Engine:
             tickets = [Ticket(job) for job in jobs]
             for ticket in tickets:
                 self._queue.put(ticket.job.key, ticket)
+                self._hurry |= ticket.job.at_once
             self._changed.notify()
         return tickets
 
@@ -184,7 +185,8 @@ class Engine:
                     self._over = True
                     return
                 if not self._running:
-                    self._changed.wait_for(lambda: self._ending or len(self._queue) >= self.batch_size, LINGER)
+                    self._changed.wait_for(self._is_urged, LINGER)
+                self._hurry = False
             try:
                 self._round()
             except Exception as error:  # noqa: BLE001 - the loop goes on, and whoever was painted for gets an answer
@@ -193,6 +195,9 @@ class Engine:
 
     def _has_work(self) -> bool:
         return bool(self._ending or self._running or len(self._queue) or not self._between.empty())
+
+    def _is_urged(self) -> bool:
+        return self._ending or self._hurry or len(self._queue) >= self.batch_size
 
     def _round(self) -> None:
         """Do what waits for a moment between steps, let pictures in and out, and compute one call of each."""
