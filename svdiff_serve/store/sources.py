@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
@@ -164,3 +164,14 @@ def source_of(text: str, *, own: bool = False) -> Source:
     if isinstance(place, Reference):
         return HubSource(place)
     return FileSource(place, by_path=True) if own and not place.is_dir() else FolderSource(place, by_path=own)
+
+
+def check_names(sources: Sequence[Source]) -> None:
+    """Check that single files among sources have names of their own.
+
+    Raises:
+        InputError: two of them would be called the same; the message names it.
+    """
+    names = [source.name for source in sources if isinstance(source, FileSource)]
+    if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+        raise InputError(f"{twice}{SUFFIX}: two files have this name", fix="rename one, or give the folder they are in")
