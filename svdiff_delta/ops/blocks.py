@@ -11,6 +11,9 @@ from typing import Final
 _ROW: Final = re.compile(r"(.*?\.(?:mid_block|(?:\w*blocks|layers|layer|h)\.\d+))\.")
 """The first row of blocks in a name, with the block's number."""
 
+_TOP: Final = re.compile(r"([^.]+\.(?:(?:\w*model|encoder|decoder|transformer|backbone)\.)*[^.]+)\.")
+"""The first module in a name that is more than a wrapper around rows of blocks."""
+
 _LEVEL: Final = re.compile(r"unet\.(?:(down|up)_blocks\.(\d{1,2})|(mid)_block)")
 _NUMBER: Final = re.compile(r"\d+|\D+")
 
@@ -39,9 +42,9 @@ class Block:
 @lru_cache(maxsize=1 << 16)
 def block_at(name: str) -> Block:
     """Return the block that a parameter belongs to; of what stands in no row of blocks, the module at the top."""
-    component, _, key = name.partition(".")
-    row = _ROW.match(name)
-    prefix = row[1] if row else f"{component}.{key.partition('.')[0]}"
+    component = name.partition(".")[0]
+    found = _ROW.match(name) or _TOP.match(name)
+    prefix = found[1] if found else name
     if level := _LEVEL.fullmatch(prefix):
         label = level[3] or f"{level[1]}.{level[2]}"
         return Block(component, label, label)
