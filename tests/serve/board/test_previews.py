@@ -16,15 +16,20 @@ import pytest
 from PIL import Image
 from support.board import varied
 from support.served import base as tiny
-from support.served import levels, pipeline, server, service, shifted, until
+from support.served import levels, server, service, shifted, until
 
 from svdiff_delta.ops.merge import merge
 from svdiff_delta.ops.weights import Weight
 from svdiff_delta.runtime import attach
+from svdiff_serve.board.asking import Preview, check_preview, read
+from svdiff_serve.board.previews import Previews
+from svdiff_serve.board.shelf import Shelf
 from svdiff_serve.engine.engine import Engine
 from svdiff_serve.engine.job import Job
-from svdiff_serve.http.settings import Limits
+from svdiff_serve.http.rates import Rates
+from svdiff_serve.http.settings import Defaults, Limits
 from svdiff_serve.service import Service
+from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.sampling.sample import Sampling, generate
 
 LONG = 400
@@ -69,24 +74,11 @@ def test_a_preview_is_the_picture_of_the_mix(page: httpx.Client) -> None:
     shown = picture(painted(page, asked(mix, stages=[2], prompt="a dog", pictures=[{"seed": 5}]))[1])
     weights = [Weight(0.8, {"unet-ca": 0.4, "down.1": 0.0}), Weight(0.5)]
     own = merge([varied("unet", 1), shifted(-0.3)], weights=weights)
-    live = pipeline()
-    with service_free(live), attach(live, own, base=tiny()):
+    live = load_pipeline(tiny())
+    with attach(live, own, base=tiny()):
         (expected,) = generate(live, [("a dog", 5)], Sampling(steps=2, guidance=None, batch_size=1))
     # Two ways of computing one picture, whose rounding may end on the other side of a grey level.
     assert (shown - levels(expected)).abs().max() <= 2
-
-
-class service_free:  # noqa: N801 - reads as a sentence
-    """A pipeline without what a service has attached to it: it is a copy of its own."""
-
-    def __init__(self, live: Any) -> None:
-        self.live = live
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def test_the_same_seed_stands_side_by_side_and_a_strip_between(page: httpx.Client) -> None:
@@ -251,12 +243,6 @@ def test_an_idle_engine_begins_at_once_where_it_is_asked_to(
 
 def test_lines_of_a_page_end_when_nobody_takes_them(board_service: Service) -> None:
     """Also where the reader goes between two lines: the engine gives the pictures up."""
-    from svdiff_serve.board.asking import Preview, check_preview, read
-    from svdiff_serve.board.previews import Previews
-    from svdiff_serve.board.shelf import Shelf
-    from svdiff_serve.http.rates import Rates
-    from svdiff_serve.http.settings import Defaults
-
     previews = Previews(Shelf(board_service), Limits(steps=LONG), Rates(0))
     body = read(Preview, json.dumps(asked(term("dog"), stages=[LONG])).encode())
     stages = check_preview(body, Limits(steps=LONG), Defaults())
