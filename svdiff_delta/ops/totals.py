@@ -78,7 +78,8 @@ class Totals:
         with np.errstate(over="ignore", invalid="ignore"):
             if values is not None:  # the same products, hundreds of parameters at a time
                 sizes = [item.size for item in parameters.values()]
-                self._flat += values * np.repeat([factors[name] for name in parameters], sizes)
+                own = np.array([factors[name] for name in parameters], np.float64)
+                self._flat += values * np.repeat(own, sizes)
                 return
             for name, factor in factors.items():
                 self._flat[self._layout.slices[name]] += factor * delta[name].astype(np.float64)
