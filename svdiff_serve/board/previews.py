@@ -35,10 +35,12 @@ class _Run:
     """A request that is being answered.
 
     Attributes:
+        move: the page's number of the hand's position.
         tickets: pictures that are asked for now.
         replaced: whether a newer request has come.
     """
 
+    move: int
     tickets: list[Ticket] = field(default_factory=list)
     replaced: bool = False
 
@@ -58,9 +60,16 @@ class Previews:
         self._latest: OrderedDict[tuple[str, str], _Run] = OrderedDict()
 
     def begin(self, asked: Preview, owner: str) -> _Run:
-        """End what the same page asked for before, and return the new request's place."""
-        key, run = (owner, asked.client), _Run()
+        """End what the same page asked for before, and return the new request's place.
+
+        One that was sent before another and comes after it is replaced already.
+        """
+        key, run = (owner, asked.client), _Run(asked.move)
         former = self._latest.pop(key, None)
+        if former is not None and former.move > run.move:
+            run.replaced = True
+            self._latest[key] = former
+            return run
         if former is not None:
             former.replaced = True
             self._service.engine.cancel(former.tickets)
@@ -82,13 +91,13 @@ class Previews:
                 yield _line(asked, {"kind": "error", **error_body(error)})
         finally:
             self._service.engine.cancel(run.tickets)
-            key = owner, asked.client
-            if self._latest.get(key) is run:
-                del self._latest[key]
+            run.tickets = []  # its number stays, for requests that are still on their way
 
     async def _paint(
         self, asked: Preview, stages: Sequence[Sampling], owner: str, run: _Run
     ) -> AsyncIterator[dict[str, Any]]:
+        if run.replaced:
+            return
         if not self._service.engine.alive:
             raise DrainingError("the server is ending", fix="wait until it is back")
         checks, gains = await asyncio.to_thread(self._prepare, asked, stages[0])
