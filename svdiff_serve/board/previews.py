@@ -8,7 +8,7 @@ import io
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -78,7 +78,9 @@ class Previews:
             self._latest.popitem(last=False)
         return run
 
-    async def lines(self, asked: Preview, stages: Sequence[Sampling], owner: str, run: _Run) -> AsyncIterator[bytes]:
+    async def lines(
+        self, asked: Preview, stages: Sequence[Sampling], owner: str, run: _Run
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the lines of an answer as they come; what was begun is given up when nobody takes them any more."""
         try:
             async for line in self._paint(asked, stages, owner, run):

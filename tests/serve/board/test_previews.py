@@ -264,7 +264,7 @@ def test_lines_of_a_page_end_when_nobody_takes_them(board_service: Service) -> N
             await asyncio.sleep(0.01)
         reading.cancel()
         await asyncio.wait([reading])
-        await lines.aclose()  # type: ignore[attr-defined]
+        await lines.aclose()
         assert not run.tickets
 
     asyncio.run(take_one())
