@@ -8,7 +8,8 @@ import io
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -82,9 +83,13 @@ class Previews:
         self, asked: Preview, stages: Sequence[Sampling], owner: str, run: _Run
     ) -> AsyncGenerator[bytes, None]:
         """Yield the lines of an answer as they come; what was begun is given up when nobody takes them any more."""
+        if run.replaced:
+            yield _line(asked, {"kind": "replaced"})
+            return
         try:
-            async for line in self._paint(asked, stages, owner, run):
-                yield _line(asked, line)
+            async with aclosing(self._paint(asked, stages, owner, run)) as painted:
+                async for line in painted:
+                    yield _line(asked, line)
             yield _line(asked, {"kind": "replaced" if run.replaced else "done"})
         except Exception as error:  # noqa: BLE001 - the answer has begun: each becomes its last line
             if run.replaced or isinstance(error, CancelledError):
@@ -97,9 +102,7 @@ class Previews:
 
     async def _paint(
         self, asked: Preview, stages: Sequence[Sampling], owner: str, run: _Run
-    ) -> AsyncIterator[dict[str, Any]]:
-        if run.replaced:
-            return
+    ) -> AsyncGenerator[dict[str, Any], None]:
         if not self._service.engine.alive:
             raise DrainingError("the server is ending", fix="wait until it is back")
         checks, gains = await asyncio.to_thread(self._prepare, asked, stages[0])
@@ -114,17 +117,13 @@ class Previews:
             run.tickets = self._submit(asked, sampling, gains, owner)
             waiting = {asyncio.wrap_future(ticket.answer): number for number, ticket in enumerate(run.tickets)}
             try:
-                async for number, image in _as_they_come(waiting):
-                    png = await asyncio.to_thread(_png, image)
-                    yield {
-                        "kind": "picture",
-                        "stage": stage,
-                        "steps": sampling.steps,
-                        "number": number,
-                        "seed": asked.pictures[number].seed,
-                        "seconds": round(time.perf_counter() - begun, 4),
-                        "png": png,
-                    }
+                async with aclosing(_as_they_come(waiting)) as coming:
+                    async for number, image in coming:
+                        png = await asyncio.to_thread(_png, image)
+                        facts = {"stage": stage, "steps": sampling.steps, "number": number}
+                        facts |= {"seed": asked.pictures[number].seed}
+                        seconds = round(time.perf_counter() - begun, 4)
+                        yield {"kind": "picture", **facts, "seconds": seconds, "png": png}
             finally:
                 _let_go(waiting)
 
@@ -153,7 +152,7 @@ class Previews:
         return self._service.engine.submit(jobs)
 
 
-async def _as_they_come(waiting: dict[asyncio.Future[Any], int]) -> AsyncIterator[tuple[int, Any]]:
+async def _as_they_come(waiting: dict[asyncio.Future[Any], int]) -> AsyncGenerator[tuple[int, Any], None]:
     """Yield number and picture of each that is done; raise what one of them ended by."""
     pending = set(waiting)
     while pending:
