@@ -179,7 +179,8 @@ def _blocks(pipeline: Any) -> Iterator[nn.Module]:
     for model in pipeline.components.values():
         for row in model.modules() if isinstance(model, nn.Module) else ():
             if isinstance(row, nn.ModuleList):
-                yield from (block for block in row if next(block.children(), None) is not None)
+                # Rows of diffusers may have None in places.
+                yield from (block for block in row if block is not None and next(block.children(), None) is not None)
 
 
 def _zero(delta: Delta, parameters: Mapping[str, Parameter]) -> Delta:
