@@ -54,20 +54,45 @@ class Totals:
             SelectionError: a selector of the weight is unknown or matches nothing in this delta.
             TensorError: a value of the delta is not valid.
         """
-        parameters = delta.metadata.parameters
-        if self.parameters != parameters:
-            union = unite(self.parameters, parameters)
-            if union.keys() == self.parameters.keys():
-                self._layout.parameters = union  # only runs were widened
-            else:
-                self._lay_out(union)
-        values = flat_values(delta) if self.parameters == parameters and not weight.where else None
+        if weight.where:
+            self.add_by_name(delta, weight.by_name(delta.metadata, sample_size))
+            return
+        self._take_in(delta.metadata.parameters)
+        values = flat_values(delta) if self.parameters == delta.metadata.parameters else None
+        if values is None:
+            self.add_by_name(delta, dict.fromkeys(delta, weight.default))
+            return
         with np.errstate(over="ignore", invalid="ignore"):  # `result` refuses what overflowed, by name
-            if values is not None:
-                self._flat += np.multiply(values, weight.default, dtype=np.float64)
+            self._flat += np.multiply(values, weight.default, dtype=np.float64)
+
+    def add_by_name(self, delta: Delta, factors: Mapping[str, float]) -> None:
+        """Add one delta; each of its parameters has its own factor.
+
+        Raises:
+            BaseMismatchError, TensorError: as `add`.
+        """
+        parameters = delta.metadata.parameters
+        self._take_in(parameters)
+        flat = self.parameters == parameters and factors.keys() == parameters.keys()
+        values = flat_values(delta) if flat else None
+        with np.errstate(over="ignore", invalid="ignore"):
+            if values is not None:  # the same products, hundreds of parameters at a time
+                sizes = [item.size for item in parameters.values()]
+                own = np.array([factors[name] for name in parameters], np.float64)
+                self._flat += values * np.repeat(own, sizes)
                 return
-            for name, factor in weight.by_name(delta.metadata, sample_size).items():
+            for name, factor in factors.items():
                 self._flat[self._layout.slices[name]] += factor * delta[name].astype(np.float64)
+
+    def _take_in(self, parameters: Mapping[str, Parameter]) -> None:
+        """Have room for these parameters beside those before."""
+        if self.parameters == parameters:
+            return
+        union = unite(self.parameters, parameters)
+        if union.keys() == self.parameters.keys():
+            self._layout.parameters = union  # only runs were widened
+        else:
+            self._lay_out(union)
 
     def result(self, metadata: Metadata, dtype: StoredDtype) -> Delta:
         """Return the sums, projected on tied and null runs and rounded once.
