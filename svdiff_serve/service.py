@@ -16,9 +16,9 @@ from svdiff_delta.format.delta import Delta
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.sampling.sample import Sampling, check_sampling, is_video
 
-from .engine.board import Board, MixGains
 from .engine.engine import Engine, Watcher
 from .engine.job import Job, Ticket
+from .engine.live_base import LiveBase, MixGains
 from .errors import RefusedError
 from .mixes import Mix
 from .store.gains import GainCache
@@ -83,9 +83,9 @@ class Service:
             raise InputError(f"{base.path}: makes clips, and pictures are served", fix="name a base that paints")
         settings = settings or ServiceSettings()
         self.base, self.pipeline, self.name = base, pipeline, name
-        self.board = Board(pipeline, base, cache)
+        self.live = LiveBase(pipeline, base, cache)
         self.engine = Engine(
-            self.board,
+            self.live,
             batch_size=settings.batch_size,
             queue_size=settings.queue_size,
             queue_of_key=settings.queue_of_key,
@@ -97,9 +97,9 @@ class Service:
     def _judge(self, delta: Delta) -> None:
         """Take in the layers of a δ, between two steps; raise DeltaError if it is not for this base."""
         try:
-            self.board.verify(delta)
-            self.board.prepare(delta)
-            self.engine.between_steps(lambda: self.board.extend(delta)).result()
+            self.live.verify(delta)
+            self.live.prepare(delta)
+            self.engine.between_steps(lambda: self.live.extend(delta)).result()
         except DeltaError as error:  # clients are told, and where the base is on this machine is nothing to them
             raise RefusedError(error.message.replace(str(self.base.path), self.name), fix=error.fix) from None
 
@@ -119,7 +119,7 @@ class Service:
         def make() -> MixGains:
             parts = [(term.part(self.store.open(entry)), term.weight) for term, entry in pairs]
             try:
-                return self.board.gains(parts)
+                return self.live.gains(parts)
             except RefusedError:
                 raise
             except DeltaError as error:
@@ -177,5 +177,5 @@ class Service:
         self.store.close()
         finished = self.engine.drain(seconds)
         if finished:
-            self.board.close()
+            self.live.close()
         return finished

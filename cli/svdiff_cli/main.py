@@ -41,6 +41,7 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "edit": ("edit",),
     "demo": ("demo",),
     "serve": ("serve",),
+    "board": ("board",),
 }
 """The commands by the module they are in, which is imported when one of them is asked for."""
 

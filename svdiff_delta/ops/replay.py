@@ -149,6 +149,26 @@ def perform(record: Record, inputs: Sequence[Delta]) -> Delta:
         raise InputError(f"{record.operation}: its recorded arguments cannot be used ({error})") from None
 
 
+def recorded_weights(record: Record) -> list[Weight] | None:
+    """Return the weights of a recorded operation that is a weighted sum of its inputs; None if it is another one.
+
+    Raises:
+        InputError: its arguments are not as this program records them.
+    """
+    arguments = record.arguments
+    try:
+        if record.operation == "add" or (record.operation == "merge" and arguments.get("method") == "linear"):
+            return [_weight(value) for value in arguments["weights"]]
+        if record.operation == "scale":
+            return [Weight(_number(arguments["factor"]))]
+        if record.operation == "interpolate":
+            alpha = _number(arguments["alpha"])
+            return [Weight(alpha), Weight(1.0 - alpha)]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{record.operation}: its recorded arguments cannot be used ({error})") from None
+    return None
+
+
 def _check_repeatable(operation: str) -> None:
     if operation in WITH_BASES:
         raise InputError(

@@ -54,20 +54,37 @@ class Totals:
             SelectionError: a selector of the weight is unknown or matches nothing in this delta.
             TensorError: a value of the delta is not valid.
         """
-        parameters = delta.metadata.parameters
-        if self.parameters != parameters:
-            union = unite(self.parameters, parameters)
-            if union.keys() == self.parameters.keys():
-                self._layout.parameters = union  # only runs were widened
-            else:
-                self._lay_out(union)
-        values = flat_values(delta) if self.parameters == parameters and not weight.where else None
+        if weight.where:
+            self.add_by_name(delta, weight.by_name(delta.metadata, sample_size))
+            return
+        self._take_in(delta.metadata.parameters)
+        values = flat_values(delta) if self.parameters == delta.metadata.parameters else None
+        if values is None:
+            self.add_by_name(delta, dict.fromkeys(delta, weight.default))
+            return
         with np.errstate(over="ignore", invalid="ignore"):  # `result` refuses what overflowed, by name
-            if values is not None:
-                self._flat += np.multiply(values, weight.default, dtype=np.float64)
-                return
-            for name, factor in weight.by_name(delta.metadata, sample_size).items():
+            self._flat += np.multiply(values, weight.default, dtype=np.float64)
+
+    def add_by_name(self, delta: Delta, factors: Mapping[str, float]) -> None:
+        """Add one delta; each of its parameters has its own factor.
+
+        Raises:
+            BaseMismatchError, TensorError: as `add`.
+        """
+        self._take_in(delta.metadata.parameters)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for name, factor in factors.items():
                 self._flat[self._layout.slices[name]] += factor * delta[name].astype(np.float64)
+
+    def _take_in(self, parameters: Mapping[str, Parameter]) -> None:
+        """Have room for these parameters beside those before."""
+        if self.parameters == parameters:
+            return
+        union = unite(self.parameters, parameters)
+        if union.keys() == self.parameters.keys():
+            self._layout.parameters = union  # only runs were widened
+        else:
+            self._lay_out(union)
 
     def result(self, metadata: Metadata, dtype: StoredDtype) -> Delta:
         """Return the sums, projected on tied and null runs and rounded once.

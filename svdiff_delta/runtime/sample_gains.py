@@ -85,6 +85,13 @@ class SampleGains:
             self._table._respond(total, gains)
         return gains.to(self._shifts[0].gain.device)
 
+    def sigmas(self) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+        """Return the singular values of the attached layers, descending, by parameter name; norms have none."""
+        with self._lock:
+            self._table._lay_out()
+            floor = self._table._floor
+            return {name: -floor[at] for name, at in self._sums.slices.items() if np.isfinite(floor[at]).all()}
+
     def none(self) -> Gains:
         """Return the gains of δ = 0."""
         if self._none is None:

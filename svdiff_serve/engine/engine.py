@@ -15,10 +15,10 @@ from typing import Any, Final, Protocol, cast
 from svdiff_delta.errors import DeltaError
 from svdiff_serve.errors import CancelledError, DeadlineError, DrainingError
 
-from .board import Board
 from .calls import Call, group
 from .clones import clones_of, paint
 from .job import Job, Ticket
+from .live_base import LiveBase
 from .picture import Done, Event, Failed, Picture
 from .queue import FairQueue
 
@@ -64,7 +64,7 @@ class Engine:
     """Pictures of many deltas from one live pipeline.
 
     Args:
-        board: the pipeline with its deltas.
+        live: the pipeline with its deltas.
         batch_size: pictures that are painted at a time.
         queue_size: pictures that may wait.
         queue_of_key: pictures of one key that may wait.
@@ -73,21 +73,21 @@ class Engine:
 
     def __init__(
         self,
-        board: Board,
+        live: LiveBase,
         *,
         batch_size: int = 8,
         queue_size: int = 64,
         queue_of_key: int = 64,
         watcher: Watcher | None = None,
     ) -> None:
-        self.board, self.batch_size, self._watcher = board, batch_size, watcher
+        self.live, self.batch_size, self._watcher = live, batch_size, watcher
         self._queue: FairQueue[Ticket] = FairQueue(queue_size, queue_of_key, self.patience)
         self._changed = threading.Condition()
         self._between: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         self._running: list[_Running] = []
-        self._seconds, self._ending, self._over = FIRST_GUESS, False, False
+        self._seconds, self._ending, self._over, self._hurry = FIRST_GUESS, False, False, False
         self._threads = ThreadPoolExecutor(batch_size, "svdiff-picture")
-        self._clones = clones_of(board.pipeline, batch_size)
+        self._clones = clones_of(live.pipeline, batch_size)
         self._loop = threading.Thread(target=self._run, name="svdiff-engine", daemon=True)
         self._loop.start()
 
@@ -128,6 +128,7 @@ class Engine:
             tickets = [Ticket(job) for job in jobs]
             for ticket in tickets:
                 self._queue.put(ticket.job.key, ticket)
+                self._hurry |= ticket.job.at_once
             self._changed.notify()
         return tickets
 
@@ -184,7 +185,8 @@ class Engine:
                     self._over = True
                     return
                 if not self._running:
-                    self._changed.wait_for(lambda: self._ending or len(self._queue) >= self.batch_size, LINGER)
+                    self._changed.wait_for(self._is_urged, LINGER)
+                self._hurry = False
             try:
                 self._round()
             except Exception as error:  # noqa: BLE001 - the loop goes on, and whoever was painted for gets an answer
@@ -193,6 +195,9 @@ class Engine:
 
     def _has_work(self) -> bool:
         return bool(self._ending or self._running or len(self._queue) or not self._between.empty())
+
+    def _is_urged(self) -> bool:
+        return self._ending or self._hurry or len(self._queue) >= self.batch_size
 
     def _round(self) -> None:
         """Do what waits for a moment between steps, let pictures in and out, and compute one call of each."""
@@ -251,7 +256,7 @@ class Engine:
         calls = [each.call for each in members]
         begun, results = time.perf_counter(), None
         try:
-            results = self.board.compute(calls, [each.ticket.job.mix for each in members])
+            results = self.live.compute(calls, [each.ticket.job.mix for each in members])
         except Exception as error:  # noqa: BLE001 - each picture gets its own
             if len(members) == 1:
                 return {numbers[0]: _Error(error)}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from svdiff_train.sampling.sample import Sampling
 
 if TYPE_CHECKING:
-    from .board import MixGains
+    from .live_base import MixGains
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +24,7 @@ class Job:
         mix: its δ; None for the base.
         key: whose it is, for fairness.
         deadline: the time by `time.monotonic` at which it is given up.
+        at_once: whether an idle engine begins without waiting for others that may share its forwards.
     """
 
     prompt: str
@@ -32,6 +33,7 @@ class Job:
     mix: MixGains | None
     key: str
     deadline: float
+    at_once: bool = False
 
 
 @dataclass(eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote
@@ -15,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from svdiff_delta.errors import DeltaError
+from svdiff_serve.board.routes import BoardRoutes
 from svdiff_serve.mixes import escaped
 from svdiff_serve.service import Service
 
@@ -28,8 +30,14 @@ from .pictures import PictureStore
 from .rates import Rates
 from .settings import Defaults, Limits
 
-OPEN: Final = frozenset({"/healthz", "/readyz"})
+PROBES: Final = frozenset({"/healthz", "/readyz"})
+"""Paths that programs ask every few seconds: the log does not say so."""
+
+OPEN: Final = PROBES | {"/"}
 """Paths that need no key: they say nothing of what is served."""
+
+PAGE: Final = "/page/"
+"""Where the files of the board's page are, which are the same everywhere."""
 
 FILES: Final = "/v1/files/"
 """Where pictures are under a token, which is the key to one of them."""
@@ -71,9 +79,11 @@ class ServerState(Shared):
 
     Attributes:
         service: what paints.
+        board: whether the board is served, too.
     """
 
     service: Service
+    board: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,7 +143,7 @@ class Gate:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._state.metrics.requests.labels(route, str(status)).inc()
-            if route not in OPEN:
+            if route not in PROBES:
                 seconds = round(time.perf_counter() - begun, 3)
                 self._state.log.event("request", route=route, status=status, seconds=seconds, **facts)
 
@@ -143,7 +153,7 @@ class Gate:
         if state.hosts is not None and _host(request.headers.get("host", "")) not in state.hosts:
             return error_response(421, "the server has another name: ask for localhost", code="wrong_host")
         path = request.url.path
-        if state.keys is None or path in OPEN or path.startswith(FILES):
+        if state.keys is None or path in OPEN or path.startswith((FILES, PAGE)):
             request.scope["svdiff_key"] = ANYONE
             return None
         owner = state.keys.owner(request.headers.get("authorization"))
@@ -163,12 +173,23 @@ def _host(header: str) -> str:
 
 def make_app(state: ServerState) -> ASGIApp:
     """Return the application that answers requests by the service of this process."""
-    return make_front(state, state.backend)
+    return make_front(state, state.backend, BoardRoutes(state).add_to if state.board else _no_more)
 
 
-def make_front(state: Shared, backend: Backend) -> ASGIApp:
-    """Return the application that answers requests, whoever paints."""
+def _no_more(app: FastAPI) -> None:
+    """Let an application answer nothing else."""
+
+
+def make_front(state: Shared, backend: Backend, more: Callable[[FastAPI], None] = _no_more) -> ASGIApp:
+    """Return the application that answers requests, whoever paints.
+
+    Args:
+        state: what requests share.
+        backend: what paints.
+        more: lets the application answer other requests, too.
+    """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    more(app)
     generation = Generation(state, backend)
 
     @app.get("/healthz")

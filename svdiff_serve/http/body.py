@@ -123,7 +123,7 @@ def read_request(
     _within("steps", steps, 1, limits.steps)
     first = seed if request.seed is None else request.seed
     _within("seed", first, 0, 2**53 - count)
-    height, width = _size(request.size) or own_size
+    height, width = size_of(request.size) or own_size
     if height * width > limits.pixels:
         raise LimitError(
             f"size: {width}x{height} has {height * width:,} pixels, {limits.pixels:,} is the most",
@@ -159,7 +159,7 @@ def read_request(
     )
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
+def size_of(text: str | None) -> tuple[int, int] | None:
     """Return height and width of WIDTHxHEIGHT; None for the model's own."""
     if text is None or text == AUTO:
         return None

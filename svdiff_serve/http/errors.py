@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,3 +61,9 @@ def response_to(error: BaseException) -> Response:
     if is_out_of_memory(error):
         return error_response(503, "there is not enough memory for this now: ask for smaller pictures", code="memory")
     return error_response(500, "the server met an error; its log says which", code="internal_error")
+
+
+def error_body(error: BaseException) -> dict[str, Any]:
+    """Return what the answer to an error says, for an answer that has begun already."""
+    found: dict[str, Any] = json.loads(bytes(response_to(error).body))
+    return found

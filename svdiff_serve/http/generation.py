@@ -18,21 +18,16 @@ from svdiff_serve.mixes import parse_mix
 from .backend import Backend
 from .body import Asked, parse_request, read_request
 from .errors import error_response, response_to
+from .reading import DISCONNECTED, JSON_TYPE, disconnected, is_of_type, read_body
 
 if TYPE_CHECKING:
     from .app import Shared
-
-JSON_TYPE: Final = "application/json"
-"""What a body must be: browsers send nothing of this kind to other sites without asking."""
 
 SEEDS: Final = 2**32
 """Seeds that are drawn lie below this."""
 
 LOGGED: Final = 500
 """Characters of a mix in the log, whose lines no client makes long."""
-
-DISCONNECTED: Final = 499
-"""The status of requests whose client has gone, in logs and metrics."""
 
 
 class Generation:
@@ -50,11 +45,11 @@ class Generation:
         """Return the answer to a request."""
         facts: dict[str, Any] = request.scope["svdiff_facts"]
         try:
-            if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON_TYPE:
+            if not is_of_type(request, JSON_TYPE):
                 return error_response(415, f"the body must be JSON: send it as {JSON_TYPE}", code="wrong_type")
-            raw = await self._body(request)
+            most = self._state.limits.body
+            raw = await read_body(request, most, self._state.limits.body_seconds)
             if raw is None:
-                most = self._state.limits.body
                 return error_response(413, f"the body has more than {most:,} bytes", code="body_too_large")
             asked = self._asked(raw)
             self._note(facts, asked)
@@ -68,20 +63,6 @@ class Generation:
             if response.status_code >= 500 and not isinstance(error, DrainingError):
                 self._state.log.failure(error, **facts)
             return response
-
-    async def _body(self, request: Request) -> bytes | None:
-        """Return the body; None if it is larger than allowed: no more of it is read then."""
-        limits = self._state.limits
-        said = request.headers.get("content-length", "0")
-        if not said.isdecimal() or int(said) > limits.body:
-            return None
-        raw = bytearray()
-        async with asyncio.timeout(limits.body_seconds):
-            async for chunk in request.stream():
-                raw += chunk
-                if len(raw) > limits.body:
-                    return None
-        return bytes(raw)
 
     def _asked(self, raw: bytes) -> Asked:
         state = self._state
@@ -129,7 +110,7 @@ async def _unless_gone(request: Request, work: asyncio.Future[list[bytes]]) -> l
         CancelledError: the client has gone.
         Exception: what ended the work.
     """
-    gone = asyncio.ensure_future(_disconnected(request))
+    gone = asyncio.ensure_future(disconnected(request.receive))
     try:
         waiting: set[asyncio.Future[Any]] = {gone, work}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -140,11 +121,3 @@ async def _unless_gone(request: Request, work: asyncio.Future[list[bytes]]) -> l
         work.cancel()
         if not gone.cancel() and not gone.cancelled():
             gone.exception()  # asked for, or asyncio would say that nobody has
-
-
-async def _disconnected(request: Request) -> None:
-    """Return when the client has gone; its body has been read."""
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            return

@@ -21,10 +21,11 @@ class Log:
     Args:
         stream: where lines go; standard error if not given.
         prompts: whether prompts may be written.
+        requests: whether requests are; else what is left out of the store, and errors.
     """
 
-    def __init__(self, stream: TextIO | None = None, *, prompts: bool = False) -> None:
-        self.prompts = prompts
+    def __init__(self, stream: TextIO | None = None, *, prompts: bool = False, requests: bool = True) -> None:
+        self.prompts, self._requests = prompts, requests
         self._logger = logging.Logger(LOGGER, logging.INFO)
         handler = logging.StreamHandler(stream or sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -32,6 +33,8 @@ class Log:
 
     def event(self, name: str, **facts: Any) -> None:
         """Write an event with what is known of it; None is left out."""
+        if name == "request" and not self._requests:
+            return
         known = {key: value for key, value in facts.items() if value is not None}
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
@@ -29,11 +29,14 @@ class Place:
         name: what mixes call it.
         path: where it is.
         seen: its state now.
+        reference: what commands and recipes call it: its path, its path below its source's folder, or its place on
+            the Hub.
     """
 
     name: str
     path: str
     seen: State
+    reference: str
 
 
 class Source(Protocol):
@@ -48,15 +51,16 @@ class FolderSource:
 
     Args:
         folder: the folder; it may be empty.
+        by_path: whether clients may know where it is on this machine, and recipes name paths.
 
     Raises:
         InputError: there is no such folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, by_path: bool = False) -> None:
         if not folder.is_dir():
             raise InputError(f"{folder}: is no folder", fix="name a folder of deltas, or owner/repo on the Hub")
-        self._folder = folder
+        self._folder, self._by_path = folder, by_path
 
     def places(self, say: Callable[[str], None]) -> Iterator[Place]:
         """Yield its files."""
@@ -77,11 +81,39 @@ class FolderSource:
                         yield from self._walk(entry.path, f"{prefix}{entry.name}/", say, depth + 1)
                 elif entry.name.endswith(SUFFIX) and entry.is_file():
                     name = prefix + entry.name.removesuffix(SUFFIX)
-                    yield Place(name, entry.path, state(entry.stat()))
+                    reference = entry.path if self._by_path else name + SUFFIX
+                    yield Place(name, entry.path, state(entry.stat()), reference)
             except FileNotFoundError:
                 continue  # it went while we looked
             except OSError as error:
                 say(refusal(entry.path, error))
+
+
+class FileSource:
+    """One file of δ, under its name without the ending.
+
+    Args:
+        path: the file.
+        by_path: as a folder's.
+
+    Raises:
+        InputError: there is no such file, or it is none of safetensors.
+    """
+
+    def __init__(self, path: Path, *, by_path: bool = False) -> None:
+        if not path.is_file() or path.suffix != SUFFIX:
+            raise InputError(f"{path}: is no file of δ", fix=f"name a file that ends in {SUFFIX}, or a folder of them")
+        self._path, self._reference = path, str(path) if by_path else path.name
+        self.name = path.stem
+
+    def places(self, say: Callable[[str], None]) -> Iterator[Place]:
+        """Yield its file."""
+        try:
+            yield Place(self.name, str(self._path), state(self._path.stat()), self._reference)
+        except FileNotFoundError:
+            return  # it comes back, or it is gone
+        except OSError as error:
+            say(refusal(self._path, error))
 
 
 class HubSource:
@@ -111,18 +143,35 @@ class HubSource:
             self._asked = time.monotonic()
         if self._path is not None:
             try:
-                yield Place(self.name, str(self._path), state(self._path.stat()))
+                yield Place(self.name, str(self._path), state(self._path.stat()), str(self._reference))
             except OSError as error:
                 say(refusal(self._path, error))
                 self._asked = float("-inf")
 
 
-def source_of(text: str) -> Source:
+def source_of(text: str, *, own: bool = False) -> Source:
     """Return the source that a text names: a folder, or `owner/repo[@revision][/file]` on the Hub.
+
+    Args:
+        text: the text.
+        own: whether it is of whoever looks: then it may be a single file, too, and recipes name paths.
 
     Raises:
         InputError: it is neither.
         HubError: it begins with `hf://` and names nothing on the Hub.
     """
     place = locate(text)
-    return HubSource(place) if isinstance(place, Reference) else FolderSource(place)
+    if isinstance(place, Reference):
+        return HubSource(place)
+    return FileSource(place, by_path=True) if own and not place.is_dir() else FolderSource(place, by_path=own)
+
+
+def check_names(sources: Sequence[Source]) -> None:
+    """Check that single files among sources have names of their own.
+
+    Raises:
+        InputError: two of them would be called the same; the message names it.
+    """
+    names = [source.name for source in sources if isinstance(source, FileSource)]
+    if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+        raise InputError(f"{twice}{SUFFIX}: two files have this name", fix="rename one, or give the folder they are in")

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from sys import intern
 from typing import Final
@@ -43,6 +43,8 @@ class Entry:
         table: what says which base and layers it is for.
         changed: when the file was changed last, in seconds since 1970.
         fault: why it cannot be used; empty if it can.
+        size: bytes of its file.
+        reference: what commands and recipes call it, in a folder as its source is.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Entry:
     table: str
     changed: int
     fault: str
+    size: int
+    reference: str
 
 
 class Store:
@@ -93,6 +97,17 @@ class Store:
     def entries(self) -> list[Entry]:
         """Return all deltas that can be used, sorted by name."""
         return [entry for _, entry in sorted(self._entries.items()) if not entry.fault]
+
+    def all(self) -> list[Entry]:
+        """Return all deltas, those that cannot be used too, sorted by name."""
+        return [entry for _, entry in sorted(self._entries.items())]
+
+    def known(self, name: str) -> Entry:
+        """Return what is known of a δ, whether it can be used or not; raise UnknownDeltaError if there is none."""
+        found = self._entries.get(name)
+        if found is None:
+            raise unknown(name, self._names)
+        return found
 
     def faults(self) -> dict[str, str]:
         """Return why deltas cannot be used, by name."""
@@ -208,13 +223,22 @@ class Store:
 
     def _entry(self, place: Place) -> Entry:
         known = self._known[place.path]
-        entry = Entry(place.name, place.path, known.digest, known.table, known.seen.modified // 10**9, known.fault)
+        entry = Entry(
+            name=place.name,
+            path=place.path,
+            digest=known.digest,
+            table=known.table,
+            changed=known.seen.modified // 10**9,
+            fault=known.fault,
+            size=known.seen.size,
+            reference=place.reference,
+        )
         if entry.fault:
             return entry
         fault = self._verdicts.get(entry.table)
         if fault is None:
             fault = self._verdict(entry)
-        return Entry(entry.name, entry.path, entry.digest, entry.table, entry.changed, fault) if fault else entry
+        return replace(entry, fault=fault) if fault else entry
 
     def _verdict(self, entry: Entry) -> str:
         """Return why a δ cannot be used; empty if it can. What is wrong with its table counts for all others of it."""

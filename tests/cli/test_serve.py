@@ -72,7 +72,9 @@ def test_it_serves_until_it_is_ended_and_then_ends_well(tmp_path: Path) -> None:
 
 def test_no_line_says_how_long_it_has_been_served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quiet: list[bool] = []
-    monkeypatch.setattr("svdiff_cli.serve._Command._state", lambda *_: SimpleNamespace(service=MagicMock()))
+    monkeypatch.setattr(
+        "svdiff_cli.server_command.ServerCommand._state", lambda *_: SimpleNamespace(service=MagicMock())
+    )
 
     def serve(state: object, listening: object, seconds: float) -> None:
         ticker = ticker_of(click.get_current_context())

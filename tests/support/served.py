@@ -65,9 +65,9 @@ def fill(folder: Path) -> Path:
 
 @contextmanager
 def service(folder: Path, **settings: Any) -> Iterator[Service]:
-    """A service of a folder's deltas."""
-    metrics = settings.pop("watcher", None)
-    found = Service(base(), pipeline(), "tiny", [FolderSource(folder)], ServiceSettings(**settings), watcher=metrics)
+    """A service of a folder's deltas, or of other sources."""
+    metrics, sources = settings.pop("watcher", None), settings.pop("sources", None) or [FolderSource(folder)]
+    found = Service(base(), pipeline(), "tiny", sources, ServiceSettings(**settings), watcher=metrics)
     try:
         found.store.refresh()
         yield found

@@ -15,10 +15,10 @@ from support.pipelines import small_flux, small_sd3, small_sdxl
 from support.served import base, fill, levels, pipeline, service, shifted, until, zero
 
 from svdiff_delta.runtime import attach
-from svdiff_serve.engine.board import Board
 from svdiff_serve.engine.clones import clones_of
 from svdiff_serve.engine.engine import Engine
 from svdiff_serve.engine.job import Job, Ticket
+from svdiff_serve.engine.live_base import LiveBase
 from svdiff_serve.errors import BusyError, CancelledError, DeadlineError, DrainingError
 from svdiff_train.sampling.sample import Sampling, generate
 
@@ -46,8 +46,8 @@ class Seen:
 
 
 @pytest.fixture
-def board() -> Iterator[Board]:
-    found = Board(pipeline(), base())
+def live() -> Iterator[LiveBase]:
+    found = LiveBase(pipeline(), base())
     found.extend(shifted(0.3))
     yield found
     found.close()
@@ -59,8 +59,8 @@ def seen() -> Seen:
 
 
 @pytest.fixture
-def engine(board: Board, seen: Seen) -> Iterator[Engine]:
-    found = Engine(board, batch_size=3, queue_size=6, queue_of_key=4, watcher=seen)
+def engine(live: LiveBase, seen: Seen) -> Iterator[Engine]:
+    found = Engine(live, batch_size=3, queue_size=6, queue_of_key=4, watcher=seen)
     yield found
     seen.go_on.set()
     assert found.drain(30)
@@ -78,15 +78,15 @@ def far(one: torch.Tensor, other: torch.Tensor) -> int:
     return int((one - other).abs().max())
 
 
-def test_pictures_of_one_batch_are_what_each_is_alone(board: Board, engine: Engine, seen: Seen) -> None:
+def test_pictures_of_one_batch_are_what_each_is_alone(live: LiveBase, engine: Engine, seen: Seen) -> None:
     dog, cat = shifted(0.3), shifted(-0.3)
-    mixes = [board.gains([(dog, 1.0)]), board.gains([(cat, 0.5)]), None]
+    mixes = [live.gains([(dog, 1.0)]), live.gains([(cat, 0.5)]), None]
     jobs = [job(3, mixes[0], seed=1), job(2, mixes[1], seed=2, guidance=3.0), job(4, None, seed=3)]
     seen.go_on.clear()
     tickets = engine.submit(jobs)
     seen.go_on.set()
     found = pictures(tickets)
-    engine.between_steps(board.close).result(30)
+    engine.between_steps(live.close).result(30)
     expected = []
     for each, delta in zip(jobs, (dog, cat, None), strict=True):
         asked = [(each.prompt, each.seed)]
@@ -117,13 +117,13 @@ def test_a_picture_that_comes_while_others_run_enters_at_the_next_step_and_leave
     assert len(seen.steps) == 6
 
 
-def test_deltas_of_layers_that_were_not_attached_come_in_between_two_steps(board: Board, engine: Engine) -> None:
+def test_deltas_of_layers_that_were_not_attached_come_in_between_two_steps(live: LiveBase, engine: Engine) -> None:
     other = shifted(0.2, "unet-1d")
-    before = board.gains([(shifted(0.3), 1.0)])
+    before = live.gains([(shifted(0.3), 1.0)])
     (running,) = engine.submit([job(6, before)])
-    board.prepare(other)
-    engine.between_steps(lambda: board.extend(other)).result(60)
-    (late,) = engine.submit([job(2, board.gains([(other, 1.0)]))])
+    live.prepare(other)
+    engine.between_steps(lambda: live.extend(other)).result(60)
+    (late,) = engine.submit([job(2, live.gains([(other, 1.0)]))])
     (plain,) = engine.submit([job(2)])
     assert far(*pictures([late, plain])) > 0
     running.answer.result(60)
@@ -168,15 +168,15 @@ def test_a_full_queue_refuses_all_of_a_request(engine: Engine, seen: Seen) -> No
     assert len(pictures([*first, *more])) == 7
 
 
-def test_what_fails_fails_alone(board: Board, engine: Engine, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, mark = Board.compute, board.gains([(zero(), 1.0)])
+def test_what_fails_fails_alone(live: LiveBase, engine: Engine, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, mark = LiveBase.compute, live.gains([(zero(), 1.0)])
 
-    def compute(self: Board, calls: Any, mixes: Any) -> Any:
+    def compute(self: LiveBase, calls: Any, mixes: Any) -> Any:
         if mark in mixes and calls[0].component == "unet":
             raise RuntimeError("no memory for this one")
         return own(self, calls, mixes)
 
-    monkeypatch.setattr(Board, "compute", compute)
+    monkeypatch.setattr(LiveBase, "compute", compute)
     good, bad = engine.submit([job(2), job(2, mark)])
     with pytest.raises(RuntimeError, match="no memory"):
         bad.answer.result(30)
@@ -184,8 +184,8 @@ def test_what_fails_fails_alone(board: Board, engine: Engine, seen: Seen, monkey
     assert sorted(seen.outcomes) == ["done", "failed"]
 
 
-def test_an_engine_that_ends_finishes_what_it_took_and_takes_nothing_more(board: Board) -> None:
-    engine = Engine(board, batch_size=1)
+def test_an_engine_that_ends_finishes_what_it_took_and_takes_nothing_more(live: LiveBase) -> None:
+    engine = Engine(live, batch_size=1)
     tickets = engine.submit([job(2), job(2)])
     assert engine.drain(60)
     assert len(pictures(tickets)) == 2
@@ -193,8 +193,8 @@ def test_an_engine_that_ends_finishes_what_it_took_and_takes_nothing_more(board:
         engine.submit([job()])
 
 
-def test_what_is_not_finished_in_time_gets_an_answer_all_the_same(board: Board, seen: Seen) -> None:
-    engine = Engine(board, batch_size=1, watcher=seen)
+def test_what_is_not_finished_in_time_gets_an_answer_all_the_same(live: LiveBase, seen: Seen) -> None:
+    engine = Engine(live, batch_size=1, watcher=seen)
     seen.go_on.clear()
     tickets = engine.submit([job(40), job(40)])
     until(lambda: seen.forwards)
@@ -205,8 +205,8 @@ def test_what_is_not_finished_in_time_gets_an_answer_all_the_same(board: Board, 
             ticket.answer.result(10)
 
 
-def test_no_rows_are_left_on_the_model(board: Board, engine: Engine) -> None:
-    engine.submit([job(2, board.gains([(shifted(0.3), 1.0)]))])[0].answer.result(60)
+def test_no_rows_are_left_on_the_model(live: LiveBase, engine: Engine) -> None:
+    engine.submit([job(2, live.gains([(shifted(0.3), 1.0)]))])[0].answer.result(60)
     shifts = [module for module in pipeline().unet.modules() if hasattr(module, "rows")]
     assert shifts
     assert all(shift.rows is None for shift in shifts)
@@ -231,7 +231,7 @@ def test_other_families_paint_in_one_batch_what_each_picture_is_alone(make: Any)
     size = {"height": 32, "width": 32}
     jobs = [job(2 + number % 2, seed=number, guidance=2.0 + number, **size) for number in range(3)]
     expected = [levels(generate(live, [(each.prompt, each.seed)], each.sampling)[0]) for each in jobs]
-    engine = Engine(Board(live, base()), batch_size=3, watcher=seen)
+    engine = Engine(LiveBase(live, base()), batch_size=3, watcher=seen)
     found = pictures(engine.submit(jobs))
     assert engine.drain(60)
     assert all(far(one, other) <= 1 for one, other in zip(found, expected, strict=True))
@@ -274,11 +274,11 @@ def test_a_picture_that_gets_no_thread_fails_and_the_loop_goes_on(
 
 
 def test_a_batch_that_failed_has_let_go_of_its_memory_when_its_pictures_run_alone(
-    board: Board, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    live: LiveBase, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, held, alive = Board.compute, [], []
+    own, held, alive = LiveBase.compute, [], []
 
-    def compute(self: Board, calls: Any, mixes: Any) -> Any:
+    def compute(self: LiveBase, calls: Any, mixes: Any) -> Any:
         if len(calls) > 1:
             large = torch.zeros(1)
             held.append(weakref.ref(large))
@@ -286,7 +286,7 @@ def test_a_batch_that_failed_has_let_go_of_its_memory_when_its_pictures_run_alon
         alive.append(any(each() is not None for each in held))
         return own(self, calls, mixes)
 
-    monkeypatch.setattr(Board, "compute", compute)
+    monkeypatch.setattr(LiveBase, "compute", compute)
     assert len(pictures(engine.submit([job(1), job(1)]))) == 2
     assert held
     assert not any(alive)

@@ -275,7 +275,7 @@ def test_an_error_that_nobody_foresaw_is_an_answer_without_its_text(
     def fail(*_: object) -> None:
         raise kind("a dog")
 
-    monkeypatch.setattr(served.board, "compute", fail)
+    monkeypatch.setattr(served.live, "compute", fail)
     answer = ask(client)
     assert (answer.status_code, "a dog" in answer.text) == (500, False)
     lines = open_server[1].log._logger.handlers[0].stream.lines

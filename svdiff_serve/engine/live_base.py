@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from svdiff_delta.base_model.base import Base
@@ -38,7 +39,7 @@ class MixGains:
         return sum(part.nbytes for part in self.parts)
 
 
-class Board:
+class LiveBase:
     """A live pipeline whose rows have deltas of their own.
 
     Layers are attached once, with δ = 0, when the first δ that shifts them comes; what is there already stays as it is.
@@ -50,9 +51,10 @@ class Board:
     """
 
     def __init__(self, pipeline: Any, base: Base, cache: BasisCache | None = None) -> None:
-        self.pipeline, self.base, self._cache = pipeline, base, cache or BasisCache()
+        self.pipeline, self.base, self.cache = pipeline, base, cache or BasisCache()
         self._handles: list[Handle] = []
         self._gains: list[SampleGains] = []
+        self._sigmas: dict[SampleGains, dict[str, NDArray[np.float64]]] = {}
 
     def verify(self, delta: Delta) -> None:
         """Check that every weight that a δ shifts is one of the base, by its fingerprint.
@@ -80,7 +82,7 @@ class Board:
         """
         lacking = self.lacking(delta)
         if lacking is not None:
-            prepare_base(self.base, [lacking], self._cache)
+            prepare_base(self.base, [lacking], self.cache)
 
     def extend(self, delta: Delta) -> None:
         """Attach the layers of a delta that are not yet; called between two forwards.
@@ -90,7 +92,7 @@ class Board:
         """
         lacking = self.lacking(delta)
         if lacking is not None:
-            handle = attach(self.pipeline, lacking, base=self.base, cache=self._cache)
+            handle = attach(self.pipeline, lacking, base=self.base, cache=self.cache)
             self._handles.append(handle)
             self._gains.append(SampleGains(handle))
 
@@ -102,6 +104,20 @@ class Board:
             BaseMismatchError: one was made for another base.
         """
         return MixGains(tuple(each.of(terms) for each in list(self._gains)))
+
+    def sigmas(self) -> dict[str, NDArray[np.float64]]:
+        """Return the singular values of all attached layers, descending, by parameter name; norms have none."""
+        found: dict[str, NDArray[np.float64]] = {}
+        for each in list(self._gains):
+            if each not in self._sigmas:
+                self._sigmas[each] = each.sigmas()
+            found |= self._sigmas[each]
+        return found
+
+    @property
+    def layers(self) -> int:
+        """How many parameters are attached."""
+        return sum(len(each.parameters) for each in list(self._gains))
 
     @torch.no_grad()
     def compute(self, calls: Sequence[Call], mixes: Sequence[MixGains | None]) -> list[Any]:
@@ -129,6 +145,7 @@ class Board:
             self._handles[-1].detach()
             self._handles.pop()
         self._gains.clear()
+        self._sigmas.clear()
 
 
 def _part(mix: MixGains | None, index: int, gains: SampleGains) -> Tensor:
