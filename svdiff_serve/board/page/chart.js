@@ -1,9 +1,14 @@
 // Pictures of numbers: where a δ acts, and how two lie to each other. Each is an SVG with words for it, and a table.
 import { counted, few, h, percent, svg } from "./dom.js";
 
-const WIDTH = 600;
+const WIDEST = 640;
 const HIGH = 96; // of the bars of layers
 const BAND = 56; // of their ranges
+
+/** Return how wide a picture is drawn: its letters stay as large as others on a phone, too. */
+function width() {
+  return Math.max(260, Math.min(WIDEST, innerWidth - 80));
+}
 
 /** Return a label that cannot be mistaken for another component's. */
 export function labelOf({ label, component }, several) {
@@ -19,7 +24,7 @@ export function profileChart(profile) {
   if (!profile.layers.length || !profile.energy) return h("p", {}, "This δ is 0 everywhere: it changes nothing.");
   const picture = svg(
     "svg",
-    { viewBox: `0 0 ${WIDTH} ${HIGH + BAND + 34}`, class: "chart", role: "img", "aria-label": profileWords(profile) },
+    { viewBox: `0 0 ${width()} ${HIGH + BAND + 34}`, class: "chart", role: "img", "aria-label": profileWords(profile) },
     ...bars(profile),
     ...ranges(profile),
     ...blockNames(profile),
@@ -28,10 +33,13 @@ export function profileChart(profile) {
   const legend = h(
     "p",
     { className: "legend" },
-    h("span", { className: "key energy" }),
-    "energy of each layer (Σδ², its root is drawn)",
-    h("span", { className: "key range" }),
-    sigma ? "its singular values become so many times what they were (line: 1, unchanged)" : "its least and largest δ (line: 0)",
+    h("span", {}, h("span", { className: "key energy" }), "energy of each layer (Σδ², its root is drawn)"),
+    h(
+      "span",
+      {},
+      h("span", { className: "key range" }),
+      sigma ? "range of σ′/σ, how many times its singular values become (line: 1, unchanged)" : "range of its δ (line: 0)",
+    ),
   );
   return h("div", { className: "chart-box" }, picture, legend, blockTable(profile), layerTable(profile));
 }
@@ -59,7 +67,7 @@ function spread({ layers }) {
 
 /** One path for each block: hundreds of layers are a few elements. */
 function bars({ layers, blocks }) {
-  const step = WIDTH / layers.length;
+  const step = width() / layers.length;
   const gap = step > 3 ? 0.5 : 0;
   const largest = Math.sqrt(Math.max(...layers.map((row) => row[2]))) || 1;
   return blocks.map((block, index) => {
@@ -74,12 +82,15 @@ function bars({ layers, blocks }) {
 }
 
 function ranges({ layers, range }) {
-  const step = WIDTH / layers.length;
+  const step = width() / layers.length;
   const middle = range === "sigma" ? 1 : 0;
   const known = layers.map((row, place) => [place, row[3], row[4]]).filter(([, low]) => low !== null);
-  const reach = Math.max(...known.map(([, low, high]) => Math.max(Math.abs(low - middle), Math.abs(high - middle))), 1e-12);
+  const far = known.map(([, low, high]) => Math.max(Math.abs(low - middle), Math.abs(high - middle))).sort((a, b) => a - b);
+  const most = far.at(-1) || 1e-12;
+  const reach = Math.min(most, 1.25 * far[Math.floor(0.8 * (far.length - 1))] || most); // a few tiny σ would hide all others
   const top = HIGH + 8;
-  const y = (value) => top + (BAND / 2) * (1 - (value - middle) / reach);
+  const y = (value) => top + (BAND / 2) * (1 - Math.max(-1, Math.min(1, (value - middle) / reach)));
+  const cut = most > reach ? "beyond " : "";
   const path = known
     .map(([place, low, high]) => {
       const thin = Math.max(y(low) - y(high), 0.8);
@@ -87,15 +98,15 @@ function ranges({ layers, range }) {
     })
     .join("");
   return [
-    svg("line", { x1: 0, x2: WIDTH, y1: y(middle), y2: y(middle), class: "axis" }),
+    svg("line", { x1: 0, x2: width(), y1: y(middle), y2: y(middle), class: "axis" }),
     svg("path", { d: path, class: "span" }),
-    svg("text", { x: WIDTH, y: top + 9, class: "tick end" }, few(middle + reach)),
-    svg("text", { x: WIDTH, y: top + BAND - 1, class: "tick end" }, few(middle - reach)),
+    svg("text", { x: width(), y: top + 9, class: "tick end" }, cut + few(middle + reach)),
+    svg("text", { x: width(), y: top + BAND - 1, class: "tick end" }, range === "sigma" && reach >= 1 ? "0" : few(middle - reach)),
   ];
 }
 
 function blockNames({ layers, blocks }) {
-  const step = WIDTH / layers.length;
+  const step = width() / layers.length;
   const found = [];
   let free = -1;
   blocks.forEach(({ label }, index) => {
@@ -184,8 +195,8 @@ export function interferenceChart(found) {
   const rows = found.blocks.filter(({ cosine }) => cosine !== null);
   const line = 17;
   const left = 92;
-  const middle = left + (WIDTH - left) / 2;
-  const half = (WIDTH - left) / 2 - 30;
+  const middle = left + (width() - left) / 2;
+  const half = (width() - left) / 2 - 30;
   const shown = rows.slice(0, 40);
   const marks = shown.flatMap((each, index) => {
     const y = index * line;
@@ -204,7 +215,7 @@ export function interferenceChart(found) {
   const said = `Interference of ${found.a} and ${found.b}: cosine ${few(found.cosine)}, ${togetherWords(found)}; strongest in ${labelOf(most, several)}, ${few(most.cosine)}.`;
   const picture = svg(
     "svg",
-    { viewBox: `0 0 ${WIDTH} ${height}`, class: "chart", role: "img", "aria-label": said },
+    { viewBox: `0 0 ${width()} ${height}`, class: "chart", role: "img", "aria-label": said },
     svg("line", { x1: middle, x2: middle, y1: 0, y2: height, class: "axis" }),
     ...marks,
   );

@@ -121,6 +121,7 @@ class Parts {
   show(parts) {
     this.#given = parts;
     this.#count.textContent = parts.length ? ` · ${parts.length} set` : "";
+    if (this.#rows.size && parts.some(([selector]) => !this.#rows.has(selector))) this.#build();
     const factors = new Map(parts);
     for (const [selector, row] of this.#rows) {
       const factor = factors.get(selector);
@@ -131,6 +132,7 @@ class Parts {
   }
 
   async #build() {
+    this.#rows.clear();
     this.#place.textContent = "…";
     let profile;
     try {
@@ -139,7 +141,11 @@ class Parts {
       this.#place.textContent = error.message;
       return;
     }
-    const subsets = distinct(profile);
+    const own = distinct(profile);
+    const listed = new Set([...own, ...profile.blocks].map(({ selector }) => selector));
+    const others = this.#given.filter(([selector]) => !listed.has(selector)); // of a link, or of a lineage
+    const known = (selector) => profile.subsets.find((each) => each.selector === selector) ?? { selector, energy: 0 };
+    const subsets = [...others.map(([selector]) => known(selector)), ...own];
     this.#order = [...subsets, ...profile.blocks].map(({ selector }) => selector);
     const several = new Set(profile.blocks.map(({ component }) => component)).size > 1;
     const row = (each, label) => this.#row(each, label, profile);
@@ -174,12 +180,13 @@ class Parts {
   }
 }
 
-/** Return the subsets that are neither all of a δ nor the same layers as one before. */
-function distinct({ subsets, layers }) {
+/** Return the subsets that are neither all of a δ, nor the same layers as one before, nor a block. */
+function distinct({ subsets, layers, blocks }) {
   const seen = new Set();
-  return subsets.filter(({ parameters, energy }) => {
+  const taken = new Set(blocks.map(({ selector }) => selector));
+  return subsets.filter(({ selector, parameters, energy }) => {
     const key = `${parameters} ${energy}`;
-    if (parameters >= layers.length || seen.has(key)) return false;
+    if (parameters >= layers.length || seen.has(key) || taken.has(selector)) return false;
     seen.add(key);
     return true;
   });

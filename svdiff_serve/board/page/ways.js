@@ -1,6 +1,6 @@
 // Ways out of the board, and the way back: saved as δ, recipe or LoRA, copied as command or Python, opened again.
 import { Gone, Refused } from "./api.js";
-import { at, download, h, percent, say } from "./dom.js";
+import { at, counted, download, h, percent, say } from "./dom.js";
 import { sent, withMix, words } from "./state.js";
 
 const SAID = { command: "the command", python: "the lines of Python" };
@@ -49,7 +49,10 @@ export class Ways {
       title: at("title").value.trim() || null,
       dtype: at("dtype").value,
     };
-    if (form === "kohya" || form === "comfyui") body.rank = Number.isFinite(rank) ? rank : 16;
+    if (form === "kohya" || form === "comfyui") {
+      body.rank = Number.isFinite(rank) ? rank : 16;
+      body.leave_out = at("leave-out").checked;
+    }
     button.setAttribute("aria-busy", "true");
     try {
       const answer = await this.#server.post("board/export", body);
@@ -65,8 +68,11 @@ export class Ways {
   async #save(answer, rank) {
     const name = /filename="([A-Za-z0-9._-]+)"/.exec(answer.headers.get("content-disposition") ?? "")?.[1] ?? "mix.safetensors";
     const kept = answer.headers.get("x-retained-energy");
+    const left = Number(answer.headers.get("x-left-out") ?? 0);
     download(await answer.blob(), name);
-    say(kept === null ? `Saved as ${name}.` : `Saved as ${name}: rank ${rank} keeps ${percent(Number(kept))} of the change.`);
+    const texts = [`Saved as ${name}${kept === null ? "" : `: rank ${rank} keeps ${percent(Number(kept))} of the change`}.`];
+    if (left) texts.push(`${counted(left, "layer")} that LoRA has no place for ${left === 1 ? "was" : "were"} left out.`);
+    say(texts.join(" "), left ? "warn" : "");
   }
 
   /** Copy a text; it is shown, too, for pages that may not write into the clipboard. */
