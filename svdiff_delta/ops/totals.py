@@ -71,8 +71,16 @@ class Totals:
         Raises:
             BaseMismatchError, TensorError: as `add`.
         """
-        self._take_in(delta.metadata.parameters)
+        parameters = delta.metadata.parameters
+        self._take_in(parameters)
+        flat = self.parameters == parameters and factors.keys() == parameters.keys()
+        values = flat_values(delta) if flat else None
         with np.errstate(over="ignore", invalid="ignore"):
+            if values is not None:  # the same products, hundreds of parameters at a time
+                sizes = [item.size for item in parameters.values()]
+                own = np.array([factors[name] for name in parameters], np.float64)
+                self._flat += values * np.repeat(own, sizes)
+                return
             for name, factor in factors.items():
                 self._flat[self._layout.slices[name]] += factor * delta[name].astype(np.float64)
 

@@ -260,3 +260,13 @@ def test_values_of_another_length_are_refused_by_name_even_where_all_lengths_tog
     totals = Totals(PLAIN.parameters)
     with pytest.raises(TensorError, match=f"^{longer}: δ has shape"):
         totals.add(Delta.from_stored(stored, PLAIN), Weight())
+
+
+def test_weights_by_selector_give_the_same_bits_at_once_and_one_by_one() -> None:
+    delta = Delta(random_values(PLAIN.parameters, 1), PLAIN)
+    weight = Weight(0.3, {"unet": -1.7, CONV: 0.1})
+    at_once, by_name = Totals({}), Totals({})
+    at_once.add(delta, weight)
+    for name, factor in weight.by_name(PLAIN).items():
+        by_name.add_by_name(delta, {name: factor})
+    assert all((at_once[name] == by_name[name]).all() and at_once[name].any() for name in PLAIN.parameters)
