@@ -180,14 +180,8 @@ class Parts {
   }
 }
 
-/** Return the subsets that are neither all of a δ, nor the same layers as one before, nor a block. */
+/** Return the subsets that are neither all of a δ nor a block. */
 function distinct({ subsets, layers, blocks }) {
-  const seen = new Set();
   const taken = new Set(blocks.map(({ selector }) => selector));
-  return subsets.filter(({ selector, parameters, energy }) => {
-    const key = `${parameters} ${energy}`;
-    if (parameters >= layers.length || seen.has(key) || taken.has(selector)) return false;
-    seen.add(key);
-    return true;
-  });
+  return subsets.filter(({ selector, parameters }) => parameters < layers.length && !taken.has(selector));
 }
