@@ -24,8 +24,8 @@ STEPS: Final = 6
 """Of the last preview in tests: two more than the first has."""
 
 PAINTED: Final = """() => {
-  const frames = [...document.querySelectorAll(".frame")];
-  return frames.length > 0 && frames.every((each) => each.classList.contains("final") && !each.classList.contains("behind"));
+  const frames = [...document.querySelectorAll(".frame")].map((each) => each.classList);
+  return frames.length > 0 && frames.every((each) => each.contains("final") && !each.contains("behind"));
 }"""
 """Whether all pictures that are shown are of the newest position of the hand, with all of their steps."""
 

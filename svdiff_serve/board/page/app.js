@@ -1,6 +1,6 @@
 // The board: joins server, state, shelf, mixer and pictures.
 import { Refused, Server } from "./api.js";
-import { at, say } from "./dom.js";
+import { at, clippedWords, say } from "./dom.js";
 import { Facts } from "./facts.js";
 import { Frames } from "./frames.js";
 import { History } from "./history.js";
@@ -145,6 +145,8 @@ function checks({ checks: found, of: job }) {
   const sides = job.mixes.length === 1 ? [""] : ["A: ", "B: "];
   const texts = found.map(({ state, message }, index) => (state === "ok" ? "" : sides[index] + message)).filter(Boolean);
   const refused = found.some(({ state }) => state === "refused");
+  const clipped = found.map((each, index) => clippedWords(each, sides[index])).filter(Boolean);
+  at("clipped").textContent = clipped.length ? ` · ${clipped.join(", ")}` : "";
   at("check").hidden = !texts.length;
   at("check").className = `notice ${refused ? "refused" : "warn"}`;
   at("check").textContent = texts.join(" ");

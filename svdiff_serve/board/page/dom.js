@@ -59,6 +59,11 @@ export function bytes(size) {
   return size < 1e6 ? `${Math.round(size / 1e3)} kB` : `${(size / 1e6).toFixed(1)} MB`;
 }
 
+/** Return how many singular values a sum makes 0; empty for none. */
+export function clippedWords({ clipped }, side = "") {
+  return clipped ? `${side}${counted(clipped, "singular value")} below 0, which become 0` : "";
+}
+
 let told = 0;
 
 /** Say something that is not seen otherwise to people who listen to the page, and show it for a while. */

@@ -1,5 +1,5 @@
 // The card of one δ, opened: its pictures, where it acts, and what it would do in the mix, shown before it is added.
-import { at, bytes, counted, h, say } from "./dom.js";
+import { at, bytes, clippedWords, counted, h, say } from "./dom.js";
 import { interferenceChart, profileChart, signed } from "./chart.js";
 import { pairRow } from "./pairs.js";
 import { captionOf } from "./shelf.js";
@@ -109,9 +109,9 @@ export class Look {
       .post("board/check", { mixes: [sent({ terms: mix })] })
       .then((answer) => answer.json())
       .then(({ checks: [check] }) => {
-        place.hidden = check.state === "ok";
+        place.textContent = check.message || clippedWords(check);
+        place.hidden = !place.textContent;
         place.classList.add(check.state);
-        place.textContent = check.message;
       })
       .catch(() => {}); // the mix itself says it when it is painted
     return place;

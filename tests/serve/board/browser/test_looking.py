@@ -65,7 +65,8 @@ def test_a_sum_too_large_for_half_precision_is_said_before_it_is_painted(board: 
         """() => {
       window.order = [];
       document.addEventListener("board:shown", () => window.order.push("picture"));
-      new MutationObserver(() => window.order.push("said")).observe(document.querySelector("#check"), { childList: true });
+      const watcher = new MutationObserver(() => window.order.push("said"));
+      watcher.observe(document.querySelector("#check"), { childList: true });
     }"""
     )
     board.page.get_by_label("weight of loud, as a number").fill("2")

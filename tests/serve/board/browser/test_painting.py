@@ -9,9 +9,7 @@ import httpx
 import numpy as np
 import pytest
 from playwright.sync_api import expect
-from support.browser import WATCH, BoardPage, decoded
-
-from support.browser import STEPS
+from support.browser import STEPS, WATCH, BoardPage, decoded
 
 pytestmark = pytest.mark.chromium
 
@@ -148,7 +146,8 @@ def test_the_strip_leads_from_one_mix_to_the_other(board: BoardPage) -> None:
 def test_a_prompt_is_painted_when_typing_rests(board: BoardPage) -> None:
     board.open("1;a=dog")
     board.page.get_by_label("Prompt", exact=True).fill("a blue car")
-    expect(board.page.locator(".frame img")).to_have_attribute("alt", f"Picture painted with dog 1: “a blue car”, seed 0, {STEPS} steps")
+    words = f"Picture painted with dog 1: “a blue car”, seed 0, {STEPS} steps"
+    expect(board.page.locator(".frame img")).to_have_attribute("alt", words)
     board.page.get_by_label("Seeds").focus()
     assert board.state == "1;a=dog;p=a%20blue%20car"
     board.painted()

@@ -24,9 +24,7 @@ HOSTS = check_open("127.0.0.1", None, no_auth=False)
 DEFAULTS = Defaults(steps=STEPS)
 
 
-def test_the_mix_is_kept_while_the_server_is_gone(
-    board_service: Service, new_page: Callable[..., BoardPage]
-) -> None:
+def test_the_mix_is_kept_while_the_server_is_gone(board_service: Service, new_page: Callable[..., BoardPage]) -> None:
     with server(board_service, hosts=HOSTS, defaults=DEFAULTS) as (url, _, _):
         board = new_page(url).open("1;a=dog")
     gone = board.page.locator("#gone")
