@@ -108,13 +108,14 @@ async function refusal(answer) {
 
 /** Yield the objects of an answer that comes line by line. */
 export async function* lines(answer) {
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = answer.body.getReader();
+  const decoder = new TextDecoder();
   let rest = "";
   try {
     while (true) {
       const { done, value } = await reader.read();
       if (done) return;
-      const parts = (rest + value).split("\n");
+      const parts = (rest + decoder.decode(value, { stream: true })).split("\n");
       rest = parts.pop();
       for (const part of parts) if (part) yield JSON.parse(part);
     }

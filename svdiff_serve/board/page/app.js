@@ -51,7 +51,7 @@ server.addEventListener("gone", () => {
   document.body.classList.add("away");
 });
 server.addEventListener("back", async () => {
-  await start();
+  await start(); // which paints what could not be painted
   at("gone").hidden = true;
   document.body.classList.remove("away");
   say("The server is back.");
@@ -107,14 +107,13 @@ async function watch() {
 function render(settled) {
   if (!base) return;
   const { state } = past;
+  paint(settled); // first: the server works while the page is drawn
   settings.render(state);
   mixer.render(state);
   ways.render(state);
   shelf.mark(new Set(state[state.edit].terms.map(({ name }) => name)));
   at("undo").disabled = !past.canUndo;
   at("redo").disabled = !past.canRedo;
-  at("edit-row").hidden = false;
-  paint(settled);
   clearTimeout(resting);
   if (settled) pairs.render(state);
   else resting = setTimeout(() => paint(true), PAUSE);
@@ -143,7 +142,9 @@ painter.addEventListener("rest", () => {
 
 function checks({ checks: found, of: job }) {
   const sides = job.mixes.length === 1 ? [""] : ["A: ", "B: "];
-  const texts = found.map(({ state, message }, index) => (state === "ok" ? "" : sides[index] + message)).filter(Boolean);
+  const texts = found
+    .map(({ state, message }, index) => (state === "ok" ? "" : sides[index] + message))
+    .filter(Boolean);
   const refused = found.some(({ state }) => state === "refused");
   const clipped = found.map((each, index) => clippedWords(each, sides[index])).filter(Boolean);
   at("clipped").textContent = clipped.length ? ` · ${clipped.join(", ")}` : "";

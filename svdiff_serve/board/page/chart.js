@@ -38,7 +38,9 @@ export function profileChart(profile) {
       "span",
       {},
       h("span", { className: "key range" }),
-      sigma ? "range of σ′/σ, how many times its singular values become (line: 1, unchanged)" : "range of its δ (line: 0)",
+      sigma
+        ? "range of σ′/σ, how many times its singular values become (line: 1, unchanged)"
+        : "range of its δ (line: 0)",
     ),
   );
   return h("div", { className: "chart-box" }, picture, legend, blockTable(profile), layerTable(profile));
@@ -47,7 +49,10 @@ export function profileChart(profile) {
 /** Return in words what a picture of a profile shows. */
 export function profileWords(profile) {
   const several = severalIn(profile.blocks);
-  const largest = [...profile.blocks].sort((a, b) => b.energy - a.energy).slice(0, 3).filter(({ energy }) => energy > 0);
+  const largest = [...profile.blocks]
+    .sort((a, b) => b.energy - a.energy)
+    .slice(0, 3)
+    .filter(({ energy }) => energy > 0);
   const blocks = largest.map((each) => `${labelOf(each, several)} ${percent(each.energy / profile.energy)}`).join(", ");
   const [low, high] = spread(profile);
   const range =
@@ -85,7 +90,9 @@ function ranges({ layers, range }) {
   const step = width() / layers.length;
   const middle = range === "sigma" ? 1 : 0;
   const known = layers.map((row, place) => [place, row[3], row[4]]).filter(([, low]) => low !== null);
-  const far = known.map(([, low, high]) => Math.max(Math.abs(low - middle), Math.abs(high - middle))).sort((a, b) => a - b);
+  const far = known
+    .map(([, low, high]) => Math.max(Math.abs(low - middle), Math.abs(high - middle)))
+    .sort((a, b) => a - b);
   const most = far.at(-1) || 1e-12;
   const reach = Math.min(most, 1.25 * far[Math.floor(0.8 * (far.length - 1))] || most); // a few tiny σ would hide all others
   const top = HIGH + 8;
@@ -101,7 +108,11 @@ function ranges({ layers, range }) {
     svg("line", { x1: 0, x2: width(), y1: y(middle), y2: y(middle), class: "axis" }),
     svg("path", { d: path, class: "span" }),
     svg("text", { x: width(), y: top + 9, class: "tick end" }, cut + few(middle + reach)),
-    svg("text", { x: width(), y: top + BAND - 1, class: "tick end" }, range === "sigma" && reach >= 1 ? "0" : few(middle - reach)),
+    svg(
+      "text",
+      { x: width(), y: top + BAND - 1, class: "tick end" },
+      range === "sigma" && reach >= 1 ? "0" : few(middle - reach),
+    ),
   ];
 }
 
@@ -122,9 +133,18 @@ function blockNames({ layers, blocks }) {
 }
 
 function table(caption, heads, rows) {
-  const head = h("tr", {}, heads.map((text) => h("th", { scope: "col" }, text)));
+  const head = h(
+    "tr",
+    {},
+    heads.map((text) => h("th", { scope: "col" }, text)),
+  );
   const body = rows.map(([first, ...rest]) =>
-    h("tr", {}, h("th", { scope: "row" }, first), rest.map((text) => h("td", {}, text))),
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, first),
+      rest.map((text) => h("td", {}, text)),
+    ),
   );
   return h("table", {}, h("caption", {}, caption), h("thead", {}, head), h("tbody", {}, body));
 }
@@ -140,7 +160,12 @@ export function unfolded(title, build) {
 function blockTable(profile) {
   const { blocks, energy, range } = profile;
   const several = severalIn(blocks);
-  const heads = ["block", "layers", "share of energy", ...(range === "sigma" ? ["least σ′/σ", "largest σ′/σ"] : ["least δ", "largest δ"])];
+  const heads = [
+    "block",
+    "layers",
+    "share of energy",
+    ...(range === "sigma" ? ["least σ′/σ", "largest σ′/σ"] : ["least δ", "largest δ"]),
+  ];
   return unfolded("Blocks as a table", () =>
     table(
       `Blocks of ${profile.name}`,
@@ -158,7 +183,11 @@ function blockTable(profile) {
 
 function layerTable(profile) {
   const { layers, energy, range } = profile;
-  const heads = ["layer", "share of energy", ...(range === "sigma" ? ["least σ′/σ", "largest σ′/σ"] : ["least δ", "largest δ"])];
+  const heads = [
+    "layer",
+    "share of energy",
+    ...(range === "sigma" ? ["least σ′/σ", "largest σ′/σ"] : ["least δ", "largest δ"]),
+  ];
   return unfolded(`All ${counted(layers.length, "layer")} as a table`, () =>
     table(
       `Layers of ${profile.name}`,

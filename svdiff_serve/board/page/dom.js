@@ -73,9 +73,12 @@ export function say(text, kind = "") {
   place.className = `toast ${kind}`;
   place.hidden = false;
   const mine = ++told;
-  setTimeout(() => {
-    if (told === mine) place.hidden = true;
-  }, Math.max(4000, 60 * text.length));
+  setTimeout(
+    () => {
+      if (told === mine) place.hidden = true;
+    },
+    Math.max(4000, 60 * text.length),
+  );
 }
 
 /** Give a file to whoever looks at the page. */

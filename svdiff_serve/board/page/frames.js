@@ -48,7 +48,8 @@ export class Frames {
       const { caption } = this.#shown.get(frame.id);
       const seed = `seed ${frame.seed}`;
       let text = several || job.view === "one" ? seed : "";
-      if (job.view === "ab") text = `${frame.side.toUpperCase()}: ${words(state[frame.side])}${several ? `, ${seed}` : ""}`;
+      if (job.view === "ab")
+        text = `${frame.side.toUpperCase()}: ${words(state[frame.side])}${several ? `, ${seed}` : ""}`;
       if (job.view === "strip") {
         const mixed = frame.side ? frame.side.toUpperCase() : `${few(100 * frame.share[1], 0)} % B`;
         text = several ? `${mixed}, ${seed}` : mixed;

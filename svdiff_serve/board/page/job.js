@@ -36,7 +36,9 @@ export function jobOf(state, base, digest) {
   const stages = stagesOf(state, base);
   const ids = mixes.map((mix) => JSON.stringify([sent(mix), mix.terms.map(({ name }) => digest(name))]));
   const settings = JSON.stringify([common, base.started]);
-  const frames = state.seeds.slice(0, SEEDS[state.view]).flatMap((seed) => sharesOf(state).map((share) => ({ seed, share })));
+  const frames = state.seeds
+    .slice(0, SEEDS[state.view])
+    .flatMap((seed) => sharesOf(state).map((share) => ({ seed, share })));
   for (const frame of frames) {
     const pure = frame.share.indexOf(1);
     const what = pure >= 0 ? ids[pure] : JSON.stringify([ids, frame.share]);

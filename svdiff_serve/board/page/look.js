@@ -63,14 +63,25 @@ export class Look {
     const rows = [
       ["title", delta.title],
       ["prompt it was trained on", delta.prompt],
-      ["shifts", delta.parameters && `${counted(delta.parameters, "layer")} of ${delta.components.join(", ")}, ${counted(delta.numbers, "number")}`],
+      [
+        "shifts",
+        delta.parameters &&
+          `${counted(delta.parameters, "layer")} of ${delta.components.join(", ")}, ${counted(delta.numbers, "number")}`,
+      ],
       ["made by", delta.made && `svdiff ${delta.made}`],
-      ["file", `${bytes(delta.bytes)}, changed ${new Date(1000 * delta.changed).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" })}`],
+      [
+        "file",
+        `${bytes(delta.bytes)}, changed ${new Date(1000 * delta.changed).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" })}`,
+      ],
     ].filter(([, text]) => text);
     return [
       delta.fault && h("p", { className: "notice refused" }, `It cannot be used here: ${delta.fault}`),
       delta.pictures > 0 && pictures,
-      h("dl", { className: "facts" }, rows.flatMap(([key, text]) => [h("dt", {}, key), h("dd", {}, text)])),
+      h(
+        "dl",
+        { className: "facts" },
+        rows.flatMap(([key, text]) => [h("dt", {}, key), h("dd", {}, text)]),
+      ),
     ].filter(Boolean);
   }
 
@@ -90,7 +101,11 @@ export class Look {
     if (delta.fault || !others.length) return [];
     const own = terms.find(({ name }) => name === delta.name)?.weight ?? 1;
     const with_ = others.map((other) => this.#section(`With ${other.name}`, () => this.#pair(delta.name, own, other)));
-    return [h("h3", { className: "over" }, `What it would do in mix ${state.edit.toUpperCase()}`), this.#checked(delta), ...with_];
+    return [
+      h("h3", { className: "over" }, `What it would do in mix ${state.edit.toUpperCase()}`),
+      this.#checked(delta),
+      ...with_,
+    ];
   }
 
   async #pair(name, weight, other) {

@@ -26,11 +26,13 @@ export class Mixer extends EventTarget {
     const { terms } = state[side];
     const rows = terms.map((term) => this.#row(side, term.name));
     const elements = rows.map(({ element }) => element);
-    const same = elements.length === this.#list.children.length && elements.every((e, i) => this.#list.children[i] === e);
+    const same =
+      elements.length === this.#list.children.length && elements.every((e, i) => this.#list.children[i] === e);
     if (!same) this.#list.replaceChildren(...elements);
     terms.forEach((term, index) => rows[index].show(term));
     at("empty").hidden = terms.length > 0;
-    at("empty").textContent = `Mix ${side.toUpperCase()} is empty: the base alone is painted. Choose a delta to add it.`;
+    at("empty").textContent =
+      `Mix ${side.toUpperCase()} is empty: the base alone is painted. Choose a delta to add it.`;
     this.#tidy(state);
   }
 
@@ -58,10 +60,16 @@ export class Mixer extends EventTarget {
     const delta = this.#facts.delta(name);
     const face = delta ? thumb(delta) : thumb({ name });
     if (delta)
-      this.#shelf.picture(delta).then((src) => src && face.replaceChildren(h("img", { src, alt: "", className: "thumb-image" })));
+      this.#shelf
+        .picture(delta)
+        .then((src) => src && face.replaceChildren(h("img", { src, alt: "", className: "thumb-image" })));
     const look = h("button", { type: "button", className: "link", onclick: () => this.#open(name) }, name);
     look.setAttribute("aria-label", `${name}: where it acts`);
-    const off = h("button", { type: "button", className: "icon", title: "Take it out", onclick: () => this.#remove(side, name) }, "×");
+    const off = h(
+      "button",
+      { type: "button", className: "icon", title: "Take it out", onclick: () => this.#remove(side, name) },
+      "×",
+    );
     off.setAttribute("aria-label", `Take ${name} out of the mix`);
     const fault = h("p", { className: "fault", hidden: true });
     const parts = new Parts(name, this.#facts, (selector, factor, settled, order) =>
@@ -92,7 +100,13 @@ export class Mixer extends EventTarget {
   #remove(side, name) {
     const state = this.#history.state;
     const index = state[side].terms.findIndex((each) => each.name === name);
-    this.#history.set(withMix(state, side, state[side].terms.filter((each) => each.name !== name)));
+    this.#history.set(
+      withMix(
+        state,
+        side,
+        state[side].terms.filter((each) => each.name !== name),
+      ),
+    );
     const next = this.#list.children[Math.min(index, this.#list.children.length - 1)];
     (next?.querySelector(".icon") ?? at("search")).focus();
   }
@@ -150,7 +164,11 @@ class Parts {
     const several = new Set(profile.blocks.map(({ component }) => component)).size > 1;
     const row = (each, label) => this.#row(each, label, profile);
     this.#place.replaceChildren(
-      h("p", { className: "hint" }, "Factors of the weight above. A block’s slider counts in its block, whatever its subset says."),
+      h(
+        "p",
+        { className: "hint" },
+        "Factors of the weight above. A block’s slider counts in its block, whatever its subset says.",
+      ),
       ...(subsets.length ? [h("h4", {}, "Subsets"), ...subsets.map((each) => row(each, each.selector))] : []),
       h("h4", {}, "Blocks"),
       ...profile.blocks.map((each) => row(each, labelOf(each, several))),
@@ -173,7 +191,12 @@ class Parts {
     const fill = h("i");
     const share = profile.energy ? energy / profile.energy : 0;
     fill.style.width = `${100 * Math.sqrt(share)}%`;
-    const name = h("span", { className: "part-name", title: `${percent(share)} of its energy` }, label, h("span", { className: "meter" }, fill));
+    const name = h(
+      "span",
+      { className: "part-name", title: `${percent(share)} of its energy` },
+      label,
+      h("span", { className: "meter" }, fill),
+    );
     const element = h("div", { className: "slide part" }, name, own.range, own.number, off);
     this.#rows.set(selector, { element, slider: own, off });
     return element;

@@ -17,7 +17,15 @@ export class Pairs {
   async render(state) {
     const terms = state[state.edit].terms.filter(({ name, weight }) => weight && this.#facts.delta(name)?.fault === "");
     const pairs = terms.flatMap((a, i) => terms.slice(i + 1).map((b) => [a, b]));
-    const key = JSON.stringify(pairs.map(([a, b]) => [a.name, b.name, a.weight * b.weight < 0, this.#facts.digest(a.name), this.#facts.digest(b.name)]));
+    const key = JSON.stringify(
+      pairs.map(([a, b]) => [
+        a.name,
+        b.name,
+        a.weight * b.weight < 0,
+        this.#facts.digest(a.name),
+        this.#facts.digest(b.name),
+      ]),
+    );
     at("pairs-box").hidden = !pairs.length;
     if (key === this.#key) return;
     this.#key = key;

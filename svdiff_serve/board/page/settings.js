@@ -29,7 +29,9 @@ export class Settings {
     at("seeds").addEventListener("change", () => this.#checked(["seeds"], () => ({ seeds: this.#seeds() })));
     at("dice").addEventListener("click", () => this.#set({ seeds: this.#thrown() }));
     at("more-seeds").addEventListener("click", () => this.#another());
-    at("guidance").addEventListener("change", () => this.#checked(["guidance"], () => ({ guidance: numberOf("guidance", -1e6, 1e6) })));
+    at("guidance").addEventListener("change", () =>
+      this.#checked(["guidance"], () => ({ guidance: numberOf("guidance", -1e6, 1e6) })),
+    );
     for (const id of ["first", "steps"])
       at(id).addEventListener("change", () => this.#checked(["first", "steps"], () => ({ stages: this.#stages() })));
     for (const id of ["width", "height"])
@@ -84,7 +86,9 @@ export class Settings {
   }
 
   #seeds() {
-    const parts = at("seeds").value.split(/[\s,]+/).filter(Boolean);
+    const parts = at("seeds")
+      .value.split(/[\s,]+/)
+      .filter(Boolean);
     const seeds = [...new Set(parts.map(Number))];
     if (!seeds.length || seeds.length > MOST.seeds || seeds.some((seed) => !Number.isSafeInteger(seed) || seed < 0))
       throw new RangeError(`Seeds are 1 to ${MOST.seeds} whole numbers, such as 0, 1, 2.`);
@@ -115,7 +119,10 @@ export class Settings {
     const width = numberOf("width", 1, 99_999) ?? this.#base.width;
     const height = numberOf("height", 1, 99_999) ?? this.#base.height;
     const { pixels } = this.#limits;
-    if (width * height > pixels) throw new RangeError(`${width}×${height} has more than the ${pixels.toLocaleString("en")} pixels that this server paints.`);
+    if (width * height > pixels)
+      throw new RangeError(
+        `${width}×${height} has more than the ${pixels.toLocaleString("en")} pixels that this server paints.`,
+      );
     return width === this.#base.width && height === this.#base.height ? null : `${width}x${height}`;
   }
 }
@@ -125,6 +132,8 @@ function numberOf(id, least, most) {
   if (input.value.trim() === "" && !input.validity.badInput) return null;
   const value = input.valueAsNumber;
   if (!Number.isFinite(value) || value < least || value > most || (least === 1 && !Number.isInteger(value)))
-    throw new RangeError(`${input.labels[0].textContent.trim()}: a ${least === 1 ? "whole number" : "number"} from ${least} to ${most}.`);
+    throw new RangeError(
+      `${input.labels[0].textContent.trim()}: a ${least === 1 ? "whole number" : "number"} from ${least} to ${most}.`,
+    );
   return value;
 }

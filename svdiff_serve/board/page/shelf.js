@@ -64,7 +64,9 @@ export class Shelf extends EventTarget {
     at("count").textContent =
       this.#found.length === all ? counted(all, "delta") : `${this.#found.length} of ${counted(all, "delta")}`;
     at("none").hidden = this.#found.length > 0;
-    at("none").textContent = all ? "None of them is called so." : "The store is empty: put δ files into its folder, and they appear here.";
+    at("none").textContent = all
+      ? "None of them is called so."
+      : "The store is empty: put δ files into its folder, and they appear here.";
     this.#build();
   }
 
@@ -85,7 +87,8 @@ export class Shelf extends EventTarget {
     });
     const present = new Set(this.#deltas.map(({ name }) => name));
     for (const name of this.#cards.keys()) if (!present.has(name)) this.#cards.delete(name);
-    const same = cards.length === this.#list.children.length && cards.every((card, i) => this.#list.children[i] === card);
+    const same =
+      cards.length === this.#list.children.length && cards.every((card, i) => this.#list.children[i] === card);
     if (!same) this.#list.replaceChildren(...cards);
     this.#more.hidden = this.#limit >= this.#found.length;
   }
@@ -132,7 +135,9 @@ export function thumb({ name, sha256 }) {
 /** Return what a δ is, in a few words. */
 export function about(delta) {
   const kinds = delta.components.map((each) => each.replaceAll("_", " ")).join(", ");
-  return [kinds, delta.parameters ? counted(delta.parameters, "layer") : "", bytes(delta.bytes)].filter(Boolean).join(" · ");
+  return [kinds, delta.parameters ? counted(delta.parameters, "layer") : "", bytes(delta.bytes)]
+    .filter(Boolean)
+    .join(" · ");
 }
 
 /** Return what a picture of a card shows, in words. */

@@ -78,7 +78,9 @@ function escape(text) {
 function printMix(mix) {
   return mix.terms
     .map(({ name, weight, parts }) =>
-      [weight === 1 ? escape(name) : `${escape(name)}:${weight}`, ...parts.map(([s, f]) => `${escape(s)}:${f}`)].join("~"),
+      [weight === 1 ? escape(name) : `${escape(name)}:${weight}`, ...parts.map(([s, f]) => `${escape(s)}:${f}`)].join(
+        "~",
+      ),
     )
     .join("+");
 }
@@ -112,7 +114,8 @@ export function parse(fragment) {
   const state = initial();
   const ignored = [];
   if (!fragment) return { state, ignored };
-  if (fragment.length > LONGEST) throw new LinkError(`This link has more than ${LONGEST} characters; no mix is that long.`);
+  if (fragment.length > LONGEST)
+    throw new LinkError(`This link has more than ${LONGEST} characters; no mix is that long.`);
   const [version, ...fields] = fragment.split(";");
   if (version !== VERSION) throw new LinkError("This link is of another version of the board.");
   for (const field of fields) {
@@ -144,7 +147,9 @@ function finite(text) {
 function wholes(text, most, least) {
   const values = text.split(",").map(finite);
   if (values.length > most || values.some((value) => !Number.isSafeInteger(value) || value < least))
-    throw new LinkError(`This link is damaged: ${JSON.stringify(text.slice(0, 40))} are not ${most} whole numbers or fewer.`);
+    throw new LinkError(
+      `This link is damaged: ${JSON.stringify(text.slice(0, 40))} are not ${most} whole numbers or fewer.`,
+    );
   return values;
 }
 
@@ -160,7 +165,11 @@ function parseMix(text) {
     const [head, ...parts] = part.split("~");
     const [name, weight] = weighted(head, 1);
     if (parts.length > MOST.parts) throw new LinkError(`This link has more than ${MOST.parts} parts of one δ.`);
-    return term(name, weight, parts.map((each) => weighted(each)));
+    return term(
+      name,
+      weight,
+      parts.map((each) => weighted(each)),
+    );
   });
   if (terms.length > MOST.terms) throw new LinkError(`This link has more than ${MOST.terms} δ in one mix.`);
   if (new Set(terms.map(({ name }) => name)).size < terms.length)
@@ -169,7 +178,8 @@ function parseMix(text) {
 }
 
 function oneOf(text, known) {
-  if (!known.includes(text)) throw new LinkError(`This link is damaged: ${JSON.stringify(text.slice(0, 40))} is unknown.`);
+  if (!known.includes(text))
+    throw new LinkError(`This link is damaged: ${JSON.stringify(text.slice(0, 40))} is unknown.`);
   return text;
 }
 

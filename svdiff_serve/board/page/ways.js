@@ -66,12 +66,16 @@ export class Ways {
   }
 
   async #save(answer, rank) {
-    const name = /filename="([A-Za-z0-9._-]+)"/.exec(answer.headers.get("content-disposition") ?? "")?.[1] ?? "mix.safetensors";
+    const name =
+      /filename="([A-Za-z0-9._-]+)"/.exec(answer.headers.get("content-disposition") ?? "")?.[1] ?? "mix.safetensors";
     const kept = answer.headers.get("x-retained-energy");
     const left = Number(answer.headers.get("x-left-out") ?? 0);
     download(await answer.blob(), name);
-    const texts = [`Saved as ${name}${kept === null ? "" : `: rank ${rank} keeps ${percent(Number(kept))} of the change`}.`];
-    if (left) texts.push(`${counted(left, "layer")} that LoRA has no place for ${left === 1 ? "was" : "were"} left out.`);
+    const texts = [
+      `Saved as ${name}${kept === null ? "" : `: rank ${rank} keeps ${percent(Number(kept))} of the change`}.`,
+    ];
+    if (left)
+      texts.push(`${counted(left, "layer")} that LoRA has no place for ${left === 1 ? "was" : "were"} left out.`);
     say(texts.join(" "), left ? "warn" : "");
   }
 
@@ -95,7 +99,10 @@ export class Ways {
 
   async #opened(file) {
     if (file.size > this.#limits.open) {
-      say(`${file.name}: has ${file.size.toLocaleString("en")} bytes, ${this.#limits.open.toLocaleString("en")} is the most: put it into the folder of the server.`, "warn");
+      say(
+        `${file.name}: has ${file.size.toLocaleString("en")} bytes, ${this.#limits.open.toLocaleString("en")} is the most: put it into the folder of the server.`,
+        "warn",
+      );
       return;
     }
     await this.#take(file.name, () => this.#server.send("board/open", file));
@@ -111,7 +118,10 @@ export class Ways {
       const state = this.#history.state;
       const terms = found.mix.terms.map((each) => ({ parts: [], ...each }));
       this.#history.set(withMix(state, state.edit, terms));
-      say(found.message || `Mix ${state.edit.toUpperCase()} is what ${found.title ?? name} was made of.`, found.missing.length ? "warn" : "");
+      say(
+        found.message || `Mix ${state.edit.toUpperCase()} is what ${found.title ?? name} was made of.`,
+        found.missing.length ? "warn" : "",
+      );
     } catch (error) {
       failed(error, name);
     }

@@ -77,36 +77,36 @@ def test_all_of_a_state_comes_back(board: BoardPage) -> None:
     board.painted()
 
 
-@pytest.mark.parametrize(
-    ("fragment", "said"),
-    [
-        ("2;a=dog", "another version"),
-        ("a=dog", "another version"),
-        ("1;a=dog:", "not a number"),
-        ("1;a=dog:1e999", "not a number"),
-        ("1;a=dog:NaN", "not a number"),
-        ("1;a=dog:0x", "not a number"),
-        ("1;a=dog:2000000", "not a number"),
-        ("1;a=dog+dog", "twice"),
-        ("1;a=+dog", "no part of a mix"),
-        ("1;a=dog~ca", "no part of a mix"),
-        ("1;a=dog:1:2", "no part of a mix"),
-        ("1;a=%E2%28", "not readable"),
-        ("1;s=0.5", "whole numbers"),
-        ("1;s=-1", "whole numbers"),
-        ("1;s=" + ",".join(map(str, range(17))), "whole numbers"),
-        ("1;t=5,4", "do not rise"),
-        ("1;z=0x64", "no size"),
-        ("1;v=three", "unknown"),
-        ("1;a=" + "+".join(f"d{number}" for number in range(17)), "more than 16"),
-        ("1;a=dog" + "~ca:1" * 65, "more than 64"),
-        ("1;p=" + "x" * 8200, "more than 8192"),
-    ],
-)
-def test_a_damaged_link_says_what_is_wrong(board: BoardPage, fragment: str, said: str) -> None:
-    if board.page.url == "about:blank":
-        board.page.goto(f"{board.url}/page/state.js")
-    assert said in parsed(board, fragment)
+DAMAGED = [
+    ("2;a=dog", "another version"),
+    ("a=dog", "another version"),
+    ("1;a=dog:", "not a number"),
+    ("1;a=dog:1e999", "not a number"),
+    ("1;a=dog:NaN", "not a number"),
+    ("1;a=dog:0x", "not a number"),
+    ("1;a=dog:2000000", "not a number"),
+    ("1;a=dog+dog", "twice"),
+    ("1;a=+dog", "no part of a mix"),
+    ("1;a=dog~ca", "no part of a mix"),
+    ("1;a=dog:1:2", "no part of a mix"),
+    ("1;a=%E2%28", "not readable"),
+    ("1;s=0.5", "whole numbers"),
+    ("1;s=-1", "whole numbers"),
+    ("1;s=" + ",".join(map(str, range(17))), "whole numbers"),
+    ("1;t=5,4", "do not rise"),
+    ("1;z=0x64", "no size"),
+    ("1;v=three", "unknown"),
+    ("1;a=" + "+".join(f"d{number}" for number in range(17)), "more than 16"),
+    ("1;a=dog" + "~ca:1" * 65, "more than 64"),
+    ("1;p=" + "x" * 8200, "more than 8192"),
+]
+
+
+def test_damaged_links_say_what_is_wrong(board: BoardPage) -> None:
+    board.open(painted=False)
+    for fragment, said in DAMAGED:
+        assert said in parsed(board, fragment), fragment[:40]
+    board.painted()
 
 
 def test_a_damaged_link_changes_nothing(board: BoardPage) -> None:
