@@ -118,7 +118,8 @@ def _stretched(layout: FlatLayout, values: NDArray[np.float64], sigmas: Sigmas) 
             count = parameter.size - parameter.null
             sigma[start : start + count] = found[:count]
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.maximum(sigma + values, 0.0) / sigma
+        ratios: NDArray[np.float64] = np.maximum(sigma + values, 0.0) / sigma
+    return ratios
 
 
 def _finite(value: float) -> float | None:

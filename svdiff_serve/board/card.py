@@ -176,5 +176,8 @@ def _shown(path: Path) -> tuple[str, bytes]:
     stream = io.BytesIO()
     small = clear or max(plain.size) <= 128  # there JPEG saves little, and its blocks are seen
     fresh = Image.frombytes(plain.mode, plain.size, plain.tobytes())
-    fresh.save(stream, "PNG" if small else "JPEG", **({} if small else {"quality": 88}))
+    if small:
+        fresh.save(stream, "PNG")
+    else:
+        fresh.save(stream, "JPEG", quality=88)
     return "image/png" if small else "image/jpeg", stream.getvalue()

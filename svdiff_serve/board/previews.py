@@ -8,7 +8,8 @@ import io
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -35,10 +36,12 @@ class _Run:
     """A request that is being answered.
 
     Attributes:
+        move: the page's number of the hand's position.
         tickets: pictures that are asked for now.
         replaced: whether a newer request has come.
     """
 
+    move: int
     tickets: list[Ticket] = field(default_factory=list)
     replaced: bool = False
 
@@ -58,9 +61,16 @@ class Previews:
         self._latest: OrderedDict[tuple[str, str], _Run] = OrderedDict()
 
     def begin(self, asked: Preview, owner: str) -> _Run:
-        """End what the same page asked for before, and return the new request's place."""
-        key, run = (owner, asked.client), _Run()
+        """End what the same page asked for before, and return the new request's place.
+
+        One that was sent before another and comes after it is replaced already.
+        """
+        key, run = (owner, asked.client), _Run(asked.move)
         former = self._latest.pop(key, None)
+        if former is not None and former.move > run.move:
+            run.replaced = True
+            self._latest[key] = former
+            return run
         if former is not None:
             former.replaced = True
             self._service.engine.cancel(former.tickets)
@@ -69,11 +79,17 @@ class Previews:
             self._latest.popitem(last=False)
         return run
 
-    async def lines(self, asked: Preview, stages: Sequence[Sampling], owner: str, run: _Run) -> AsyncIterator[bytes]:
+    async def lines(
+        self, asked: Preview, stages: Sequence[Sampling], owner: str, run: _Run
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the lines of an answer as they come; what was begun is given up when nobody takes them any more."""
+        if run.replaced:
+            yield _line(asked, {"kind": "replaced"})
+            return
         try:
-            async for line in self._paint(asked, stages, owner, run):
-                yield _line(asked, line)
+            async with aclosing(self._paint(asked, stages, owner, run)) as painted:
+                async for line in painted:
+                    yield _line(asked, line)
             yield _line(asked, {"kind": "replaced" if run.replaced else "done"})
         except Exception as error:  # noqa: BLE001 - the answer has begun: each becomes its last line
             if run.replaced or isinstance(error, CancelledError):
@@ -82,13 +98,11 @@ class Previews:
                 yield _line(asked, {"kind": "error", **error_body(error)})
         finally:
             self._service.engine.cancel(run.tickets)
-            key = owner, asked.client
-            if self._latest.get(key) is run:
-                del self._latest[key]
+            run.tickets = []  # its number stays, for requests that are still on their way
 
     async def _paint(
         self, asked: Preview, stages: Sequence[Sampling], owner: str, run: _Run
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         if not self._service.engine.alive:
             raise DrainingError("the server is ending", fix="wait until it is back")
         checks, gains = await asyncio.to_thread(self._prepare, asked, stages[0])
@@ -103,17 +117,13 @@ class Previews:
             run.tickets = self._submit(asked, sampling, gains, owner)
             waiting = {asyncio.wrap_future(ticket.answer): number for number, ticket in enumerate(run.tickets)}
             try:
-                async for number, image in _as_they_come(waiting):
-                    png = await asyncio.to_thread(_png, image)
-                    yield {
-                        "kind": "picture",
-                        "stage": stage,
-                        "steps": sampling.steps,
-                        "number": number,
-                        "seed": asked.pictures[number].seed,
-                        "seconds": round(time.perf_counter() - begun, 4),
-                        "png": png,
-                    }
+                async with aclosing(_as_they_come(waiting)) as coming:
+                    async for number, image in coming:
+                        png = await asyncio.to_thread(_png, image)
+                        facts = {"stage": stage, "steps": sampling.steps, "number": number}
+                        facts |= {"seed": asked.pictures[number].seed}
+                        seconds = round(time.perf_counter() - begun, 4)
+                        yield {"kind": "picture", **facts, "seconds": seconds, "png": png}
             finally:
                 _let_go(waiting)
 
@@ -142,7 +152,7 @@ class Previews:
         return self._service.engine.submit(jobs)
 
 
-async def _as_they_come(waiting: dict[asyncio.Future[Any], int]) -> AsyncIterator[tuple[int, Any]]:
+async def _as_they_come(waiting: dict[asyncio.Future[Any], int]) -> AsyncGenerator[tuple[int, Any], None]:
     """Yield number and picture of each that is done; raise what one of them ended by."""
     pending = set(waiting)
     while pending:

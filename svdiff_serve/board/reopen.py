@@ -37,7 +37,7 @@ def opened_again(shelf: Shelf, delta: Delta) -> JSON:
 
     What its lineage names and the store does not have is listed beside; the mix then holds the rest.
     """
-    about = {"title": delta.metadata.title, "mix": None, "missing": [], "message": ""}
+    about: dict[str, JSON] = {"title": delta.metadata.title, "mix": None, "missing": [], "message": ""}
     lineage = delta.metadata.lineage
     try:
         if lineage is None:

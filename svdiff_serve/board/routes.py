@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -190,7 +190,7 @@ class BoardRoutes:
 class _Stream(Response):
     """An answer of lines, each sent as it comes; nothing more is computed when the client goes."""
 
-    def __init__(self, lines: AsyncIterator[bytes]) -> None:
+    def __init__(self, lines: AsyncGenerator[bytes, None]) -> None:
         super().__init__(media_type=LINES)
         del self.headers["content-length"]
         self._lines = lines
@@ -214,7 +214,7 @@ class _Stream(Response):
             async for line in self._lines:
                 await send({"type": "http.response.body", "body": line, "more_body": True})
         finally:
-            await self._lines.aclose()  # type: ignore[attr-defined]
+            await self._lines.aclose()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

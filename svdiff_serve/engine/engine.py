@@ -5,18 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol, cast
 
-from svdiff_delta.errors import DeltaError
-from svdiff_serve.errors import CancelledError, DeadlineError, DrainingError
+from svdiff_serve.errors import DrainingError
 
 from .calls import Call, group
 from .clones import clones_of, paint
+from .endings import answer, outcome, reason
 from .job import Job, Ticket
 from .live_base import LiveBase
 from .picture import Done, Event, Failed, Picture
@@ -43,6 +42,13 @@ class Watcher(Protocol):
 
     def ended(self, outcome: str, waited: float, painted: float) -> None:
         """Note how a picture ended (done, failed, cancelled or late), and its seconds in the queue and after."""
+
+
+@dataclass(frozen=True)
+class _Error:
+    """What a call ended by."""
+
+    error: BaseException
 
 
 @dataclass(eq=False)
@@ -133,7 +139,10 @@ class Engine:
         return tickets
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
-        """Give up pictures that nobody waits for any more: at once where they wait, else at their next step."""
+        """Give up pictures that nobody waits for any more: at once where they wait, else at their next step.
+
+        A forward of which nobody waits for any row ends at its next block.
+        """
         with self._changed:
             for ticket in tickets:
                 ticket.gone = True
@@ -169,7 +178,7 @@ class Engine:
                 late = [*self._queue.remove(lambda _: True), *(each.ticket for each in list(self._running))]
                 for ticket in late:
                     ticket.gone = True
-                    _answer(ticket, error=DrainingError("the server ended before the picture was done"))
+                    answer(ticket, error=DrainingError("the server ended before the picture was done"))
                 self._changed.notify()
             self._loop.join(5)
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -222,9 +231,9 @@ class Engine:
         with self._changed:
             over = self._queue.remove(lambda ticket: ticket.gone or ticket.late())
         for ticket in over:
-            self._end(ticket, error=_reason(ticket))
+            self._end(ticket, error=reason(ticket))
         for each in [each for each in self._running if each.ticket.gone or each.ticket.late()]:
-            self._go_on(each, each.picture.fail(_reason(each.ticket)))
+            self._go_on(each, each.picture.fail(reason(each.ticket)))
 
     def _admit(self) -> None:
         """Begin with waiting pictures as long as there is room."""
@@ -256,7 +265,8 @@ class Engine:
         calls = [each.call for each in members]
         begun, results = time.perf_counter(), None
         try:
-            results = self.live.compute(calls, [each.ticket.job.mix for each in members])
+            mixes = [each.ticket.job.mix for each in members]
+            results = self.live.compute(calls, mixes, lambda: not all(each.ticket.gone for each in members))
         except Exception as error:  # noqa: BLE001 - each picture gets its own
             if len(members) == 1:
                 return {numbers[0]: _Error(error)}
@@ -284,33 +294,6 @@ class Engine:
         began = ticket.began or now
         if error is None:
             self._seconds += SMOOTHING * (now - began - self._seconds)
-        _answer(ticket, result=result, error=error)
+        answer(ticket, result=result, error=error)
         if self._watcher is not None:
-            self._watcher.ended(_outcome(error), began - ticket.came, now - began)
-
-
-@dataclass(frozen=True)
-class _Error:
-    error: BaseException
-
-
-def _reason(ticket: Ticket) -> DeltaError:
-    if ticket.gone:
-        return CancelledError("whoever asked has gone")
-    return DeadlineError("the time of the request was over before its picture was done", fix="ask for fewer steps")
-
-
-def _outcome(error: BaseException | None) -> str:
-    if error is None:
-        return "done"
-    if isinstance(error, CancelledError):
-        return "cancelled"
-    return "late" if isinstance(error, DeadlineError) else "failed"
-
-
-def _answer(ticket: Ticket, *, result: Any = None, error: BaseException | None = None) -> None:
-    with suppress(InvalidStateError):  # whoever asked may have gone, or was answered when the engine was ended
-        if error is None:
-            ticket.answer.set_result(result)
-        else:
-            ticket.answer.set_exception(error)
+            self._watcher.ended(outcome(error), began - ticket.came, now - began)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from svdiff_delta.base_model.base import Base
 from svdiff_delta.format.delta import Delta
@@ -19,6 +19,7 @@ from svdiff_delta.runtime import Handle, attach
 from svdiff_delta.runtime.sample_gains import SampleGains
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.verify import prepare_base, verify_base
+from svdiff_serve.errors import CancelledError
 
 from .calls import Call, join, split
 
@@ -55,6 +56,14 @@ class LiveBase:
         self._handles: list[Handle] = []
         self._gains: list[SampleGains] = []
         self._sigmas: dict[SampleGains, dict[str, NDArray[np.float64]]] = {}
+        self._wanted: Callable[[], bool] = lambda: True
+        self._hooks = [block.register_forward_pre_hook(self._stop) for block in _blocks(pipeline)]
+
+    def _stop(self, block: nn.Module, given: object) -> None:
+        """End a forward that nobody waits for any more."""
+        del block, given
+        if not self._wanted():
+            raise CancelledError("whoever asked has gone")
 
     def verify(self, delta: Delta) -> None:
         """Check that every weight that a δ shifts is one of the base, by its fingerprint.
@@ -120,12 +129,21 @@ class LiveBase:
         return sum(len(each.parameters) for each in list(self._gains))
 
     @torch.no_grad()
-    def compute(self, calls: Sequence[Call], mixes: Sequence[MixGains | None]) -> list[Any]:
+    def compute(
+        self,
+        calls: Sequence[Call],
+        mixes: Sequence[MixGains | None],
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> list[Any]:
         """Return the results of calls that one forward computes.
 
         Args:
             calls: as `group` has put them together.
             mixes: for each call its δ; None for the base.
+            wanted: asked before each block of the model whether somebody waits for it still.
+
+        Raises:
+            CancelledError: nobody does.
         """
         counts = [call.rows for call in calls]
         model = getattr(self.pipeline, calls[0].component)
@@ -136,6 +154,8 @@ class LiveBase:
                     rows = [part for part, count in zip(parts, counts, strict=True) for _ in range(count)]
                     stack.enter_context(each.rows(calls[0].component, rows))
             call = model if calls[0].method == "forward" else getattr(model, calls[0].method)
+            stack.callback(setattr, self, "_wanted", self._wanted)
+            self._wanted = wanted
             result = call(**join(calls))
         return split(result, counts)
 
@@ -146,10 +166,21 @@ class LiveBase:
             self._handles.pop()
         self._gains.clear()
         self._sigmas.clear()
+        while self._hooks:
+            self._hooks.pop().remove()
 
 
 def _part(mix: MixGains | None, index: int, gains: SampleGains) -> Tensor:
     return gains.none() if mix is None or index >= len(mix.parts) else mix.parts[index]
+
+
+def _blocks(pipeline: Any) -> Iterator[nn.Module]:
+    """Yield the blocks of all models of a pipeline: members of rows that have members of their own."""
+    for model in pipeline.components.values():
+        for row in model.modules() if isinstance(model, nn.Module) else ():
+            if isinstance(row, nn.ModuleList):
+                # Rows of diffusers may have None in places.
+                yield from (block for block in row if block is not None and next(block.children(), None) is not None)
 
 
 def _zero(delta: Delta, parameters: Mapping[str, Parameter]) -> Delta:

@@ -65,9 +65,10 @@ def fill(folder: Path) -> Path:
 
 @contextmanager
 def service(folder: Path, **settings: Any) -> Iterator[Service]:
-    """A service of a folder's deltas, or of other sources."""
+    """A service of a folder's deltas, or of other sources; on a pipeline of its own if one is given as `live`."""
+    live = settings.pop("live", None) or pipeline()
     metrics, sources = settings.pop("watcher", None), settings.pop("sources", None) or [FolderSource(folder)]
-    found = Service(base(), pipeline(), "tiny", sources, ServiceSettings(**settings), watcher=metrics)
+    found = Service(base(), live, "tiny", sources, ServiceSettings(**settings), watcher=metrics)
     try:
         found.store.refresh()
         yield found

@@ -9,11 +9,12 @@ from typing import Any
 import httpx
 import pytest
 from support.board import fill_board
-from support.served import server, service
+from support.served import base, server, service
 
 from svdiff_serve.http.server import check_open
 from svdiff_serve.http.settings import Defaults, Limits
 from svdiff_serve.service import Service
+from svdiff_train.sampling.pipelines import load_pipeline
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +24,7 @@ def board_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def board_service(board_folder: Path) -> Iterator[Service]:
-    with service(board_folder, batch_size=4) as found:
+    with service(board_folder, batch_size=4, live=load_pipeline(base())) as found:
         yield found
 
 

@@ -171,10 +171,10 @@ def test_a_full_queue_refuses_all_of_a_request(engine: Engine, seen: Seen) -> No
 def test_what_fails_fails_alone(live: LiveBase, engine: Engine, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     own, mark = LiveBase.compute, live.gains([(zero(), 1.0)])
 
-    def compute(self: LiveBase, calls: Any, mixes: Any) -> Any:
+    def compute(self: LiveBase, calls: Any, mixes: Any, *wanted: Any) -> Any:
         if mark in mixes and calls[0].component == "unet":
             raise RuntimeError("no memory for this one")
-        return own(self, calls, mixes)
+        return own(self, calls, mixes, *wanted)
 
     monkeypatch.setattr(LiveBase, "compute", compute)
     good, bad = engine.submit([job(2), job(2, mark)])
@@ -278,15 +278,39 @@ def test_a_batch_that_failed_has_let_go_of_its_memory_when_its_pictures_run_alon
 ) -> None:
     own, held, alive = LiveBase.compute, [], []
 
-    def compute(self: LiveBase, calls: Any, mixes: Any) -> Any:
+    def compute(self: LiveBase, calls: Any, mixes: Any, *wanted: Any) -> Any:
         if len(calls) > 1:
             large = torch.zeros(1)
             held.append(weakref.ref(large))
             raise RuntimeError("no memory for all")
         alive.append(any(each() is not None for each in held))
-        return own(self, calls, mixes)
+        return own(self, calls, mixes, *wanted)
 
     monkeypatch.setattr(LiveBase, "compute", compute)
     assert len(pictures(engine.submit([job(1), job(1)]))) == 2
     assert held
     assert not any(alive)
+
+
+def test_a_forward_that_nobody_waits_for_ends_at_its_next_block(live: LiveBase, engine: Engine, seen: Seen) -> None:
+    """And leaves nothing behind: the next picture is what it always is."""
+    alone = engine.submit([job(1, None)])[0].answer.result(60)
+    begun, ended = threading.Event(), []
+
+    def gone(block: Any, given: Any) -> None:
+        if not begun.is_set():
+            engine.cancel(tickets)
+            begun.set()
+
+    first, last = live.pipeline.unet.down_blocks[0].resnets[0], live.pipeline.unet.up_blocks[-1]
+    hooks = [first.register_forward_hook(lambda block, given, _: gone(block, given))]
+    hooks.append(last.register_forward_hook(lambda *_: ended.append(begun.is_set())))
+    try:
+        tickets = engine.submit([job(3, None), job(3, None, seed=5)])
+        assert all(isinstance(ticket.answer.exception(60), CancelledError) for ticket in tickets)
+        assert not any(ended)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    again = engine.submit([job(1, None)])[0].answer.result(60)
+    assert torch.equal(levels(alone), levels(again))
