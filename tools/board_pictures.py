@@ -133,7 +133,9 @@ def make(url: str, browser: Browser, out: Path) -> None:
         page.wait_for_function(PAINTED)
         page.mouse.move(0, 0)
         keep(page, out / "board.png")
-    with opened(browser, url, "wide", "dark", f"{MIX};s=100;v=strip".replace(":0.8+police_car:0.8", ";b=police_car")) as page:
+    with opened(
+        browser, url, "wide", "dark", f"{MIX};s=100;v=strip".replace(":0.8+police_car:0.8", ";b=police_car")
+    ) as page:
         keep(page, out / "board-strip.png")
     with opened(browser, url, "wide", "light", "1;a=black_cat;p=a%20photo%20of%20a%20V1%20cat") as page:
         page.locator('.card[data-name="police_car"] button').click()
