@@ -30,6 +30,7 @@ let settings = null;
 let ways = null;
 let look = null;
 let resting = 0;
+let given = false; // whether a key was given when its dialog closed
 
 // -- the key, and a server that is not there
 
@@ -42,10 +43,14 @@ at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   server.key = at("key-text").value;
   at("key-text").value = "";
+  given = true;
   at("key").close();
   start();
 });
-at("key").addEventListener("cancel", (event) => event.preventDefault()); // nothing works without it
+at("key").addEventListener("close", () => {
+  if (!given) at("key").showModal(); // nothing works without it
+  given = false;
+});
 server.addEventListener("gone", () => {
   at("gone").hidden = false;
   document.body.classList.add("away");

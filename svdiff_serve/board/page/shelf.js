@@ -31,6 +31,7 @@ export class Shelf extends EventTarget {
   /** Show these δ from now on. */
   set(deltas) {
     this.#deltas = deltas;
+    this.#pictures.keep(new Set(deltas.map(({ sha256 }) => sha256)));
     at("only-label").hidden = !deltas.some(({ fault }) => fault);
     this.#filter(false);
   }
@@ -166,6 +167,15 @@ class Pictures {
       this.get(delta, 0).then((address) => {
         if (address) target.replaceChildren(h("img", { src: address, alt: "", className: "thumb-image" }));
       });
+    }
+  }
+
+  /** Let go of pictures of files that are not there any more. */
+  keep(digests) {
+    for (const [key, found] of this.#addresses) {
+      if (digests.has(key.split("/")[0])) continue;
+      this.#addresses.delete(key);
+      found.then((address) => address && URL.revokeObjectURL(address));
     }
   }
 

@@ -25,8 +25,10 @@ export class Ways {
       at("file").value = "";
       if (file) this.#opened(file);
     });
-    addEventListener("dragover", (event) => event.preventDefault());
+    const files = (event) => event.dataTransfer.types.includes("Files");
+    addEventListener("dragover", (event) => files(event) && event.preventDefault());
     addEventListener("drop", (event) => {
+      if (!files(event)) return;
       event.preventDefault();
       const [file] = event.dataTransfer.files;
       if (file) this.#opened(file);

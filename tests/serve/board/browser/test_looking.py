@@ -79,16 +79,6 @@ def test_a_sum_too_large_for_half_precision_is_said_before_it_is_painted(board: 
     board.page.keyboard.press("Escape")
 
 
-def test_what_cannot_be_summed_is_said_and_not_painted(board: BoardPage) -> None:
-    board.open("1;a=loud", painted=False)
-    board.painted()
-    for _ in range(2):
-        board.page.get_by_label("weight of loud, as a number").fill("1000000")
-        board.page.get_by_label("weight of loud, as a number").press("Enter")
-    board.painted()
-    expect(board.page.locator("#check")).to_contain_text("65,504")
-
-
 def test_a_delta_of_another_base_is_grey_with_the_reason(board: BoardPage) -> None:
     board.open(painted=False)
     card = board.page.locator('.card[data-name="other"]')
