@@ -37,7 +37,7 @@ def test_a_link_opens_the_same_mix_for_somebody_else(new_page: Callable[..., Boa
     sender.add("carded/svdiff")
     sender.page.get_by_label("weight of dog, as a number").fill("0.4")
     sender.page.get_by_label("weight of dog, as a number").press("Enter")
-    sender.page.get_by_text("A beside B").click()
+    sender.page.get_by_role("radio", name="A beside B").check()
     sender.page.locator("#copy-link").click()
     expect(sender.page.locator("#toast")).to_contain_text("Copied the link")
     link = sender.page.evaluate("navigator.clipboard.readText()")

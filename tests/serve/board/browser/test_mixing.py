@@ -123,7 +123,7 @@ def test_all_of_it_is_done_by_keys_alone(board: BoardPage) -> None:
 def test_two_mixes_stand_beside_each_other(board: BoardPage) -> None:
     board.open("1;a=dog:0.5", painted=False)
     board.page.locator("#copy-across").click()
-    board.page.get_by_text("B", exact=True).click()
+    board.page.get_by_role("radio", name="B", exact=True).check()
     board.page.get_by_label("weight of dog, as a number").fill("-1")
     board.page.get_by_label("weight of dog, as a number").press("Enter")
     assert board.state == "1;a=dog:0.5;b=dog:-1;e=b"

@@ -118,7 +118,7 @@ def test_what_is_painted_already_is_shown_at_once(board: BoardPage) -> None:
     board.open("1;a=dog;b=cat;v=ab")
     asked: list[int] = []
     board.page.on("request", lambda each: asked.append(len(json.loads(each.post_data or "{}").get("pictures", []))))
-    board.page.get_by_text("B", exact=True).click()
+    board.page.get_by_role("radio", name="B", exact=True).check()
     board.weight("cat").fill("-0.5")
     board.painted()
     assert [each for each in asked if each] == [1]  # A stands as it is
