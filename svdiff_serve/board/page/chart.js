@@ -116,17 +116,20 @@ function ranges({ layers, range }) {
   ];
 }
 
+/** Names of blocks in two rows; one that finds no room is in the tables, and in the title of its bars. */
 function blockNames({ layers, blocks }) {
   const step = width() / layers.length;
   const found = [];
-  let free = -1;
+  const free = [-1, -1];
   blocks.forEach(({ label }, index) => {
     const from = layers.findIndex((row) => row[1] === index);
     if (from < 0) return;
     const x = from * step;
     found.push(svg("line", { x1: x, x2: x, y1: 0, y2: HIGH + BAND + 14, class: "edge" }));
-    const row = x >= free ? 0 : 1;
-    if (!row) free = x + 6 * label.length + 12;
+    const row = free.findIndex((end) => x >= end);
+    const end = x + 6 * label.length + 10;
+    if (row < 0 || end > width() + 10) return;
+    free[row] = end;
     found.push(svg("text", { x: x + 2, y: HIGH + BAND + 18 + 11 * row, class: "tick" }, label));
   });
   return found;

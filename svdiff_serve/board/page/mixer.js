@@ -169,7 +169,9 @@ class Parts {
         { className: "hint" },
         "Factors of the weight above. A block’s slider counts in its block, whatever its subset says.",
       ),
-      ...(subsets.length ? [h("h3", { className: "minor" }, "Subsets"), ...subsets.map((each) => row(each, each.selector))] : []),
+      ...(subsets.length
+        ? [h("h3", { className: "minor" }, "Subsets"), ...subsets.map((each) => row(each, each.selector))]
+        : []),
       h("h3", { className: "minor" }, "Blocks"),
       ...profile.blocks.map((each) => row(each, labelOf(each, several))),
     );
