@@ -186,6 +186,13 @@ at("copy-across").addEventListener("click", () => {
 at("swap").addEventListener("click", () => past.set({ ...past.state, a: past.state.b, b: past.state.a }));
 at("clear").addEventListener("click", () => past.set({ ...past.state, [past.state.edit]: { terms: [] } }));
 
+// On a phone the pictures stay at the top: what gets the focus is scrolled to below them.
+const pictures = document.querySelector(".look-at");
+new ResizeObserver(() => {
+  const stays = getComputedStyle(pictures).position === "sticky";
+  document.documentElement.style.scrollPaddingTop = stays ? `${pictures.offsetHeight + 8}px` : "";
+}).observe(pictures);
+
 for (const link of document.querySelectorAll(".skip")) {
   link.addEventListener("click", (event) => {
     event.preventDefault(); // the fragment of the address is the mix

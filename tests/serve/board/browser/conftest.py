@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 from support.browser import PHONE, STEPS, WIDE, BoardPage, chromium
 from support.served import server
 
@@ -14,7 +14,7 @@ from svdiff_serve.http.server import check_open
 from svdiff_serve.http.settings import Defaults, Limits
 from svdiff_serve.service import Service
 
-Open = Callable[..., BoardPage]
+expect.set_options(timeout=20_000)  # a machine may be busy; what is expected comes as soon as it is there
 
 
 @pytest.fixture(scope="session")

@@ -91,14 +91,13 @@ def test_what_comes_into_the_store_comes_onto_the_shelf(new_page: Callable[..., 
     with service(folder) as found, server(found, hosts=HOSTS, defaults=DEFAULTS) as (url, _, _):
         found.store.watch(0.2)
         board = new_page(url).open("1;a=dog")
-        before = board.pictures()[0]
+        before = board.page.locator(".frame img").get_attribute("src")
         save(varied("mid", 5), folder / "new.safetensors")
-        save(shifted(-1.5), folder / "dog.safetensors")
+        save(shifted(-1.5), folder / "dog.safetensors", overwrite=True)
         expect(board.card("new")).to_be_visible()
-        board.page.wait_for_function("text => document.querySelector('.frame img').src !== text", arg="")
-        board.page.wait_for_timeout(100)
+        # of the file that took the other's place
+        board.page.wait_for_function("(text) => document.querySelector('.frame img').src !== text", arg=before)
         board.painted()
-        assert (board.pictures()[0] != before).any()  # of the file that took the other's place
         (folder / "dog.safetensors").unlink()
         expect(board.term("dog")).to_contain_text("It is not in the store here")
         expect(board.card("dog")).to_have_count(0)
