@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +19,7 @@ from svdiff_serve.store.sources import FileSource, FolderSource
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A command that loads no model and ends at once; what it was asked to serve, and the addresses it opened."""
     fill(tmp_path / "deltas")
     monkeypatch.chdir(tmp_path)
@@ -44,9 +42,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNa
     monkeypatch.setattr("svdiff_cli.server_command.ServerCommand._state", state)
     monkeypatch.setattr("svdiff_serve.http.server.serve", serve)
     monkeypatch.setattr("webbrowser.open", browse)
-    yield found
-    for thread in threading.enumerate():
-        assert not thread.name.startswith("svdiff")
+    return found
 
 
 def test_it_listens_on_loopback_at_a_free_port_and_opens_the_browser_there(served: SimpleNamespace) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import secrets
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,9 @@ LONG = 400
 """Steps of a preview that is still being painted when the next thing happens."""
 
 
-def asked(*mixes: dict[str, Any], client: str = "page-one", move: int = 1, **fields: Any) -> dict[str, Any]:
+def asked(*mixes: dict[str, Any], client: str = "", move: int = 1, **fields: Any) -> dict[str, Any]:
+    """What a page asks for; each page is another one unless it has a name."""
+    client = client or secrets.token_urlsafe(12)
     given = {"client": client, "move": move, "mixes": list(mixes), "pictures": [{}], "stages": [1]}
     return given | fields
 
@@ -120,9 +123,9 @@ class Hand:
 
 
 def test_a_newer_position_replaces_the_former_at_the_next_step(board_url: str, running: Engine) -> None:
-    slow = Hand(board_url, asked(term("dog"), stages=[LONG], move=1))
+    slow = Hand(board_url, asked(term("dog"), client="one-page", stages=[LONG], move=1))
     until(lambda: running.painting == 1)
-    fast = Hand(board_url, asked(term("cat"), stages=[1], move=2))
+    fast = Hand(board_url, asked(term("cat"), client="one-page", stages=[1], move=2))
     assert fast.kinds() == ["check", "picture", "done"]
     assert slow.kinds() == ["check", "replaced"]
 
@@ -130,7 +133,8 @@ def test_a_newer_position_replaces_the_former_at_the_next_step(board_url: str, r
 def test_of_many_positions_only_the_last_is_painted_to_its_end(board_url: str, running: Engine) -> None:
     hands = []
     for move in range(6):
-        hands.append(Hand(board_url, asked(term("dog", move / 10), stages=[LONG if move < 5 else 1], move=move)))
+        body = asked(term("dog", move / 10), client="fast-page", stages=[LONG if move < 5 else 1], move=move)
+        hands.append(Hand(board_url, body))
         until(lambda: hands[-1].lines)
     *former, last = (hand.kinds() for hand in hands)
     assert all(kinds[-1] == "replaced" and "picture" not in kinds for kinds in former)

@@ -195,7 +195,7 @@ def test_what_is_no_sum_says_so(page: httpx.Client) -> None:
         "no sliders to open": dog,
         "merged by ties": merge([dog, cat], method="ties", density=0.5),
         "made by slice": select(dog, "mid"),
-        "made by truncate": truncate(dog, top=3),
+        "made by truncate": truncate(dog, rank=3),
         "takes one δ twice": add(dog, dog),
         "mixed of 17 deltas": add(*[shifted(number / 100) for number in range(1, 18)]),
         "sample size of its own": merge([dog], weights=[{"(16,down,0)": 0.5}], sample_size=16),
@@ -225,7 +225,7 @@ def test_of_ones_own_files_recipes_name_the_paths(tmp_path: Path, monkeypatch: p
         mix = {"terms": [{"name": name, "weight": 0.5} for name in ("one", "two", "-x")]}
         command = export(page, mix, "command").text
         words = "one.safetensors:0.5 more/two.safetensors:0.5 ./-x.safetensors:0.5"
-        assert command == f"svdiff merge {words} -o one-two-x-mix.safetensors\n"
+        assert command == f"svdiff merge {words} -o one-two--x-mix.safetensors\n"
         Path("mix.yaml").write_bytes(export(page, mix, "recipe").content)
     named = [item.text for item in read_recipe(Path("mix.yaml")).inputs]
     assert named == ["one.safetensors", "more/two.safetensors", "-x.safetensors"]
