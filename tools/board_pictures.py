@@ -35,7 +35,7 @@ from svdiff_train.sampling.sample import Sampling
 from svdiff_train.tiny import open_tiny
 
 ROOT: Final = Path(__file__).parents[1]
-MIX: Final = "1;a=black_cat:0.8+police_car:0.8;p=a%20photo%20of%20a%20V1%20cat%20and%20a%20V2%20car"
+PROMPT: Final = "p=a%20photo%20of%20a%20V1%20cat%20and%20a%20V2%20car;s=100"
 SIZES: Final = {"wide": (1280, 800), "phone": (390, 844)}
 LARGEST: Final = 150_000
 """Bytes of a picture."""
@@ -127,22 +127,20 @@ def keep(page: Page, path: Path) -> None:
 
 def make(url: str, browser: Browser, out: Path) -> None:
     """Make all pictures."""
-    with opened(browser, url, "wide", "light", MIX) as page:
+    with opened(browser, url, "wide", "light", f"1;a=black_cat:0.8+police_car:0.8;{PROMPT}") as page:
         page.get_by_text("Blocks and subsets").first.click()
-        page.get_by_label("factor of down.2 in black_cat").fill("0.5")
+        page.get_by_label("factor of kv in black_cat", exact=True).fill("0.9")
         page.wait_for_function(PAINTED)
-        page.mouse.move(0, 0)
+        page.evaluate("document.querySelector('.mix').scrollTop = 0")
         keep(page, out / "board.png")
-    with opened(
-        browser, url, "wide", "dark", f"{MIX};s=100;v=strip".replace(":0.8+police_car:0.8", ";b=police_car")
-    ) as page:
+    with opened(browser, url, "wide", "dark", f"1;a=black_cat;b=police_car;{PROMPT};v=strip") as page:
         keep(page, out / "board-strip.png")
-    with opened(browser, url, "wide", "light", "1;a=black_cat;p=a%20photo%20of%20a%20V1%20cat") as page:
+    with opened(browser, url, "wide", "light", "1;a=black_cat;p=a%20photo%20of%20a%20V1%20cat;s=100") as page:
         page.locator('.card[data-name="police_car"] button').click()
         page.get_by_role("img", name="Interference").wait_for()
         keep(page, out / "board-look.png")
-    with opened(browser, url, "phone", "dark", f"{MIX};b=black_cat;v=ab") as page:
-        page.locator(".term").nth(1).scroll_into_view_if_needed()
+    mixes = "a=black_cat:0.8+police_car:0.8;b=black_cat+police_car:0.5"
+    with opened(browser, url, "phone", "dark", f"1;{mixes};{PROMPT};v=ab") as page:
         keep(page, out / "board-phone.png")
 
 

@@ -151,8 +151,8 @@ function checks({ checks: found, of: job }) {
     .map(({ state, message }, index) => (state === "ok" ? "" : sides[index] + message))
     .filter(Boolean);
   const refused = found.some(({ state }) => state === "refused");
-  const clipped = found.map((each, index) => clippedWords(each, sides[index])).filter(Boolean);
-  at("clipped").textContent = clipped.length ? ` · ${clipped.join(", ")}` : "";
+  const clipped = clippedWords(found);
+  at("clipped").textContent = clipped && ` · ${clipped}`;
   at("check").hidden = !texts.length;
   at("check").className = `notice ${refused ? "refused" : "warn"}`;
   at("check").textContent = texts.join(" ");

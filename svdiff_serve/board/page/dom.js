@@ -59,9 +59,12 @@ export function bytes(size) {
   return size < 1e6 ? `${Math.round(size / 1e3)} kB` : `${(size / 1e6).toFixed(1)} MB`;
 }
 
-/** Return how many singular values a sum makes 0; empty for none. */
-export function clippedWords({ clipped }, side = "") {
-  return clipped ? `${side}${counted(clipped, "singular value")} below 0, which become 0` : "";
+/** Return how many singular values sums make 0, each of a side; empty for none. */
+export function clippedWords(checks) {
+  const sides = checks.length > 1 ? ["A ", "B "] : [""];
+  const counts = checks.map(({ clipped }, index) => clipped && `${sides[index]}${clipped.toLocaleString("en")}`);
+  const some = counts.filter(Boolean).join(" and ");
+  return some && `${some} singular value${some === "1" ? "" : "s"} cut off at 0`;
 }
 
 let told = 0;

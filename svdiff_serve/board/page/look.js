@@ -61,7 +61,7 @@ export class Look {
       this.#shelf.picture(delta, number).then((src) => src && Object.assign(image, { src, hidden: false }));
     }
     const rows = [
-      ["title", delta.title],
+      ["title", delta.title !== delta.name && delta.title],
       ["prompt it was trained on", delta.prompt],
       [
         "shifts",
@@ -124,7 +124,7 @@ export class Look {
       .post("board/check", { mixes: [sent({ terms: mix })] })
       .then((answer) => answer.json())
       .then(({ checks: [check] }) => {
-        place.textContent = check.message || clippedWords(check);
+        place.textContent = check.message || clippedWords([check]);
         place.hidden = !place.textContent;
         place.classList.add(check.state);
       })

@@ -101,7 +101,7 @@ export class Shelf extends EventTarget {
       { type: "button", className: "card-button", onclick: () => this.#choose(name) },
       this.#thumb(delta),
       h("span", { className: "card-name" }, name),
-      h("span", { className: "card-text" }, fault || title || about(delta)),
+      h("span", { className: "card-text" }, fault || (title !== name && title) || about(delta)),
       h("span", { className: "card-mark" }),
     );
     const element = h("li", { className: fault ? "card grey" : "card", "data-name": name }, button);
