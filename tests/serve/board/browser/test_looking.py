@@ -35,6 +35,7 @@ def test_the_layout_of_stable_diffusion_is_drawn_layer_by_layer(board: BoardPage
     look = board.look("sd15")
     expect(look).to_contain_text("It cannot be used here")
     picture = look.get_by_role("img", name="Where sd15 acts, over 391 layers")  # 282 matrices and 109 norms
+    expect(picture).to_be_visible()
     drawn = "".join(each.get_attribute("d") or "" for each in picture.locator("path.bar").all())
     assert drawn.count("M") == 391
     assert (picture.locator("path.span").get_attribute("d") or "").count("M") == 391
