@@ -86,7 +86,8 @@ class BoardPage:
     @property
     def state(self) -> str:
         """What the address says of the mix."""
-        return urlsplit(self.page.url).fragment
+        found: str = self.page.evaluate("location.hash.slice(1)")
+        return found
 
     def card(self, name: str) -> Locator:
         """The card of a δ."""

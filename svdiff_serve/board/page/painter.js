@@ -68,12 +68,12 @@ export class Painter extends EventTarget {
     const missing = job.frames.filter(({ key }) => !this.#kept.get(key));
     const same = this.#running && keysOf(missing, job) === keysOf(this.#running.missing, this.#running.job);
     this.#pending = false;
-    if (same) return;
-    const move = ++this.#move;
+    const move = same ? this.#move : ++this.#move;
     for (const frame of job.frames) {
       const kept = this.#kept.get(frame.key);
       if (kept) this.#tell("picture", { move, frame, stage: job.stages.length - 1, last: true, ...kept });
     }
+    if (same) return; // what lacks is on its way, if for another view
     const [oldest] = this.#open;
     if (this.#open.size >= MOST_OPEN) oldest.ended.abort();
     if (missing.length) this.#run(job, missing, move);
@@ -111,11 +111,12 @@ export class Painter extends EventTarget {
       this.#tell("problem", { move, message: line.error.message });
     }
     if (line.kind === "picture") {
-      const frame = missing[line.number];
+      const { key } = missing[line.number];
       const last = line.stage === job.stages.length - 1;
       const picture = { url: `data:image/png;base64,${line.png}`, steps: line.steps, seconds: line.seconds };
-      if (last) this.#kept.put(frame.key, picture);
-      this.#tell("picture", { move, frame, stage: line.stage, last, ...picture });
+      if (last) this.#kept.put(key, picture);
+      const frame = this.#job.frames.find((each) => each.key === key);
+      if (frame) this.#tell("picture", { move, frame, stage: line.stage, last, ...picture });
       if (!own.seen && ++own.count === missing.length) {
         own.seen = true;
         if (this.#pending) this.#send();

@@ -133,5 +133,10 @@ export class Ways {
 function failed(error, name = "") {
   if (!(error instanceof Refused) && !(error instanceof Gone)) throw error;
   const text = error instanceof Gone ? "The server does not answer; the mix is kept." : error.message;
-  say(name ? `${name}: ${text}` : text, "warn");
+  say(shortened(name ? `${name}: ${text}` : text), "warn");
+}
+
+/** Return a sentence that may list hundreds of layers as one that can be read: its beginning, and its mend at the end. */
+function shortened(text) {
+  return text.length > 400 ? `${text.slice(0, 200)} … ${text.slice(-180)}` : text;
 }

@@ -12,16 +12,15 @@ pytestmark = pytest.mark.chromium
 
 
 def whole(board: BoardPage) -> None:
-    board.open("1;a=dog:0.8~ca:0.5+cat:-0.5;b=wide;v=ab;s=0,1", painted=False)
+    board.open("1;a=dog:0.8~ca:0.5+cat:-0.5;b=wide;s=0,1;t=1,2;v=ab", painted=False)
     board.term("dog").get_by_text("Blocks and subsets").click()
     board.page.get_by_text("Steps, guidance, size").click()
     board.page.get_by_text("Title, number format, rank").click()
     board.page.get_by_label("factor of down.1 in dog").wait_for()
-    board.painted()
 
 
 def strip(board: BoardPage) -> None:
-    board.open("1;a=nobody+loud:2;b=dog;v=strip", painted=False)
+    board.open("1;a=nobody+loud:2;b=dog;t=1,2;v=strip", painted=False)
     board.page.locator("#problem").wait_for()
     board.page.get_by_role("button", name="Take nobody").click()
     board.painted()
@@ -91,7 +90,6 @@ def test_on_a_phone_the_picture_stays_in_sight_of_the_sliders(new_page: Callable
     focused = board.page.locator(":focus").bounding_box()
     assert focused is not None
     assert focused["y"] >= picture["y"] + picture["height"]
-    board.painted()
 
 
 def test_a_dialog_gives_the_focus_back(board: BoardPage) -> None:
@@ -99,7 +97,6 @@ def test_a_dialog_gives_the_focus_back(board: BoardPage) -> None:
     board.look("dog")
     board.page.keyboard.press("Escape")
     expect(board.card("dog")).to_be_focused()
-    board.painted()
 
 
 def test_the_policy_lets_nothing_in_from_elsewhere(board: BoardPage) -> None:

@@ -48,7 +48,6 @@ def test_a_link_opens_the_same_mix_for_somebody_else(new_page: Callable[..., Boa
     assert receiver.state == sender.state == "1;a=dog:0.4+carded%2Fsvdiff;p=a%20photo%20of%20a%20sks%20bird;v=ab"
     expect(receiver.weight("dog")).to_have_value("0.4")
     expect(receiver.page.locator("#undo")).to_be_disabled()
-    sender.painted()
 
 
 def test_all_of_a_state_comes_back(board: BoardPage) -> None:
@@ -74,7 +73,6 @@ def test_all_of_a_state_comes_back(board: BoardPage) -> None:
     }
     assert printed(board, found["state"]) == FULL.replace("(16%2Cdown%2C1)", "%2816%2Cdown%2C1%29")
     assert printed(board, parsed(board, "")["state"]) == "1"
-    board.painted()
 
 
 DAMAGED = [
@@ -106,7 +104,6 @@ def test_damaged_links_say_what_is_wrong(board: BoardPage) -> None:
     board.open(painted=False)
     for fragment, said in DAMAGED:
         assert said in parsed(board, fragment), fragment[:40]
-    board.painted()
 
 
 def test_a_damaged_link_changes_nothing(board: BoardPage) -> None:
@@ -119,7 +116,6 @@ def test_a_damaged_link_changes_nothing(board: BoardPage) -> None:
     expect(board.weight("cat")).to_be_visible()
     board.page.locator("#undo").click()
     assert board.state == "1;a=dog"
-    board.painted()
 
 
 def test_a_state_too_long_for_an_address_says_so(board: BoardPage) -> None:
@@ -130,7 +126,6 @@ def test_a_state_too_long_for_an_address_says_so(board: BoardPage) -> None:
     assert board.state == "1;a=dog"
     board.page.locator("#undo").click()
     expect(board.page.locator("#long")).to_be_hidden()
-    board.painted()
 
 
 def test_names_with_marks_go_through_an_address(board: BoardPage) -> None:
@@ -141,4 +136,3 @@ def test_names_with_marks_go_through_an_address(board: BoardPage) -> None:
     text = printed(board, state)
     assert parsed(board, text)["state"] == state
     assert not set(text.removeprefix("1;a=")) & set("+:~;=,@#'(*)!"), json.dumps(text)
-    board.painted()

@@ -27,7 +27,6 @@ def test_where_a_delta_acts_is_a_picture_with_words_and_tables(board: BoardPage)
     look.get_by_text("All 231 layers as a table").click()
     expect(look.get_by_role("row", name=profile["layers"][7][0])).to_be_visible()
     board.page.keyboard.press("Escape")
-    board.painted()
 
 
 def test_the_layout_of_stable_diffusion_is_drawn_layer_by_layer(board: BoardPage) -> None:
@@ -40,7 +39,6 @@ def test_the_layout_of_stable_diffusion_is_drawn_layer_by_layer(board: BoardPage
     assert drawn.count("M") == 391
     assert (picture.locator("path.span").get_attribute("d") or "").count("M") == 391
     board.page.keyboard.press("Escape")
-    board.painted()
 
 
 def test_interference_is_shown_before_the_add(board: BoardPage) -> None:
@@ -58,7 +56,6 @@ def test_interference_is_shown_before_the_add(board: BoardPage) -> None:
     board.page.get_by_label("weight of cat, as a number").fill("-1")
     board.page.get_by_label("weight of cat, as a number").press("Enter")
     expect(board.page.locator("#pairs")).to_contain_text("cosine 1 · 0 % of the numbers pull apart")
-    board.painted()
 
 
 def test_a_sum_too_large_for_half_precision_is_said_before_it_is_painted(board: BoardPage) -> None:
@@ -93,7 +90,6 @@ def test_a_delta_of_another_base_is_grey_with_the_reason(board: BoardPage) -> No
     expect(look.locator("#look-actions .primary")).to_be_disabled()
     expect(look.get_by_role("img", name="Where other acts")).to_be_visible()
     board.page.keyboard.press("Escape")
-    board.painted()
 
 
 def test_a_file_that_is_no_delta_is_grey_with_the_reason(board: BoardPage) -> None:
@@ -102,7 +98,6 @@ def test_a_file_that_is_no_delta_is_grey_with_the_reason(board: BoardPage) -> No
     expect(look).to_contain_text("not a safetensors file")
     expect(look.locator("#look-actions .primary")).to_be_disabled()
     board.page.keyboard.press("Escape")
-    board.painted()
     board.faults.clear()  # the browser notes that there is no profile of it
 
 

@@ -24,7 +24,6 @@ def test_cards_are_added_and_taken_out_by_clicks(board: BoardPage) -> None:
     assert board.state == "1;a=pets%2Fbird"
     board.look("pets/bird").get_by_role("button", name="Take out of mix A").click()
     assert board.state == "1"
-    board.painted()
 
 
 def test_a_slider_is_dragged_and_its_number_typed(board: BoardPage) -> None:
@@ -40,7 +39,6 @@ def test_a_slider_is_dragged_and_its_number_typed(board: BoardPage) -> None:
     number.press("Enter")
     expect(number).to_have_attribute("aria-invalid", "true")
     assert board.state == "1;a=dog:3.5"
-    board.painted()
 
 
 def test_subsets_and_blocks_have_sliders_of_their_own(board: BoardPage) -> None:
@@ -53,14 +51,12 @@ def test_subsets_and_blocks_have_sliders_of_their_own(board: BoardPage) -> None:
     board.page.get_by_role("button", name="ca in wide: as the rest", exact=True).click()
     assert board.state == "1;a=wide:0.5~down.1:0"
     expect(board.page.get_by_label("factor of ca in wide", exact=True)).to_have_value("1")
-    board.painted()
 
 
 def test_a_part_of_a_link_that_is_no_slider_here_gets_one(board: BoardPage) -> None:
     board.open("1;a=dog~unet.*attn2.to_k*:0.5", painted=False)
     board.term("dog").get_by_text("Blocks and subsets").click()
     expect(board.page.get_by_label("factor of unet.*attn2.to_k* in dog")).to_have_value("0.5")
-    board.painted()
 
 
 def test_undo_and_redo_take_whole_moves_back(board: BoardPage) -> None:
@@ -81,7 +77,6 @@ def test_undo_and_redo_take_whole_moves_back(board: BoardPage) -> None:
     redo.click()
     assert board.state == added
     expect(redo).to_be_disabled()
-    board.painted()
 
 
 def test_all_of_it_is_done_by_keys_alone(board: BoardPage) -> None:
@@ -117,7 +112,6 @@ def test_all_of_it_is_done_by_keys_alone(board: BoardPage) -> None:
     board.page.locator("#view-one").focus()
     keys.press("ArrowRight")
     assert board.state.endswith(";v=ab")
-    board.painted()
 
 
 def test_two_mixes_stand_beside_each_other(board: BoardPage) -> None:
@@ -132,7 +126,6 @@ def test_two_mixes_stand_beside_each_other(board: BoardPage) -> None:
     board.page.locator("#clear").click()
     assert board.state == "1;a=dog:-1;e=b"
     expect(board.page.locator("#empty")).to_contain_text("Mix B is empty")
-    board.painted()
 
 
 def test_the_search_finds_names_titles_and_prompts(board: BoardPage) -> None:
@@ -148,7 +141,6 @@ def test_the_search_finds_names_titles_and_prompts(board: BoardPage) -> None:
     board.page.get_by_label("usable here").check()
     expect(board.page.locator("#count")).to_have_text("7 of 10 deltas")
     expect(board.page.locator(".card.grey")).to_have_count(0)
-    board.painted()
 
 
 def test_pictures_of_a_card_are_shown_with_their_captions_as_text(board: BoardPage) -> None:
@@ -159,7 +151,6 @@ def test_pictures_of_a_card_are_shown_with_their_captions_as_text(board: BoardPa
     expect(look.locator("b")).to_have_count(0)
     look.get_by_role("button", name="Use its prompt").click()
     assert board.state == "1;p=a%20photo%20of%20a%20sks%20bird"
-    board.painted()
 
 
 def test_settings_that_cannot_be_are_said_and_not_taken(board: BoardPage) -> None:
@@ -185,5 +176,4 @@ def test_settings_that_cannot_be_are_said_and_not_taken(board: BoardPage) -> Non
     assert board.state == "1;s=7,8,9;t=2,3;g=5.5"
     board.page.locator("#dice").click()
     assert ";s=7,8,9" not in board.state
-    board.painted()
     expect(board.page.locator(".frame img")).to_have_count(3)
