@@ -118,7 +118,7 @@ def first(folder: Path, browser: Browser, moves: int) -> dict[str, Any]:
                     slider.fill(f"{draw.uniform(-1, 1):.2f}")
                 else:
                     page.drag(slider, to=draw.uniform(0.1, 0.9), moves=20)
-                page.page.wait_for_function("() => window.measured.first !== null")
+                page.page.wait_for_function("() => window.measured.first !== null", polling=20)  # and not at each frame
                 page.painted()
                 shown[way].append(page.page.evaluate("window.measured.first.took") / 1000)
                 alone[way].append(painted_alone(served, float(slider.input_value())))

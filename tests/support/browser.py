@@ -81,7 +81,7 @@ class BoardPage:
 
     def painted(self) -> None:
         """Wait until the pictures are those of the mix, with all of their steps."""
-        self.page.wait_for_function(PAINTED)
+        self.page.wait_for_function(PAINTED, polling=50)  # at each frame it would keep a core busy
 
     @property
     def state(self) -> str:
