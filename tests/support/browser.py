@@ -20,8 +20,8 @@ from playwright.sync_api import Browser, Locator, Page, Request, sync_playwright
 ROOT: Final = Path(__file__).parents[2]
 WIDE: Final = (1280, 800)
 PHONE: Final = (390, 844)
-STEPS: Final = 6
-"""Of the last preview in tests: two more than the first has."""
+STEPS: Final = 2
+"""Of previews in tests, where they say nothing else: all at once, as there are fewer than a first preview has."""
 
 PAINTED: Final = """() => {
   const frames = [...document.querySelectorAll(".frame")].map((each) => each.classList);

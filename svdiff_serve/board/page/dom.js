@@ -80,7 +80,7 @@ export function say(text, kind = "") {
     () => {
       if (told === mine) place.hidden = true;
     },
-    Math.max(4000, 60 * text.length),
+    Math.min(12_000, Math.max(4000, 60 * text.length)),
   );
 }
 

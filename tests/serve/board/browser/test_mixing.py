@@ -165,7 +165,7 @@ def test_settings_that_cannot_be_are_said_and_not_taken(board: BoardPage) -> Non
     seeds.press("Enter")
     expect(wrong).to_be_hidden()
     board.page.get_by_text("Steps, guidance, size").click()
-    for label, text in (("First steps", "2"), ("Then steps", "3"), ("Guidance", "5.5")):
+    for label, text in (("Then steps", "3"), ("First steps", "2"), ("Guidance", "5.5")):
         board.page.get_by_label(label).fill(text)
         board.page.get_by_label(label).press("Enter")
     board.page.get_by_label("Width").fill("100000000")

@@ -39,16 +39,16 @@ def apart(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_few_steps_come_first_then_more(board: BoardPage) -> None:
-    board.open("1;a=dog")
+    board.open("1;a=dog:2;t=1,2")
     board.page.evaluate(WATCH)
     board.weight("dog").fill("-1")
     board.painted()
-    assert [(each["stage"], each["steps"]) for each in seen(board)] == [(0, 4), (1, STEPS)]
+    assert [(each["stage"], each["steps"]) for each in seen(board)] == [(0, 1), (1, 2)]
     assert len({each["move"] for each in seen(board)}) == 1
     shown = board.page.locator(".frame img")
     expect(shown).to_have_attribute("alt", f"Picture painted with dog −1: no prompt, seed 0, {STEPS} steps")
     assert apart(board.pictures()[0], served(board, [mix("dog", -1)], [1.0], 0)) < ALIKE
-    assert apart(board.pictures()[0], served(board, [mix("dog", 1)], [1.0], 0)) > 3 * ALIKE
+    assert apart(board.pictures()[0], served(board, [mix("dog", 2)], [1.0], 0)) > 3 * ALIKE
 
 
 def test_no_picture_is_older_than_one_before_it_however_the_hand_moves(board: BoardPage) -> None:

@@ -73,14 +73,14 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(
 
 
 def test_two_people_on_one_board_have_a_mix_each(new_page: Callable[..., BoardPage]) -> None:
-    first, second = new_page().open("1;a=dog"), new_page().open("1;a=cat")
+    first, second = new_page().open("1;a=dog;t=1,2"), new_page().open("1;a=cat;t=1,2")
     for each in (first, second):
         each.page.evaluate(WATCH)
     first.weight("dog").fill("-1")
     second.weight("cat").fill("1.5")
     first.painted()
     second.painted()
-    assert (first.state, second.state) == ("1;a=dog:-1", "1;a=cat:1.5")
+    assert (first.state, second.state) == ("1;a=dog:-1;t=1,2", "1;a=cat:1.5;t=1,2")
     for each in (first, second):  # neither took the other's place
         assert each.page.evaluate("window.seen.map(({ stage }) => stage)") == [0, 1]
     assert (first.pictures()[0] != second.pictures()[0]).any()
