@@ -3,7 +3,7 @@
     python benchmarks/board.py [--only first many blocks hour] [--moves 30] [--minutes 60] [--graph FILE] [--json FILE]
 
 first: from the end of a slider's move until the first preview can be seen, over the time of painting that preview by
-itself in the same process, without a server or a browser (64×64, 4 steps; each move is followed by its own painting, so
+itself in the server's process, without server or browser (64×64, 4 steps; each move is followed by its own painting, so
 both meet the same machine). Moves are jumps of a hand that has rested, and drags, whose end meets pictures of the
 hand's earlier positions that are being painted; none of those may be shown after it.
 many: 200 δ in the store, until the board can be used, and how long a move takes without painting: from the event until
@@ -20,6 +20,7 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -101,29 +102,63 @@ def board(browser: Browser, url: str, *, phone: bool = False) -> Iterator[BoardP
         context.close()
 
 
+PAINTER = """
+import sys
+from pathlib import Path
+from board import STEPS, painted_alone
+from support.served import server, service
+from svdiff_serve.http.settings import Defaults
+import torch
+torch.set_num_threads(1)
+with service(Path(sys.argv[1])) as served, server(served, defaults=Defaults(steps=STEPS)) as (url, _, _):
+    print(url, flush=True)
+    for line in sys.stdin:
+        print(painted_alone(served, float(line)), flush=True)
+"""
+"""Serves, and paints by itself when it is told a weight: a process of its own, in which no browser is driven."""
+
+
+@contextmanager
+def painter(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Start what serves and paints: its address, and the process."""
+    root = Path(__file__).parents[1]
+    paths = [str(root / name) for name in ("benchmarks", "tests", ".", "cli")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", PAINTER, str(folder)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield process.stdout.readline().strip(), process
+        process.stdin.close()
+
+
 def first(folder: Path, browser: Browser, moves: int) -> dict[str, Any]:
     """Move the slider of one δ, and paint each time by itself what the page has shown."""
     save(shifted(0.3, "unet-ca"), folder / "dog.safetensors")
     draw = random.Random(0)
-    defaults = Defaults(steps=STEPS)
-    with service(folder) as served, server(served, defaults=defaults) as (url, _, _), board(browser, url) as page:
+    shown: dict[str, list[float]] = {"jumps": [], "drags": []}
+    alone: dict[str, list[float]] = {"jumps": [], "drags": []}
+    with painter(folder) as (url, process), board(browser, url) as page:
+        assert process.stdin is not None
+        assert process.stdout is not None
         page.open(f"1;a=dog;t={STEPS}")
         page.page.evaluate(MEASURE)
         slider = page.weight("dog")
-        shown: dict[str, list[float]] = {"jumps": [], "drags": []}
-        alone: dict[str, list[float]] = {"jumps": [], "drags": []}
         for _ in range(moves):
             for way in shown:
                 if way == "jumps":
                     slider.fill(f"{draw.uniform(-1, 1):.2f}")
                 else:
                     page.drag(slider, to=draw.uniform(0.1, 0.9), moves=20)
-                page.page.wait_for_function("() => window.measured.first !== null", polling=20)  # and not at each frame
+                page.page.wait_for_function("() => window.measured.first !== null", polling=20)  # not at each frame
                 page.painted()
                 shown[way].append(page.page.evaluate("window.measured.first.took") / 1000)
-                alone[way].append(painted_alone(served, float(slider.input_value())))
+                print(slider.input_value(), file=process.stdin, flush=True)
+                alone[way].append(float(process.stdout.readline()))
         order: list[int] = page.page.evaluate("window.measured.order")
-        older = sum(later < former for former, later in pairwise(order))
+    older = sum(later < former for former, later in pairwise(order))
     figures: dict[str, Any] = {}
     for way in shown:
         figures[f"milliseconds of {way}"] = 1000 * statistics.median(shown[way])
