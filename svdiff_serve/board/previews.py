@@ -25,7 +25,7 @@ from svdiff_train.sampling.sample import Sampling
 from .asking import Preview
 from .listing import dtype_of
 from .shelf import Shelf
-from .sums import Check, check_sum, summed
+from .sums import Check, check_totals, summed, totals_of
 
 PAGES: Final = 1024
 """Pages whose last request is remembered."""
@@ -131,13 +131,14 @@ class Previews:
         """Return what is to be said of the mixes, and the gains of each picture."""
         self._service.check(sampling)
         half = dtype_of(self._service.pipeline) == "float16"
-        checks = [check_sum(self._shelf, mix, half=half) for mix in asked.mixes]
+        sums, sigmas = [totals_of(self._shelf, [(mix, 1.0)]) for mix in asked.mixes], self._service.live.sigmas()
+        checks = [check_totals(each, sigmas, half=half) for each in sums]
         if any(check.state == "refused" for check in checks):
             return checks, []
         made: dict[tuple[float, ...], MixGains | None] = {}
         for picture in asked.pictures:
             if picture.share not in made:
-                delta = summed(self._shelf, asked.shares(picture))
+                delta = summed(self._shelf, asked.shares(picture), sums[0])
                 made[picture.share] = None if delta is None else self._service.live.gains([(delta, 1.0)])
         return checks, [made[picture.share] for picture in asked.pictures]
 

@@ -66,8 +66,13 @@ def totals_of(shelf: Shelf, shares: Sequence[tuple[Mix, float]]) -> Totals:
     return totals
 
 
-def summed(shelf: Shelf, shares: Sequence[tuple[Mix, float]]) -> Delta | None:
+def summed(shelf: Shelf, shares: Sequence[tuple[Mix, float]], known: Totals | None = None) -> Delta | None:
     """Return the weighted sum of mixes as one δ, without a lineage; None if no δ has a share.
+
+    Args:
+        shelf: the deltas.
+        shares: mixes, each with its share.
+        known: the sum of the first mix alone, if it is known already.
 
     Raises:
         UnknownDeltaError: a δ is not there.
@@ -76,7 +81,8 @@ def summed(shelf: Shelf, shares: Sequence[tuple[Mix, float]]) -> Delta | None:
     used = [(mix, share) for mix, share in shares if share and mix.terms]
     if not used:
         return None
-    totals = totals_of(shelf, used)
+    alone = known is not None and used == [(shares[0][0], 1.0)]
+    totals = known if known is not None and alone else totals_of(shelf, used)
     about = shelf.open(used[0][0].terms[0].name).delta.metadata
     try:
         return totals.result(replace(about, parameters=totals.parameters, lineage=None, training=None), "F32")
@@ -85,18 +91,22 @@ def summed(shelf: Shelf, shares: Sequence[tuple[Mix, float]]) -> Delta | None:
 
 
 def check_sum(shelf: Shelf, mix: Mix, *, half: bool) -> Check:
-    """Return what is to be known of a mix.
-
-    Args:
-        shelf: its deltas.
-        mix: the mix.
-        half: whether the model computes in half precision itself.
+    """Return what is to be known of a mix; as `check_totals`.
 
     Raises:
         UnknownDeltaError, RefusedError: as `totals_of`.
     """
-    totals = totals_of(shelf, [(mix, 1.0)])
-    sigmas = shelf.service.live.sigmas()
+    return check_totals(totals_of(shelf, [(mix, 1.0)]), shelf.service.live.sigmas(), half=half)
+
+
+def check_totals(totals: Totals, sigmas: Mapping[str, NDArray[np.float64]], *, half: bool) -> Check:
+    """Return what is to be known of the sum of a mix.
+
+    Args:
+        totals: the sum.
+        sigmas: the base's singular values by parameter name.
+        half: whether the model computes in half precision itself.
+    """
     found = [_look(name, totals[name], sigmas) for name in totals.parameters]
     largest = max(found, key=lambda look: look.largest, default=_Look("", 0.0, -np.inf, 0))
     top = max(found, key=lambda look: look.top, default=largest)

@@ -52,8 +52,10 @@ MIXES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("title", [None, "Dog & 'cat' — \"both\""])
-@pytest.mark.parametrize("which", MIXES)
+TITLE = "Dog & 'cat' — \"both\""
+
+
+@pytest.mark.parametrize(("which", "title"), [*((which, None) for which in MIXES), ("parts", TITLE)])
 def test_recipe_command_and_python_write_what_the_board_saves(
     page: httpx.Client, board_folder: Path, tmp_path: Path, which: str, title: str | None
 ) -> None:
@@ -65,7 +67,7 @@ def test_recipe_command_and_python_write_what_the_board_saves(
     found = svdiff("merge", "--recipe", recipe, "-o", tmp_path / "recipe.safetensors")
     assert found.code == 0, found.err
     assert (tmp_path / "recipe.safetensors").read_bytes() == saved
-    if which == "parts" or title is None:  # each is a process of its own
+    if which in ("plain weights", "parts"):  # the two forms of a command; each is a process of its own
         for form, shell in (("command", ["sh", "-eu"]), ("python", [sys.executable, "-W", "error"])):
             answer = export(page, mix, form, **fields)
             script = answer.text.replace("svdiff merge", f"{sys.executable} -m svdiff_cli merge")
