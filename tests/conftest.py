@@ -20,8 +20,11 @@ from support.hub import Hub, serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's library is imported: no test leaves this machine
 
+collect_ignore_glob: list[str] = []
 if find_spec("bitsandbytes") is None:  # `make test` has the libraries that quantize in the second of its runs alone
-    collect_ignore_glob = ["delta/runtime/test_quantized*.py", "train/memory/test_quantized*.py"]
+    collect_ignore_glob += ["delta/runtime/test_quantized*.py", "train/memory/test_quantized*.py"]
+if find_spec("playwright") is None:  # `make browser` installs it
+    collect_ignore_glob += ["serve/board/browser"]
 
 
 def seed() -> None:

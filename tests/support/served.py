@@ -91,12 +91,13 @@ class Lines:
 
 @contextmanager
 def server(served: Service, **state: Any) -> Iterator[tuple[str, ServerState, Server]]:
-    """A server on a free port of this machine: its address, what its requests share, and itself."""
+    """A server on a free port of this machine, or on `port`: its address, what its requests share, and itself."""
+    port = state.pop("port", 0)
     state.setdefault("log", Log(Lines()))  # type: ignore[arg-type]
     state.setdefault("defaults", Defaults(steps=2))
     seconds = state.pop("seconds", 20)
     shared = ServerState(service=served, metrics=state.pop("metrics", None) or Metrics(), **state)
-    with bind("127.0.0.1", 0) as listening:
+    with bind("127.0.0.1", port) as listening:
         running = Server(shared, seconds)
         thread = threading.Thread(target=running.run, args=([listening],))
         thread.start()
