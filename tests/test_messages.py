@@ -10,6 +10,7 @@ from support.sources import texts, texts_of
 FLAG = re.compile(r"(?<![\w<-])--[A-Za-z…]|\s--$")
 
 COMMANDS = {
+    "svdiff_serve/board/ways_out.py",  # the command that makes the mix again
     "svdiff_delta/publish/card_snippet.py",  # the shell line of a model card
     "svdiff_train/demo/rows.py",  # the commands that the demo shows beside what it does
     "svdiff_train/demo/run.py",

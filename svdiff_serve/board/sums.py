@@ -125,7 +125,7 @@ def check_totals(totals: Totals, sigmas: Mapping[str, NDArray[np.float64]], *, h
     reach, where = max((largest.largest, largest.name), (known or 0.0, top.name))
     message = f"{where}: the mix reaches {reach:,.0f}, and half precision (F16) ends at {HALF:,.0f}"
     if half:
-        return check("refused", f"{message}: use smaller weights, or serve the base with --dtype F32", where)
+        return check("refused", f"{message}: use smaller weights, or serve the base in F32", where)
     return check("warn", f"{message}: programs that compute in it will paint noise; use smaller weights", where)
 
 

@@ -134,7 +134,8 @@ class WaysOut:
 
     def _recipe(self, asked: Export) -> Saved:
         stem = _stem(asked)
-        remark = f"svdiff merge --recipe {stem}.yaml -o {stem}.safetensors, in the folder that names are relative to"
+        command = shlex.join([*_by_recipe(stem), "-o", f"{stem}.safetensors"])
+        remark = f"{command}, in the folder that names are relative to"
         text = recipe_text(self._named(asked), title=asked.title, dtype=asked.dtype, remark=remark)
         return Saved(f"{stem}.yaml", "application/yaml; charset=utf-8", text.encode())
 
@@ -145,7 +146,7 @@ class WaysOut:
             end = "RECIPE"
             while f"\n{end}\n" in text:
                 end += "_"
-            command = f"cat > {stem}.yaml <<'{end}'\n{text}{end}\nsvdiff merge --recipe {stem}.yaml"
+            command = f"cat > {stem}.yaml <<'{end}'\n{text}{end}\n{shlex.join(_by_recipe(stem))}"
         else:
             words = ["svdiff", "merge", *(f"{_as_path(name)}:{weight.default!r}" for name, weight in inputs)]
             words += ["--title", asked.title] if asked.title is not None else []
@@ -201,6 +202,11 @@ class WaysOut:
         "python": _python,
         **dict.fromkeys(LORA, _lora),
     }
+
+
+def _by_recipe(stem: str) -> list[str]:
+    """Return the words of the command that carries out a recipe."""
+    return ["svdiff", "merge", "--recipe", f"{stem}.yaml"]
 
 
 def _stem(asked: Export) -> str:

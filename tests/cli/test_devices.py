@@ -82,7 +82,7 @@ def test_a_gpu_is_the_default_for_what_it_is_good_at(monkeypatch: pytest.MonkeyP
     assert {device_for(name, None) for name in DEFAULTS} == {CPU}  # where there is none
     monkeypatch.setattr(devices, "best_device", lambda float64=False: torch.device("mps") if float64 else CUDA)
     assert {name: device_for(name, None).type for name in DEFAULTS} == {
-        **dict.fromkeys(("train", "generate", "edit", "morph", "evaluate", "serve"), "cuda"),
+        **dict.fromkeys(("train", "generate", "edit", "morph", "evaluate", "serve", "board"), "cuda"),
         "basis build": "mps",
         **dict.fromkeys(("bake", "convert"), "cpu"),
     }
