@@ -99,7 +99,7 @@ import torch.distributed as dist
 torch.set_num_threads(1)
 dist.init_process_group("gloo", timeout=timedelta(seconds=4))
 from svdiff_delta import save
-from svdiff_train.training import class_images as prior, loop, validation as validate
+from svdiff_train.training import class_images as prior, loop, run, validation as validate
 from svdiff_train.settings.config import TrainConfig
 from svdiff_train.sampling.sample import Sampling
 from svdiff_train.tiny import open_tiny, pictures_path
@@ -110,13 +110,13 @@ def slow(function):
             time.sleep(6)
         return function(*arguments, **settings)
     return call
-for module, name in ((prior, "generate"), (validate.Validation, "_write"), (loop, "save_state"), (loop, "_trackers")):
+for module, name in ((prior, "generate"), (validate.Validation, "_write"), (run, "save_state"), (loop, "_trackers")):
     setattr(module, name, slow(getattr(module, name)))
 prior.SAMPLING = Sampling(steps=2, guidance=4.0, batch_size=2)
 config = TrainConfig(prompt="a photo of a sks cat", class_prompt="a photo of a cat", class_images=5, steps=1,
                      selectors=("unet-ca-kv",))
 validation = validate.Validation(prompts=("a cat", "a dog", "a car"), sampling=Sampling(steps=2, batch_size=2))
-outcome = loop.train(open_tiny(), pictures_path("black_cat"), config, keeping=loop.Keeping(folder=folder / "run"),
+outcome = loop.train(open_tiny(), pictures_path("black_cat"), config, keeping=run.Keeping(folder=folder / "run"),
                      validation=validation, class_folder=folder / "class")
 if outcome.main_process:
     save(outcome.delta, folder / "delta.safetensors")
