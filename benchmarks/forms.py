@@ -5,7 +5,7 @@
 Operations are those of all products and convolutions of one forward, counted by torch, beside the same model without
 a delta: SD 1.5's UNet at `side`², and Flux at 1024 pixels, all its blocks at a sixteenth of its widths and of its
 positions, of which the ratio does not depend. A product whose sums are not rounded counts once, as on a GPU; how they
-count on this processor, which may have to do it twice (`runtime/wide_product.py`), stands beside. Errors are those of
+count on this processor, which may have to do it twice (`runtime/native_product.py`), stands beside. Errors are those of
 every layer of MiniLM and of the embedded base, with a δ of equal size on all σ (1 % of their mean), on normal inputs:
 of the layer's change before its output is rounded, and, on square layers, of the output beside what rounding it once
 makes of it. Memory is that of processes of their own, what they have more once the delta is on the model, all
@@ -35,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from svdiff_delta import Delta, attach, open_base, save, zero_delta
 from svdiff_delta.base_model.base import Base
-from svdiff_delta.runtime import factored_ops, wide_product
+from svdiff_delta.runtime import factored_ops, native_product
 from svdiff_delta.runtime.forms.choice import FORMS
 from svdiff_delta.runtime.forms.resident import Resident
 from svdiff_delta.svd.cache import BasisCache
@@ -104,7 +104,7 @@ def counted(run: Callable[[], object]) -> int:
 
 def both_counts(run: Callable[[], object], plain: int) -> tuple[float, float]:
     """Count a live forward, of the base's: each product once, and as this processor does them."""
-    with mock.patch.object(wide_product, "_has_bfloat16", return_value=False):
+    with mock.patch.object(native_product, "_has_bfloat16", return_value=False):
         once = counted(run)
     return once / plain, counted(run) / plain
 

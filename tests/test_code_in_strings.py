@@ -1,4 +1,4 @@
-"""Code that scripts and tests hand to other processes as text: what it imports of this project is there."""
+"""Names of this project that scripts hold as text: what they name is there."""
 
 from __future__ import annotations
 
@@ -40,5 +40,33 @@ def test_what_code_in_strings_imports_is_there() -> None:
         f"{path.relative_to(ROOT)}: {module} has no {name}"
         for path, module, name in sorted(asked)
         if not (hasattr(import_module(module), name) or find_spec(f"{module}.{name}"))
+    ]
+    assert gone == []
+
+
+def patched() -> Iterator[tuple[Path, str, str]]:
+    """Each function of a module of this project that a benchmark puts another in place of: the module, the name."""
+    for path in sorted((ROOT / "benchmarks").rglob("*.py")):
+        nodes = [*ast.walk(ast.parse(path.read_text("utf-8")))]
+        modules = {
+            alias.asname or alias.name: f"{node.module}.{alias.name}"
+            for node in nodes
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in OURS
+            for alias in node.names
+        }
+        for node in nodes:
+            match node:
+                case ast.Call(ast.Attribute(attr="object"), [ast.Name(id=module), ast.Constant(value=str(name)), *_]):
+                    if module in modules:
+                        yield path, modules[module], name
+
+
+def test_what_benchmarks_put_others_in_place_of_is_there() -> None:
+    asked = [*patched()]
+    assert asked
+    gone = [
+        f"{path.relative_to(ROOT)}: {module} has no {name}"
+        for path, module, name in asked
+        if not hasattr(import_module(module), name)
     ]
     assert gone == []
