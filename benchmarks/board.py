@@ -42,9 +42,9 @@ from support.served import server, service, shifted
 
 from svdiff_delta import save
 from svdiff_serve.engine.job import Job
-from svdiff_serve.http.settings import Defaults
 from svdiff_serve.mixes import parse_mix
 from svdiff_serve.service import Service
+from svdiff_serve.settings import Defaults
 from svdiff_train.sampling.sample import Sampling
 
 STEPS, MANY = 4, 200
@@ -107,7 +107,7 @@ import sys
 from pathlib import Path
 from board import STEPS, painted_alone
 from support.served import server, service
-from svdiff_serve.http.settings import Defaults
+from svdiff_serve.settings import Defaults
 import torch
 torch.set_num_threads(1)
 with service(Path(sys.argv[1])) as served, server(served, defaults=Defaults(steps=STEPS)) as (url, _, _):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from svdiff_delta._util.json import JSON
@@ -21,33 +19,10 @@ from .engine.job import Job, Ticket
 from .engine.live_base import LiveBase, MixGains
 from .errors import RefusedError
 from .mixes import Mix
+from .settings import ServiceSettings
 from .store.gains import GainCache
 from .store.sources import Source
 from .store.store import Store
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServiceSettings:
-    """How much is done and kept at a time.
-
-    Attributes:
-        batch_size: pictures that are painted at a time.
-        queue_size: pictures that may wait.
-        queue_of_key: pictures of one key that may wait.
-        gain_bytes: bytes of the gains that are kept on the device.
-        index: the SQLite file of the store's index; None keeps it in memory.
-    """
-
-    batch_size: int = 8
-    queue_size: int = 64
-    queue_of_key: int = 64
-    gain_bytes: int = 1 << 30
-    index: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "queue_size", "queue_of_key"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, is {getattr(self, name)}")
 
 
 class Service:

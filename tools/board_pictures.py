@@ -26,9 +26,9 @@ from svdiff_delta.ops.arithmetic import add, interpolate, scale
 from svdiff_delta.ops.select import select
 from svdiff_serve.http.app import ServerState
 from svdiff_serve.http.server import Server, bind
-from svdiff_serve.http.settings import Defaults
 from svdiff_serve.mixes import parse_mix
 from svdiff_serve.service import Service
+from svdiff_serve.settings import Defaults
 from svdiff_serve.store.sources import FolderSource
 from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.sampling.sample import Sampling

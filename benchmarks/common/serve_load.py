@@ -17,7 +17,7 @@ from support.served import fill, server, service, shifted
 from svdiff_delta import save
 from svdiff_delta.format.file import dumps
 from svdiff_serve.http.keys import read_keys
-from svdiff_serve.http.settings import Limits
+from svdiff_serve.settings import Limits
 
 from .process import resident
 

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import click
 
+from svdiff_serve.settings import DRAIN, HOST, WATCH_EVERY, Defaults, Limits, ServiceSettings
+
 from . import options
 from .devices import device
 from .server_command import MB, ServerCommand
@@ -25,26 +27,52 @@ PORT: Final = 8000
     help="A folder that is watched, or a δ on the Hub; may be given several times.",
 )
 @click.option("--name", help="What requests call BASE alone [default: its repository, or the folder's name].")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--host", default=HOST, show_default=True, help="The address to listen on.")
 @click.option("--port", default=PORT, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--keys", type=click.Path(path_type=Path), help="A file of API keys, NAME KEY on each line.")
 @click.option("--no-auth", is_flag=True, help="Take requests of anyone, from other machines too.")
 @click.option("--public-url", default="", metavar="URL", help="How addresses of pictures begin, behind a proxy.")
-@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1), help="Pictures painted at a time.")
-@click.option("--queue", default=64, show_default=True, type=click.IntRange(1), help="Pictures that may wait.")
+@click.option(
+    "--batch-size",
+    default=ServiceSettings.batch_size,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Pictures painted at a time.",
+)
+@click.option(
+    "--queue",
+    default=ServiceSettings.queue_size,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Pictures that may wait.",
+)
 @click.option("--queue-of-key", type=click.IntRange(1), help="Pictures of one key that may wait [default: as --queue].")
-@click.option("--rate", default=0.0, type=click.FloatRange(0), help="Pictures of a key in a minute [default: any].")
-@click.option("--max-pixels", default=MB, show_default=True, type=click.IntRange(1), help="Of a picture.")
-@click.option("--max-steps", default=100, show_default=True, type=click.IntRange(1), help="Of denoising.")
-@click.option("--max-pictures", default=4, show_default=True, type=click.IntRange(1), help="Of one request.")
-@click.option("--max-body", default=65536, show_default=True, type=click.IntRange(1), help="Bytes of a request.")
-@click.option("--deadline", default=300.0, show_default=True, type=click.FloatRange(0.1), help="Seconds of a request.")
-@click.option("--drain", default=60.0, show_default=True, type=click.FloatRange(1), help="Seconds to finish in.")
-@click.option("--steps", default=30, show_default=True, type=click.IntRange(1), help="Where a request does not say.")
+@click.option(
+    "--rate", default=Limits.rate, type=click.FloatRange(0), help="Pictures of a key in a minute [default: any]."
+)
+@click.option("--max-pixels", default=Limits.pixels, show_default=True, type=click.IntRange(1), help="Of a picture.")
+@click.option("--max-steps", default=Limits.steps, show_default=True, type=click.IntRange(1), help="Of denoising.")
+@click.option(
+    "--max-pictures", default=Limits.pictures, show_default=True, type=click.IntRange(1), help="Of one request."
+)
+@click.option("--max-body", default=Limits.body, show_default=True, type=click.IntRange(1), help="Bytes of a request.")
+@click.option(
+    "--deadline", default=Limits.seconds, show_default=True, type=click.FloatRange(0.1), help="Seconds of a request."
+)
+@click.option("--drain", default=DRAIN, show_default=True, type=click.FloatRange(1), help="Seconds to finish in.")
+@click.option(
+    "--steps", default=Defaults.steps, show_default=True, type=click.IntRange(1), help="Where a request does not say."
+)
 @options.own_guidance
 @options.scheduler
-@click.option("--gain-memory", default=1024, show_default=True, type=click.IntRange(0), help="MB of δ on the device.")
-@click.option("--watch-every", default=5.0, show_default=True, type=click.FloatRange(0.1), help="Seconds.")
+@click.option(
+    "--gain-memory",
+    default=ServiceSettings.gain_bytes // MB,
+    show_default=True,
+    type=click.IntRange(0),
+    help="MB of δ on the device.",
+)
+@click.option("--watch-every", default=WATCH_EVERY, show_default=True, type=click.FloatRange(0.1), help="Seconds.")
 @click.option("--index", type=click.Path(path_type=Path), help="Where to keep the store's index [default: the cache].")
 @click.option(
     "--dtype",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from svdiff_serve.settings import DRAIN, HOST, WATCH_EVERY, Defaults, Limits, ServiceSettings
+
 from .devices import device_for
 from .printing import echo
 from .progress import ticker_of
@@ -39,26 +41,26 @@ class ServerCommand:
     own: bool = False
     what: str = "serving on"
     name: str | None = None
-    host: str = "127.0.0.1"
+    host: str = HOST
     port: int = 0
     keys: Path | None = None
     no_auth: bool = False
     public_url: str = ""
-    batch_size: int = 8
-    queue: int = 64
+    batch_size: int = ServiceSettings.batch_size
+    queue: int = ServiceSettings.queue_size
     queue_of_key: int | None = None
-    rate: float = 0.0
-    max_pixels: int = MB
-    max_steps: int = 100
-    max_pictures: int = 4
-    max_body: int = 65536
-    deadline: float = 300.0
-    drain: float = 60.0
-    steps: int = 30
+    rate: float = Limits.rate
+    max_pixels: int = Limits.pixels
+    max_steps: int = Limits.steps
+    max_pictures: int = Limits.pictures
+    max_body: int = Limits.body
+    deadline: float = Limits.seconds
+    drain: float = DRAIN
+    steps: int = Defaults.steps
     guidance: float | None = None
     scheduler: str | None = None
-    gain_memory: int = 1024
-    watch_every: float = 5.0
+    gain_memory: int = ServiceSettings.gain_bytes // MB
+    watch_every: float = WATCH_EVERY
     index: Path | None = None
     dtype: str = "F32"
     log_prompts: bool = False
@@ -113,8 +115,7 @@ class ServerCommand:
         from svdiff_serve.http.app import ServerState
         from svdiff_serve.http.logs import Log
         from svdiff_serve.http.metrics import Metrics
-        from svdiff_serve.http.settings import Defaults, Limits
-        from svdiff_serve.service import Service, ServiceSettings
+        from svdiff_serve.service import Service
         from svdiff_train.sampling.pipelines import load_pipeline
 
         limits = Limits(

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite, prod, sqrt
+from math import prod, sqrt
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -30,8 +30,8 @@ from svdiff_delta.format.stacked import Slice, slice_of
 from svdiff_delta.ops.totals import weighted_total
 from svdiff_delta.ops.weights import WeightedDelta
 from svdiff_delta.svd.cache import BasisCache
-from svdiff_delta.svd.fingerprint import PIECE
 from svdiff_delta.svd.prepare import Progress
+from svdiff_delta.svd.shifted_weight import shifted_parts, total_of
 from svdiff_delta.svd.verify import VerifiedBase
 from svdiff_delta.svd.workspace import Workspace
 
@@ -249,17 +249,19 @@ class _Writer:
             shift = weighted_total(name, plan.parameters[name], plan.deltas, [of.get(name, 0.0) for of in plan.factors])
         if name is None or shift is None or not shift.any():
             return plan.base.read(f"{slot}.{key}").to(target)
-        prepared = self.verified.prepare(name, plan.cache)
-        weight = prepared.weight
-        change = prepared.delta_weight(torch.from_numpy(shift), weight, space)
-        if change.dtype == weight.dtype == target == torch.float32:
-            return _sum(name, change, weight, space)
-        half, wide = ITEM_SIZE[dtype] == 2, torch.promote_types(weight.dtype, change.dtype)
-        found = change.to(wide) + weight if half else change.to(wide).add_(weight)
-        found = found.to(target)
-        _check_finite(name, torch.aminmax(found), dtype)
+        prepared, half = self.verified.prepare(name, plan.cache), ITEM_SIZE[dtype] == 2
+        weight, extremes, losses = prepared.weight, list[Tensor](), list[Loss]()
+        found = space.take("baked", tuple(weight.shape), dtype=target)
+        for part in shifted_parts(prepared, torch.from_numpy(shift), weight, found, space, prepared.device):
+            own, change = part.own.cpu(), part.change.cpu()
+            total = own + change if half else total_of(own, change)
+            extremes += torch.aminmax(total)
+            part.place.copy_(total)
+            if half:
+                losses.append(_loss(own.to(target), part.place, change))
+        _check_finite(name, torch.stack(extremes).to(target), dtype)
         if half:
-            self.losses[name] = _loss(weight.to(target), found, change)
+            self.losses[name] = Loss(sum(loss.change for loss in losses), sum(loss.lost for loss in losses))
         return found
 
 
@@ -273,23 +275,9 @@ def held_weights(base: Base, keys: Mapping[tuple[str, str], str]) -> dict[str, l
     return held
 
 
-def _sum(name: str, change: Tensor, weight: Tensor, space: Workspace) -> Tensor:
-    """Return W + ΔW in float32, added and checked in pieces that stay in the cache; `change` is overwritten.
-
-    Raises:
-        TensorError: it is too large.
-    """
-    total = change if change.is_contiguous() else space.take("rows", tuple(change.shape)).copy_(change)
-    extremes: list[Tensor] = []
-    for part, own in zip(total.view(-1).split(PIECE), weight.reshape(-1).split(PIECE), strict=True):
-        extremes += torch.aminmax(part.add_(own))
-    _check_finite(name, extremes, "F32")
-    return total
-
-
-def _check_finite(name: str, extremes: Sequence[Tensor], dtype: str) -> None:
-    """Raise TensorError unless the least and largest numbers of a baked weight are finite."""
-    if not all(map(isfinite, torch.stack(list(extremes)).tolist())):
+def _check_finite(name: str, extremes: Tensor, dtype: str) -> None:
+    """Raise TensorError unless the least and largest numbers of a baked weight are finite when they are rounded."""
+    if not extremes.isfinite().all():
         raise TensorError(
             f"{name}: the baked weight is too large for {dtype}", fix='use `dtype="BF16"` or `dtype="F32"`'
         )

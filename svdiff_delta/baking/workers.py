@@ -24,7 +24,7 @@ WORKERS: Final = 2
 """Weights that are computed at a time."""
 
 SPACES: Final = 3
-"""Weights that are computed or written at a time, beside a large one: each takes memory for two of its size in float32.
+"""Weights that are computed or written at a time, beside a large one: each takes memory for its bytes in the output.
 
 One more than is computed, so that nobody waits for the writer.
 """

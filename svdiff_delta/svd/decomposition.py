@@ -12,8 +12,6 @@ from torch import Tensor
 
 from svdiff_delta.base_model.devices import load_linear_algebra, multiply
 
-from .workspace import Workspace
-
 TOLERANCE: Final = 1e-7
 """Of σ₁: neighbours at most this far apart are tied, values at most this large are null."""
 
@@ -75,18 +73,15 @@ class Basis:
         rows[start:stop] = self.tail
         return rows
 
-    def delta_weight(self, matrix: Tensor, shift: Tensor, space: Workspace | None = None) -> Tensor:
+    def delta_weight(self, matrix: Tensor, shift: Tensor) -> Tensor:
         """Return ΔW = U diag(max(δ, −σ)) Vᵀ, (rows, columns) float32 (Eq. 2 without cancellation).
 
         Args:
             matrix: the matricized *rounded* weight, (rows, columns) float32.
             shift: δ, (K,) float64, already scaled and summed.
-            space: memory to use again, new memory if not given; the result takes the place of "rounded".
         """
-        space = space or Workspace()
         work = matrix if self.left else matrix.T
-        rows = space.take("rows", (self.split[1], work.shape[1]), work.device)
-        product = space.take("rounded", (work.shape[0], work.shape[1]), work.device)
+        rows, product = work.new_empty(self.split[1], work.shape[1]), work.new_empty(work.shape)
         self.write_change(work, shift, rows, product)
         return product if self.left else product.T
 

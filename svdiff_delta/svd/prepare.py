@@ -20,12 +20,11 @@ from svdiff_delta.format.parameter import Kind, Parameter
 
 from .cache import BasisCache
 from .decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize, unmatricize
-from .fingerprint import fingerprint_stored, round_into, round_weight
+from .fingerprint import fingerprint_stored, round_weight
 from .fingerprint_cache import Known, recall, remember
 from .gpu_basis import round_for
 from .side_by_side import Progress as Progress
 from .side_by_side import cost, map_weights, workers_for
-from .workspace import Workspace
 
 CPU: Final = torch.device("cpu")
 
@@ -45,7 +44,7 @@ class Prepared:
         parameter: what a delta file says about it.
         basis: its basis; None for elementwise parameters.
         source: reads its values.
-        device: where `delta_weight` multiplies; values come from the CPU and go back there.
+        device: where `shifted_parts` is to compute; values are read to the CPU.
     """
 
     parameter: Parameter
@@ -63,26 +62,15 @@ class Prepared:
         """Its values in the basis dtype, as float32, read and rounded now."""
         return round_weight(self.source(), self.parameter.dtype)
 
-    def delta_weight(self, shift: Tensor, weight: Tensor | None = None, space: Workspace | None = None) -> Tensor:
+    def delta_weight(self, shift: Tensor) -> Tensor:
         """Return ΔW in the weight's own shape for δ (size,) in float64, scaled and summed before (spec, section 6.6).
 
         Float32 for spectral parameters; for elementwise ones ΔW is δ itself, float64.
-
-        Args:
-            shift: δ, (size,).
-            weight: the weight's values where they were read already.
-            space: memory to use again, which the result lies in; new memory if not given.
         """
         if self.basis is None:
             return shift.reshape(self.parameter.shape)
-        axis, space = self.parameter.axis, space or Workspace()
-        weight = self.source() if weight is None else weight
-        rounded = round_into(weight, self.parameter.dtype, space.take("rounded", tuple(weight.shape)))
-        matrix = matricize(rounded, axis)
-        if self.device.type == "cpu":
-            change = self.basis.delta_weight(matrix, shift, space)
-        else:
-            change = self.basis.to(self.device).delta_weight(matrix.to(self.device), shift).cpu()
+        axis = self.parameter.axis
+        change = self.basis.delta_weight(matricize(self.rounded, axis), shift)
         return unmatricize(change, self.parameter.shape, axis)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,44 +13,81 @@ from svdiff_delta.format.dtypes import Dtype
 
 from .decomposition import Basis
 from .fingerprint import PIECE, narrow
-from .prepare import Prepared
+from .prepare import CPU, Prepared
 from .workspace import Workspace
 
 BLOCK: Final = 1 << 20
-"""Numbers of a weight that are computed together: 4 MiB in float32, of which there are two."""
+"""Numbers of a weight that a CPU computes together: 4 MiB in float32, of which there are two."""
 
 ALIGNED: Final = 16
 """What the width of a block is a multiple of: rows that begin within a cache line take MKL 1.4 times as long."""
 
 
+class Part(NamedTuple):
+    """Some columns or rows of a weight.
+
+    Attributes:
+        own: the base's values, unrounded.
+        change: ΔW, float32 or wider; its memory is used again for the next part.
+        place: where their sum goes.
+    """
+
+    own: Tensor
+    change: Tensor
+    place: Tensor
+
+
+def total_of(own: Tensor, change: Tensor) -> Tensor:
+    """Return W + ΔW in the wider of their dtypes; it may take the place of ΔW."""
+    wide = torch.promote_types(own.dtype, change.dtype)
+    return change.add_(own) if wide == change.dtype else change + own
+
+
 def write_shifted(prepared: Prepared, shift: Tensor, target: Tensor, space: Workspace | None = None) -> None:
     """Put W + U diag(max(δ, −σ)) Vᵀ into a tensor, computed in float32 or wider and rounded once.
 
+    It is computed where the target is; arguments are those of `shifted_parts`.
+    """
+    for part in shifted_parts(prepared, shift, prepared.weight, target, space, target.device):
+        part.place.copy_(total_of(part.own, part.change))
+
+
+def shifted_parts(
+    prepared: Prepared,
+    shift: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    space: Workspace | None = None,
+    device: torch.device = CPU,
+) -> Iterator[Part]:
+    """Yield W, U diag(max(δ, −σ)) Vᵀ and their place in a tensor, part by part.
+
     Beside the target only two blocks of a weight are in memory. They are the same whatever the number of threads, so
-    the bits are too. It is computed where the target is.
+    the bits are too.
 
     Args:
         prepared: the weight of the base.
         shift: δ, (size,) float64, scaled and summed before.
-        target: where to write, of the weight's own shape, any floating-point dtype and any strides.
+        weight: its values, unrounded.
+        target: where the sum is to go, of the weight's own shape, any floating-point dtype and any strides.
         space: memory to use again; new memory if not given.
+        device: where it is computed.
     """
-    weight, space = prepared.weight, space or Workspace()
+    space = space or Workspace()
     if prepared.basis is None:
-        target.copy_((weight.double() + shift.reshape(weight.shape)).to(target.dtype))
+        yield Part(weight, shift.reshape(weight.shape).clone(), target)  # on the CPU: not every device has float64
         return
-    basis, axis, first = prepared.basis.to(target.device), prepared.parameter.axis, 0
+    basis, axis, first = prepared.basis.to(device), prepared.parameter.axis, 0
     for part, place in zip(_blocks(weight, axis, basis), _blocks(target, axis, basis), strict=True):
-        own = part.to(target.device)
+        own = part.to(device)
         moved = own.movedim(axis, 0)
-        rounded = round_rows(moved, prepared.parameter.dtype, space.take("rounded", tuple(moved.shape), own.device))
+        rounded = round_rows(moved, prepared.parameter.dtype, space.take("rounded", tuple(moved.shape), device))
         matrix = rounded.view(moved.shape[0], -1)
         work = matrix if basis.left else matrix.T
-        rows = space.take("rows", (basis.split[1], work.shape[1]), own.device)
+        rows = space.take("rows", (basis.split[1], work.shape[1]), device)
         basis.write_change(work, shift, rows, work, first)
         first += work.shape[1]
-        change = rounded.movedim(0, axis)
-        place.copy_(change + own if own.dtype == torch.float64 else change.add_(own))
+        yield Part(own, rounded.movedim(0, axis), place)
 
 
 def round_rows(values: Tensor, dtype: Dtype, out: Tensor) -> Tensor:

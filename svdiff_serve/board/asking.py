@@ -12,7 +12,7 @@ from svdiff_delta._util.typed import build
 from svdiff_delta.errors import DeltaError, FormatError, InputError
 from svdiff_serve.errors import LimitError, RefusedError
 from svdiff_serve.http.body import size_of
-from svdiff_serve.http.settings import Defaults, Limits
+from svdiff_serve.settings import Defaults, Limits
 from svdiff_train.sampling.png import check_text
 from svdiff_train.sampling.sample import Sampling
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from svdiff_delta._util.json import JSON
-from svdiff_serve.http.settings import Defaults, Limits
 from svdiff_serve.mixes import TERMS
+from svdiff_serve.settings import Defaults, Limits
 from svdiff_serve.store.store import Entry
 
 from .card import NONE, Card, card_of

@@ -19,7 +19,7 @@ from svdiff_serve.errors import CancelledError, DrainingError, RefusedError
 from svdiff_serve.http.errors import error_body
 from svdiff_serve.http.keys import ANYONE
 from svdiff_serve.http.rates import Rates
-from svdiff_serve.http.settings import Limits
+from svdiff_serve.settings import Limits
 from svdiff_train.sampling.sample import Sampling
 
 from .asking import Preview

@@ -19,6 +19,7 @@ from svdiff_delta.errors import DeltaError
 from svdiff_serve.board.routes import BoardRoutes
 from svdiff_serve.mixes import escaped
 from svdiff_serve.service import Service
+from svdiff_serve.settings import Defaults, Limits
 
 from .backend import Backend, LocalBackend
 from .errors import error_response, response_to
@@ -28,7 +29,6 @@ from .logs import Log
 from .metrics import CONTENT_TYPE, Metrics
 from .pictures import PictureStore
 from .rates import Rates
-from .settings import Defaults, Limits
 
 PROBES: Final = frozenset({"/healthz", "/readyz"})
 """Paths that programs ask every few seconds: the log does not say so."""

@@ -11,10 +11,9 @@ from svdiff_delta._util.json import strict_json
 from svdiff_delta._util.typed import build
 from svdiff_delta.errors import DeltaError, FormatError, InputError
 from svdiff_serve.errors import LimitError, RefusedError
+from svdiff_serve.settings import Defaults, Limits
 from svdiff_train.sampling.png import check_text
 from svdiff_train.sampling.sample import Sampling
-
-from .settings import Defaults, Limits
 
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 AUTO: Final = "auto"

@@ -19,7 +19,8 @@ from svdiff_serve.http.errors import response_to
 from svdiff_serve.http.logs import Log
 from svdiff_serve.http.metrics import Metrics
 from svdiff_serve.mixes import parse_mix
-from svdiff_serve.service import Service, ServiceSettings
+from svdiff_serve.service import Service
+from svdiff_serve.settings import ServiceSettings
 from svdiff_serve.store.sources import source_of
 from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.tiny import NAME, open_tiny

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from svdiff_delta.errors import InputError
-from svdiff_serve.http.settings import Defaults, Limits
+from svdiff_serve.settings import DRAIN, HOST, WATCH_EVERY, Defaults, Limits, ServiceSettings
 
 
 class RaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,23 +56,23 @@ class RaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     gpus: float = 0.0
     device: str | None = None
     dtype: Literal["F32", "F16", "BF16"] = "F32"
-    batch_size: int = 8
-    queue: int = 64
-    gain_memory: int = 1024
+    batch_size: int = ServiceSettings.batch_size
+    queue: int = ServiceSettings.queue_size
+    gain_memory: int = ServiceSettings.gain_bytes >> 20
     kept: int = 1024
-    watch_every: float = 5.0
+    watch_every: float = WATCH_EVERY
     keys: str | None = None
-    host: str = "127.0.0.1"
+    host: str = HOST
     no_auth: bool = False
     public_url: str = ""
-    rate: float = 0.0
-    max_pixels: int = 1 << 20
-    max_steps: int = 100
-    max_pictures: int = 4
-    max_body: int = 65536
-    deadline: float = 300.0
-    drain: float = 60.0
-    steps: int = 30
+    rate: float = Limits.rate
+    max_pixels: int = Limits.pixels
+    max_steps: int = Limits.steps
+    max_pictures: int = Limits.pictures
+    max_body: int = Limits.body
+    deadline: float = Limits.seconds
+    drain: float = DRAIN
+    steps: int = Defaults.steps
     guidance: float | None = None
     scheduler: str | None = None
     log_prompts: bool = False

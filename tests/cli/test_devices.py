@@ -127,7 +127,7 @@ PHASES = {
     "evaluate, loading CLIP": ("evaluate", "transformers.CLIPModel.from_pretrained", "use --device cpu, or paint with"),
     "evaluate, painting": ("evaluate", "svdiff_train.evaluate.candidates.generate", "use --device cpu, or paint with"),
     "evaluate, measuring": ("evaluate", "svdiff_train.evaluate.score", "use --device cpu, or paint with"),
-    "bake": ("bake", "svdiff_delta.svd.prepare.Prepared.delta_weight", "use --device cpu, or set OMP_NUM_THREADS=1"),
+    "bake": ("bake", "svdiff_delta.baking.bake.shifted_parts", "use --device cpu, or set OMP_NUM_THREADS=1"),
     "train, loading": ("train", "svdiff_train.training.setup.load_pipeline", "set mixed_precision to bf16, or take"),
     "train, attaching": ("train", "svdiff_train.methods.svdiff.attach", "set mixed_precision to bf16, or set"),
     "train, a step": ("train", "svdiff_train.training.step.Stepper._loss", "set mixed_precision to bf16, or set"),

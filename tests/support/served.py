@@ -20,8 +20,8 @@ from svdiff_serve.http.app import ServerState
 from svdiff_serve.http.logs import Log
 from svdiff_serve.http.metrics import Metrics
 from svdiff_serve.http.server import Server, bind
-from svdiff_serve.http.settings import Defaults
-from svdiff_serve.service import Service, ServiceSettings
+from svdiff_serve.service import Service
+from svdiff_serve.settings import Defaults, ServiceSettings
 from svdiff_serve.store.sources import FolderSource
 from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.tiny import open_tiny

@@ -147,6 +147,7 @@ from svdiff_delta.runtime.gain_map import additive, factored
 from svdiff_delta.svd import prepare
 from svdiff_delta.svd.decomposition import Basis
 from svdiff_delta.svd.prepare import Prepared
+from svdiff_delta.svd.shifted_weight import shifted_parts
 
 _setup_privateuseone_for_python_backend("other")
 other = torch.device("other")
@@ -156,8 +157,9 @@ with FakeTensorMode():
         sigma, weight = torch.empty(12, dtype=torch.float64), torch.empty(shape)
         basis = Basis(sigma, torch.empty(12, 12), torch.empty(3, 30), 2, shape[0] == 12)
         prepared = Prepared(Parameter(shape, "spectral", 0, "F16", "", (), 2), basis, lambda: weight, other)
-        change = prepared.delta_weight(torch.empty(12, dtype=torch.float64))
-        print(change.device, *change.shape)
+        shift, target = torch.empty(12, dtype=torch.float64), torch.empty(shape)
+        (part,) = shifted_parts(prepared, shift, weight, target, device=prepared.device)
+        print(part.own.device, part.change.device, part.place.device, *part.change.shape)
         for found in (additive(prepared, basis.to(other)), factored(weight.to(other), basis.to(other))):
             print(found.rows.device, found.columns.device, found.response.slope.device, len(found.rows))
 """
@@ -167,7 +169,7 @@ def test_products_are_computed_where_the_vectors_are() -> None:
     done = python(PRODUCTS)
     assert done.err == ""
     factors = ["other:0 other:0 cpu 12", "other:0 other:0 cpu 15"]
-    assert done.out.splitlines() == ["cpu 12 30", *factors, "cpu 30 12", *factors]
+    assert done.out.splitlines() == ["other:0 other:0 cpu 12 30", *factors, "other:0 other:0 cpu 30 12", *factors]
 
 
 def test_products_are_not_rounded_where_a_program_rounds_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from support.board import fill_board
 from support.served import base, server, service
 
 from svdiff_serve.http.server import check_open
-from svdiff_serve.http.settings import Defaults, Limits
 from svdiff_serve.service import Service
+from svdiff_serve.settings import Defaults, Limits
 from svdiff_train.sampling.pipelines import load_pipeline
 
 

@@ -28,8 +28,8 @@ from svdiff_serve.board.shelf import Shelf
 from svdiff_serve.engine.engine import Engine
 from svdiff_serve.engine.job import Job
 from svdiff_serve.http.rates import Rates
-from svdiff_serve.http.settings import Defaults, Limits
 from svdiff_serve.service import Service
+from svdiff_serve.settings import Defaults, Limits
 from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.sampling.sample import Sampling, generate
 

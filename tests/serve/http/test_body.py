@@ -9,7 +9,7 @@ import pytest
 
 from svdiff_serve.errors import LimitError, RefusedError
 from svdiff_serve.http.body import Asked, parse_request, read_request
-from svdiff_serve.http.settings import Defaults, Limits
+from svdiff_serve.settings import Defaults, Limits
 
 
 def read(limits: Limits | None = None, **fields: Any) -> Asked:

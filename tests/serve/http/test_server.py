@@ -26,9 +26,9 @@ from svdiff_delta.format.file import dumps, save
 from svdiff_serve.http.logs import Log
 from svdiff_serve.http.metrics import Metrics
 from svdiff_serve.http.server import check_open
-from svdiff_serve.http.settings import Limits
 from svdiff_serve.mixes import unknown
 from svdiff_serve.service import Service
+from svdiff_serve.settings import Limits
 
 KEY = "alice-secret-0123456789"
 PATH = "/v1/images/generations"

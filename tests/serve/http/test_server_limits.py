@@ -19,8 +19,8 @@ from svdiff_delta.format.file import save
 from svdiff_delta.format.parameter import Table
 from svdiff_serve.http.keys import read_keys
 from svdiff_serve.http.logs import Log
-from svdiff_serve.http.settings import Limits
 from svdiff_serve.service import Service
+from svdiff_serve.settings import Limits
 
 KEY = "alice-secret-0123456789"
 PATH = "/v1/images/generations"

@@ -11,8 +11,8 @@ from support.browser import PHONE, STEPS, WIDE, BoardPage, chromium
 from support.served import server
 
 from svdiff_serve.http.server import check_open
-from svdiff_serve.http.settings import Defaults, Limits
 from svdiff_serve.service import Service
+from svdiff_serve.settings import Defaults, Limits
 
 expect.set_options(timeout=20_000)  # a machine may be busy; what is expected comes as soon as it is there
 

@@ -15,8 +15,8 @@ from support.served import fill, server, service, shifted
 from svdiff_delta import save
 from svdiff_serve.http.keys import read_keys
 from svdiff_serve.http.server import check_open
-from svdiff_serve.http.settings import Defaults
 from svdiff_serve.service import Service
+from svdiff_serve.settings import Defaults
 
 pytestmark = pytest.mark.chromium
 
