@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, TimeoutError
+from playwright.sync_api import Browser
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 from support.board import fill_board
 from support.browser import WIDE, BoardPage
 
@@ -51,7 +52,7 @@ def run_hour(folder: Path, browser: Browser, minutes: float, graph: Path | None)
         try:
             board.page.set_default_timeout(PATIENCE)
             board.painted()
-        except TimeoutError as error:  # the hour's figures are not lost with it
+        except PlaywrightTimeoutError as error:  # the hour's figures are not lost with it
             faults.append(f"the last mix was not painted: {error}")
         nodes = session.send("Memory.getDOMCounters")["nodes"]
         context.close()
