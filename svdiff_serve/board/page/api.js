@@ -49,10 +49,10 @@ export class Server extends EventTarget {
     });
   }
 
-  /** Send a file, and return what comes of it as JSON. */
-  async send(path, file) {
+  /** Send the bytes of a file, and return what comes of it as JSON. */
+  async send(path, content) {
     const headers = { "content-type": "application/octet-stream" };
-    return (await this.#ask(path, { method: "POST", headers, body: file })).json();
+    return (await this.#ask(path, { method: "POST", headers, body: content })).json();
   }
 
   async #ask(path, options = {}) {

@@ -1,6 +1,6 @@
 // The board: joins server, state, shelf, mixer and pictures.
 import { Refused, Server } from "./api.js";
-import { at, clippedWords, say } from "./dom.js";
+import { at, clippedWords, counted, say } from "./dom.js";
 import { Facts } from "./facts.js";
 import { Frames } from "./frames.js";
 import { History } from "./history.js";
@@ -57,6 +57,7 @@ server.addEventListener("gone", () => {
 });
 server.addEventListener("back", async () => {
   await start(); // which paints what could not be painted
+  if (server.gone) return; // again, while it was asked
   at("gone").hidden = true;
   document.body.classList.remove("away");
   say("The server is back.");
@@ -75,7 +76,8 @@ async function start() {
   }
   at("base").textContent = base.name;
   shelf.set(facts.all());
-  if (!settings) begin();
+  if (settings) for (const each of [settings, ways]) each.use(base);
+  else begin();
   render(true);
   document.body.dataset.ready = "true";
 }
@@ -136,7 +138,7 @@ painter.addEventListener("begun", () => {
 });
 painter.addEventListener("picture", ({ detail }) => {
   frames.show(detail);
-  at("status").textContent = detail.last ? `${detail.steps} steps` : `${detail.steps} steps, more to come …`;
+  at("status").textContent = `${counted(detail.steps, "step")}${detail.last ? "" : ", more to come …"}`;
 });
 painter.addEventListener("check", ({ detail }) => checks(detail));
 painter.addEventListener("problem", ({ detail }) => problem(detail.message));

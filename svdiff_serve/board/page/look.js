@@ -120,6 +120,7 @@ export class Look {
     const state = this.#history.state;
     const { terms } = state[state.edit];
     const mix = terms.some(({ name }) => name === delta.name) ? terms : [...terms, term(delta.name)];
+    if (mix.length > MOST.terms) return place; // it cannot be added
     this.#server
       .post("board/check", { mixes: [sent({ terms: mix })] })
       .then((answer) => answer.json())

@@ -31,11 +31,14 @@ class Kept {
   }
 }
 
+const SAID = 4096; // mixes of which is kept what is to be known of them
+
 /** Asks for pictures of jobs. Tells `picture`, `check`, `problem` and `rest`, each with its move in `detail`. */
 export class Painter extends EventTarget {
   #server;
   #client = crypto.getRandomValues(new Uint32Array(4)).join("").slice(0, 40);
   #kept = new Kept();
+  #checks = new Map(); // by mix: what is to be known of it
   #job = null; // the newest
   #move = 0; // of the request sent last
   #running = null; // that request, until it has ended
@@ -73,6 +76,7 @@ export class Painter extends EventTarget {
       const kept = this.#kept.get(frame.key);
       if (kept) this.#tell("picture", { move, frame, stage: job.stages.length - 1, last: true, ...kept });
     }
+    this.#check(move);
     if (same) return; // what lacks is on its way, if for another view
     const [oldest] = this.#open;
     if (this.#open.size >= MOST_OPEN) oldest.ended.abort();
@@ -105,10 +109,18 @@ export class Painter extends EventTarget {
     if (line.kind === "replaced" || line.kind === "done") own.done = true;
     if (this.#running !== own || line.move !== this.#move) return; // the hand is elsewhere
     const { job, missing, move } = own;
-    if (line.kind === "check") this.#tell("check", { move, checks: line.checks, of: job });
+    if (line.kind === "check") {
+      job.checked.forEach((key, index) => this.#checks.set(key, line.checks[index]));
+      for (const oldest of this.#checks.keys()) {
+        if (this.#checks.size <= SAID) break;
+        this.#checks.delete(oldest);
+      }
+      this.#check(move);
+    }
     if (line.kind === "error") {
       own.done = true;
       this.#tell("problem", { move, message: line.error.message });
+      if (line.retry_after) this.#again(own, line.retry_after);
     }
     if (line.kind === "picture") {
       const { key } = missing[line.number];
@@ -125,18 +137,26 @@ export class Painter extends EventTarget {
     if (line.kind === "done") this.#tell("rest", { move, of: job });
   }
 
+  /** Tell what is known of the newest job's mixes: of pictures that are kept nobody says it again. */
+  #check(move) {
+    const checks = this.#job.checked.map((key) => this.#checks.get(key));
+    if (checks.every(Boolean)) this.#tell("check", { move, checks, of: this.#job });
+  }
+
   #failed(error, own) {
     if (error instanceof Refused) {
       if (error.status === 503) this.#server.lost();
       this.#tell("problem", { move: own.move, message: error.message });
-      if (error.status === 429) {
-        const again = () => this.#move === own.move && this.#send();
-        this.#running = null;
-        setTimeout(again, 1000 * Math.max(1, error.wait));
-      }
+      if (error.status === 429) this.#again(own, error.wait);
     } else {
       this.#server.lost();
     }
+  }
+
+  /** Ask once more after some seconds, if the hand has not moved on. */
+  #again(own, seconds) {
+    if (this.#running === own) this.#running = null;
+    setTimeout(() => this.#move === own.move && this.#send(), 1000 * Math.max(1, seconds));
   }
 
   #tell(kind, detail) {

@@ -81,7 +81,7 @@ export class Shelf extends EventTarget {
     const shown = this.#found.slice(0, this.#limit);
     const cards = shown.map((delta) => {
       const known = this.#cards.get(delta.name);
-      if (known && known.delta.sha256 === delta.sha256 && known.delta.fault === delta.fault) return known.element;
+      if (known && alike(known.delta, delta)) return known.element;
       const element = this.#card(delta);
       this.#cards.set(delta.name, { element, delta });
       return element;
@@ -124,6 +124,11 @@ export class Shelf extends EventTarget {
   #choose(name) {
     this.dispatchEvent(new CustomEvent("open", { detail: name }));
   }
+}
+
+/** Tell whether a card shows the same of two: its file may stay while its title or its pictures come and go. */
+function alike(one, other) {
+  return one === other || JSON.stringify(one) === JSON.stringify(other);
 }
 
 /** Return what stands for a δ until its picture is there: its first letter on a colour of its own. */

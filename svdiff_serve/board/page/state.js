@@ -56,8 +56,7 @@ export function words(mix) {
   if (!mix.terms.length) return "the base alone";
   return mix.terms
     .map(({ name, weight, parts }) => `${name} ${number(weight)}${parts.length ? " in parts" : ""}`)
-    .join(" + ")
-    .replaceAll("+ −", "− ");
+    .join(" + ");
 }
 
 function number(value) {
@@ -161,15 +160,14 @@ function weighted(text, fallback) {
 }
 
 function parseMix(text) {
-  const terms = text.split("+").map((part) => {
-    const [head, ...parts] = part.split("~");
+  const terms = text.split("+").map((text) => {
+    const [head, ...rest] = text.split("~");
     const [name, weight] = weighted(head, 1);
-    if (parts.length > MOST.parts) throw new LinkError(`This link has more than ${MOST.parts} parts of one δ.`);
-    return term(
-      name,
-      weight,
-      parts.map((each) => weighted(each)),
-    );
+    if (rest.length > MOST.parts) throw new LinkError(`This link has more than ${MOST.parts} parts of one δ.`);
+    const parts = rest.map((each) => weighted(each));
+    if (new Set(parts.map(([selector]) => selector)).size < parts.length)
+      throw new LinkError(`This link is damaged: it names a part of ${name} twice.`);
+    return term(name, weight, parts);
   });
   if (terms.length > MOST.terms) throw new LinkError(`This link has more than ${MOST.terms} δ in one mix.`);
   if (new Set(terms.map(({ name }) => name)).size < terms.length)

@@ -177,3 +177,13 @@ def test_settings_that_cannot_be_are_said_and_not_taken(board: BoardPage) -> Non
     board.page.locator("#dice").click()
     assert ";s=7,8,9" not in board.state
     expect(board.page.locator(".frame img")).to_have_count(3)
+
+
+def test_a_weight_that_cannot_be_is_said(board: BoardPage) -> None:
+    board.open("1;a=dog:0.4", painted=False)
+    number = board.page.get_by_label("weight of dog, as a number")
+    number.fill("")
+    number.press("Enter")
+    expect(number).to_have_attribute("aria-invalid", "true")
+    assert board.told() == "The weight of dog is a number from −1,000,000 to 1,000,000: 0.4 stays."
+    assert board.state == "1;a=dog:0.4"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 from support.board import varied
 from support.browser import STEPS, WATCH, BoardPage
@@ -16,7 +18,7 @@ from svdiff_delta import save
 from svdiff_serve.http.keys import read_keys
 from svdiff_serve.http.server import check_open
 from svdiff_serve.service import Service
-from svdiff_serve.settings import Defaults
+from svdiff_serve.settings import Defaults, Limits
 
 pytestmark = pytest.mark.chromium
 
@@ -124,3 +126,95 @@ def test_only_cards_that_can_be_seen_are_built(new_page: Callable[..., BoardPage
             board.page.wait_for_timeout(50)
         expect(cards).to_have_count(200)
         board.page.close()
+
+
+def test_what_is_typed_stays_when_the_store_changes(new_page: Callable[..., BoardPage], tmp_path: Path) -> None:
+    folder = fill(tmp_path / "deltas")
+    with service(folder) as found, server(found, hosts=HOSTS, defaults=DEFAULTS) as (url, _, _):
+        found.store.watch(0.2)
+        board = new_page(url).open("1;a=dog")
+        seeds = board.page.get_by_label("Seeds")
+        seeds.fill("3, 4")
+        save(varied("mid", 5), folder / "new.safetensors")
+        expect(board.card("new")).to_be_visible()
+        expect(seeds).to_have_value("3, 4")
+        seeds.press("Enter")
+        number = board.page.get_by_label("weight of dog, as a number")
+        number.fill("0.25")
+        (folder / "new.safetensors").unlink()
+        expect(board.card("new")).to_have_count(0)
+        expect(number).to_have_value("0.25")
+        number.press("Enter")
+        assert board.state == "1;a=dog:0.25;s=3,4"
+        board.page.locator("#undo").click()
+        expect(number).to_have_value("1")
+        board.page.close()
+
+
+def test_a_file_that_takes_the_place_of_another_has_its_own_sliders_and_card(
+    new_page: Callable[..., BoardPage], tmp_path: Path
+) -> None:
+    folder = fill(tmp_path / "deltas")
+    save(varied("unet", 1), folder / "wide.safetensors")
+    with service(folder) as found, server(found, hosts=HOSTS, defaults=DEFAULTS) as (url, _, _):
+        found.store.watch(0.2)
+        board = new_page(url).open("1;a=wide", painted=False)
+        board.term("wide").get_by_text("Blocks and subsets").click()
+        expect(board.page.get_by_label("factor of down.1 in wide")).to_be_visible()
+        save(varied("mid", 4), folder / "wide.safetensors", overwrite=True)
+        expect(board.page.get_by_label("factor of mid in wide")).to_be_visible()
+        expect(board.page.get_by_label("factor of down.1 in wide")).to_have_count(0)
+        Image.new("RGB", (64, 64), (200, 10, 30)).save(folder / "wide.png")
+        expect(board.card("wide").locator("img")).to_be_visible()
+        expect(board.term("wide").locator(".term-head img")).to_be_visible()
+        board.page.close()
+
+
+def test_more_pictures_than_a_minute_has_are_painted_later(
+    board_service: Service, new_page: Callable[..., BoardPage]
+) -> None:
+    # Each picture fills the bucket; it is full again a second later.
+    with server(board_service, hosts=HOSTS, defaults=DEFAULTS, limits=Limits(rate=1)) as (url, state, _):
+        state.rates._rate = 1.0
+        board = new_page(url).open("1;a=dog")
+        state.rates._left.update(anyone=(-1.0, time.monotonic()))
+        board.weight("dog").fill("0.5")
+        expect(board.page.locator("#problem")).to_contain_text("try again in")
+        board.painted()
+        expect(board.page.locator("#problem")).to_be_hidden()
+        board.page.close()
+
+
+def test_another_server_at_the_same_place_has_its_own_limits(
+    board_service: Service, new_page: Callable[..., BoardPage]
+) -> None:
+    with server(board_service, hosts=HOSTS, defaults=DEFAULTS) as (url, _, _):
+        board = new_page(url).open("1;a=dog")
+    board.weight("dog").fill("-0.5")
+    expect(board.page.locator("#gone")).to_be_visible()
+    other = {"defaults": Defaults(steps=1), "limits": Limits(steps=10, prompt=50)}
+    with server(board_service, hosts=HOSTS, port=urlsplit(url).port, **other):
+        expect(board.page.locator("#gone")).to_be_hidden()
+        assert board.page.locator("#steps").get_attribute("placeholder") == "1"
+        assert board.page.locator("#prompt").get_attribute("maxlength") == "50"
+        board.painted()
+    board.faults.clear()  # the browser notes each request that nobody answered
+    board.page.close()
+
+
+def test_a_server_that_comes_and_goes_is_said_to_be_gone(new_page: Callable[..., BoardPage]) -> None:
+    board = new_page().open("1;a=dog")
+    looks: list[str] = []
+    board.page.route("**/board/*", lambda route: route.abort())
+    board.page.on("request", lambda each: each.url.endswith("/readyz") and looks.append(each.url))
+    board.weight("dog").fill("-0.5")
+    board.page.wait_for_function("document.querySelector('#gone').hidden === false")
+    with board.page.expect_response("**/readyz"):
+        pass
+    with board.page.expect_request_finished(lambda each: each.url.endswith("/readyz")):
+        pass
+    expect(board.page.locator("#gone")).to_be_visible()
+    board.page.unroute_all()
+    expect(board.page.locator("#gone")).to_be_hidden()
+    board.painted()
+    board.faults.clear()  # the browser notes each request that was ended
