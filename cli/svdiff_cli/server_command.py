@@ -112,7 +112,7 @@ class ServerCommand:
         """
         if self.steps > self.max_steps and not self.own:
             message = f"--steps {self.steps} is more than --max-steps {self.max_steps}"
-            raise InputError(message, fix="each request that says no steps would be refused: raise --max-steps")
+            raise InputError(message, fix="give fewer steps, or allow more: requests that name none would be refused")
         return Limits(
             pixels=self.max_pixels,
             steps=max(self.max_steps, self.steps),

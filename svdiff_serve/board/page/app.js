@@ -41,8 +41,10 @@ server.addEventListener("key", ({ detail: tried }) => {
 });
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  server.key = at("key-text").value;
+  const fine = server.take(at("key-text").value);
   at("key-text").value = "";
+  at("key-wrong").hidden = fine;
+  if (!fine) return;
   given = true;
   at("key").close();
   start();

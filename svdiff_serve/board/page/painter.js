@@ -121,6 +121,7 @@ export class Painter extends EventTarget {
       own.done = true;
       this.#tell("problem", { move, message: line.error.message });
       if (line.retry_after) this.#again(own, line.retry_after);
+      if (line.error.code === "shutting_down") this.#server.lost(); // what is not painted is asked of the next one
     }
     if (line.kind === "picture") {
       const { key } = missing[line.number];

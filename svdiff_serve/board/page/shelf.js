@@ -133,7 +133,7 @@ function alike(one, other) {
 
 /** Return what stands for a δ until its picture is there: its first letter on a colour of its own. */
 export function thumb({ name, sha256 }) {
-  const letter = (name.split("/").at(-1)[0] ?? "δ").toUpperCase();
+  const letter = ([...name.split("/").at(-1)][0] ?? "δ").toUpperCase();
   const hue = parseInt((sha256 ?? "").slice(0, 2) || "0", 16) % 8;
   return h("span", { className: `thumb hue${hue}`, "aria-hidden": "true" }, letter);
 }

@@ -156,5 +156,6 @@ def test_nothing_is_wider_than_a_page_that_is_zoomed(new_page: Callable[..., Boa
     name, caption = board.page.locator("#base"), board.page.locator(".frame figcaption").first
     assert name.evaluate("(each) => each.parentElement.scrollWidth <= each.parentElement.clientWidth")
     box, stage = caption.bounding_box(), board.page.locator("#frames").bounding_box()
-    assert box is not None and stage is not None
+    assert box is not None
+    assert stage is not None
     assert box["y"] + box["height"] / 2 < stage["y"] + stage["height"]

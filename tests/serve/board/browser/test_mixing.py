@@ -187,3 +187,10 @@ def test_a_weight_that_cannot_be_is_said(board: BoardPage) -> None:
     expect(number).to_have_attribute("aria-invalid", "true")
     assert board.told() == "The weight of dog is a number from −1,000,000 to 1,000,000: 0.4 stays."
     assert board.state == "1;a=dog:0.4"
+
+
+def test_what_stands_for_a_delta_without_a_picture_is_its_first_letter(board: BoardPage) -> None:
+    board.open(painted=False)
+    script = "async (name) => (await import('/page/shelf.js')).thumb({ name }).textContent"
+    found = [board.page.evaluate(script, name) for name in ("pets/dog", "pets/🐶", "é")]
+    assert found == ["D", "🐶", "É"]

@@ -61,6 +61,11 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(
         field.fill("not-the-right-key")
         field.press("Enter")
         expect(board.page.locator("#key-wrong")).to_be_visible()
+        field.fill("“a-key-of-some-length”")  # as a text program writes quotes: no header can hold them
+        field.press("Enter")
+        expect(field).to_have_value("")
+        expect(board.page.locator("#key-wrong")).to_be_visible()
+        expect(board.page.locator("#gone")).to_be_hidden()
         field.fill("a-key-of-some-length")
         field.press("Enter")
         board.painted()
@@ -204,9 +209,7 @@ def test_another_server_at_the_same_place_has_its_own_limits(
 
 def test_a_server_that_comes_and_goes_is_said_to_be_gone(new_page: Callable[..., BoardPage]) -> None:
     board = new_page().open("1;a=dog")
-    looks: list[str] = []
     board.page.route("**/board/*", lambda route: route.abort())
-    board.page.on("request", lambda each: each.url.endswith("/readyz") and looks.append(each.url))
     board.weight("dog").fill("-0.5")
     board.page.wait_for_function("document.querySelector('#gone').hidden === false")
     with board.page.expect_response("**/readyz"):
@@ -218,3 +221,25 @@ def test_a_server_that_comes_and_goes_is_said_to_be_gone(new_page: Callable[...,
     expect(board.page.locator("#gone")).to_be_hidden()
     board.painted()
     board.faults.clear()  # the browser notes each request that was ended
+
+
+def test_a_server_that_ends_while_it_paints_is_said_to_be_gone(
+    new_page: Callable[..., BoardPage], tmp_path: Path
+) -> None:
+    with service(fill(tmp_path / "deltas")) as found, server(found, hosts=HOSTS, defaults=DEFAULTS) as (url, state, _):
+        board = new_page(url).open("1;a=dog;t=1,100", painted=False)
+        expect(board.page.locator(".frame .note")).to_have_text("1 step")
+        state.backend.draining = True
+        found.engine.drain(0)  # what is being painted ends with an error, and the next picture is another server's
+        expect(board.page.locator("#gone")).to_be_visible()
+        board.page.close()
+    board.faults.clear()  # the browser notes each look whether it is back
+
+
+def test_a_browser_that_keeps_nothing_for_pages_has_the_board(new_page: Callable[..., BoardPage]) -> None:
+    board = new_page()
+    script = (
+        "Object.defineProperty(window, 'sessionStorage', { get() { throw new DOMException('no', 'SecurityError'); } })"
+    )
+    board.page.add_init_script(script)
+    board.open("1;a=dog")
