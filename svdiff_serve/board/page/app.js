@@ -107,6 +107,10 @@ async function watch() {
   } catch {
     return; // whoever is gone is said to be gone by now
   }
+  if (facts.started !== base.started) {
+    await start(); // another server is there, and nobody saw the one before go
+    return;
+  }
   shelf.set(facts.all());
   render(true);
 }

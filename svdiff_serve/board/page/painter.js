@@ -76,8 +76,11 @@ export class Painter extends EventTarget {
       const kept = this.#kept.get(frame.key);
       if (kept) this.#tell("picture", { move, frame, stage: job.stages.length - 1, last: true, ...kept });
     }
+    if (!same) this.#paint(job, missing, move); // or else what lacks is on its way, if for another view
     this.#check(move);
-    if (same) return; // what lacks is on its way, if for another view
+  }
+
+  #paint(job, missing, move) {
     const [oldest] = this.#open;
     if (this.#open.size >= MOST_OPEN) oldest.ended.abort();
     if (missing.length) this.#run(job, missing, move);
@@ -154,10 +157,15 @@ export class Painter extends EventTarget {
     }
   }
 
-  /** Ask once more after some seconds, if the hand has not moved on. */
+  /** Ask after some seconds for what lacks, if the hand has not moved on: pictures of few steps are not paid for twice. */
   #again(own, seconds) {
     if (this.#running === own) this.#running = null;
-    setTimeout(() => this.#move === own.move && this.#send(), 1000 * Math.max(1, seconds));
+    const again = () => {
+      if (this.#move !== own.move) return;
+      if (own.seen) this.#job = { ...this.#job, stages: this.#job.stages.slice(-1) };
+      this.#send();
+    };
+    setTimeout(again, 1000 * Math.max(1, seconds));
   }
 
   #tell(kind, detail) {

@@ -117,7 +117,9 @@ export class Settings {
 
   #another() {
     const { seeds } = this.#history.state;
-    if (seeds.length < MOST.seeds) this.#set({ seeds: [...seeds, Math.max(...seeds) + 1] });
+    const next = Math.max(...seeds) + 1;
+    const free = [next, ...Array(MOST.seeds).keys()].find((seed) => Number.isSafeInteger(seed) && !seeds.includes(seed));
+    if (seeds.length < MOST.seeds) this.#set({ seeds: [...seeds, free] });
   }
 
   #stages() {

@@ -133,7 +133,7 @@ export class Ways {
   async #take(name, ask) {
     try {
       const found = await ask();
-      if (!found.mix) {
+      if (!found.mix?.terms.length) {
         say(`${name}: ${found.message}`, "warn");
         return;
       }

@@ -143,6 +143,6 @@ def test_names_with_marks_go_through_an_address(board: BoardPage) -> None:
 def test_what_is_typed_is_there_when_the_page_is_loaded_again(board: BoardPage) -> None:
     board.open("1;a=dog", painted=False)
     board.page.get_by_label("Prompt", exact=True).press_sequentially("a red car")
-    board.page.wait_for_function("location.hash.includes('p=')")
+    board.page.wait_for_function("() => location.hash.includes('p=')")
     board.page.reload()
     expect(board.page.get_by_label("Prompt", exact=True)).to_have_value("a red car")

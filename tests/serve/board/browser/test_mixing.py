@@ -177,6 +177,10 @@ def test_settings_that_cannot_be_are_said_and_not_taken(board: BoardPage) -> Non
     board.page.locator("#dice").click()
     assert ";s=7,8,9" not in board.state
     expect(board.page.locator(".frame img")).to_have_count(3)
+    seeds.fill("9007199254740991")  # the largest that a page can count
+    seeds.press("Enter")
+    board.page.locator("#more-seeds").click()
+    assert ";s=9007199254740991,0;" in board.state
 
 
 def test_a_weight_that_cannot_be_is_said(board: BoardPage) -> None:

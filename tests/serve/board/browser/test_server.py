@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +16,8 @@ from support.browser import STEPS, WATCH, BoardPage
 from support.served import fill, server, service, shifted
 
 from svdiff_delta import save
-from svdiff_serve.http.keys import read_keys
+from svdiff_serve.errors import BusyError
+from svdiff_serve.http.keys import ANYONE, read_keys
 from svdiff_serve.http.server import check_open
 from svdiff_serve.service import Service
 from svdiff_serve.settings import Defaults, Limits
@@ -178,14 +180,18 @@ def test_a_file_that_takes_the_place_of_another_has_its_own_sliders_and_card(
 def test_more_pictures_than_a_minute_has_are_painted_later(
     board_service: Service, new_page: Callable[..., BoardPage]
 ) -> None:
-    # Each picture fills the bucket; it is full again a second later.
-    with server(board_service, hosts=HOSTS, defaults=DEFAULTS, limits=Limits(rate=1)) as (url, state, _):
-        state.rates._rate = 1.0
-        board = new_page(url).open("1;a=dog")
-        state.rates._left.update(anyone=(-1.0, time.monotonic()))
+    with server(board_service, hosts=HOSTS, defaults=DEFAULTS, limits=Limits(rate=60)) as (url, state, _):
+        board = new_page(url).open("1;a=dog;t=1,2")
+        asked: list[list[int]] = []
+        board.page.on("request", lambda each: each.post_data and asked.append(json.loads(each.post_data)["stages"]))
+        with suppress(BusyError):
+            while True:
+                state.rates.take(ANYONE, 1)
         board.weight("dog").fill("0.5")
-        expect(board.page.locator("#problem")).to_contain_text("try again in")
+        expect(board.page.locator("#problem")).to_contain_text("60 pictures in a minute, and has: try again in 1 s")
         board.painted()
+        assert asked[:2] == [[1, 2]] * 2
+        assert asked[2:] in ([], [[2]])  # pictures of few steps are not paid for twice
         expect(board.page.locator("#problem")).to_be_hidden()
         board.page.close()
 
@@ -207,11 +213,23 @@ def test_another_server_at_the_same_place_has_its_own_limits(
     board.page.close()
 
 
+def test_another_server_is_seen_though_nobody_saw_the_one_before_go(
+    board_service: Service, new_page: Callable[..., BoardPage]
+) -> None:
+    with server(board_service, hosts=HOSTS, defaults=DEFAULTS) as (url, _, _):
+        board = new_page(url).open("1;a=dog")
+    with server(board_service, hosts=HOSTS, port=urlsplit(url).port, defaults=Defaults(steps=1)):
+        expect(board.page.locator("#steps")).to_have_attribute("placeholder", "1")
+        board.painted()
+        board.page.close()
+    board.faults.clear()  # the browser may note a request that nobody answered
+
+
 def test_a_server_that_comes_and_goes_is_said_to_be_gone(new_page: Callable[..., BoardPage]) -> None:
     board = new_page().open("1;a=dog")
     board.page.route("**/board/*", lambda route: route.abort())
     board.weight("dog").fill("-0.5")
-    board.page.wait_for_function("document.querySelector('#gone').hidden === false")
+    board.page.wait_for_function("() => !document.querySelector('#gone').hidden")
     with board.page.expect_response("**/readyz"):
         pass
     with board.page.expect_request_finished(lambda each: each.url.endswith("/readyz")):

@@ -9,8 +9,9 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 from support.browser import BoardPage
+from support.served import shifted
 
-from svdiff_delta import load
+from svdiff_delta import load, save
 from svdiff_delta.format.file import dumps
 from svdiff_delta.ops.merge import merge
 from svdiff_delta.ops.merge.recipe import read_recipe
@@ -121,7 +122,7 @@ def test_a_mix_of_the_store_opens_from_its_card(board: BoardPage) -> None:
     assert "Both of them" in board.told()
 
 
-def test_what_has_no_sliders_says_why(board: BoardPage, board_folder: Path) -> None:
+def test_what_has_no_sliders_says_why(board: BoardPage, board_folder: Path, tmp_path: Path) -> None:
     board.open("1;a=dog", painted=False)
     file = board.page.get_by_label("Open a saved mix")
     file.set_input_files(board_folder / "wide.safetensors")
@@ -129,6 +130,10 @@ def test_what_has_no_sliders_says_why(board: BoardPage, board_folder: Path) -> N
     assert board.state == "1;a=dog"
     file.set_input_files(board_folder / "broken.safetensors")
     expect(board.page.locator("#toast.warn")).to_contain_text("broken.safetensors: ")
+    assert board.state == "1;a=dog"
+    save(merge([shifted(0.7), shifted(0.9)]), tmp_path / "strange.safetensors")
+    file.set_input_files(tmp_path / "strange.safetensors")
+    expect(board.page.locator("#toast.warn")).to_contain_text("2 deltas of the 2 that it was mixed of are not here")
     assert board.state == "1;a=dog"
     board.faults.clear()  # the browser notes the refusal
 
