@@ -154,7 +154,10 @@ export class Look {
     }, full ? `Mix ${side.toUpperCase()} is full: ${MOST.terms} deltas` : `Add to mix ${side.toUpperCase()}`); // prettier-ignore
     const remove = h("button", {
       type: "button",
-      onclick: () => done(withMix(this.#history.state, side, terms.filter(({ name }) => name !== delta.name))),
+      onclick: () => {
+        const now = this.#history.state; // the address may have changed it since the card was opened
+        done(withMix(now, side, now[side].terms.filter(({ name }) => name !== delta.name)));
+      },
     }, `Take out of mix ${side.toUpperCase()}`); // prettier-ignore
     const prompt = h("button", {
       type: "button",

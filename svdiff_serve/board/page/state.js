@@ -117,11 +117,14 @@ export function parse(fragment) {
     throw new LinkError(`This link has more than ${LONGEST} characters; no mix is that long.`);
   const [version, ...fields] = fragment.split(";");
   if (version !== VERSION) throw new LinkError("This link is of another version of the board.");
-  for (const field of fields) {
+  const seen = new Set();
+  for (const field of fields.filter(Boolean)) {
     const mark = field.indexOf("=");
     const key = field.slice(0, mark);
     const text = field.slice(mark + 1);
     const read = mark > 0 && Object.hasOwn(READERS, key) ? READERS[key] : null;
+    if (seen.has(key)) throw new LinkError(`This link is damaged: it says ${JSON.stringify(key.slice(0, 40))} twice.`);
+    seen.add(key);
     if (read) Object.assign(state, read(text));
     else ignored.push(field.slice(0, 40));
   }

@@ -88,6 +88,7 @@ DAMAGED = [
     ("1;a=dog~ca", "no part of a mix"),
     ("1;a=dog:1:2", "no part of a mix"),
     ("1;a=dog~ca:1~ca:2", "a part of dog twice"),
+    ("1;a=dog;v=ab;a=cat", 'it says "a" twice'),
     ("1;a=%E2%28", "not readable"),
     ("1;s=0.5", "whole numbers"),
     ("1;s=-1", "whole numbers"),
