@@ -98,6 +98,7 @@ function begin() {
   addEventListener("hashchange", () => read(false));
   read(true);
   setInterval(watch, EVERY);
+  document.addEventListener("visibilitychange", watch); // whoever comes back to the page does not wait
 }
 
 async function watch() {

@@ -81,7 +81,10 @@ export class Shelf extends EventTarget {
     const shown = this.#found.slice(0, this.#limit);
     const cards = shown.map((delta) => {
       const known = this.#cards.get(delta.name);
-      if (known && alike(known.delta, delta)) return known.element;
+      if (known && alike(known.delta, delta)) {
+        known.delta = delta; // the same object: the next look compares nothing
+        return known.element;
+      }
       const element = this.#card(delta);
       this.#cards.set(delta.name, { element, delta });
       return element;

@@ -100,6 +100,7 @@ def test_what_comes_into_the_store_comes_onto_the_shelf(new_page: Callable[..., 
     with service(folder) as found, server(found, hosts=HOSTS, defaults=DEFAULTS) as (url, _, _):
         found.store.watch(0.2)
         board = new_page(url).open("1;a=dog")
+        board.look_often()
         before = board.page.locator(".frame img").get_attribute("src")
         save(varied("mid", 5), folder / "new.safetensors")
         save(shifted(-1.5), folder / "dog.safetensors", overwrite=True)
@@ -140,6 +141,7 @@ def test_what_is_typed_stays_when_the_store_changes(new_page: Callable[..., Boar
     with service(folder) as found, server(found, hosts=HOSTS, defaults=DEFAULTS) as (url, _, _):
         found.store.watch(0.2)
         board = new_page(url).open("1;a=dog")
+        board.look_often()
         seeds = board.page.get_by_label("Seeds")
         seeds.fill("3, 4")
         save(varied("mid", 5), folder / "new.safetensors")
@@ -166,6 +168,7 @@ def test_a_file_that_takes_the_place_of_another_has_its_own_sliders_and_card(
     with service(folder) as found, server(found, hosts=HOSTS, defaults=DEFAULTS) as (url, _, _):
         found.store.watch(0.2)
         board = new_page(url).open("1;a=wide", painted=False)
+        board.look_often()
         board.term("wide").get_by_text("Blocks and subsets").click()
         expect(board.page.get_by_label("factor of down.1 in wide")).to_be_visible()
         save(varied("mid", 4), folder / "wide.safetensors", overwrite=True)
@@ -219,6 +222,7 @@ def test_another_server_is_seen_though_nobody_saw_the_one_before_go(
     with server(board_service, hosts=HOSTS, defaults=DEFAULTS) as (url, _, _):
         board = new_page(url).open("1;a=dog")
     with server(board_service, hosts=HOSTS, port=urlsplit(url).port, defaults=Defaults(steps=1)):
+        board.look_often()
         expect(board.page.locator("#steps")).to_have_attribute("placeholder", "1")
         board.painted()
         board.page.close()
