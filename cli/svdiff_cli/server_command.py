@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from svdiff_delta.errors import InputError
 from svdiff_serve.settings import DRAIN, HOST, WATCH_EVERY, Defaults, Limits, ServiceSettings
 
 from .devices import device_for
@@ -85,6 +86,7 @@ class ServerCommand:
 
         keys = None if self.keys is None else read_keys(self.keys)
         hosts = check_open(self.host, keys, no_auth=self.no_auth)
+        self.limits()  # before a model is loaded
         if self.index is not None:
             check_index(self.index)
         listening = bind(self.host, self.port)
@@ -102,6 +104,24 @@ class ServerCommand:
             threading.Thread(target=ready, args=(address,), daemon=True).start()
             serve(state, listening, seconds=self.drain)
 
+    def limits(self) -> Limits:
+        """Return what requests may ask for; whoever serves themselves may have as many steps as they say.
+
+        Raises:
+            InputError: a request that says nothing would ask for too much.
+        """
+        if self.steps > self.max_steps and not self.own:
+            message = f"--steps {self.steps} is more than --max-steps {self.max_steps}"
+            raise InputError(message, fix="give fewer steps, or allow more: requests that name none would be refused")
+        return Limits(
+            pixels=self.max_pixels,
+            steps=max(self.max_steps, self.steps),
+            pictures=self.max_pictures,
+            body=self.max_body,
+            rate=self.rate,
+            seconds=self.deadline,
+        )
+
     def _state(
         self,
         model: Base,
@@ -118,14 +138,6 @@ class ServerCommand:
         from svdiff_serve.service import Service
         from svdiff_train.sampling.pipelines import load_pipeline
 
-        limits = Limits(
-            pixels=self.max_pixels,
-            steps=self.max_steps,
-            pictures=self.max_pictures,
-            body=self.max_body,
-            rate=self.rate,
-            seconds=self.deadline,
-        )
         settings = ServiceSettings(
             batch_size=self.batch_size,
             queue_size=self.queue,
@@ -142,7 +154,7 @@ class ServerCommand:
         return ServerState(
             service=service,
             board=self.board,
-            limits=limits,
+            limits=self.limits(),
             defaults=defaults,
             keys=keys,
             hosts=hosts,

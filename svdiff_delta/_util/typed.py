@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -95,6 +95,9 @@ def _wrong(kind: inspect.Type, value: Any, trail: Trail) -> Iterator[Wrong]:
         yield from _wrong_fields(kind, value, trail)
     elif isinstance(kind, inspect.ListType | inspect.VarTupleType):
         yield from _wrong_items(kind, value, trail)
+    elif isinstance(kind, inspect.TupleType) and isinstance(value, list) and len(value) == len(kind.item_types):
+        for place, (own, item) in enumerate(zip(kind.item_types, value, strict=True)):
+            yield from _wrong(own, item, (*trail, place))
     elif isinstance(kind, inspect.DictType):
         yield from _wrong_values(kind, value, trail)
     elif isinstance(kind, inspect.FloatType) and type(value) is int and abs(value) > sys.float_info.max:
@@ -119,6 +122,9 @@ def _wrong_for_all(kind: inspect.UnionType, value: Any, trail: Trail) -> Iterato
 def _wrong_items(kind: inspect.ListType | inspect.VarTupleType, value: Any, trail: Trail) -> Iterator[Wrong]:
     if not isinstance(value, list | tuple) or len(value) < (kind.min_length or 0):
         yield _must(kind, value, trail)
+        return
+    if len(value) > _most(kind):
+        yield f"{_name(trail)}: has {len(value):,} items, {_most(kind):,} is the most", ""
         return
     for place, item in enumerate(value):
         yield from _wrong(kind.item_type, item, (*trail, place))
@@ -179,8 +185,29 @@ def _fits(kind: inspect.Type, value: Any) -> bool:
     if isinstance(kind, inspect.LiteralType):
         return value in kind.values and not isinstance(value, bool)
     if isinstance(kind, inspect.StrType) and isinstance(value, str):
-        return len(value) >= (kind.min_length or 0)
+        return (kind.min_length or 0) <= len(value) <= _most(kind)
+    if isinstance(kind, inspect.IntType | inspect.FloatType) and type(value) in (int, float):
+        low, high = _bounds(kind)
+        return low <= value <= high and _PLAIN[type(kind)][1](value)
     return _PLAIN[type(kind)][1](value) if type(kind) in _PLAIN else True
+
+
+def _most(kind: inspect.StrType | inspect.ListType | inspect.VarTupleType) -> float:
+    """Return how many characters or items a type allows."""
+    return inf if kind.max_length is None else kind.max_length
+
+
+def _bounds(kind: inspect.IntType | inspect.FloatType) -> tuple[float, float]:
+    """Return the least and the largest number that a type allows."""
+    return -inf if kind.ge is None else kind.ge, inf if kind.le is None else kind.le
+
+
+def _between(kind: inspect.IntType | inspect.FloatType) -> str:
+    """Return in words which numbers a type allows; empty for all."""
+    low, high = _bounds(kind)
+    if low == -inf:
+        return "" if high == inf else f" of at most {high:,}"
+    return f" of at least {low:,}" if high == inf else f" from {low:,} to {high:,}"
 
 
 def _allowed(kind: inspect.Type) -> str:
@@ -195,6 +222,10 @@ def _allowed(kind: inspect.Type) -> str:
         return f"a list of {item}" if item else "a list"
     if type(kind) in _CONTAINERS:
         return "a mapping"
+    if isinstance(kind, inspect.IntType | inspect.FloatType):
+        return _PLAIN[type(kind)][0] + _between(kind)
+    if isinstance(kind, inspect.StrType) and kind.max_length is not None:
+        return f"a text of at most {kind.max_length:,} characters"
     return _PLAIN[type(kind)][0] if type(kind) in _PLAIN else "another value"
 
 

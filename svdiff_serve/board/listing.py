@@ -83,8 +83,9 @@ class Listing:
             if self._made is None or time.monotonic() - self._made[0] > FRESH:
                 rows = list(self._rows())
                 self._shelf.forget()
-                version = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-                body = json.dumps({"version": version, "deltas": rows}, ensure_ascii=False, separators=(",", ":"))
+                about = {"started": self._started // 1_000_000, "deltas": rows}
+                version = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+                body = json.dumps({"version": version, **about}, ensure_ascii=False, separators=(",", ":"))
                 self._made = time.monotonic(), version, body.encode()
             return self._made[1:]
 

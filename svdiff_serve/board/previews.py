@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from svdiff_serve.engine.job import Job, Ticket
 from svdiff_serve.engine.live_base import MixGains
-from svdiff_serve.errors import CancelledError, DrainingError, RefusedError
+from svdiff_serve.errors import BusyError, CancelledError, DrainingError, RefusedError
 from svdiff_serve.http.errors import error_body
 from svdiff_serve.http.keys import ANYONE
 from svdiff_serve.http.rates import Rates
@@ -95,7 +95,8 @@ class Previews:
             if run.replaced or isinstance(error, CancelledError):
                 yield _line(asked, {"kind": "replaced"})
             else:
-                yield _line(asked, {"kind": "error", **error_body(error)})
+                later = {"retry_after": error.retry_after} if isinstance(error, BusyError) else {}
+                yield _line(asked, {"kind": "error", **error_body(error), **later})
         finally:
             self._service.engine.cancel(run.tickets)
             run.tickets = []  # its number stays, for requests that are still on their way

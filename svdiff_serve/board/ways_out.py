@@ -169,6 +169,8 @@ class WaysOut:
         return Saved(f"{stem}.py", TEXT, text.encode())
 
     def _lora(self, asked: Export) -> Saved:
+        if asked.dtype == "I8":
+            raise RefusedError("no LoRA is stored as I8", fix="choose F32, F16 or BF16", field="dtype")
         from svdiff_delta.conversion import convert
         from svdiff_delta.svd.energy import total_energy
 

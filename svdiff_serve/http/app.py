@@ -236,7 +236,8 @@ def make_front(state: Shared, backend: Backend, more: Callable[[FastAPI], None] 
 
     @app.exception_handler(HTTPException)
     async def unknown(_: Request, error: HTTPException) -> Response:
-        return error_response(error.status_code, str(error.detail), code="not_found")
+        code = "method_not_allowed" if error.status_code == 405 else "not_found"
+        return error_response(error.status_code, str(error.detail), code=code, headers=dict(error.headers or {}))
 
     return Gate(app, state)
 

@@ -56,6 +56,13 @@ def test_it_listens_on_loopback_at_a_free_port_and_opens_the_browser_there(serve
     assert (served.command.own, served.command.board, served.command.keys) == (True, True, None)
 
 
+def test_it_paints_as_many_steps_as_were_asked_for(served: SimpleNamespace) -> None:
+    assert svdiff("board", "tiny", "--steps", "150").code == 0
+    assert served.command.limits().steps == 150
+    assert svdiff("board", "tiny").code == 0
+    assert served.command.limits().steps == 100
+
+
 def test_it_opens_no_browser_where_none_is_wanted(served: SimpleNamespace) -> None:
     served.quiet = True
     found = svdiff("board", "tiny", "--no-browser")

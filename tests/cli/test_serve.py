@@ -45,6 +45,11 @@ def test_a_folder_and_a_file_of_keys_that_are_not_there_are_refused(folder: Path
     assert "none" in svdiff("serve", "tiny", "--deltas", str(folder), "--keys", none, "--port", "0").err
 
 
+def test_more_steps_than_it_allows_are_refused_before_a_model_is_loaded(folder: Path) -> None:
+    found = svdiff("serve", "tiny", "--deltas", str(folder), "--steps", "150", "--port", "0")
+    assert (found.code, "--steps 150 is more than --max-steps 100" in found.err) == (1, True)
+
+
 def test_a_file_that_is_no_index_is_refused_and_stays(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "mine.txt"
     other.write_text("mine")

@@ -83,6 +83,11 @@ class BoardPage:
         """Wait until the pictures are those of the mix, with all of their steps."""
         self.page.wait_for_function(PAINTED, polling=50)  # at each frame it would keep a core busy
 
+    def look_often(self) -> None:
+        """Let the page look at the store as often as if somebody came back to it all the time."""
+        again = "document.dispatchEvent(new Event('visibilitychange'))"
+        self.page.evaluate(f"() => void setInterval(() => {again}, 200)")
+
     @property
     def state(self) -> str:
         """What the address says of the mix."""

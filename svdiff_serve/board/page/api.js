@@ -17,14 +17,20 @@ const WAITS = [500, 1000, 2000, 3000];
 
 /** The server as this page knows it. */
 export class Server extends EventTarget {
-  #key = sessionStorage.getItem(KEY) ?? "";
+  #key = kept();
   #waiting = null;
   gone = false;
 
-  /** Take a key from now on; it is kept as long as this tab. */
-  set key(key) {
+  /** Take a key from now on, and keep it as long as this tab; return whether it can be one. */
+  take(key) {
+    if (!/^[!-~]+$/.test(key.trim())) return false; // no request can be made with it: the server would seem to be gone
     this.#key = key.trim();
-    sessionStorage.setItem(KEY, this.#key);
+    try {
+      sessionStorage.setItem(KEY, this.#key);
+    } catch {
+      // a browser that keeps nothing: it is asked for again when the page is loaded again
+    }
+    return true;
   }
 
   /** Return what a path answers as JSON; null if there is nothing new (204). */
@@ -49,10 +55,10 @@ export class Server extends EventTarget {
     });
   }
 
-  /** Send a file, and return what comes of it as JSON. */
-  async send(path, file) {
+  /** Send the bytes of a file, and return what comes of it as JSON. */
+  async send(path, content) {
     const headers = { "content-type": "application/octet-stream" };
-    return (await this.#ask(path, { method: "POST", headers, body: file })).json();
+    return (await this.#ask(path, { method: "POST", headers, body: content })).json();
   }
 
   async #ask(path, options = {}) {
@@ -93,6 +99,15 @@ export class Server extends EventTarget {
       this.#waiting = setTimeout(look, WAITS[Math.min(tries++, WAITS.length - 1)]);
     };
     this.#waiting = setTimeout(look, WAITS[0]);
+  }
+}
+
+/** Return the key that this tab keeps; empty for none. */
+function kept() {
+  try {
+    return sessionStorage.getItem(KEY) ?? "";
+  } catch {
+    return ""; // a browser that keeps nothing for pages
   }
 }
 

@@ -1,6 +1,6 @@
 // The board: joins server, state, shelf, mixer and pictures.
 import { Refused, Server } from "./api.js";
-import { at, clippedWords, say } from "./dom.js";
+import { at, clippedWords, counted, say } from "./dom.js";
 import { Facts } from "./facts.js";
 import { Frames } from "./frames.js";
 import { History } from "./history.js";
@@ -41,8 +41,10 @@ server.addEventListener("key", ({ detail: tried }) => {
 });
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  server.key = at("key-text").value;
+  const fine = server.take(at("key-text").value);
   at("key-text").value = "";
+  at("key-wrong").hidden = fine;
+  if (!fine) return;
   given = true;
   at("key").close();
   start();
@@ -57,6 +59,7 @@ server.addEventListener("gone", () => {
 });
 server.addEventListener("back", async () => {
   await start(); // which paints what could not be painted
+  if (server.gone) return; // again, while it was asked
   at("gone").hidden = true;
   document.body.classList.remove("away");
   say("The server is back.");
@@ -75,7 +78,8 @@ async function start() {
   }
   at("base").textContent = base.name;
   shelf.set(facts.all());
-  if (!settings) begin();
+  if (settings) for (const each of [settings, ways]) each.use(base);
+  else begin();
   render(true);
   document.body.dataset.ready = "true";
 }
@@ -94,6 +98,7 @@ function begin() {
   addEventListener("hashchange", () => read(false));
   read(true);
   setInterval(watch, EVERY);
+  document.addEventListener("visibilitychange", watch); // whoever comes back to the page does not wait
 }
 
 async function watch() {
@@ -102,6 +107,10 @@ async function watch() {
     if (!(await facts.refresh())) return;
   } catch {
     return; // whoever is gone is said to be gone by now
+  }
+  if (facts.started !== base.started) {
+    await start(); // another server is there, and nobody saw the one before go
+    return;
   }
   shelf.set(facts.all());
   render(true);
@@ -136,7 +145,7 @@ painter.addEventListener("begun", () => {
 });
 painter.addEventListener("picture", ({ detail }) => {
   frames.show(detail);
-  at("status").textContent = detail.last ? `${detail.steps} steps` : `${detail.steps} steps, more to come …`;
+  at("status").textContent = `${counted(detail.steps, "step")}${detail.last ? "" : ", more to come …"}`;
 });
 painter.addEventListener("check", ({ detail }) => checks(detail));
 painter.addEventListener("problem", ({ detail }) => problem(detail.message));

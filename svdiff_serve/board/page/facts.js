@@ -6,6 +6,7 @@ export class Facts {
   #deltas = new Map();
   #version = "";
   #known = new Map();
+  started = null; // when the server began whose list it is
 
   constructor(server) {
     this.#server = server;
@@ -16,6 +17,7 @@ export class Facts {
     const found = await this.#server.get("board/deltas", { version: this.#version });
     if (found === null || found.version === this.#version) return false;
     this.#version = found.version;
+    this.started = found.started;
     this.#deltas = new Map(found.deltas.map((delta) => [delta.name, delta]));
     return true;
   }

@@ -1,5 +1,5 @@
 // The pictures of the stage: one mix, A beside B, or the strip between them; each shows the newest that was painted.
-import { h, few } from "./dom.js";
+import { counted, h, few } from "./dom.js";
 import { words } from "./state.js";
 
 /** Shows the frames of a job in an element. */
@@ -64,13 +64,13 @@ export class Frames {
     if (!own || move < own.move || (move === own.move && stage < own.stage)) return;
     Object.assign(own, { move, stage, key: frame.key });
     own.image.src = url;
-    own.image.alt = `${frame.alt}, ${steps} steps`;
+    own.image.alt = `${frame.alt}, ${counted(steps, "step")}`;
     own.image.hidden = false;
     own.figure.dataset.move = String(move);
     own.figure.dataset.steps = String(steps);
     own.figure.classList.toggle("behind", own.wanted !== frame.key);
     own.figure.classList.toggle("final", last);
-    own.note.textContent = last ? "" : `${steps} steps`;
+    own.note.textContent = last ? "" : counted(steps, "step");
     own.note.hidden = last;
     try {
       await own.image.decode();

@@ -57,6 +57,11 @@ export class History extends EventTarget {
     this.dispatchEvent(new CustomEvent("change", { detail: { settled, former } }));
   }
 
+  /** Let the address say the state, though a change of it has not ended. */
+  note() {
+    this.#address();
+  }
+
   #address() {
     const text = print(this.state);
     const fits = text.length <= LONGEST;
@@ -78,8 +83,9 @@ export class History extends EventTarget {
       } else if (print(state) !== print(this.state)) this.set(state);
       return ignored.length ? `Parts of this link are unknown here and were ignored: ${ignored.join(", ")}.` : "";
     } catch (error) {
-      if (error instanceof LinkError) return `${error.message} It was not opened.`;
-      throw error;
+      if (!(error instanceof LinkError)) throw error;
+      if (!first) this.#address(); // it says what is shown, or the mix would be gone when the page is loaded again
+      return `${error.message} It was not opened.`;
     }
   }
 }

@@ -47,7 +47,8 @@ export function jobOf(state, base, digest) {
     frame.side = state.view === "one" ? state.edit : frame.share[0] === 1 ? "a" : frame.share[1] === 1 ? "b" : "";
     frame.alt = altOf(state, mixes, frame);
   }
-  return { mixes, common, stages, frames, view: state.view };
+  const checked = ids.map((id) => JSON.stringify([id, base.started]));
+  return { mixes, checked, common, stages, frames, view: state.view };
 }
 
 function sharesOf(state) {

@@ -120,6 +120,7 @@ export class Look {
     const state = this.#history.state;
     const { terms } = state[state.edit];
     const mix = terms.some(({ name }) => name === delta.name) ? terms : [...terms, term(delta.name)];
+    if (mix.length > MOST.terms) return place; // it cannot be added
     this.#server
       .post("board/check", { mixes: [sent({ terms: mix })] })
       .then((answer) => answer.json())
@@ -153,7 +154,10 @@ export class Look {
     }, full ? `Mix ${side.toUpperCase()} is full: ${MOST.terms} deltas` : `Add to mix ${side.toUpperCase()}`); // prettier-ignore
     const remove = h("button", {
       type: "button",
-      onclick: () => done(withMix(this.#history.state, side, terms.filter(({ name }) => name !== delta.name))),
+      onclick: () => {
+        const now = this.#history.state; // the address may have changed it since the card was opened
+        done(withMix(now, side, now[side].terms.filter(({ name }) => name !== delta.name)));
+      },
     }, `Take out of mix ${side.toUpperCase()}`); // prettier-ignore
     const prompt = h("button", {
       type: "button",

@@ -57,12 +57,8 @@ export class Mixer extends EventTarget {
     const weight = slider({ label: `weight of ${name}`, min: -2, max: 2, step: 0.01, typed: true }, (value, settled) =>
       change(() => ({ weight: value }), settled),
     );
-    const delta = this.#facts.delta(name);
-    const face = delta ? thumb(delta) : thumb({ name });
-    if (delta)
-      this.#shelf
-        .picture(delta)
-        .then((src) => src && face.replaceChildren(h("img", { src, alt: "", className: "thumb-image" })));
+    let face = thumb({ name });
+    let faceOf = ""; // the file and its picture that it shows
     const look = h("button", { type: "button", className: "link", onclick: () => this.#open(name) }, name);
     look.setAttribute("aria-label", `${name}: where it acts`);
     const off = h(
@@ -85,6 +81,15 @@ export class Mixer extends EventTarget {
     );
     const show = (term) => {
       const now = this.#facts.delta(name);
+      if (now && faceOf !== `${now.sha256} ${now.pictures}`) {
+        faceOf = `${now.sha256} ${now.pictures}`;
+        const other = thumb(now);
+        face.replaceWith(other);
+        face = other;
+        this.#shelf
+          .picture(now)
+          .then((src) => src && other.replaceChildren(h("img", { src, alt: "", className: "thumb-image" })));
+      }
       weight.show(term.weight);
       fault.hidden = Boolean(now && !now.fault);
       fault.textContent = now ? now.fault : "It is not in the store here: put its file there, or take it out.";
@@ -120,6 +125,7 @@ class Parts {
   #rows = new Map(); // by selector
   #order = [];
   #given = [];
+  #built = null; // the digest of the file that they are of; null until they are wanted
   #place = h("div", { className: "parts" });
   #count = h("span", { className: "parts-count" });
 
@@ -132,21 +138,28 @@ class Parts {
     this.element.addEventListener("toggle", () => this.element.open && !this.#rows.size && this.#build());
   }
 
+  /** Tell whether they are of a file that another one has replaced. */
+  get #old() {
+    const digest = this.#facts.digest(this.#name);
+    return this.#built !== null && digest !== "" && digest !== this.#built;
+  }
+
   show(parts) {
     this.#given = parts;
     this.#count.textContent = parts.length ? ` · ${parts.length} set` : "";
-    if (this.#rows.size && parts.some(([selector]) => !this.#rows.has(selector))) this.#build();
+    if (this.#old || (this.#rows.size && parts.some(([selector]) => !this.#rows.has(selector)))) this.#build();
     const factors = new Map(parts);
     for (const [selector, row] of this.#rows) {
       const factor = factors.get(selector);
       row.element.classList.toggle("set", factor !== undefined);
       row.off.hidden = factor === undefined;
-      row.slider.show(factor ?? 1);
+      row.slider.show(factor ?? 1, factor !== undefined);
     }
   }
 
   async #build() {
     this.#rows.clear();
+    this.#built = this.#facts.digest(this.#name);
     this.#place.textContent = "…";
     let profile;
     try {

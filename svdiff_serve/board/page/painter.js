@@ -31,11 +31,14 @@ class Kept {
   }
 }
 
+const SAID = 4096; // mixes of which is kept what is to be known of them
+
 /** Asks for pictures of jobs. Tells `picture`, `check`, `problem` and `rest`, each with its move in `detail`. */
 export class Painter extends EventTarget {
   #server;
   #client = crypto.getRandomValues(new Uint32Array(4)).join("").slice(0, 40);
   #kept = new Kept();
+  #checks = new Map(); // by mix: what is to be known of it
   #job = null; // the newest
   #move = 0; // of the request sent last
   #running = null; // that request, until it has ended
@@ -73,7 +76,11 @@ export class Painter extends EventTarget {
       const kept = this.#kept.get(frame.key);
       if (kept) this.#tell("picture", { move, frame, stage: job.stages.length - 1, last: true, ...kept });
     }
-    if (same) return; // what lacks is on its way, if for another view
+    if (!same) this.#paint(job, missing, move); // or else what lacks is on its way, if for another view
+    this.#check(move);
+  }
+
+  #paint(job, missing, move) {
     const [oldest] = this.#open;
     if (this.#open.size >= MOST_OPEN) oldest.ended.abort();
     if (missing.length) this.#run(job, missing, move);
@@ -105,10 +112,19 @@ export class Painter extends EventTarget {
     if (line.kind === "replaced" || line.kind === "done") own.done = true;
     if (this.#running !== own || line.move !== this.#move) return; // the hand is elsewhere
     const { job, missing, move } = own;
-    if (line.kind === "check") this.#tell("check", { move, checks: line.checks, of: job });
+    if (line.kind === "check") {
+      job.checked.forEach((key, index) => this.#checks.set(key, line.checks[index]));
+      for (const oldest of this.#checks.keys()) {
+        if (this.#checks.size <= SAID) break;
+        this.#checks.delete(oldest);
+      }
+      this.#check(move);
+    }
     if (line.kind === "error") {
       own.done = true;
       this.#tell("problem", { move, message: line.error.message });
+      if (line.retry_after) this.#again(own, line.retry_after);
+      if (line.error.code === "shutting_down") this.#server.lost(); // what is not painted is asked of the next one
     }
     if (line.kind === "picture") {
       const { key } = missing[line.number];
@@ -125,18 +141,31 @@ export class Painter extends EventTarget {
     if (line.kind === "done") this.#tell("rest", { move, of: job });
   }
 
+  /** Tell what is known of the newest job's mixes: of pictures that are kept nobody says it again. */
+  #check(move) {
+    const checks = this.#job.checked.map((key) => this.#checks.get(key));
+    if (checks.every(Boolean)) this.#tell("check", { move, checks, of: this.#job });
+  }
+
   #failed(error, own) {
     if (error instanceof Refused) {
       if (error.status === 503) this.#server.lost();
       this.#tell("problem", { move: own.move, message: error.message });
-      if (error.status === 429) {
-        const again = () => this.#move === own.move && this.#send();
-        this.#running = null;
-        setTimeout(again, 1000 * Math.max(1, error.wait));
-      }
+      if (error.status === 429) this.#again(own, error.wait);
     } else {
       this.#server.lost();
     }
+  }
+
+  /** Ask after some seconds for what lacks, if the hand has not moved on: pictures of few steps are not paid for twice. */
+  #again(own, seconds) {
+    if (this.#running === own) this.#running = null;
+    const again = () => {
+      if (this.#move !== own.move) return;
+      if (own.seen) this.#job = { ...this.#job, stages: this.#job.stages.slice(-1) };
+      this.#send();
+    };
+    setTimeout(again, 1000 * Math.max(1, seconds));
   }
 
   #tell(kind, detail) {

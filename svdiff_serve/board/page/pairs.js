@@ -29,8 +29,10 @@ export class Pairs {
     at("pairs-box").hidden = !pairs.length;
     if (key === this.#key) return;
     this.#key = key;
-    const rows = await Promise.all(pairs.slice(0, MOST).map(([a, b]) => this.#row(a, b)));
+    const found = await Promise.all(pairs.slice(0, MOST).map(([a, b]) => this.#row(a, b)));
     if (key !== this.#key) return; // another mix meanwhile
+    if (!found.every(({ known }) => known)) this.#key = ""; // they are asked for again
+    const rows = found.map(({ row }) => row);
     if (pairs.length > MOST) rows.push(h("li", {}, `and ${pairs.length - MOST} pairs more`));
     at("pairs").replaceChildren(...rows);
   }
@@ -38,10 +40,10 @@ export class Pairs {
   async #row(a, b) {
     try {
       const found = signed(await this.#facts.interference(a.name, b.name), a.weight, b.weight);
-      return pairRow(`${a.name} × ${b.name}`, found);
+      return { known: true, row: pairRow(`${a.name} × ${b.name}`, found) };
     } catch (error) {
-      this.#key = "";
-      return h("li", { className: "pair" }, h("b", {}, `${a.name} × ${b.name}`), h("span", {}, error.message));
+      const words = h("span", { className: "pair-words" }, error.message);
+      return { known: false, row: h("li", { className: "pair" }, h("b", {}, `${a.name} × ${b.name}`), h("span"), words) };
     }
   }
 }

@@ -11,17 +11,11 @@ export class Settings {
   #limits;
   #base;
   #timer = 0;
+  #shown = {}; // by field: what the state said last
 
   constructor(history, base) {
     this.#history = history;
-    this.#base = base;
-    this.#limits = base.limits;
-    at("prompt").maxLength = at("negative").maxLength = base.limits.prompt;
-    at("guidance").placeholder = base.guidance === null ? "its own" : String(base.guidance);
-    at("width").placeholder = String(base.width);
-    at("height").placeholder = String(base.height);
-    at("steps").placeholder = String(base.steps);
-    at("first").placeholder = String(Math.min(FIRST, base.steps));
+    this.use(base);
     for (const id of ["prompt", "negative"]) {
       at(id).addEventListener("input", () => this.#typed(id));
       at(id).addEventListener("change", () => this.#set({ [id]: at(id).value }));
@@ -42,6 +36,18 @@ export class Settings {
       input.addEventListener("change", () => this.#set({ edit: input.value }));
   }
 
+  /** Take over what a server says of its base: it may be another one than before. */
+  use(base) {
+    this.#base = base;
+    this.#limits = base.limits;
+    at("prompt").maxLength = at("negative").maxLength = base.limits.prompt;
+    at("guidance").placeholder = base.guidance === null ? "its own" : String(base.guidance);
+    at("width").placeholder = String(base.width);
+    at("height").placeholder = String(base.height);
+    at("steps").placeholder = String(base.steps);
+    at("first").placeholder = String(Math.min(FIRST, base.steps));
+  }
+
   /** Show the settings of a state. */
   render(state) {
     const { prompt, negative, seeds, stages, guidance, size } = state;
@@ -49,11 +55,17 @@ export class Settings {
     const steps = stages?.at(-1) ?? "";
     const first = stages && stages.length > 1 ? stages[0] : "";
     const shown = { prompt, negative, seeds: seeds.join(", "), guidance: guidance ?? "", first, steps, width, height };
-    for (const [id, text] of Object.entries(shown)) {
-      if (at(id).value !== String(text)) at(id).value = String(text);
+    let all = true;
+    for (const [id, value] of Object.entries(shown)) {
+      const text = String(value);
+      const typing = text === this.#shown[id] && document.activeElement === at(id) && at(id).value !== text;
+      this.#shown[id] = text;
+      all &&= !typing;
+      if (typing) continue; // what stands there is not taken yet
+      if (at(id).value !== text) at(id).value = text;
       if (at(id).hasAttribute("aria-invalid")) at(id).removeAttribute("aria-invalid");
     }
-    at("wrong").hidden = true;
+    if (all) at("wrong").hidden = true;
     for (const view of VIEWS) at(`view-${view}`).checked = state.view === view;
     for (const side of ["a", "b"]) at(`edit-${side}`).checked = state.edit === side;
     const number = seedsShown(state);
@@ -68,7 +80,10 @@ export class Settings {
 
   #typed(id) {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#set({ [id]: at(id).value }, false), TYPING);
+    this.#timer = setTimeout(() => {
+      this.#set({ [id]: at(id).value }, false);
+      this.#history.note(); // whoever loads the page again while the text has the focus keeps it
+    }, TYPING);
   }
 
   /** Change the state by what fields say; say what is wrong with them instead if anything is. */
@@ -102,7 +117,9 @@ export class Settings {
 
   #another() {
     const { seeds } = this.#history.state;
-    if (seeds.length < MOST.seeds) this.#set({ seeds: [...seeds, Math.max(...seeds) + 1] });
+    const next = Math.max(...seeds) + 1;
+    const free = [next, ...Array(MOST.seeds).keys()].find((seed) => Number.isSafeInteger(seed) && !seeds.includes(seed));
+    if (seeds.length < MOST.seeds) this.#set({ seeds: [...seeds, free] });
   }
 
   #stages() {

@@ -81,7 +81,10 @@ export class Shelf extends EventTarget {
     const shown = this.#found.slice(0, this.#limit);
     const cards = shown.map((delta) => {
       const known = this.#cards.get(delta.name);
-      if (known && known.delta.sha256 === delta.sha256 && known.delta.fault === delta.fault) return known.element;
+      if (known && alike(known.delta, delta)) {
+        known.delta = delta; // the same object: the next look compares nothing
+        return known.element;
+      }
       const element = this.#card(delta);
       this.#cards.set(delta.name, { element, delta });
       return element;
@@ -126,9 +129,14 @@ export class Shelf extends EventTarget {
   }
 }
 
+/** Tell whether a card shows the same of two: its file may stay while its title or its pictures come and go. */
+function alike(one, other) {
+  return one === other || JSON.stringify(one) === JSON.stringify(other);
+}
+
 /** Return what stands for a δ until its picture is there: its first letter on a colour of its own. */
 export function thumb({ name, sha256 }) {
-  const letter = (name.split("/").at(-1)[0] ?? "δ").toUpperCase();
+  const letter = ([...name.split("/").at(-1)][0] ?? "δ").toUpperCase();
   const hue = parseInt((sha256 ?? "").slice(0, 2) || "0", 16) % 8;
   return h("span", { className: `thumb hue${hue}`, "aria-hidden": "true" }, letter);
 }

@@ -56,8 +56,7 @@ export function words(mix) {
   if (!mix.terms.length) return "the base alone";
   return mix.terms
     .map(({ name, weight, parts }) => `${name} ${number(weight)}${parts.length ? " in parts" : ""}`)
-    .join(" + ")
-    .replaceAll("+ −", "− ");
+    .join(" + ");
 }
 
 function number(value) {
@@ -118,11 +117,14 @@ export function parse(fragment) {
     throw new LinkError(`This link has more than ${LONGEST} characters; no mix is that long.`);
   const [version, ...fields] = fragment.split(";");
   if (version !== VERSION) throw new LinkError("This link is of another version of the board.");
-  for (const field of fields) {
+  const seen = new Set();
+  for (const field of fields.filter(Boolean)) {
     const mark = field.indexOf("=");
     const key = field.slice(0, mark);
     const text = field.slice(mark + 1);
     const read = mark > 0 && Object.hasOwn(READERS, key) ? READERS[key] : null;
+    if (seen.has(key)) throw new LinkError(`This link is damaged: it says ${JSON.stringify(key.slice(0, 40))} twice.`);
+    seen.add(key);
     if (read) Object.assign(state, read(text));
     else ignored.push(field.slice(0, 40));
   }
@@ -161,15 +163,14 @@ function weighted(text, fallback) {
 }
 
 function parseMix(text) {
-  const terms = text.split("+").map((part) => {
-    const [head, ...parts] = part.split("~");
+  const terms = text.split("+").map((text) => {
+    const [head, ...rest] = text.split("~");
     const [name, weight] = weighted(head, 1);
-    if (parts.length > MOST.parts) throw new LinkError(`This link has more than ${MOST.parts} parts of one δ.`);
-    return term(
-      name,
-      weight,
-      parts.map((each) => weighted(each)),
-    );
+    if (rest.length > MOST.parts) throw new LinkError(`This link has more than ${MOST.parts} parts of one δ.`);
+    const parts = rest.map((each) => weighted(each));
+    if (new Set(parts.map(([selector]) => selector)).size < parts.length)
+      throw new LinkError(`This link is damaged: it names a part of ${name} twice.`);
+    return term(name, weight, parts);
   });
   if (terms.length > MOST.terms) throw new LinkError(`This link has more than ${MOST.terms} δ in one mix.`);
   if (new Set(terms.map(({ name }) => name)).size < terms.length)

@@ -3,6 +3,8 @@ import { Gone, Refused } from "./api.js";
 import { at, counted, download, h, percent, say } from "./dom.js";
 import { sent, withMix, words } from "./state.js";
 
+const LORA = ["kohya", "comfyui"];
+const RANKS = 4096;
 const SAID = { command: "the command", python: "the lines of Python" };
 
 /** Saves, copies and opens mixes. */
@@ -14,11 +16,9 @@ export class Ways {
   constructor(server, history, base) {
     this.#server = server;
     this.#history = history;
-    this.#limits = base.limits;
+    this.use(base);
     for (const button of document.querySelectorAll("[data-form]"))
       button.addEventListener("click", () => this.#out(button.dataset.form, button));
-    for (const form of ["kohya", "comfyui"])
-      document.querySelector(`[data-form=${form}]`).hidden = !base.lora.includes(form);
     at("copy-link").addEventListener("click", () => this.#copy(location.href, "the link to this board"));
     at("file").addEventListener("change", () => {
       const [file] = at("file").files;
@@ -35,6 +35,12 @@ export class Ways {
     });
   }
 
+  /** Take over what a server says of its base: it may be another one than before. */
+  use(base) {
+    this.#limits = base.limits;
+    for (const form of LORA) document.querySelector(`[data-form=${form}]`).hidden = !base.lora.includes(form);
+  }
+
   /** Show which ways are open. */
   render(state) {
     const empty = !state[state.edit].terms.length;
@@ -44,15 +50,22 @@ export class Ways {
 
   async #out(form, button) {
     const state = this.#history.state;
-    const rank = Math.trunc(at("rank").valueAsNumber);
+    const lora = LORA.includes(form);
+    const rank = at("rank").valueAsNumber;
+    const fine = Number.isInteger(rank) && rank >= 1 && rank <= RANKS;
+    at("rank").setAttribute("aria-invalid", String(lora && !fine));
+    if (lora && !fine) {
+      say(`The rank of a LoRA is a whole number from 1 to ${RANKS}.`, "warn");
+      return;
+    }
     const body = {
       mix: sent(state[state.edit]),
       form,
       title: at("title").value.trim() || null,
       dtype: at("dtype").value,
     };
-    if (form === "kohya" || form === "comfyui") {
-      body.rank = Number.isFinite(rank) ? rank : 16;
+    if (lora) {
+      body.rank = rank;
       body.leave_out = at("leave-out").checked;
     }
     button.setAttribute("aria-busy", "true");
@@ -107,13 +120,20 @@ export class Ways {
       );
       return;
     }
-    await this.#take(file.name, () => this.#server.send("board/open", file));
+    let content;
+    try {
+      content = await file.arrayBuffer(); // a request whose body cannot be read ends as if the server were gone
+    } catch {
+      say(`${file.name}: cannot be read; choose a file, not a folder.`, "warn");
+      return;
+    }
+    await this.#take(file.name, () => this.#server.send("board/open", content));
   }
 
   async #take(name, ask) {
     try {
       const found = await ask();
-      if (!found.mix) {
+      if (!found.mix?.terms.length) {
         say(`${name}: ${found.message}`, "warn");
         return;
       }

@@ -73,6 +73,32 @@ def test_what_is_right_is_built() -> None:
     assert keys_of(Part) == ("name", "share")
 
 
+class Bounded(msgspec.Struct):
+    rank: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 1
+    weight: Annotated[float, msgspec.Meta(le=2)] = 1.0
+    steps: Annotated[int, msgspec.Meta(ge=1)] = 1
+    title: Annotated[str, msgspec.Meta(max_length=3)] = ""
+    seeds: Annotated[tuple[int, ...], msgspec.Meta(max_length=2)] = ()
+    part: tuple[str, Annotated[float, msgspec.Meta(ge=0)]] = ("x", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"rank": 0}, "rank: must be a whole number from 1 to 4,096, is 0"),
+        ({"weight": 2.5}, "weight: must be a number of at most 2, is 2.5"),
+        ({"steps": -1}, "steps: must be a whole number of at least 1, is -1"),
+        ({"title": "four"}, "title: must be a text of at most 3 characters, is 'four'"),
+        ({"seeds": [1, 2, 3]}, "seeds: has 3 items, 2 is the most"),
+        ({"part": ["x", -1.0]}, "part[1]: must be a number of at least 0, is -1.0"),
+    ],
+)
+def test_what_is_too_small_or_too_large_is_named_with_its_bounds(value: Any, reason: str) -> None:
+    with pytest.raises(InputError) as found:
+        build(Bounded, value)
+    assert str(found.value) == reason
+
+
 def test_what_an_error_quotes_is_short_whatever_it_is() -> None:
     values: list[Any] = ["x" * 10**6, ["x"] * 10**5, {"a": {}}, 10**5000, -(10**5000), b"x" * 10**5, object(), 1.5]
     assert all(len(shown(value)) < 200 for value in values)

@@ -234,6 +234,7 @@ def test_more_than_the_queue_holds_is_said_and_rates_count(board_service: Servic
         assert painted(page, asked(NONE, pictures=[{}, {}]))[-1]["kind"] == "done"
         last = painted(page, asked(NONE))[-1]
         assert (last["kind"], last["error"]["code"]) == ("error", "rate_limit_exceeded")
+        assert 20 < last["retry_after"] <= 30
 
 
 def test_a_server_that_ends_says_so(tmp_path: Path) -> None:

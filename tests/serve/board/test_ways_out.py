@@ -139,7 +139,8 @@ def test_names_of_files_are_safe(page: httpx.Client, title: str, name: str) -> N
         ),
         ({"mix": {"terms": [{"name": "dog"}]}, "form": "exe"}, 400, "form"),
         ({"mix": {"terms": [{"name": "dog"}]}, "form": "delta", "title": "a\x1b[2J"}, 400, "title"),
-        ({"mix": {"terms": [{"name": "dog"}]}, "form": "kohya", "rank": 0}, 400, "rank"),
+        ({"mix": {"terms": [{"name": "dog"}]}, "form": "kohya", "rank": 0}, 400, "rank: must be a whole number from 1"),
+        ({"mix": {"terms": [{"name": "dog"}]}, "form": "comfyui", "dtype": "I8"}, 400, "choose F32, F16 or BF16"),
     ],
 )
 def test_what_cannot_be_saved_is_refused(page: httpx.Client, body: dict[str, Any], status: int, said: str) -> None:

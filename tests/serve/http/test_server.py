@@ -181,7 +181,8 @@ def test_bodies_that_are_no_json_are_refused(client: httpx.Client) -> None:
     assert client.post(PATH, content=b"{", headers=kind).status_code == 400
     assert client.post(PATH, content=b'{"prompt": "a"}', headers={"content-type": "text/plain"}).status_code == 415
     assert client.post(PATH, content=(b"x" * 1000 for _ in range(9)), headers=kind).status_code == 413
-    assert client.get(PATH).status_code == 405
+    wrong = client.get(PATH)
+    assert (wrong.status_code, error(wrong)["code"], wrong.headers["allow"]) == (405, "method_not_allowed", "POST")
     assert client.get("/nothing").status_code == 404
     assert error(client.get("/nothing"))["code"] == "not_found"
 

@@ -117,3 +117,45 @@ def test_the_policy_lets_nothing_in_from_elsewhere(board: BoardPage) -> None:
     assert blocked.startswith("script-src")
     assert board.page.evaluate("window.inside ?? null") is None
     board.faults.clear()  # the browser notes what it did not run
+
+
+def test_a_finger_that_scrolls_the_page_moves_no_slider(new_page: Callable[..., BoardPage]) -> None:
+    board = new_page(phone=True, is_mobile=True).open("1;a=dog+wide:0.5", painted=False)
+    board.term("wide").get_by_text("Blocks and subsets").click()
+    hand = board.page.context.new_cdp_session(board.page)
+
+    def touch(kind: str, *at: float) -> None:
+        points = [{"x": at[0], "y": at[1]}] if at else []
+        hand.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    for slider in (board.weight("wide"), board.page.get_by_label("factor of down.1 in wide")):
+        slider.scroll_into_view_if_needed()
+        top, box = board.page.evaluate("scrollY"), slider.bounding_box()
+        assert box is not None
+        x, y = box["x"] + 0.1 * box["width"], box["y"] + box["height"] / 2
+        touch("touchStart", x, y)
+        for step in range(1, 10):
+            touch("touchMove", x, y - 12 * step)
+        touch("touchEnd")
+        board.page.wait_for_function("(top) => scrollY > top", arg=top)
+        assert board.state == "1;a=dog+wide:0.5"
+        expect(board.page.locator("#undo")).to_be_disabled()
+    box = slider.bounding_box()
+    assert box is not None
+    touch("touchStart", box["x"] + 0.7 * box["width"], box["y"] + 10)
+    touch("touchMove", box["x"] + 0.5 * box["width"], box["y"] + 10)
+    touch("touchEnd")
+    assert board.state.startswith("1;a=dog+wide:0.5~down.1:")
+
+
+def test_nothing_is_wider_than_a_page_that_is_zoomed(new_page: Callable[..., BoardPage]) -> None:
+    board = new_page().open("1;a=dog:0.8+wide~down.1:0;b=cat;s=0,1;v=ab")
+    board.page.set_viewport_size({"width": 320, "height": 400})  # as 1280 by 1600 at 400 %
+    width = board.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert width[0] <= width[1]
+    name, caption = board.page.locator("#base"), board.page.locator(".frame figcaption").first
+    assert name.evaluate("(each) => each.parentElement.scrollWidth <= each.parentElement.clientWidth")
+    box, stage = caption.bounding_box(), board.page.locator("#frames").bounding_box()
+    assert box is not None
+    assert stage is not None
+    assert box["y"] + box["height"] / 2 < stage["y"] + stage["height"]

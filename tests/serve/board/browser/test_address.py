@@ -87,6 +87,8 @@ DAMAGED = [
     ("1;a=+dog", "no part of a mix"),
     ("1;a=dog~ca", "no part of a mix"),
     ("1;a=dog:1:2", "no part of a mix"),
+    ("1;a=dog~ca:1~ca:2", "a part of dog twice"),
+    ("1;a=dog;v=ab;a=cat", 'it says "a" twice'),
     ("1;a=%E2%28", "not readable"),
     ("1;s=0.5", "whole numbers"),
     ("1;s=-1", "whole numbers"),
@@ -111,6 +113,7 @@ def test_a_damaged_link_changes_nothing(board: BoardPage) -> None:
     board.page.evaluate("location.hash = '#1;a=cat:NaN'")
     expect(board.page.locator("#toast.warn")).to_contain_text("It was not opened")
     expect(board.weight("dog")).to_be_visible()
+    assert board.state == "1;a=dog"  # what is shown, also when the page is loaded again
     board.page.evaluate("location.hash = '#1;a=cat;q=1'")
     expect(board.page.locator("#toast.warn")).to_contain_text("unknown here and were ignored: q=1")
     expect(board.weight("cat")).to_be_visible()
@@ -136,3 +139,11 @@ def test_names_with_marks_go_through_an_address(board: BoardPage) -> None:
     text = printed(board, state)
     assert parsed(board, text)["state"] == state
     assert not set(text.removeprefix("1;a=")) & set("+:~;=,@#'(*)!"), json.dumps(text)
+
+
+def test_what_is_typed_is_there_when_the_page_is_loaded_again(board: BoardPage) -> None:
+    board.open("1;a=dog", painted=False)
+    board.page.get_by_label("Prompt", exact=True).press_sequentially("a red car")
+    board.page.wait_for_function("() => location.hash.includes('p=')")
+    board.page.reload()
+    expect(board.page.get_by_label("Prompt", exact=True)).to_have_value("a red car")

@@ -109,3 +109,19 @@ def test_a_mix_that_names_what_is_not_here_says_so(board: BoardPage) -> None:
     board.painted()
     expect(board.page.locator("#problem")).to_be_hidden()
     board.faults.clear()  # the browser notes the refusal
+
+
+def test_what_is_not_known_of_a_pair_is_said_and_asked_for_again(board: BoardPage) -> None:
+    board.open("1;a=dog+cat")
+    words = board.page.locator("#pairs .pair-words")
+    expect(words).to_contain_text("pull against each other")
+    refusal = {"error": {"message": "not now"}}
+    board.page.route("**/board/interference?*", lambda route: route.fulfill(status=500, json=refusal))
+    board.add("wide")
+    expect(board.page.locator("#pairs .pair")).to_have_count(3)
+    expect(words.filter(has_text="not now")).to_have_count(2)
+    board.page.unroute_all()
+    board.weight("dog").press("ArrowLeft")
+    expect(words.filter(has_text="not now")).to_have_count(0)
+    expect(board.page.locator("#pairs .pair")).to_have_count(3)
+    board.faults.clear()  # the browser notes the refusals

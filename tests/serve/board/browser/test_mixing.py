@@ -177,3 +177,24 @@ def test_settings_that_cannot_be_are_said_and_not_taken(board: BoardPage) -> Non
     board.page.locator("#dice").click()
     assert ";s=7,8,9" not in board.state
     expect(board.page.locator(".frame img")).to_have_count(3)
+    seeds.fill("9007199254740991")  # the largest that a page can count
+    seeds.press("Enter")
+    board.page.locator("#more-seeds").click()
+    assert ";s=9007199254740991,0;" in board.state
+
+
+def test_a_weight_that_cannot_be_is_said(board: BoardPage) -> None:
+    board.open("1;a=dog:0.4", painted=False)
+    number = board.page.get_by_label("weight of dog, as a number")
+    number.fill("")
+    number.press("Enter")
+    expect(number).to_have_attribute("aria-invalid", "true")
+    assert board.told() == "The weight of dog is a number from −1,000,000 to 1,000,000: 0.4 stays."
+    assert board.state == "1;a=dog:0.4"
+
+
+def test_what_stands_for_a_delta_without_a_picture_is_its_first_letter(board: BoardPage) -> None:
+    board.open(painted=False)
+    script = "async (name) => (await import('/page/shelf.js')).thumb({ name }).textContent"
+    found = [board.page.evaluate(script, name) for name in ("pets/dog", "pets/🐶", "é")]
+    assert found == ["D", "🐶", "É"]

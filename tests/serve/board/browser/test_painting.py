@@ -158,3 +158,17 @@ def test_a_picture_on_its_way_comes_into_another_view(board: BoardPage) -> None:
     board.page.locator("#view-ab").check(force=True)  # what lacks there is what is being painted
     board.painted()
     assert len(board.pictures()) == 2
+
+
+def test_what_is_said_of_a_mix_is_said_again_where_its_picture_is_kept(board: BoardPage) -> None:
+    board.open("1;a=loud:0.1")
+    board.page.get_by_label("weight of loud, as a number").fill("4")
+    board.page.get_by_label("weight of loud, as a number").press("Enter")
+    board.painted()
+    expect(board.page.locator("#check")).to_contain_text("half precision (F16) ends")
+    board.page.locator("#undo").click()  # nothing is asked for: its picture is there
+    board.painted()
+    expect(board.page.locator("#check")).to_be_hidden()
+    board.page.locator("#redo").click()
+    board.painted()
+    expect(board.page.locator("#check")).to_contain_text("half precision (F16) ends")

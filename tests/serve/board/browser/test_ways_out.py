@@ -9,8 +9,9 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 from support.browser import BoardPage
+from support.served import shifted
 
-from svdiff_delta import load
+from svdiff_delta import load, save
 from svdiff_delta.format.file import dumps
 from svdiff_delta.ops.merge import merge
 from svdiff_delta.ops.merge.recipe import read_recipe
@@ -51,7 +52,7 @@ def test_a_saved_delta_has_the_bytes_of_merge(mixed: BoardPage, board_folder: Pa
     assert path.read_bytes() == dumps(own)
     mixed.page.get_by_text("Title, number format, rank").click()
     mixed.page.get_by_label("Title").fill("Both")
-    mixed.page.get_by_label("Number format of δ").select_option("F16")
+    mixed.page.get_by_label("Number format").select_option("F16")
     again = saved(mixed, "Save as δ", tmp_path)
     assert again.read_bytes() == exported(mixed, "delta", title="Both", dtype="F16").content != path.read_bytes()
     assert mixed.told() == f"Saved as {again.name}."
@@ -121,7 +122,7 @@ def test_a_mix_of_the_store_opens_from_its_card(board: BoardPage) -> None:
     assert "Both of them" in board.told()
 
 
-def test_what_has_no_sliders_says_why(board: BoardPage, board_folder: Path) -> None:
+def test_what_has_no_sliders_says_why(board: BoardPage, board_folder: Path, tmp_path: Path) -> None:
     board.open("1;a=dog", painted=False)
     file = board.page.get_by_label("Open a saved mix")
     file.set_input_files(board_folder / "wide.safetensors")
@@ -130,6 +131,10 @@ def test_what_has_no_sliders_says_why(board: BoardPage, board_folder: Path) -> N
     file.set_input_files(board_folder / "broken.safetensors")
     expect(board.page.locator("#toast.warn")).to_contain_text("broken.safetensors: ")
     assert board.state == "1;a=dog"
+    save(merge([shifted(0.7), shifted(0.9)]), tmp_path / "strange.safetensors")
+    file.set_input_files(tmp_path / "strange.safetensors")
+    expect(board.page.locator("#toast.warn")).to_contain_text("2 deltas of the 2 that it was mixed of are not here")
+    assert board.state == "1;a=dog"
     board.faults.clear()  # the browser notes the refusal
 
 
@@ -137,3 +142,28 @@ def test_the_base_alone_has_no_way_out(board: BoardPage) -> None:
     board.open(painted=False)
     for button in board.page.locator("[data-form]").all():
         expect(button).to_be_disabled()
+
+
+def test_a_folder_that_is_dropped_is_no_server_that_is_gone(board: BoardPage, tmp_path: Path) -> None:
+    board.open("1;a=dog", painted=False)
+    board.page.evaluate("""() => {
+      window.gone = 0;
+      const count = () => window.gone++;
+      new MutationObserver(count).observe(document.getElementById("gone"), { attributes: true });
+    }""")
+    hand = board.page.context.new_cdp_session(board.page)
+    data = {"items": [], "files": [str(tmp_path)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        hand.send("Input.dispatchDragEvent", {"type": kind, "x": 700, "y": 400, "data": data})
+    expect(board.page.locator("#toast.warn")).to_contain_text("choose a file, not a folder")
+    assert board.page.evaluate("window.gone") == 0
+
+
+def test_a_rank_that_cannot_be_is_said(mixed: BoardPage) -> None:
+    mixed.page.get_by_text("Title, number format, rank").click()
+    rank = mixed.page.get_by_label("Rank of LoRA")
+    for text in ("0", "", "2.5", "5000"):
+        rank.fill(text)
+        mixed.page.get_by_role("button", name="LoRA for AUTOMATIC1111").click()
+        assert mixed.told() == "The rank of a LoRA is a whole number from 1 to 4096."
+    expect(rank).to_have_attribute("aria-invalid", "true")
