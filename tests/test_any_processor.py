@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -100,6 +101,10 @@ LEFT_OUT: Final = {
 """Tests that take long and compute nothing, or what others of their files compare, or one thing twice by the same
 kernels, or what rounding is far from."""
 
+HALVES: Final = dict(zip(SETTINGS, (0, 1, 1, 0), strict=True))
+"""Which half of the cases of a test with several is computed with a setting: every case is computed with torch's
+narrowest units, on one thread or two, and with its own, and each test with all settings."""
+
 PROBE: Final = """
 import torch
 print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
@@ -126,7 +131,8 @@ def run(setting: str, *arguments: str, seconds: int) -> subprocess.CompletedProc
     NumPy's library has one thread: by it tests compute what is true, and threads of it spin while they wait.
     """
     plain = {key: value for key, value in os.environ.items() if key not in OURS}
-    plain |= {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
+    plain |= {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1", "HALF": str(HALVES[setting])}
+    plain["PYTHONPATH"] = os.pathsep.join(filter(None, (str(TESTS), plain.get("PYTHONPATH"))))  # for support.half
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=TESTS.parent,
@@ -157,6 +163,41 @@ def test_most_files_with_torch_are_chosen_and_what_is_left_out_is_there() -> Non
         assert left_out <= {*numeric_tests(TESTS / file)}
 
 
+CASES: Final = """
+import pytest
+@pytest.mark.parametrize("b", "xy")
+@pytest.mark.parametrize("a", "vw")
+def test_pair(a, b): pass
+def test_alone(): pass
+"""
+
+
+def test_two_settings_compute_each_half_and_halves_have_every_value(tmp_path: Path) -> None:
+    (tmp_path / "test_cases.py").write_text(CASES)
+    halves = []
+    for setting in ("torch's own and oneDNN's AVX2", "its own on all cores"):
+        words = (
+            "-m",
+            "pytest",
+            "-q",
+            "--collect-only",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "support.half",
+            "-c",
+            os.devnull,
+        )
+        done = run(setting, *words, str(tmp_path), seconds=60)
+        halves.append({line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line})
+    assert halves == [
+        {"test_pair[v-y]", "test_pair[w-x]", "test_alone"},
+        {"test_pair[v-x]", "test_pair[w-y]", "test_alone"},
+    ]
+    assert sorted(HALVES.values()) == [0, 0, 1, 1]
+    assert {HALVES[setting] for setting, set_ in SETTINGS.items() if "ATEN_CPU_CAPABILITY" in set_} == {0, 1}
+
+
 @pytest.mark.slow
 def test_the_settings_are_taken_and_change_what_is_computed() -> None:
     found = {setting: run(setting, "-c", PROBE, seconds=60).stdout.splitlines() for setting in SETTINGS}
@@ -171,6 +212,7 @@ def test_the_settings_are_taken_and_change_what_is_computed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_numbers_compare_on(setting: str) -> None:
-    done = run(setting, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *chosen(), seconds=1200)
+    plugins = [word for name in ("no:xdist", "no:cacheprovider", "support.half") for word in ("-p", name)]
+    done = run(setting, "-m", "pytest", "-q", *plugins, *chosen(), seconds=1200)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
