@@ -360,18 +360,14 @@ def kill(
 def prepare() -> None:
     """Import what the commands need, once for all processes; nothing is computed, so that no thread is lost."""
     import torch
-    from diffusers import StableDiffusionPipeline  # noqa: F401
-    from peft import LoraConfig  # noqa: F401
-    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
+    from support.forked import import_all
 
-    import svdiff_train.batch
     import svdiff_train.demo.rows
     import svdiff_train.demo.run
-    import svdiff_train.sampling.gallery
     import svdiff_train.training.class_images
-    import svdiff_train.training.loop
     from svdiff_cli.main import PLACES
 
+    import_all()
     for command in COMMANDS.values():
         import_module(f"svdiff_cli.{PLACES[command.settings[0][0]]}")
     torch.set_num_threads(1)
