@@ -27,11 +27,18 @@ TOKENIZER = build_tokenizer()
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work folder with small banks, and all stages trained by the clock in order."""
+def banks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder with small banks."""
     folder = tmp_path_factory.mktemp("work")
     write_packages(folder / "npm")
     both_banks(folder, workers=1, most=SCENES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work(banks: Path) -> Path:
+    """The same with all stages trained by the clock in order."""
+    folder = banks
     calm = build_bank(folder / "bank-calm", folder / "npm", CALM_SEED, SCENES, CALM, CALM_SINGLE, workers=1)
     number(folder, calm)
     for stage in ("clip", "vae", "decoder"):
@@ -41,8 +48,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bank(work: Path) -> Bank:
-    return both_banks(work)[0]
+def bank(banks: Path) -> Bank:
+    return both_banks(banks)[0]
 
 
 @pytest.mark.slow
