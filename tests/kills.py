@@ -87,7 +87,7 @@ COMMANDS = {
     "generate": Command([(*PAINT, "a dog"), (*PAINT, "a cat")], ("out", "x.png")),
     "basis build": Command([("basis", "build", "tiny", "mid")], (), ("home",)),
     "train": Command(
-        [(*TRAIN, *CLASS, "--steps", "2", "-o", "x.safetensors", "--resume")],
+        [(*TRAIN, *CLASS, "--select", "mid", "--steps", "2", "-o", "x.safetensors", "--resume")],
         ("x.safetensors", "x.toml"),
         ("x.run", "class"),
         0.5,
