@@ -83,12 +83,7 @@ LEFT_OUT: Final = {
         "test_keys_tell_the_family_so_that_no_base_is_needed",
         "test_without_a_base_nothing_is_guessed",
     },
-    "delta/svd/test_decomposition.py": {"test_delta_weight_on_every_layer_of_minilm_is_within_2e_6"},
     "serve/board/test_previews.py": {"test_two_people_do_not_end_each_others_previews"},
-    "tools/build_tiny/test_device.py": {
-        "test_the_decoder_leaves_the_encoder_as_it_was",
-        "test_the_unet_learns_from_encoded_scenes_and_the_empty_caption",
-    },
     "tools/build_tiny/test_stages.py": {"test_a_stage_goes_on_bit_for_bit"},
     "train/calibrate/test_calibration.py": {"test_the_command_says_what_both_forms_capture"},
     "train/data/test_cut_mix.py": {"test_with_buckets_a_step_has_one_size_and_shows_any_concept"},
@@ -96,10 +91,7 @@ LEFT_OUT: Final = {
         "test_a_bake_in_float16_differs_from_one_in_float32_by_the_rounding_of_its_weights_alone",
     },
     "train/evaluate/test_statistics.py": {"test_nineteen_of_twenty_intervals_hold_the_true_mean"},
-    "train/memory/test_plan.py": {
-        "test_stacked_experts_are_in_the_plan",
-        "test_what_reads_values_is_told_to_a_tenth",
-    },
+    "train/memory/test_plan.py": {"test_stacked_experts_are_in_the_plan"},
     "train/methods/test_methods.py": {
         "test_custom_diffusion_changes_keys_values_and_one_row",
         "test_full_fine_tuning_makes_a_pipeline_of_changed_weights",
