@@ -84,7 +84,6 @@ LEFT_OUT: Final = {
         "test_without_a_base_nothing_is_guessed",
     },
     "serve/board/test_previews.py": {"test_two_people_do_not_end_each_others_previews"},
-    "tools/build_tiny/test_stages.py": {"test_a_stage_goes_on_bit_for_bit"},
     "train/calibrate/test_calibration.py": {"test_the_command_says_what_both_forms_capture"},
     "train/data/test_cut_mix.py": {"test_with_buckets_a_step_has_one_size_and_shows_any_concept"},
     "train/data/test_image_sets.py": {
