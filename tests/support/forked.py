@@ -62,7 +62,7 @@ class Running:
         """Tell whether it has ended."""
         return bool(select.select([self._lines], [], [], 0)[0])
 
-    def wait(self, seconds: float = 120) -> Outcome:
+    def wait(self, seconds: float = 600) -> Outcome:
         """Return what it left behind, once it has ended; kill it if that takes longer."""
         if not select.select([self._lines], [], [], seconds)[0]:
             os.kill(self.pid, signal.SIGKILL)
