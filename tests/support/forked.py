@@ -108,8 +108,13 @@ def together(count: int, code: str, *arguments: str | Path, **how: Any) -> list[
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count))
+    world: dict[str, Any] = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    ranks: list[dict[str, Any]] = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
     running = [start(code, *arguments, **how, **world, **rank) for rank in ranks]
     return [each.wait() for each in running]
 
