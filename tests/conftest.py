@@ -78,19 +78,27 @@ def pytest_runtest_call() -> None:
     seed()
 
 
+LONG = (
+    ("test_kills.py", "test_wheel.py", "test_language_models.py"),
+    ("test_compile.py", "test_ways.py", "test_demo.py", "test_sharding.py", "test_processes.py", "test_checkpoint.py"),
+)
+"""Files whose slow tests take minutes: what two processes begin with, side by side."""
+
+
 @pytest.hookimpl(trylast=True)  # once what is not asked for is gone
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put what takes minutes first in both halves, with which two processes begin: nothing long is left for the end.
 
-    That is the walks over vector units, and then the wheel's installations, which wait for files while others compute.
+    The walks over vector units are longest. What comes from the end of a half when the other is done is short.
     """
     walks = [each for each in items if each.name.startswith("test_numbers_compare_on[")]
     if walks:
-        installing = [each for each in items if each.path.name == "test_wheel.py"]
-        first = {*walks, *installing}
-        others = [*installing, *(each for each in items if each not in first)]
-        middle, half = len(walks) // 2, len(others) // 2
-        items[:] = [*walks[:middle], *others[:half], *walks[middle:], *others[half:]]
+        one, two = ([each for name in names for each in items if each.path.name == name] for names in LONG)
+        one, two = [*walks[::2], *one], [*walks[1::2], *two]
+        first = {*one, *two}
+        others = [each for each in items if each not in first]
+        half = max(0, len(items) // 2 - len(one))
+        items[:] = [*one, *others[:half], *two, *others[half:]]
 
 
 def pytest_configure(config: pytest.Config) -> None:

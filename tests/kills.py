@@ -1,6 +1,7 @@
 """Kill every command that writes a folder, again and again: old or new is there, never neither, and nothing is left.
 
     python tests/kills.py [--kills 300] [--terms 100] [--seed 0] [--only bake,demo]
+    python tests/kills.py --asked  (lines in: kills, terms, seed and a name; lines out: how it went)
 
 Each command runs with two settings in turn, so that one result replaces the other. A run is ended by SIGKILL or
 SIGTERM: half of them by the clock, half at one of the calls that change files, which Python's audit hooks count. Then
@@ -24,7 +25,9 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,7 +40,8 @@ PATIENCE = 600.0
 CONVERT = ("convert", "--base", "tiny", "--to", "peft", "--rank", "2", "--allow-unmatched", "-o", "out", "--force")
 SPELL = ("convert", "--base", "tiny", "--to", "peft", "-o", "out", "--force")
 PAINT = ("generate", "tiny", "--steps", "1", "--seeds", "3", "-o", "x.png", "--separate", "out", "--force", "--prompt")
-TRAIN = ("train", "tiny", "pictures", "--prompt", "a photo of a sks dog", "--save-every", "1", "--keep-every", "1")
+KEEP = ("--save-every", "1", "--keep-every", "1")
+TRAIN = ("train", "tiny", "pictures", "--prompt", "a photo of a sks dog", "--resolution", "32", *KEEP)
 CLASS = ("--class-prompt", "a photo of a dog", "--class-images", "2", "--class-folder", "class")
 
 
@@ -83,7 +87,7 @@ COMMANDS = {
     "generate": Command([(*PAINT, "a dog"), (*PAINT, "a cat")], ("out", "x.png")),
     "basis build": Command([("basis", "build", "tiny", "mid")], (), ("home",)),
     "train": Command(
-        [(*TRAIN, *CLASS, "--steps", "2", "-o", "x.safetensors", "--resume")],
+        [(*TRAIN, *CLASS, "--select", "mid", "--steps", "2", "-o", "x.safetensors", "--resume")],
         ("x.safetensors", "x.toml"),
         ("x.run", "class"),
         0.5,
@@ -96,35 +100,48 @@ COMMANDS = {
 }
 
 
-class Rounds:
+class Place:
+    """Where a process works, and what it said.
+
+    Args:
+        folder: an empty folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.work, self.log = folder / "work", folder / "log"
+        self.home = self.work / "home"
+
+    def said(self) -> str:
+        return self.log.read_text()[-2_000:]
+
+
+class Rounds(Place):
     """A command in a folder of its own.
 
     Args:
         command: which.
         folder: an empty folder.
+        inputs: a folder with what the commands read.
         draw: where moments are drawn from.
     """
 
-    def __init__(self, command: Command, folder: Path, draw: random.Random) -> None:
+    def __init__(self, command: Command, folder: Path, inputs: Path, draw: random.Random) -> None:
+        super().__init__(folder)
         self.command, self.draw = command, draw
-        self.work, self.log = folder / "work", folder / "log"
-        self.home = self.work / "home"
-        self.work.mkdir()
-        assert run(self, lambda: make_inputs(self.work)) == 0, self.said()
+        shutil.copytree(inputs, self.work, symlinks=True)
         self.inputs = {path.name for path in self.work.iterdir()}
-        self.expected, self.took = [], []
-        self.finish(0)  # so that bases are there, and the times are those of later runs
-        self.clear()
+        self.took = (0.0, 0)
+        if len(command.settings) == 1:
+            self.finish(0)  # so that bases are there: the time is that of later runs
+            self.clear()
+        self.expected = []
         for number in range(len(command.settings)):
             begun = time.monotonic()
-            self.finish(number)
-            self.took.append((time.monotonic() - begun, int((folder / "log.events").read_text())))
+            self.finish(number)  # both settings do as much, and the last has the first's bases
+            self.took = time.monotonic() - begun, int((folder / "log.events").read_text())
             self.expected.append(self.outputs())
         self.current = len(command.settings) - 1
         self.ends: Counter[str] = Counter()
-
-    def said(self) -> str:
-        return self.log.read_text()[-2_000:]
 
     def clear(self) -> None:
         """Begin anew where a result is built up."""
@@ -166,7 +183,7 @@ class Rounds:
 
     def end(self, setting: int, number: signal.Signals) -> int:
         """Begin a run and end it at a moment; return its exit status."""
-        seconds, events = self.took[setting]
+        seconds, events = self.took
         arguments = self.command.settings[setting]
         if self.draw.random() < 0.5:
             moment = self.draw.uniform(0, seconds)
@@ -213,7 +230,7 @@ def call(arguments: Sequence[str]) -> int:
 
 
 def run(
-    rounds: Rounds,
+    place: Place,
     function: Callable[[], int],
     *,
     after: float | None = None,
@@ -223,7 +240,7 @@ def run(
     """Return the exit status of a function in a process of its own; that a signal ended it is a negative one.
 
     Args:
-        rounds: says where.
+        place: says where.
         function: what to do.
         after: send the signal after these seconds.
         event: or at this call that changes files.
@@ -231,7 +248,7 @@ def run(
     """
     child = os.fork()
     if child == 0:
-        os._exit(serve(rounds, function, event, number))
+        os._exit(serve(place, function, event, number))
     begun, told = time.monotonic(), after is None
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -246,7 +263,7 @@ def run(
         time.sleep(0.002)
 
 
-def serve(rounds: Rounds, function: Callable[[], int], event: int | None, number: int) -> int:
+def serve(place: Place, function: Callable[[], int], event: int | None, number: int) -> int:
     """Do it, in the folder, with a log in place of a terminal."""
     code, counted = 70, 0
 
@@ -259,15 +276,15 @@ def serve(rounds: Rounds, function: Callable[[], int], event: int | None, number
                 os.kill(os.getpid(), number)
 
     try:
-        os.chdir(rounds.work)
-        os.environ["SVDIFF_HOME"] = str(rounds.home)
-        descriptor = os.open(rounds.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.chdir(place.work)
+        os.environ["SVDIFF_HOME"] = str(place.home)
+        descriptor = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(descriptor, stream)
         sys.addaudithook(count)
         code = function()
         total = counted
-        Path(f"{rounds.log}.events").write_text(str(total))
+        Path(f"{place.log}.events").write_text(str(total))
         sys.stdout.flush()
     except BaseException:  # noqa: BLE001 - a process of its own
         traceback.print_exc()
@@ -310,18 +327,26 @@ def shared_out(names: Sequence[str], count: int) -> dict[str, int]:
     return found
 
 
-def kill(names: Sequence[str], kills: int, terms: int, seed: int) -> Iterator[tuple[str, int, int, Counter[str]]]:
+def kill(
+    names: Sequence[str], kills: int, terms: int, seed: int, inputs: Path
+) -> Iterator[tuple[str, int, int, Counter[str]]]:
     """Yield the name of each command, how often it was killed and told to end, and how many runs were faster.
+
+    Args:
+        names: of commands.
+        kills: how often in all.
+        terms: the same, with SIGTERM.
+        seed: what moments are drawn by.
+        inputs: a folder with what the commands read.
 
     Raises:
         AssertionError: something was lost, or left.
     """
-    prepare()
     many, told = shared_out(names, kills), shared_out(names, terms)
     for name in names:
         draw = random.Random(f"{seed} {name}")
         with tempfile.TemporaryDirectory() as folder:
-            rounds = Rounds(COMMANDS[name], Path(folder), draw)
+            rounds = Rounds(COMMANDS[name], Path(folder), inputs, draw)
             ends = [signal.SIGKILL] * many[name] + [signal.SIGTERM] * told[name]
             draw.shuffle(ends)
             for number, end in enumerate(ends):
@@ -335,23 +360,46 @@ def kill(names: Sequence[str], kills: int, terms: int, seed: int) -> Iterator[tu
 def prepare() -> None:
     """Import what the commands need, once for all processes; nothing is computed, so that no thread is lost."""
     import torch
-    from diffusers import StableDiffusionPipeline  # noqa: F401
-    from peft import LoraConfig  # noqa: F401
-    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
+    from support.forked import import_all
 
-    import svdiff_train.batch
     import svdiff_train.demo.rows
     import svdiff_train.demo.run
-    import svdiff_train.sampling.gallery
     import svdiff_train.training.class_images
-    import svdiff_train.training.loop
+    from svdiff_cli.main import PLACES
 
+    import_all()
+    for command in COMMANDS.values():
+        import_module(f"svdiff_cli.{PLACES[command.settings[0][0]]}")
     torch.set_num_threads(1)
-    quick = replace(svdiff_train.demo.run.SAMPLING, steps=2)  # pictures do not matter here
-    for module in (svdiff_train.demo.run, svdiff_train.demo.rows, svdiff_train.training.class_images):
+    demo = svdiff_train.demo.run
+    quick = replace(demo.SAMPLING, steps=1)  # pictures do not matter here, nor what is learned
+    for module in (demo, svdiff_train.demo.rows, svdiff_train.training.class_images):
         module.SAMPLING = quick
-    svdiff_train.demo.run.CLASS_IMAGES = 1
-    svdiff_train.demo.run.sections = lambda *_: []
+    demo.CLASS_IMAGES, demo.sections = 1, lambda *_: []
+    settings = demo.settings
+    demo.settings = lambda *given, **named: replace(settings(*given, **named), selectors=("mid",), resolution=32)
+
+
+@contextmanager
+def inputs() -> Iterator[Path]:
+    """Make what the commands read, in a process of its own, and yield its folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder))
+        place.work.mkdir()
+        assert run(place, lambda: make_inputs(place.work)) == 0, place.said()
+        yield place.work
+
+
+def answer(made: Path) -> None:
+    """Do what is asked, line by line, and say of each how it went; a loss ends nothing but its own line."""
+    for line in sys.stdin:
+        kills, terms, seed, name = line.rstrip("\n").split(" ", 3)
+        try:
+            for _, _, _, ends in kill([name], int(kills), int(terms), int(seed), made):
+                told = f"old or new every time, nothing left; {ends['finished']} runs were faster"
+        except AssertionError as error:
+            told = " ".join(str(error).split())
+        print(told, flush=True)
 
 
 def main() -> None:
@@ -360,10 +408,16 @@ def main() -> None:
     parser.add_argument("--terms", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(COMMANDS), help="names of commands, with commas")
+    parser.add_argument("--asked", action="store_true", help="answer what each line of the input asks")
     given = parser.parse_args()
     begun = time.monotonic()
-    for name, kills, terms, ends in kill(given.only.split(","), given.kills, given.terms, given.seed):
-        print(f"{name:<18} {kills:>4} SIGKILL {terms:>4} SIGTERM, {ends['finished']} runs were faster", flush=True)
+    prepare()
+    with inputs() as made:
+        if given.asked:
+            answer(made)
+            return
+        for name, kills, terms, ends in kill(given.only.split(","), given.kills, given.terms, given.seed, made):
+            print(f"{name:<18} {kills:>4} SIGKILL {terms:>4} SIGTERM, {ends['finished']} runs were faster", flush=True)
     print(f"old or new every time, nothing left; {time.monotonic() - begun:.0f} s")
 
 

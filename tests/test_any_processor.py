@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -65,7 +66,10 @@ COMPARES_WITH_ITSELF: Final = {"train/sampling/test_graphed_denoiser.py", "train
 """Files whose tests compute one thing in two ways, by the same kernels, bit for bit; a quarter of the whole time."""
 LEFT_OUT: Final = {
     "cli/test_image_inputs.py": {
+        "test_a_picture_says_how_it_was_painted_and_no_path",
         "test_edit_shows_source_reconstruction_and_every_edit",
+        "test_every_delta_has_its_own_row_beside_the_base",
+        "test_morph_writes_a_strip_that_says_what_is_on_it",
         "test_tuned_models_are_summed_as_weights_and_told_from_deltas",
     },
     "cli/test_train.py": {"test_two_concepts_are_trained_and_recorded"},
@@ -73,16 +77,31 @@ LEFT_OUT: Final = {
         "test_what_is_interrupted_leaves_a_model_attached_and_right_or_as_it_was",
         "test_what_is_interrupted_twice_can_be_called_again",
     },
-    "delta/conversion/test_respell.py": {"test_an_adapter_comes_back_bit_for_bit"},
-    "tools/build_tiny/test_stages.py": {"test_a_stage_goes_on_bit_for_bit"},
+    "delta/conversion/test_clients.py": {"test_peft_takes_mixed_ranks_at_a_scale_of_one"},
+    "delta/conversion/test_respell.py": {
+        "test_an_adapter_comes_back_bit_for_bit",
+        "test_keys_tell_the_family_so_that_no_base_is_needed",
+        "test_without_a_base_nothing_is_guessed",
+    },
+    "serve/board/test_previews.py": {"test_two_people_do_not_end_each_others_previews"},
+    "train/calibrate/test_calibration.py": {"test_the_command_says_what_both_forms_capture"},
+    "train/data/test_cut_mix.py": {"test_with_buckets_a_step_has_one_size_and_shows_any_concept"},
     "train/data/test_image_sets.py": {
         "test_a_bake_in_float16_differs_from_one_in_float32_by_the_rounding_of_its_weights_alone",
     },
     "train/evaluate/test_statistics.py": {"test_nineteen_of_twenty_intervals_hold_the_true_mean"},
+    "train/memory/test_plan.py": {"test_stacked_experts_are_in_the_plan"},
     "train/methods/test_methods.py": {
         "test_custom_diffusion_changes_keys_values_and_one_row",
+        "test_full_fine_tuning_makes_a_pipeline_of_changed_weights",
+        "test_lora_is_loaded_by_diffusers_and_paints_differently",
         "test_settings_change_what_is_learned",
         "test_shifts_below_minus_sigma_come_back_with_revive_only",
+    },
+    "train/sampling/test_edit.py": {
+        "test_from_noise_it_is_plain_sampling",
+        "test_inversion_keeps_to_the_picture",
+        "test_without_noise_the_seed_does_not_matter_and_with_noise_it_does",
     },
     "train/sampling/test_morph.py": {"test_the_ends_are_the_pictures_of_each_alone"},
     "train/settings/test_base_advice.py": {"test_a_base_that_names_no_limit_says_nothing"},
@@ -91,6 +110,7 @@ LEFT_OUT: Final = {
         "test_the_run_is_recorded_without_paths",
     },
     "train/training/test_loop.py": {"test_the_run_is_recorded_without_paths_or_times"},
+    "train/training/test_unmix.py": {"test_its_gradient_lowers_attention_on_the_wrong_half"},
     "train/training/test_reports.py": {
         "test_a_state_is_by_weights_and_one_of_an_earlier_release_goes_on",
         "test_what_was_good_at_the_last_report_is_kept_where_an_update_overflows",
@@ -99,6 +119,10 @@ LEFT_OUT: Final = {
 }
 """Tests that take long and compute nothing, or what others of their files compare, or one thing twice by the same
 kernels, or what rounding is far from."""
+
+HALVES: Final = dict(zip(SETTINGS, (0, 1, 1, 0), strict=True))
+"""Which half of the cases of a test with several is computed with a setting: every case is computed with torch's
+narrowest units, on one thread or two, and with its own, and each test with all settings."""
 
 PROBE: Final = """
 import torch
@@ -126,7 +150,8 @@ def run(setting: str, *arguments: str, seconds: int) -> subprocess.CompletedProc
     NumPy's library has one thread: by it tests compute what is true, and threads of it spin while they wait.
     """
     plain = {key: value for key, value in os.environ.items() if key not in OURS}
-    plain |= {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
+    plain |= {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1", "HALF": str(HALVES[setting])}
+    plain["PYTHONPATH"] = os.pathsep.join(filter(None, (str(TESTS), plain.get("PYTHONPATH"))))  # for support.half
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=TESTS.parent,
@@ -157,6 +182,41 @@ def test_most_files_with_torch_are_chosen_and_what_is_left_out_is_there() -> Non
         assert left_out <= {*numeric_tests(TESTS / file)}
 
 
+CASES: Final = """
+import pytest
+@pytest.mark.parametrize("b", "xy")
+@pytest.mark.parametrize("a", "vw")
+def test_pair(a, b): pass
+def test_alone(): pass
+"""
+
+
+def test_two_settings_compute_each_half_and_halves_have_every_value(tmp_path: Path) -> None:
+    (tmp_path / "test_cases.py").write_text(CASES)
+    halves = []
+    for setting in ("torch's own and oneDNN's AVX2", "its own on all cores"):
+        words = (
+            "-m",
+            "pytest",
+            "-q",
+            "--collect-only",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "support.half",
+            "-c",
+            os.devnull,
+        )
+        done = run(setting, *words, str(tmp_path), seconds=60)
+        halves.append({line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line})
+    assert halves == [
+        {"test_pair[v-y]", "test_pair[w-x]", "test_alone"},
+        {"test_pair[v-x]", "test_pair[w-y]", "test_alone"},
+    ]
+    assert sorted(HALVES.values()) == [0, 0, 1, 1]
+    assert {HALVES[setting] for setting, set_ in SETTINGS.items() if "ATEN_CPU_CAPABILITY" in set_} == {0, 1}
+
+
 @pytest.mark.slow
 def test_the_settings_are_taken_and_change_what_is_computed() -> None:
     found = {setting: run(setting, "-c", PROBE, seconds=60).stdout.splitlines() for setting in SETTINGS}
@@ -171,6 +231,7 @@ def test_the_settings_are_taken_and_change_what_is_computed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_numbers_compare_on(setting: str) -> None:
-    done = run(setting, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *chosen(), seconds=1200)
+    plugins = [word for name in ("no:xdist", "no:cacheprovider", "support.half") for word in ("-p", name)]
+    done = run(setting, "-m", "pytest", "-q", *plugins, *chosen(), seconds=1200)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

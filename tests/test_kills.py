@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import kills
 import pytest
@@ -13,36 +16,42 @@ import pytest
 SCRIPT = Path(kills.__file__)
 
 
-def end(only: str, many: int, told: int, seed: int = 0) -> str:
-    """Run the script in a process of its own, which forks: this one has threads."""
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        "--kills",
-        str(many),
-        "--terms",
-        str(told),
-        "--seed",
-        str(seed),
-        "--only",
-        only,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=850, env=os.environ)
-    assert done.returncode == 0, done.stderr[-2_000:]
-    return done.stdout.splitlines()[-1]
+@pytest.fixture(scope="module")
+def killer() -> Iterator[subprocess.Popen[str]]:
+    """The script in a process of its own, which forks: this one has threads. Imports take longer than most commands."""
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), "--asked"], stdin=PIPE, stdout=PIPE, stderr=errors, text=True, bufsize=1
+        ) as process,
+    ):
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60) == 0, errors.seek(0) or errors.read()[-2_000:]
+
+
+def end(killer: subprocess.Popen[str], name: str, kills: int, terms: int, seed: int = 0) -> str:
+    """Let a command be ended that often; return how it went."""
+    assert killer.stdin is not None
+    assert killer.stdout is not None
+    killer.stdin.write(f"{kills} {terms} {seed} {name}\n")
+    return killer.stdout.readline()
 
 
 @pytest.mark.slow
-def test_a_bake_that_is_ended_leaves_old_or_new_and_nothing_else() -> None:
-    assert end("bake", 4, 2).startswith("old or new every time, nothing left")
+def test_a_bake_that_is_ended_leaves_old_or_new_and_nothing_else(killer: subprocess.Popen[str]) -> None:
+    assert end(killer, "bake", 4, 2).startswith("old or new every time, nothing left")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", kills.COMMANDS)
-def test_every_command_that_writes_a_folder_may_be_ended_at_any_moment(name: str) -> None:
+def test_every_command_that_writes_a_folder_may_be_ended_at_any_moment(
+    killer: subprocess.Popen[str], name: str
+) -> None:
     many = int(os.environ.get("KILLS", "40"))
     share = kills.COMMANDS[name].share
-    told = end(name, max(2, int(many * share * 0.75)), max(1, int(many * share * 0.25)), seed=1)
+    told = end(killer, name, max(2, int(many * share * 0.75)), max(1, int(many * share * 0.25)), seed=1)
     assert told.startswith("old or new every time, nothing left")
 
 

@@ -64,31 +64,41 @@ def test_wheel_and_sdist_do_not_depend_on_where_and_when_they_are_built(tmp_path
     assert found[0] == found[1]
 
 
-def install(tmp_path: Path, what: str) -> Path:
-    """Install something in a fresh environment; return the folder of its programs."""
-    venv.create(tmp_path / "venv", with_pip=True)
+def install(tmp_path: Path, what: str, *again: str) -> Path:
+    """Install something in a fresh environment, or again in the same; return the folder of its programs."""
+    if not again:
+        venv.create(tmp_path / "venv", with_pip=True)
     programs = tmp_path / "venv" / "bin"
     # Of 18,000 files few are imported: pip need not compile the others, which takes longer than all else here.
     command = [programs / "pip", "install", "--quiet", "--no-compile", "--constraint", str(ROOT / "constraints.txt")]
-    if "[" in what:  # torch first and alone, so that pip takes the build that is pinned
+    if "[" in what and not again:  # torch first and alone, so that pip takes the build that is pinned
         subprocess.run([*command, "torch"], check=True)
-    subprocess.run([*command, what], check=True)
+    subprocess.run([*command, *again, what], check=True)
     return programs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_in_a_fresh_environment_the_demo_s_first_subject_is_learned_for_a_step(kind: str, tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(tmp_path)]
+def test_in_a_fresh_environment_the_demo_s_first_subject_is_learned_for_a_step(wheel: Path, tmp_path: Path) -> None:
+    """Of the wheel, and then of the sdist in its place, which asks for the same and finds it there."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True)
-    (package,) = (*tmp_path.glob("*.whl"), *tmp_path.glob("*.tar.gz"))
-    programs = install(tmp_path, f"{package}[train]")
-    say = "from svdiff_train.tiny import pictures_path; print(pictures_path('black_cat'))"
-    pictures = subprocess.check_output([programs / "python", "-c", say], text=True, cwd=tmp_path).strip()
-    assert pictures.startswith(str(tmp_path))
-    options = ["--prompt", "a photo of a V1 cat", "--steps", "1", "-o", "cat.safetensors"]
-    subprocess.run([programs / "svdiff", "train", "tiny", pictures, *options], cwd=tmp_path, check=True)
-    assert (tmp_path / "cat.safetensors").stat().st_size < 300_000
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    learned, asked = [], []
+    for package in (wheel, sdist):
+        again = learned and ["--force-reinstall", "--no-deps"]
+        programs = install(tmp_path, f"{package}[train]", *again)
+        say = "from svdiff_train.tiny import pictures_path; print(pictures_path('black_cat'))"
+        pictures = subprocess.check_output([programs / "python", "-c", say], text=True, cwd=tmp_path).strip()
+        assert pictures.startswith(str(tmp_path))
+        told = "from importlib.metadata import requires; print(requires('svdiff-delta'))"
+        asked.append(subprocess.check_output([programs / "python", "-c", told], text=True, cwd=tmp_path))
+        output = tmp_path / f"{package.name}.safetensors"
+        options = ["--prompt", "a photo of a V1 cat", "--steps", "1", "-o", str(output)]
+        subprocess.run([programs / "svdiff", "train", "tiny", pictures, *options], cwd=tmp_path, check=True)
+        learned.append(output.read_bytes())
+        assert len(learned[-1]) < 300_000
+    assert asked[0] == asked[1]
+    assert learned[0] == learned[1]
 
 
 @pytest.mark.slow

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.commands import SVDIFF, Outcome, python, svdiff
+from support.commands import SVDIFF, Outcome, svdiff
 from support.deltas import saved
 from support.files import listing, written
+from support.forked import forked
 from support.models import base_delta
 from support.pipelines import small_sd3
 from support.tuned import tuned_base
@@ -67,7 +68,7 @@ def pixels(path: str) -> Any:
 def test_the_same_command_writes_the_same_bytes_in_another_process() -> None:
     arguments = ["generate", "tiny", "a.safetensors:0.5", "--prompt", PROMPT, "--seeds", "2", "--eta", "0.5", *FEW]
     for output in ("one.png", "two.png"):
-        outcome = python(SVDIFF, *arguments, "-o", output, folder=Path.cwd())
+        outcome = forked(SVDIFF, *arguments, "-o", output)
         assert outcome.code == 0, outcome.err
     assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
 

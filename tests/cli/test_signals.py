@@ -26,7 +26,7 @@ svdiff_train.demo.run.run_demo = run
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow)])
 def test_a_command_that_is_ended_cleans_up_and_says_by_what(tmp_path: Path, name: str) -> None:
     number = getattr(signal, name)
     done = python(KILLED.format(number=int(number)) + SVDIFF, "demo", "-o", "out", folder=tmp_path)

@@ -54,11 +54,13 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MARKS = {
     "quantized": pytest.mark.quantized,
+    "lora": pytest.mark.slow,
+    "methods": pytest.mark.slow,
     "pictures": pytest.mark.slow,
     "several-subjects": pytest.mark.slow,
     "training": pytest.mark.slow,
 }
-"""Pages that need other libraries, or train several times."""
+"""Pages that need other libraries, or whose commands take long."""
 
 APART = {"hub", "serving", "ray"}
 """Pages that need a server, and have a test of their own."""

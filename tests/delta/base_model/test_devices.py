@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.commands import python
+from support.forked import forked
 
 from svdiff_delta._util import warned
 from svdiff_delta._util.warned import DeltaWarning
@@ -41,8 +41,9 @@ with FakeTensorMode():
 """
 
 
+@pytest.mark.slow
 def test_a_basis_is_computed_on_its_weights_device_and_comes_back() -> None:
-    done = python(FAKE)
+    done = forked(FAKE)
     both = ["cpu torch.float64 12", "cpu torch.float32 12 12"]
     assert done.err == ""
     assert done.out.splitlines() == 3 * [*both, "cpu torch.float32 3 30", *both, "cpu torch.float32 10 30"] + ["True"]
@@ -165,8 +166,9 @@ with FakeTensorMode():
 """
 
 
+@pytest.mark.slow
 def test_products_are_computed_where_the_vectors_are() -> None:
-    done = python(PRODUCTS)
+    done = forked(PRODUCTS)
     assert done.err == ""
     factors = ["other:0 other:0 cpu 12", "other:0 other:0 cpu 15"]
     assert done.out.splitlines() == ["other:0 other:0 cpu 12 30", *factors, "other:0 other:0 cpu 30 12", *factors]

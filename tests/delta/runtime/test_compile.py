@@ -7,6 +7,9 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from support.live import CASES, Case, built, relative
 from support.models import live_zero, named, random_delta
 from support.weights import normal
@@ -40,13 +43,32 @@ def _one_block() -> nn.Module:
     )
 
 
-MODELS = {**CASES, "UNet": Case(_one_block, CASES["UNet"].inputs, "sample")}
+class _Layers(nn.Module):
+    """The UNet's kinds of layers once, in its own blocks: a third of what it compiles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_in, self.time = nn.Conv2d(4, 8, 3, padding=1), nn.Linear(1, 16)
+        self.resnet = ResnetBlock2D(in_channels=8, out_channels=4, temb_channels=16, groups=4)
+        self.attention = BasicTransformerBlock(4, 2, 2, cross_attention_dim=12)
+
+    def forward(self, sample: Tensor, timestep: int, encoder_hidden_states: Tensor) -> UNet2DConditionOutput:
+        hidden = self.resnet(self.conv_in(sample), self.time(sample.new_full((1, 1), timestep / 1000)))
+        rows = hidden.flatten(2).transpose(1, 2)
+        return UNet2DConditionOutput(self.attention(rows, encoder_hidden_states=encoder_hidden_states))
+
+
+MODELS = {
+    **CASES,
+    "UNet": Case(_one_block, CASES["UNet"].inputs, "sample"),
+    "a UNet's layers": Case(_Layers, CASES["UNet"].inputs, "sample"),
+}
 CHOSEN: list[tuple[str, dict[str, Any], torch.dtype]] = [
     ("UNet", {}, torch.float32),
     ("Flux", {"exact": True}, torch.float32),
     ("CLIP's text encoder", {"mode": "fused"}, torch.float32),
-    ("UNet", {"form": "resident"}, torch.float32),
-    ("UNet", {}, torch.bfloat16),
+    ("a UNet's layers", {"form": "resident"}, torch.float32),
+    ("a UNet's layers", {}, torch.bfloat16),
     ("Flux", {"form": "additive"}, torch.bfloat16),
 ]
 EXACT = 1e-5

@@ -10,7 +10,7 @@ import accelerate
 import pytest
 import torch
 import torch.nn.functional as F
-from support.commands import python
+from support.forked import forked
 from support.live import delta_of, run, tiny
 from support.models import MINILM, live_zero, named, random_delta
 from support.refusals import EXHAUSTED, FAILED
@@ -136,8 +136,9 @@ with FakeTensorMode():
 """
 
 
+@pytest.mark.slow
 def test_a_state_dict_of_dropped_weights_is_on_the_model_s_device() -> None:
-    assert python(FAKE).out == "{'other:0'}\n"
+    assert forked(FAKE).out == "{'other:0'}\n"
 
 
 def test_a_fused_model_may_be_offloaded_layer_by_layer() -> None:

@@ -186,6 +186,7 @@ def _minilm() -> dict[str, torch.Tensor]:
     return {key: weight for key, weight in weights.items() if weight.ndim == 2 and weight.is_floating_point()}
 
 
+@pytest.mark.slow
 def test_delta_weight_on_every_layer_of_minilm_is_within_2e_6() -> None:
     errors = {}
     for key, weight in _minilm().items():

@@ -26,6 +26,7 @@ def test_when_the_time_is_over_no_cell_is_begun(tmp_path: Path) -> None:
     assert not (tmp_path / "cells").exists()
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(ArithmeticError, match="no number"):
         measure([Cell("a", "0", failed, ())], tmp_path / "work", tmp_path, "base", 1, None, lambda line: None)

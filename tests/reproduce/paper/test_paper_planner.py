@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.cells import NEAR, UP, cell, claim, small_beside, small_plan
+from support.forked import Running, start
 
 from reproduce.paper import carry_out as carry
 from reproduce.paper import report
@@ -207,38 +206,42 @@ def test_results_of_trainings_are_forgotten_when_no_cell_needs_them(tmp_path: Pa
 
 
 SCRIPT = """
-import sys
+import multiprocessing, sys
 from pathlib import Path
 from support.cells import small_plan
+from reproduce.paper import measure
 from reproduce.paper.carry_out import carry_out
 from reproduce.paper.report import write_report
-if __name__ == "__main__":
-    out = Path(sys.argv[1])
-    carry_out(small_plan(), out / "work", out, "0" * 16, 2, None, print)
-    write_report(out, small_plan(), "0" * 16)
+# Processes that have imported everything already: three rounds of two would import it for longer than they measure.
+measure.get_context = lambda _: multiprocessing.get_context("fork")
+out = Path(sys.argv[1])
+carry_out(small_plan(), out / "work", out, "0" * 16, 2, None, print)
+write_report(out, small_plan(), "0" * 16)
 """
+
+
+def started(out: Path) -> Running:
+    return start(SCRIPT, out, CELL_SECONDS="0.3", warn=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run leaves that is not killed."""
+    out = tmp_path_factory.mktemp("whole")
+    assert started(out).wait(200).code == 0
+    return out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cells", [1, 9, 17])
-def test_a_run_that_is_killed_and_goes_on_gives_the_same_report(tmp_path: Path, cells: int) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    tests = Path(__file__).parents[2]
-    given = os.environ | {"PYTHONPATH": os.pathsep.join((str(tests), str(tests.parent))), "CELL_SECONDS": "0.3"}
-
-    def started(out: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(script), str(out)]
-        return subprocess.Popen(command, env=given, start_new_session=True, stdout=subprocess.DEVNULL)
-
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+def test_a_run_that_is_killed_and_goes_on_gives_the_same_report(tmp_path: Path, whole: Path, cells: int) -> None:
+    killed = tmp_path / "killed"
     process = started(killed)
     while sum(1 for _ in (killed / "cells").rglob("*.json")) < cells:
-        assert process.poll() is None
+        assert not process.ended()
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "paper.md").exists()
-    for out in (killed, whole):
-        assert started(out).wait(200) == 0
+    assert started(killed).wait(200).code == 0
     assert files(killed) == files(whole)

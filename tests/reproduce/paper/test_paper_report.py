@@ -133,6 +133,7 @@ def test_every_link_and_picture_of_the_report_is_there(full: Path) -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+@pytest.mark.slow
 def test_the_same_cells_give_the_same_bytes(full: Path, tmp_path: Path) -> None:
     few = replace(WITHOUT, claims=lambda choices: tuple(one for one in PLAN.claims(choices) if one.letter in "ae"))
     for name in ("one", "other"):

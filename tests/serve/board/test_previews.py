@@ -87,10 +87,10 @@ def test_a_preview_is_the_picture_of_the_mix(page: httpx.Client) -> None:
 def test_the_same_seed_stands_side_by_side_and_a_strip_between(page: httpx.Client) -> None:
     shares = [[1, 0], [0.5, 0.5], [0, 1]]
     pictures = [{"share": share, "seed": 1} for share in shares]
-    body = asked(term("wide", 2), term("wide", -2), pictures=pictures, stages=[4])
+    body = asked(term("wide", 2), term("wide", -2), pictures=pictures, stages=[2])
     strip = {line["number"]: picture(line) for line in painted(page, body)[1:-1]}
-    plain = picture(painted(page, asked(NONE, pictures=[{"seed": 1}], stages=[4]))[1])
-    alone = picture(painted(page, asked(term("wide", 2), pictures=[{"seed": 1}], stages=[4]))[1])
+    plain = picture(painted(page, asked(NONE, pictures=[{"seed": 1}], stages=[2]))[1])
+    alone = picture(painted(page, asked(term("wide", 2), pictures=[{"seed": 1}], stages=[2]))[1])
     # One is the other's negative: halfway is the base. Rows of a batch are rounded as the batch is.
     assert (strip[1] - plain).abs().max() <= 2
     assert (strip[0] - alone).abs().max() <= 2

@@ -27,11 +27,18 @@ TOKENIZER = build_tokenizer()
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work folder with small banks, and all stages trained by the clock in order."""
+def banks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder with small banks."""
     folder = tmp_path_factory.mktemp("work")
     write_packages(folder / "npm")
     both_banks(folder, workers=1, most=SCENES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work(banks: Path) -> Path:
+    """The same with all stages trained by the clock in order."""
+    folder = banks
     calm = build_bank(folder / "bank-calm", folder / "npm", CALM_SEED, SCENES, CALM, CALM_SINGLE, workers=1)
     number(folder, calm)
     for stage in ("clip", "vae", "decoder"):
@@ -41,8 +48,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bank(work: Path) -> Bank:
-    return both_banks(work)[0]
+def bank(banks: Path) -> Bank:
+    return both_banks(banks)[0]
 
 
 @pytest.mark.slow
@@ -56,6 +63,7 @@ def test_a_stage_trains_measures_and_says_that_it_is_done(work: Path, stage: str
     assert (work / "runs" / f"{stage}.pt").exists()
 
 
+@pytest.mark.slow
 def test_the_decoder_leaves_the_encoder_as_it_was(work: Path) -> None:
     before, after = (torch.load(work / "runs" / f"{name}.pt", weights_only=True) for name in ("vae", "decoder"))
     began, ended = before["average"], after["model"]
@@ -63,6 +71,7 @@ def test_the_decoder_leaves_the_encoder_as_it_was(work: Path) -> None:
     assert changed == {"decoder", "post_quant_conv"}
 
 
+@pytest.mark.slow
 def test_the_unet_learns_from_encoded_scenes_and_the_empty_caption(work: Path) -> None:
     task = UNetStage(work, SCENES, CPU, size=4)
     assert not task.latents.any()
@@ -79,9 +88,9 @@ def test_the_unet_learns_from_encoded_scenes_and_the_empty_caption(work: Path) -
     assert task.alphas.shape == new_scheduler().alphas_cumprod.shape
 
 
-def test_a_stage_without_a_time_is_refused(work: Path) -> None:
+def test_a_stage_without_a_time_is_refused(banks: Path) -> None:
     with pytest.raises(SystemExit, match="needs --seconds, or --until"):
-        main(["--work", str(work), "--stage", "vae", "--device", "cpu", "--batch", "2", "--threads", "1"])
+        main(["--work", str(banks), "--stage", "vae", "--device", "cpu", "--batch", "2", "--threads", "1"])
 
 
 def test_pictures_on_a_device_are_what_they_are_elsewhere(bank: Bank) -> None:

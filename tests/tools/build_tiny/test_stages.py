@@ -69,6 +69,7 @@ def weights(run: Run) -> list[torch.Tensor]:
     return [*run.model.parameters(), *run.average.parameters()]
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_bit_for_bit(task: Task, tmp_path: Path) -> None:
     whole = Run(task, RECIPE, tmp_path / "whole")
     whole.go()

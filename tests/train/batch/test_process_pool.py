@@ -40,6 +40,7 @@ def test_each_task_is_told_of_before_it_begins() -> None:
     assert begun == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_takes_only_its_own_task_with_it() -> None:
     found = dict(run_costliest_first(die, [(number,) for number in range(5)], 2, ignore))
     assert found == {0: 0, 1: None, 2: 2, 3: 3, 4: 4}

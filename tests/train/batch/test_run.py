@@ -11,8 +11,9 @@ import pytest
 import torch
 from support.adapters import save_peft
 from support.checkpoints import bert, changed
-from support.commands import python, svdiff
+from support.commands import svdiff
 from support.files import contents, listing, written
+from support.forked import forked
 
 from svdiff_delta import convert, load, open_base
 from svdiff_delta.conversion import convert_directly
@@ -169,7 +170,7 @@ run_manifest(Path(sys.argv[1]), jobs=int(sys.argv[2]), watch=stop)
 )
 def test_a_killed_run_is_gone_on_with(folder: Path, jobs: str, early: bool) -> None:
     code = RUN.format(signal="SIGKILL", early=early)
-    assert python(code, folder / "all.jsonl", jobs, SVDIFF_HOME=os.environ["SVDIFF_HOME"]).code == -9
+    assert forked(code, folder / "all.jsonl", jobs).code == -9
     assert outputs(folder)
     found = run_manifest(folder / "all.jsonl")
     assert sorted(set(statuses(found))) == ["converted", "failed"] if early else ["converted", "failed", "passed over"]
@@ -195,7 +196,7 @@ def test_a_direct_row_cannot_be_calibrated(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_whole_report_and_no_half_file(folder: Path) -> None:
-    done = python(RUN.format(signal="SIGINT", early=False), folder / "all.jsonl", "2")
+    done = forked(RUN.format(signal="SIGINT", early=False), folder / "all.jsonl", "2")
     assert "KeyboardInterrupt" in done.err
     assert not [name for name in listing(folder) if name.startswith(".")]
     assert {line["status"] for line in lines(folder)} <= {"converted", "failed", "started"}

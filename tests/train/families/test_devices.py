@@ -7,11 +7,8 @@ the same of the code here: nothing in it names a device. Values and kernels are 
 
 from __future__ import annotations
 
-import os
-import sys
-
 import pytest
-from support.commands import python
+from support.forked import forked
 from support.pipelines import PIPELINES
 
 FAKE = """
@@ -89,6 +86,6 @@ for name in PIPELINES:
 @pytest.mark.slow
 def test_a_step_on_another_device_mixes_no_devices_and_brings_nothing_there_once_it_has_begun() -> None:
     """A CUDA graph cannot wait for what is brought from ordinary memory."""
-    done = python(FAKE, PYTHONPATH=os.pathsep.join(sys.path), PYTHONWARNINGS="")
+    done = forked(FAKE, warn=True)
     assert done.code == 0, done.err
     assert done.out.splitlines() == [line for name in PIPELINES for line in (f"{name} True True", "[]", "True")]

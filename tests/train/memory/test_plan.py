@@ -175,7 +175,7 @@ READING = ("Lumina 2", "HiDream", "Wan 2.2")
 """Families whose denoisers read masks or where tokens went, and where timesteps choose the denoiser."""
 
 
-@pytest.mark.parametrize("name", READING)
+@pytest.mark.parametrize("name", [READING[0], *(pytest.param(each, marks=pytest.mark.slow) for each in READING[1:])])
 def test_what_reads_values_is_told_to_a_tenth(name: str, tmp_path: Path) -> None:
     """Beside eight float32 for each number of δ, as above."""
     family, plan = recorded_plan(name, tmp_path)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.descent import ROUNDED, greatest_distance
+from support.forked import together
 from torch import nn
 
 from svdiff_delta import Delta, attach, load, zero_delta
@@ -22,20 +20,15 @@ from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import open_tiny
 
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
-
-def launched(script: str, folder: Path, *arguments: str, two: bool = True) -> None:
-    path = folder / "script.py"
-    path.write_text(script)
-    command = [*(LAUNCH if two else [sys.executable]), str(path), str(folder), *arguments]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+def launched(script: str, *arguments: str | Path, processes: int = 2) -> None:
+    for end in together(processes, script, *arguments, warn=True):
+        assert end.code == 0, end.err[-4000:]
 
 
 TRAIN = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -43,6 +36,7 @@ torch.optim.AdamW = lambda groups, **_: torch.optim.SGD(groups)  # as support.de
 from svdiff_delta import save
 from svdiff_train.memory.output_cache import OutputCache
 from svdiff_train.settings.config import TrainConfig
+from svdiff_train.training import class_images
 from svdiff_train.training.callbacks import Watch
 from svdiff_train.training.keeping import Keeping
 from svdiff_train.training.loop import train
@@ -52,8 +46,9 @@ from svdiff_train.tiny import open_tiny, pictures_path
 folder, fsdp, batch, precision = Path(sys.argv[1]), sys.argv[2] == "fsdp", int(sys.argv[3]), sys.argv[4]
 # With pictures of the class, and without: then no forward of the model came before δ was put on it.
 class_prompt = "a photo of a cat" if precision == "no" else None
+class_images.SAMPLING = replace(class_images.SAMPLING, steps=2)
 config = TrainConfig(prompt="a photo of a sks cat", class_prompt=class_prompt, class_images=3, steps=3,
-                     learning_rate=1.0, batch_size=batch, selectors=("unet",), mixed_precision=precision,
+                     resolution=32, learning_rate=1.0, batch_size=batch, selectors=("unet",), mixed_precision=precision,
                      gradient_checkpointing=fsdp, cache_latents=True, pre_compute_text_embeddings=True)
 losses = []
 outcome = train(open_tiny(), pictures_path("black_cat"), config, keeping=Keeping(folder=folder / "run"), fsdp=fsdp,
@@ -75,7 +70,7 @@ def test_two_processes_that_share_the_model_train_what_one_does(precision: str, 
     """With all that goes with it: pictures of the class and on the way, checkpoints, encoders that were let go."""
     for name, batch in (("fsdp", "1"), ("plain", "2")):
         (tmp_path / name).mkdir()
-        launched(TRAIN, tmp_path / name, name, batch, precision, two=name == "fsdp")
+        launched(TRAIN, tmp_path / name, name, batch, precision, processes=2 if name == "fsdp" else 1)
     shared, alone = (load(tmp_path / name / "delta.safetensors") for name in ("fsdp", "plain"))
     losses = [np.array((tmp_path / name / "losses").read_text().split(), float) for name in ("fsdp", "plain")]
     # In half precision each of the sums rounds to 8 bits, and both runs add in another order.
@@ -100,7 +95,7 @@ from svdiff_delta.errors import AttachError
 from svdiff_train.memory.sharding import blocks
 from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.tiny import open_tiny
-base, dtype = open_tiny(), sys.argv[2]
+base, dtype = open_tiny(), sys.argv[1]
 kind = {"F32": torch.float32, "BF16": torch.bfloat16}[dtype]
 zero = zero_delta(base, "unet")
 delta = Delta({name: shift + 0.1 for name, shift in zero.items()}, zero.metadata)
@@ -170,9 +165,9 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
-def test_a_delta_on_a_sharded_model_computes_what_it_does_on_a_whole_one(dtype: str, tmp_path: Path) -> None:
+def test_a_delta_on_a_sharded_model_computes_what_it_does_on_a_whole_one(dtype: str) -> None:
     """And is refused where it cannot be there, sees another base's weights, and leaves them bit for bit."""
-    launched(ATTACH, tmp_path, dtype)
+    launched(ATTACH, dtype)
 
 
 CONFIG = TrainConfig(prompt="a cat")

@@ -6,10 +6,7 @@ No card is needed: what captures is a stand-in that does the work at every repla
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +17,7 @@ import torch
 from PIL import Image
 from support.commands import svdiff
 from support.files import contents
+from support.forked import forked
 from support.graphs import REFUSED, Captures, FrozenCaptures
 from support.models import base_delta, random_delta
 from support.pipelines import PIPELINES
@@ -118,14 +116,8 @@ def test_every_family_that_docs_list_is_among_these() -> None:
 @pytest.mark.slow
 def test_no_denoiser_does_what_a_capture_forbids() -> None:
     """On a device that is not the CPU none reads a value, or copies from the host's memory."""
-    root = Path(__file__).parents[3]
-    done = subprocess.run(
-        [sys.executable, "-m", "support.fake_card"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (root, root / "cli", root / "tests")))},
-        capture_output=True,
-        text=True,
-    )
-    found = json.loads(done.stdout)
+    done = forked("import runpy; runpy.run_module('support.fake_card', run_name='__main__')", warn=True)
+    found = json.loads(done.out)
     assert found.pop("reads") == ["_to_copy", "DataDependentOutputException"]
     assert found == {name: [] for name in ("sd1", *PIPELINES)}
 

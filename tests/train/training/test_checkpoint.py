@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.forked import forked
 from torch import nn
 
 from svdiff_delta import load, save
@@ -200,18 +198,20 @@ def test_a_run_that_was_interrupted_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 SCRIPT = """
 import os, signal, sys
+from dataclasses import replace
 from pathlib import Path
-import torch
-torch.set_num_threads(1)
 from svdiff_delta import save
 from svdiff_train.settings.config import TrainConfig
+from svdiff_train.training import class_images
 from svdiff_train.training.keeping import Keeping
 from svdiff_train.training.loop import train
 from svdiff_train.tiny import open_tiny, pictures_path
 from svdiff_train.training.callbacks import Watch
 folder, killed = Path(sys.argv[1]), int(sys.argv[2])
+class_images.SAMPLING = replace(class_images.SAMPLING, steps=2)
 config = TrainConfig(prompt="a photo of a sks cat", class_prompt="a photo of a cat", class_images=2, steps=20,
-                     learning_rate=5e-2, selectors=("unet-ca",), warmup=5, schedule="cosine", accumulate=2)
+                     resolution=32, learning_rate=5e-2, selectors=("unet-ca",), warmup=5, schedule="cosine",
+                     accumulate=2)
 def step(report):
     if report.step == killed:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -226,8 +226,7 @@ save(outcome.delta, folder / "delta.safetensors")
 def test_twenty_steps_equal_ten_a_kill_and_ten_more(tmp_path: Path) -> None:
     def run(folder: Path, killed: int) -> int:
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder), str(killed)]
-        return subprocess.run(command, env=dict(os.environ), check=False).returncode
+        return forked(SCRIPT, folder, str(killed), warn=True).code
 
     assert run(tmp_path / "whole", 0) == 0
     assert run(tmp_path / "killed", 11) == -signal.SIGKILL  # the newest state is of step 10

@@ -95,15 +95,18 @@ def test_the_run_is_recorded_without_paths_or_times(outcome: Outcome) -> None:
 
 SCRIPT = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from svdiff_delta import save
 from svdiff_train.settings.config import TrainConfig
+from svdiff_train.training import class_images
 from svdiff_train.training.loop import train
 from svdiff_train.tiny import open_tiny, pictures_path
 config = TrainConfig(prompt="a photo of a sks cat", class_prompt="a photo of a cat", steps=2,
-                     class_images=2, selectors=("unet-ca",))
+                     class_images=2, selectors=("unet-ca",), resolution=32)
+class_images.SAMPLING = replace(class_images.SAMPLING, steps=2)
 save(train(open_tiny(), pictures_path("black_cat"), config).delta, sys.argv[1])
 """
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.commands import SVDIFF, Outcome
 from support.descent import ROUNDED, greatest_distance
+from support.forked import forked, together
 
 from svdiff_delta import load
 from svdiff_delta.errors import InputError, TrainError
@@ -22,18 +24,21 @@ from svdiff_train.training.processes import ALONE, Crew, accelerator, unused
 
 SCRIPT = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 torch.optim.AdamW = lambda groups, **_: torch.optim.SGD(groups)  # as support.descent does
 from svdiff_delta import save
 from svdiff_train.settings.config import TrainConfig
+from svdiff_train.training import class_images
 from svdiff_train.training.keeping import Keeping
 from svdiff_train.training.loop import train
 from svdiff_train.tiny import open_tiny, pictures_path
 folder, batch = Path(sys.argv[1]), int(sys.argv[2])
+class_images.SAMPLING = replace(class_images.SAMPLING, steps=2)
 config = TrainConfig(prompt="a photo of a sks cat", class_prompt="a photo of a cat", class_images=3, steps=3,
-                     learning_rate=1.0, batch_size=batch, selectors=("unet-ca",))
+                     resolution=32, learning_rate=1.0, batch_size=batch, selectors=("unet-ca",))
 outcome = train(open_tiny(), pictures_path("black_cat"), config, keeping=Keeping(folder=folder / "run"),
                 class_folder=folder / "class")
 import torch.distributed as dist
@@ -54,39 +59,41 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 def test_two_processes_train_what_one_does_with_twice_the_batch(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    for name, command, batch in (("two", LAUNCH, 1), ("one", [sys.executable], 2)):
+    for name in ("two", "one"):
         (tmp_path / name).mkdir()
-        subprocess.run([*command, str(script), str(tmp_path / name), str(batch)], check=True, env=ENVIRONMENT)
+    subprocess.run([*LAUNCH, str(script), str(tmp_path / "two"), "1"], check=True, env=ENVIRONMENT)
+    assert forked(SCRIPT, tmp_path / "one", "2", warn=True).code == 0
     assert {path.name for path in (tmp_path / "two").glob("process-*")} == {"process-0-of-2", "process-1-of-2"}
     two, one = (load(tmp_path / name / "delta.safetensors") for name in ("two", "one"))
     assert max(np.abs(one[name]).max() for name in one) > 1e-3
     assert greatest_distance(two, one) < ROUNDED
 
 
-def svdiff(*arguments: object, launch: list[str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [*(launch or [sys.executable]), "-m", "svdiff_cli", *map(str, arguments)]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+def svdiff(*arguments: object) -> Outcome:
+    return forked(SVDIFF, *map(str, arguments), warn=True)
 
 
 @pytest.mark.slow
 def test_one_process_repeats_and_prolongs_a_run_of_two(tmp_path: Path) -> None:
     """Accumulation too: each share is added up by itself, so even the last bits are the same."""
     what = ("train", "tiny", pictures_path("black_cat"), "--prompt", "a photo of a sks cat", "--select", "unet-ca-kv")
-    how = ("--accumulate", 2, "--learning-rate", 0.05)
+    how = ("--resolution", 32, "--accumulate", 2, "--learning-rate", 0.05)
     two, again, longer, whole = (tmp_path / f"{name}.safetensors" for name in ("two", "again", "longer", "whole"))
-    done = svdiff(*what, *how, "--steps", 2, "-o", two, launch=LAUNCH)
+    command = [*LAUNCH, "-m", "svdiff_cli", *map(str, (*what, *how, "--steps", 2, "-o", two))]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote") == 1
     assert done.stderr.count("2 processes: 4 pictures of the subject in each step") == 1
     assert (load(two).metadata.training or {})["processes"] == 2
-    assert svdiff("train", "--config", two.with_suffix(".toml"), "-o", again).returncode == 0
+    assert svdiff("train", "--config", two.with_suffix(".toml"), "-o", again).code == 0
     assert again.read_bytes() == two.read_bytes()
     goes_on = (*what, *how, "--steps", 4, "--run-folder", two.with_suffix(".run"), "--resume", "-o", longer)
     refused = svdiff(*goes_on)
-    assert refused.returncode == 1
-    assert "processes (was 2, is 1)" in refused.stderr
-    assert svdiff(*goes_on, "--processes", 2).returncode == 0
-    assert svdiff(*what, *how, "--steps", 4, "-o", whole, launch=LAUNCH).returncode == 0
+    assert refused.code == 1
+    assert "processes (was 2, is 1)" in refused.err
+    assert svdiff(*goes_on, "--processes", 2).code == 0
+    ends = together(2, SVDIFF, *map(str, (*what, *how, "--steps", 4, "-o", whole)), warn=True)
+    assert [each.code for each in ends] == [0, 0]
     assert longer.read_bytes() == whole.read_bytes()
 
 
@@ -126,11 +133,10 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 def test_a_process_that_works_alone_is_waited_for_and_pictures_are_those_of_one(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SLOW)
-    alone = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
-    for name, launch in (("two", LAUNCH), ("one", alone)):
+    for name, count in (("two", 2), ("one", 1)):
         (tmp_path / name).mkdir()
-        subprocess.run([*launch, str(tmp_path / "script.py"), str(tmp_path / name)], check=True, env=ENVIRONMENT)
+        for end in together(count, SLOW, tmp_path / name, warn=True):
+            assert end.code == 0, end.err
     assert (tmp_path / "two/delta.safetensors").exists()
     painted = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.png")}
     assert len(painted) == 8
