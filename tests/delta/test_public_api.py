@@ -133,7 +133,6 @@ INTERNAL = {
     "Probe": "Calibration.__init__",
     "Shift": "Handle.trained",  # the layers themselves, for the trainer
     "Stored": "Delta.from_stored",
-    "Workspace": "Basis.delta_weight",  # memory that a bake uses again; nobody else needs to give any
 }
 """Classes that only the library and the trainer hold, and the one place each stands in that others may call."""
 
