@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import torch
 
+from svdiff_delta.errors import TensorError
+from svdiff_serve.errors import RefusedError
 from svdiff_train.sampling.graphed_denoiser import DENOISERS
 from svdiff_train.sampling.sample import generate
 
@@ -44,5 +46,14 @@ def _clone(pipeline: Any) -> Any:
 
 
 def paint(clone: Any, job: Job) -> Any:
-    """Return a picture as `svdiff generate` paints it."""
-    return generate(clone, [(job.prompt, job.seed)], job.sampling)[0]
+    """Return a picture as `svdiff generate` paints it.
+
+    Raises:
+        RefusedError: it is black, since a number on its way was too large.
+    """
+    try:
+        return generate(clone, [(job.prompt, job.seed)], job.sampling)[0]
+    except TensorError:  # whose message holds the prompt
+        raise RefusedError(
+            "the picture is black: a number on its way was too large, or none", fix="lower guidance, or weights"
+        ) from None

@@ -15,6 +15,7 @@ from torch import Tensor
 from svdiff_delta.errors import InputError
 from svdiff_train.families import unit_of
 
+from .black import check_black, noting_invalid
 from .graphed_denoiser import GraphedDenoiser
 from .guidance import check_guidance, guided, parameters
 from .image_to_image import Initial, check_needed, image_to_image, initial
@@ -132,6 +133,7 @@ def generate(
     start: Start | None = None,
     graphs: GraphedDenoiser | None = None,
     init: Initial | None = None,
+    strict: bool = True,
 ) -> list[Any]:
     """Return one picture for each (prompt, seed), in order; a picture does not depend on what else is in its batch.
 
@@ -147,8 +149,10 @@ def generate(
         graphs: runs this pipeline's denoiser; it goes on with what it has captured for other calls.
         init: what is painted from: the pipeline's image-to-image twin takes it, or the pipeline itself, if it edits
             pictures or fills in.
+        strict: whether a picture that is black, since a number on its way was none, is an error, or a warning.
 
     Raises:
+        TensorError: a picture is black for that reason.
         InputError: as `check_sampling`; or an initial picture is given and the pipeline takes none, or the other way
             round.
     """
@@ -158,7 +162,11 @@ def generate(
     painter = pipeline if init is None else image_to_image(pipeline)
     size = 1 if init is not None else sampling.batch_size
     images: list[Any] = []
-    with scheduled(painter, sampling.scheduler), nullcontext() if graphs is None else graphs.running():
+    with (
+        scheduled(painter, sampling.scheduler),
+        nullcontext() if graphs is None else graphs.running(),
+        noting_invalid() as invalid,
+    ):
         for first in range(0, len(jobs), size):
             chunk = jobs[first : first + size]
             given = _arguments(painter, chunk, sampling, start, first)
@@ -166,6 +174,8 @@ def generate(
                 given |= initial(painter, init, sampling, size_unit(pipeline))
             found = painter(**_taken(painter, given))
             images.extend(found.frames if hasattr(found, "frames") else found.images)
+            if invalid:
+                check_black(images[first:], chunk, strict=strict)
             if progress is not None:
                 progress(len(images), len(jobs))
     return images

@@ -100,6 +100,14 @@ def test_openais_client_paints_mixes_by_name(ai: openai.OpenAI) -> None:
     assert (pictures[0].info["prompt"], pictures[1].info["seed"]) == ("a dog", "5")
 
 
+def test_a_picture_of_no_numbers_is_refused_and_the_next_is_painted(client: httpx.Client) -> None:
+    said = error(refused := ask(client, steps=1, guidance=1e300))
+    assert (refused.status_code, said["code"]) == (400, "invalid_value")
+    assert said["message"].startswith("the picture is black: a number on its way was too large")
+    assert "a dog" not in said["message"]
+    assert ask(client, steps=1).status_code == 200
+
+
 def test_openais_client_lists_models(ai: openai.OpenAI) -> None:
     assert [model.id for model in ai.models.list()] == ["tiny", "cat", "dog", "pets/bird"]
     assert ai.models.retrieve("pets/bird").id == "pets/bird"
