@@ -23,6 +23,7 @@ from svdiff_delta.format.parameter import Parameter
 from svdiff_delta.ops.combine import note_weight
 from svdiff_delta.svd.energy import Energy
 from svdiff_delta.svd.projection import squared_norm
+from svdiff_delta.svd.shifted_weight import delta_weight
 from svdiff_delta.svd.verify import VerifiedBase, prepare_base
 
 from .dialect import Changes, Job, Meter, WeightChange
@@ -134,7 +135,7 @@ def _changes(
     meter = Meter(job, _elements(parameters))
     for name, parameter in parameters.items():
         prepared = verified.prepare(name, job.cache)
-        change = prepared.delta_weight(torch.from_numpy(delta[name].astype(np.float64)))
+        change = delta_weight(prepared, torch.from_numpy(delta[name].astype(np.float64)))
         values = change.contiguous().flatten().numpy()
         check_range(name, values, job.dtype, what="ΔW ")
         stored = encode(values, job.dtype)

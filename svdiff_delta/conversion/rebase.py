@@ -26,6 +26,7 @@ from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.energy import Energy
 from svdiff_delta.svd.prepare import Progress, prepare_weight
 from svdiff_delta.svd.projection import find_same_weights, project_change, squared_norm
+from svdiff_delta.svd.shifted_weight import delta_weight
 from svdiff_delta.svd.verify import VerifiedBase, verify_base
 
 from .result import Conversion, check_arguments, check_captured, check_left_out, recorded_share
@@ -125,7 +126,7 @@ class _Work:
     def carry(self, name: str) -> None:
         """Carry one parameter over."""
         said, old = self.delta.metadata.parameters[name], self.old.prepare(name, self.cache)
-        change = old.delta_weight(torch.from_numpy(self.delta[name].astype(np.float64)))
+        change = delta_weight(old, torch.from_numpy(self.delta[name].astype(np.float64)))
         if name in self.same:
             energy = squared_norm(change)
             self._keep(name, said, Energy(energy, energy))

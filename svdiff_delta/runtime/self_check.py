@@ -17,6 +17,7 @@ from svdiff_delta.base_model.kinds import weight_of
 from svdiff_delta.errors import AttachError
 from svdiff_delta.format.delta import project
 from svdiff_delta.svd.decomposition import matricize, unmatricize
+from svdiff_delta.svd.shifted_weight import delta_weight
 
 from . import factored_ops
 from .fused import FusedPatch
@@ -141,7 +142,7 @@ class Check:
             return
         with torch.no_grad(), torch.autocast(found.device.type, enabled=False):
             dtype = torch.promote_types(torch.float32, found.dtype)
-            change = self._places[shift.name].prepared().delta_weight(torch.from_numpy(self._given(shift)))
+            change = delta_weight(self._places[shift.name].prepared(), torch.from_numpy(self._given(shift)))
             expected = self._weight(shift, module).to(found.device, dtype) + change.to(found.device, dtype)
             noise = ROUNDINGS * torch.finfo(found.dtype).eps * float(expected.norm())
             off, moved = float((found.to(dtype) - expected).norm()), float(change.norm())
@@ -183,7 +184,7 @@ class Check:
             return forward_with(again.module, weight, *again.args, **again.options).to(dtype)
 
         def reference(delta: NDArray[np.float64]) -> Tensor:
-            change = self._places[shift.name].prepared().delta_weight(torch.from_numpy(delta))
+            change = delta_weight(self._places[shift.name].prepared(), torch.from_numpy(delta))
             return computed(weight + change.to(weight))
 
         return computed(weight), reference
@@ -198,7 +199,7 @@ class Check:
 
         def reference(delta: NDArray[np.float64]) -> Tensor:
             prepared, moved = place.prepared(), torch.from_numpy(delta)
-            change = prepared.delta_weight(moved)
+            change = delta_weight(prepared, moved)
             if _is_resident(shift) and prepared.basis is not None:
                 lost = plain_weight(call.module).cpu().float() - prepared.rounded
                 bare = replace(prepared.basis, tail=torch.zeros_like(prepared.basis.tail))

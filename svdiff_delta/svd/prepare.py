@@ -19,7 +19,7 @@ from svdiff_delta.format.dtypes import Dtype
 from svdiff_delta.format.parameter import Kind, Parameter
 
 from .cache import BasisCache
-from .decomposition import READER_TOLERANCE, Basis, Runs, find_runs, matricize, unmatricize
+from .decomposition import READER_TOLERANCE, Basis, Runs, find_runs
 from .fingerprint import fingerprint_stored, round_weight
 from .fingerprint_cache import Known, recall, remember
 from .gpu_basis import round_for
@@ -61,17 +61,6 @@ class Prepared:
     def rounded(self) -> Tensor:
         """Its values in the basis dtype, as float32, read and rounded now."""
         return round_weight(self.source(), self.parameter.dtype)
-
-    def delta_weight(self, shift: Tensor) -> Tensor:
-        """Return ΔW in the weight's own shape for δ (size,) in float64, scaled and summed before (spec, section 6.6).
-
-        Float32 for spectral parameters; for elementwise ones ΔW is δ itself, float64.
-        """
-        if self.basis is None:
-            return shift.reshape(self.parameter.shape)
-        axis = self.parameter.axis
-        change = self.basis.delta_weight(matricize(self.rounded, axis), shift)
-        return unmatricize(change, self.parameter.shape, axis)
 
 
 def prepare_weight(

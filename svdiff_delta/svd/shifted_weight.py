@@ -1,4 +1,4 @@
-"""Put W + ΔW into memory that is there already, some columns or rows at a time (spec, section 6.6)."""
+"""Compute ΔW, and put W + ΔW into memory that is there already, some columns or rows at a time (spec, section 6.6)."""
 
 from __future__ import annotations
 
@@ -41,6 +41,24 @@ def total_of(own: Tensor, change: Tensor) -> Tensor:
     """Return W + ΔW in the wider of their dtypes; it may take the place of ΔW."""
     wide = torch.promote_types(own.dtype, change.dtype)
     return change.add_(own) if wide == change.dtype else change + own
+
+
+def delta_weight(prepared: Prepared, shift: Tensor) -> Tensor:
+    """Return ΔW in the weight's own shape, to the bit what a bake adds (spec, section 6.6).
+
+    Float32 for spectral parameters; for elementwise ones ΔW is δ itself, float64.
+
+    Args:
+        prepared: the weight of the base.
+        shift: δ, (size,) float64, scaled and summed before.
+    """
+    if prepared.basis is None:
+        return shift.reshape(prepared.parameter.shape)
+    weight = prepared.weight
+    found = torch.empty(weight.shape)
+    for part in shifted_parts(prepared, shift, weight, found):
+        part.place.copy_(part.change)
+    return found
 
 
 def write_shifted(prepared: Prepared, shift: Tensor, target: Tensor, space: Workspace | None = None) -> None:

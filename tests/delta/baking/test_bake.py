@@ -206,13 +206,15 @@ import sys, numpy as np, torch
 from svdiff_delta import load, open_base
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import verify_and_prepare
+from svdiff_delta.svd.shifted_weight import delta_weight
 from pathlib import Path
 from typing import Any
 base, path, cache, out = open_base(sys.argv[1], component="model"), sys.argv[2], sys.argv[3], sys.argv[4]
 delta = load(path)
 cache = BasisCache(Path(cache))
 def change(name):
-    return verify_and_prepare(base, name, delta, cache).delta_weight(torch.from_numpy(delta[name].astype("f8"))).numpy()
+    prepared = verify_and_prepare(base, name, delta, cache)
+    return delta_weight(prepared, torch.from_numpy(delta[name].astype("f8"))).numpy()
 np.savez(out, **{name: change(name) for name in delta})
 """
 

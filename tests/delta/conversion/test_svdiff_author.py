@@ -16,6 +16,7 @@ from svdiff_delta.conversion.svdiff_author import make_shift
 from svdiff_delta.errors import InputError
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import prepare_weight, verify_and_prepare
+from svdiff_delta.svd.shifted_weight import delta_weight
 
 KEY = "{}.parametrizations.weight.0.eigenvalues_delta"
 
@@ -34,8 +35,8 @@ def test_matrices_are_shifted_on_singular_values_and_norms_on_elements(base: Bas
     name = "model.encoder.conv1.weight"
     weight = base.read(name)
     expected = svdiff_pytorch(weight, *given.values()) - weight.double().numpy()
-    change = verify_and_prepare(base, name, found.delta, BasisCache()).delta_weight(
-        torch.from_numpy(found.delta[name].astype("f8"))
+    change = delta_weight(
+        verify_and_prepare(base, name, found.delta, BasisCache()), torch.from_numpy(found.delta[name].astype("f8"))
     )
     assert np.linalg.norm(change.double().numpy() - expected) <= 1e-6 * np.linalg.norm(expected)
     assert np.array_equal(found.delta["model.encoder.layer_norm.weight"], norm)

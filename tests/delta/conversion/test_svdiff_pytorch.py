@@ -19,6 +19,7 @@ from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import BaseMismatchError, HeaderError, InputError, TensorError
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import verify_and_prepare
+from svdiff_delta.svd.shifted_weight import delta_weight
 from svdiff_train.tiny import open_tiny
 
 ENCODER = {
@@ -45,12 +46,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 def applied(base: Base, delta: Delta, name: str) -> np.ndarray:
     """ΔW of one parameter as the library materializes it."""
-    return (
-        verify_and_prepare(base, name, delta, BasisCache())
-        .delta_weight(torch.from_numpy(delta[name].astype("f8")))
-        .double()
-        .numpy()
-    )
+    prepared = verify_and_prepare(base, name, delta, BasisCache())
+    return delta_weight(prepared, torch.from_numpy(delta[name].astype("f8"))).double().numpy()
 
 
 def check_formula(base: Base, delta: Delta, name: str, given: np.ndarray) -> None:

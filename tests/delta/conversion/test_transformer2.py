@@ -15,6 +15,7 @@ from svdiff_delta.base_model.base import Base
 from svdiff_delta.errors import InputError
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import verify_and_prepare
+from svdiff_delta.svd.shifted_weight import delta_weight
 
 UP, DOWN = "layers.0.mlp.up_proj.weight", "layers.0.mlp.down_proj.weight"
 
@@ -41,8 +42,8 @@ def random(seed: int) -> np.ndarray:
 def check(base: Base, found: object, key: str, z: np.ndarray) -> None:
     name = f"model.{key}"
     delta = found.delta  # type: ignore[attr-defined]
-    change = verify_and_prepare(base, name, delta, BasisCache()).delta_weight(
-        torch.from_numpy(delta[name].astype("f8"))
+    change = delta_weight(
+        verify_and_prepare(base, name, delta, BasisCache()), torch.from_numpy(delta[name].astype("f8"))
     )
     weight = base.read(name)
     expected = transformer2(weight, z) - weight.double().numpy()

@@ -159,7 +159,8 @@ def stop(*_):
     os.kill(os.getpid(), signal.{signal})
 
 if {early}:
-    Report.add = stop
+    add = Report.add
+    Report.add = lambda report, row: (stop if row.status == "converted" else add)(report, row)
 run_manifest(Path(sys.argv[1]), jobs=int(sys.argv[2]), watch=stop)
 """
 
