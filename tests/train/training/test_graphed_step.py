@@ -386,7 +386,7 @@ def test_a_card_that_is_gone_ends_the_run_which_goes_on_from_its_last_state(
     captures, keeping = Captures(), Keeping(folder=tmp_path, every=1)
 
     def gone(*_: object, **__: object) -> Any:
-        for place in ("runtime.handle.Handle.detach", "svd.prepare.Prepared.delta_weight"):
+        for place in ("runtime.handle.Handle.detach", "runtime.fused.write_shifted"):
             patch.setattr(f"svdiff_delta.{place}", gone)
         patch.setattr("svdiff_train.training.reports.Reports.fault", gone)
         patch.setattr(StaticWork, "_put_back", gone)
