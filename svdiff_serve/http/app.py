@@ -22,7 +22,7 @@ from svdiff_serve.service import Service
 from svdiff_serve.settings import Defaults, Limits
 
 from .backend import Backend, LocalBackend
-from .errors import error_response, response_to
+from .errors import RefusedAnswerError, error_response, response_to
 from .generation import Generation
 from .keys import ANYONE, Keys
 from .logs import Log
@@ -220,7 +220,7 @@ def make_front(state: Shared, backend: Backend, more: Callable[[FastAPI], None] 
         try:
             plain = unquote(name)
             return JSONResponse(_described(escaped(plain), await backend.changed(plain)))
-        except DeltaError as error:
+        except (DeltaError, RefusedAnswerError) as error:
             return response_to(error)
 
     @app.post("/v1/images/generations")
