@@ -24,7 +24,7 @@ def noting_invalid() -> Iterator[list[str]]:
 
 
 def check_black(pictures: Sequence[Any], jobs: Sequence[tuple[str, int]], *, strict: bool) -> None:
-    """Refuse black pictures where NumPy has met what is no number while they were made.
+    """Refuse black pictures where NumPy has met what is no number while they were made; warn if none is black.
 
     Args:
         pictures: of PIL, or lists of a clip's frames.
@@ -34,10 +34,14 @@ def check_black(pictures: Sequence[Any], jobs: Sequence[tuple[str, int]], *, str
     Raises:
         TensorError: one is black all over.
     """
+    found = False
     for picture, (prompt, seed) in zip(pictures, jobs, strict=True):
         frames = picture if isinstance(picture, list) else [picture]
         if any(frame.getbbox() is None for frame in frames):
+            found = True
             what = f"the picture of {prompt!r}, seed {seed}, is black: a number on its way was too large, or none"
             if strict:
                 raise TensorError(what, fix='paint with `dtype="F32"`, lower `guidance`, or lower the weights')
             warn_once(what, "black")
+    if not found:
+        warn_once("a number on the way to a picture was none: parts of it may be black", "black in parts")

@@ -38,5 +38,7 @@ def test_the_one_that_is_black_is_named(black: object) -> None:
         check_black([WHITE, black], JOBS, strict=True)
 
 
-def test_pictures_that_are_not_black_are_let_be() -> None:
-    check_black([WHITE, [WHITE, WHITE]], JOBS, strict=True)
+def test_pictures_that_are_not_black_are_said_to_be_so_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warned, "_SAID", set())
+    with pytest.warns(warned.DeltaWarning, match="^a number on the way to a picture was none"):
+        check_black([WHITE, [WHITE, WHITE]], JOBS, strict=True)
