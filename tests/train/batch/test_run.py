@@ -158,10 +158,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the
 def stop(*_):
     os.kill(os.getpid(), signal.{signal})
 
-if {early}:
+if {early}:  # of two processes the one whose row fails may end first: that is not yet the moment
     add = Report.add
     Report.add = lambda report, row: (stop if row.status == "converted" else add)(report, row)
-run_manifest(Path(sys.argv[1]), jobs=int(sys.argv[2]), watch=stop)
+run_manifest(Path(sys.argv[1]), jobs=int(sys.argv[2]), watch=None if {early} else stop)
 """
 
 
