@@ -44,9 +44,16 @@ interface Part {
   block: number | undefined;
 }
 
+/** Characters of the longest module that a pattern is tried on: the time of some grows with their square. */
+const LONGEST = 255;
+
+/** Digits of the largest number of a block. */
+const MOST_DIGITS = 9;
+
 function partOf(name: string): Part {
   const modules = name.split(".").slice(1, -1);
-  const any = (pattern: RegExp, all = modules): boolean => all.some((module) => pattern.test(module));
+  const any = (pattern: RegExp, all = modules): boolean =>
+    all.some((module) => module.length <= LONGEST && pattern.test(module));
   const attn = any(PATTERNS.attention) || any(PATTERNS.projection);
   const inner = modules.slice(modules.findIndex((module) => /^[0-9]+$/.test(module)) + 1 || modules.length);
   const block = PATTERNS.block.exec(name)?.[1];
@@ -56,8 +63,8 @@ function partOf(name: string): Part {
     kv: attn && any(PATTERNS.keys_and_values),
     mlp: attn
       ? any(PATTERNS.fused)
-      : !any(/norm/, inner) && (any(PATTERNS.feed_forward, inner) || PATTERNS.output.test(name)),
-    block: block === undefined ? undefined : Number(block),
+      : !inner.some((module) => module.includes("norm")) && (any(PATTERNS.feed_forward, inner) || PATTERNS.output.test(name)),
+    block: block === undefined || block.length > MOST_DIGITS ? undefined : Number(block),
   };
 }
 

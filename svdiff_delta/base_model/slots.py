@@ -32,6 +32,9 @@ RULES: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
 )
 """The slot of diffusers' models by their class, the first that fits."""
 
+LONGEST: Final = 255
+"""Characters of the longest class that a rule is tried on: the time of some grows with their square."""
+
 
 def slot_of(class_name: str, library: str) -> str:
     """Return the component that a model on its own is called.
@@ -40,6 +43,6 @@ def slot_of(class_name: str, library: str) -> str:
         class_name: its class, "" where nothing says it.
         library: "diffusers", "transformers", or any other.
     """
-    if library == "diffusers":
+    if library == "diffusers" and len(class_name) <= LONGEST:
         return next((slot for pattern, slot in RULES if pattern.fullmatch(class_name)), UNNAMED)
     return SLOTS.get(class_name, UNNAMED)

@@ -55,6 +55,12 @@ BLOCK: Final = re.compile(r"\.(?:\w*(?:blocks?|layers?|refiner)|h)\.(\d+)\.")
 EXPERT: Final = re.compile(r"\.experts\.\d+\.|\[\d+\]$")
 """One of several experts: a module of a row of them, or a slice of a stacked tensor (spec, section 4.1)."""
 
+LONGEST: Final = 255
+"""Characters of the longest module that a pattern is tried on: the time of some grows with their square."""
+
+MOST_DIGITS: Final = 9
+"""Digits of the largest number of a block; selectors name blocks by at most three."""
+
 
 class Part(NamedTuple):
     """What a weight is part of.
@@ -78,21 +84,29 @@ class Part(NamedTuple):
 def part_of(name: str) -> Part:
     """Return what a parameter is part of, by its name."""
     modules = name.split(".")[1:-1]
-    attn = any(ATTENTION.fullmatch(module) or PROJECTION.fullmatch(module) for module in modules)
-    cross = attn and any(CROSS.fullmatch(module) or ADDED.fullmatch(module) for module in modules)
-    kv = attn and any(KEYS_AND_VALUES.fullmatch(module) for module in modules)
+    attn = _any_is(ATTENTION, modules) or _any_is(PROJECTION, modules)
+    cross = attn and (_any_is(CROSS, modules) or _any_is(ADDED, modules))
+    kv = attn and _any_is(KEYS_AND_VALUES, modules)
+    return Part(attn, cross, kv, _is_feed_forward(name, modules, attn=attn), _block_of(name))
+
+
+def _any_is(pattern: re.Pattern[str], modules: list[str]) -> bool:
+    return any(len(module) <= LONGEST and pattern.fullmatch(module) for module in modules)
+
+
+def _block_of(name: str) -> int | None:
     block = BLOCK.search(name)
-    return Part(attn, cross, kv, _is_feed_forward(name, modules, attn=attn), int(block[1]) if block else None)
+    return int(block[1]) if block and len(block[1]) <= MOST_DIGITS else None
 
 
 def _is_feed_forward(name: str, modules: list[str], *, attn: bool) -> bool:
     if attn:
-        return any(FUSED.fullmatch(module) for module in modules)
+        return _any_is(FUSED, modules)
     first = next((index for index, module in enumerate(modules) if module.isdigit()), len(modules))
     inner = modules[first + 1 :]
     if any("norm" in module for module in inner):  # norms that are steered by small networks of their own
         return False
-    return any(FEED_FORWARD.fullmatch(module) for module in inner) or OUTPUT.search(name) is not None
+    return _any_is(FEED_FORWARD, inner) or OUTPUT.search(name) is not None
 
 
 def picture_twice(names: Iterable[str]) -> frozenset[str]:

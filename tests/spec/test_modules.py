@@ -34,7 +34,7 @@ def told(row: dict[str, Any], modules: list[str], name: str) -> bool:
     pattern = re.compile(row["pattern"], re.ASCII | (re.IGNORECASE if row["ignore_case"] else 0))
     if row["matches"] == "name":
         return pattern.search(name) is not None
-    return any(pattern.fullmatch(module) for module in modules)
+    return any(pattern.fullmatch(module) for module in modules if len(module) <= 255)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *list(LAYOUT)[::9]])
@@ -51,5 +51,5 @@ def test_parts_are_the_rules_of_the_table(name: str) -> None:
         attn and (told(rows["cross"], modules, name) or told(rows["added"], modules, name)),
         attn and told(rows["keys_and_values"], modules, name),
         told(rows["fused"], modules, name) if attn else forward and not any("norm" in module for module in inner),
-        int(block[1]) if block else None,
+        int(block[1]) if block and len(block[1]) <= 9 else None,
     )

@@ -51,8 +51,12 @@ FAMILIES: Mapping[str, tuple[int, ...]] = {
     name: parameter.shape
     for file in ("flux", "joint", "language")
     for name, parameter in loads((VECTORS / f"{file}.safetensors").read_bytes()).metadata.parameters.items()
-}
-"""Names of many families, which selectors tell by part."""
+} | {
+    f"model.{where}{module.rjust(length, '_')}.weight": (3, 2)
+    for where, module in (("", "attn"), ("attn.", "k"), ("0.", "_mlp"))
+    for length in (255, 256)
+} | {f"model.layers.{'1' * digits}.weight": (2,) for digits in (3, 9, 10)}  # fmt: skip
+"""Names of many families, which selectors tell by part, and those that are as long as what is told may be."""
 
 ALL = {**FAMILIES, **SHAPES}
 PARTS = ("attn", "ca", "kv", "ca-kv", "mlp", "experts", "conv", "1d", "2d", "4d")

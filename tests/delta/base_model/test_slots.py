@@ -81,6 +81,10 @@ def test_every_denoiser_has_a_slot() -> None:
     assert {name for name in names if slot_of(name, "diffusers") == "model"} == NONE
 
 
+def test_a_class_that_nobody_would_write_has_no_slot() -> None:
+    assert [slot_of("UNet".ljust(length, "x"), "diffusers") for length in (255, 256)] == ["unet", "model"]
+
+
 def test_language_models_are_called_model_whatever_their_name() -> None:
     assert slot_of("SwitchTransformersForConditionalGeneration", "transformers") == "model"
     assert slot_of("LlamaForCausalLM", "transformers") == "model"

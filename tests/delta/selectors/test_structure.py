@@ -17,6 +17,7 @@ from torch import nn
 from svdiff_delta.base_model.kinds import class_shapes, shiftable
 from svdiff_delta.errors import SelectionError
 from svdiff_delta.selectors.match import match
+from svdiff_delta.selectors.structure import part_of
 from svdiff_delta.selectors.subsets import PARTS
 
 MODELS = DENOISERS | LANGUAGE
@@ -163,6 +164,26 @@ def test_blocks_are_named_by_number_in_one_component_or_all() -> None:
     assert {name.split(".")[2] for name in chosen(EXPERTS, "transformer_2-block.1-10")} == {"1", "10"}
     assert chosen(EXPERTS, "transformer-block.0") == chosen(EXPERTS, "block.0")
     assert not chosen(EXPERTS, "block.2")
+
+
+LONG = {  # 255 characters, and one more
+    "attn": ("attn".ljust(255, "_"), "attn".ljust(256, "_")),
+    "attn-kv": ("k".rjust(255, "_"), "k".rjust(256, "_")),
+    "mlp": ("_mlp".rjust(255, "a"), "_mlp".rjust(256, "a")),
+}
+
+
+@pytest.mark.parametrize("part", LONG)
+def test_a_module_that_no_model_would_have_is_no_part(part: str) -> None:
+    around = "attn." if part == "attn-kv" else "0." if part == "mlp" else ""
+    fits, longer = (f"model.{around}{module}.weight" for module in LONG[part])
+    word = part.removeprefix("attn-")
+    assert (getattr(part_of(fits), word), getattr(part_of(longer), word)) == (True, False)
+
+
+def test_the_number_of_a_block_has_at_most_nine_digits() -> None:
+    found = [part_of(f"model.layers.{'1' * digits}.weight").block for digits in (9, 10, 5000)]
+    assert found == [111_111_111, None, None]
 
 
 @pytest.mark.parametrize(
