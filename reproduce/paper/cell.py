@@ -21,7 +21,7 @@ from .sight import Sight
 
 Numbers = Mapping[str, Any]
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of how cells measure: raised when a measure changes, so that numbers of both are never mixed."""
 
 State = Literal["known", "missing", "cut off", "another base", "another version", "another recipe"]

@@ -26,6 +26,7 @@ from svdiff_delta.runtime import attach
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_train.sampling.pipelines import load_pipeline
 from svdiff_train.sampling.sample import Sampling, generate
+from svdiff_train.settings.config import TrainConfig
 from svdiff_train.tiny import base_path, open_tiny
 from svdiff_train.training.class_images import class_pictures
 from svdiff_train.training.keeping import Keeping
@@ -54,20 +55,15 @@ class Trained:
 
     Attributes:
         recipe: what was trained.
-        results: after half of the steps, where the better one is measured, and after all of them.
+        result: where it lies.
         seconds: what it took, the base being loaded and bases computed.
-        size: bytes of what is particular to the last result.
+        size: bytes of what is particular to the result.
     """
 
     recipe: Recipe
-    results: tuple[Path, ...]
+    result: Path
     seconds: float
     size: int
-
-    @property
-    def last(self) -> Path:
-        """The result after all steps."""
-        return self.results[-1]
 
 
 class Lab:
@@ -95,23 +91,20 @@ class Lab:
             if not record.exists() or not (folder / "steps").exists():
                 self._train(recipe, folder)
         known = json.loads(record.read_bytes())
-        results = tuple(sorted((folder / "steps").iterdir()))
-        return Trained(recipe, results, known["seconds"], known["size"])
+        return Trained(recipe, _only(folder / "steps"), known["seconds"], known["size"])
 
     def _train(self, recipe: Recipe, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if recipe.method == "svdiff":
             self._warm(recipe)
         begun = time.perf_counter()
-        every = recipe.steps // 2 if recipe.best_of_two else recipe.steps
-        keeping = Keeping(folder=folder, every=recipe.steps, newest=1, results_every=every)
+        keeping = Keeping(folder=folder, every=recipe.steps, newest=1, results_every=recipe.steps)
         config = recipe.config()
         with self._images(recipe) as images:
             train(self.base, images, config, cache=self.cache, keeping=keeping, class_folder=self._classes(config))
         seconds = time.perf_counter() - begun
         shutil.rmtree(keeping.states, ignore_errors=True)
-        last = sorted((folder / "steps").iterdir())[-1]
-        facts = canonical_json({"seconds": round(seconds, 2), "size": _size(last, recipe)})
+        facts = canonical_json({"seconds": round(seconds, 2), "size": _size(_only(folder / "steps"), recipe)})
         with replace_file(folder / "record.json", overwrite=True) as stream:
             stream.write(facts)
 
@@ -131,37 +124,38 @@ class Lab:
             shutil.copyfile(SCENE[recipe.scene].path, Path(folder) / "picture.png")
             yield Path(folder)
 
-    def _classes(self, config: Any) -> Path:
+    def _classes(self, config: TrainConfig) -> Path:
         """Return where class pictures are kept: of one prompt, or in a folder for each of several."""
         if config.concepts:
-            return self.work / base_digest() / "class"
-        return self._class_folder(config.class_prompt or "")
+            return self.work / base_digest() / f"class-{config.seed}"
+        return self._class_folder(config.class_prompt or "", config.seed)
 
-    def _class_folder(self, prompt: str) -> Path:
-        return self.work / base_digest() / "class-of" / prompt.replace(" ", "-")
+    def _class_folder(self, prompt: str, seed: int) -> Path:
+        """Return a folder for each seed: every training has class pictures of its own seed."""
+        return self.work / base_digest() / f"class-of-{seed}" / prompt.replace(" ", "-")
 
     def class_images(self, noun: str) -> list[Image.Image]:
         """Return the base's own pictures of a class."""
         prompt = f"a photo of a {noun}"
         return class_pictures(
             self.pipeline, prompt, CLASS_IMAGES, 0, base=self.base.info.repository or "",
-            folder=self._class_folder(prompt),
+            folder=self._class_folder(prompt, 0),
         )  # fmt: skip
 
     @contextmanager
-    def with_result(self, recipe: Recipe, path: Path) -> Iterator[Any]:
+    def with_result(self, trained: Trained) -> Iterator[Any]:
         """Give a pipeline with what a training gave; nothing stays on the base."""
-        if recipe.method == "svdiff":
-            with self.with_delta(load(path)) as pipeline:
+        if trained.recipe.method == "svdiff":
+            with self.with_delta(load(trained.result)) as pipeline:
                 yield pipeline
-        elif recipe.method == "lora":
-            self.pipeline.load_lora_weights(str(path))
+        elif trained.recipe.method == "lora":
+            self.pipeline.load_lora_weights(str(trained.result))
             try:
                 yield self.pipeline
             finally:
                 self.pipeline.unload_lora_weights()
         else:
-            yield load_pipeline(open_base(path))
+            yield load_pipeline(open_base(trained.result))
 
     @contextmanager
     def with_delta(self, delta: Delta, scale: float = 1.0) -> Iterator[Any]:
@@ -175,6 +169,12 @@ class Lab:
             steps=SAMPLING.steps, guidance=SAMPLING.guidance, batch_size=SAMPLING.batch_size, negative_prompt=negative
         )
         return generate(pipeline, jobs, sampling)
+
+
+def _only(folder: Path) -> Path:
+    """Return the one thing in a folder."""
+    (found,) = folder.iterdir()
+    return found
 
 
 def _size(path: Path, recipe: Recipe) -> int:

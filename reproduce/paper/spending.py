@@ -9,12 +9,13 @@ Turnbull (1989) call the intervals repeated confidence intervals: with a chance 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from itertools import pairwise
-from math import erfc, sqrt
-from statistics import fmean
-from typing import Final
+from math import erfc, floor, sqrt
+from statistics import fmean, variance
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,8 +85,57 @@ def nominal(looks: tuple[int, ...], alpha: float = ALPHA) -> tuple[float, ...]:
     return tuple(erfc(bound / sqrt(2)) for bound in bounds(fractions, lambda fraction: spent(fraction, alpha)))
 
 
+class Error(NamedTuple):
+    """How far a mean of units may be off.
+
+    Attributes:
+        size: the standard error.
+        freedom: of Student's quantile that goes with it.
+    """
+
+    size: float
+    freedom: int
+
+
+def error_of_mean(values: Sequence[float], groups: Sequence[Hashable], grain: float = 0.0) -> Error:
+    """Return the standard error of a mean over units.
+
+    The mean is one over these groups, however often each was repeated. So from two units in every group on, what counts
+    is how units of one group differ: by Welch and Satterthwaite, since one group may vary more than another. The plain
+    estimate of its degrees of freedom is far too low for two or three units each, as it puts E[s⁴] for σ⁴; of normal
+    values E[s⁴ ν / (ν + 2)] is σ⁴, and E[(Σ a)²] is (Σ α)² + 2 Σ α²/ν, which gives what stands below. Before that, what
+    differs between groups counts as chance, too, which is never too narrow.
+
+    Args:
+        values: one for each unit, independent of each other, (n,).
+        groups: what each unit is of, (n,).
+        grain: the least that a unit can change by. Units that happen to be all alike are not taken for certain: in each
+            group one counts as being a grain off.
+    """
+    found: defaultdict[Hashable, list[float]] = defaultdict(list)
+    for value, group in zip(values, groups, strict=True):
+        found[group].append(value)
+    count = len(values)
+    if min(map(len, found.values())) < 2:
+        return Error(sqrt(max(variance(values) / count, (grain / count) ** 2)), count - 1)
+    shares, squares = 0.0, 0.0
+    for one in found.values():
+        share = len(one) * max(variance(one), grain**2 / len(one)) / count**2  # of the mean's variance
+        shares += share
+        squares += share**2 / (len(one) + 1)  # ν + 2
+    most = count - len(found)
+    freedom = most if squares == 0 else min(most, max(1, floor(shares**2 / squares - 2)))
+    return Error(sqrt(shares), freedom)
+
+
 def repeated_interval(
-    values: Sequence[float], looks: tuple[int, ...], look: int, *, alpha: float = ALPHA, grain: float = 0.0
+    values: Sequence[float],
+    groups: Sequence[Hashable],
+    looks: tuple[int, ...],
+    look: int,
+    *,
+    alpha: float = ALPHA,
+    grain: float = 0.0,
 ) -> Interval:
     """Return the mean of paired differences with the interval of a look.
 
@@ -93,16 +143,14 @@ def repeated_interval(
     section 4.4): close even for eight units, which a test shows by simulation.
 
     Args:
-        values: one for each unit that the look takes, independent of each other, (looks[look],).
+        values: one for each unit that the look takes, (looks[look],).
+        groups: what each unit is of.
         looks: all that were planned.
         look: number of this one.
         alpha: the chance of error that is spent over all.
-        grain: the least that a unit can change by. Units that happen to be all alike are not taken for certain: the
-            standard error is at least what one grain in one of them would make.
+        grain: the least that a unit can change by.
     """
-    count = len(values)
-    deviation = float(np.std(np.asarray(values, np.float64), ddof=1))
-    error = max(deviation / sqrt(count), grain / count)
-    reach = student_quantile(1 - nominal(looks, alpha)[look], count - 1) * error
+    error = error_of_mean(values, groups, grain)
+    reach = student_quantile(1 - nominal(looks, alpha)[look], error.freedom) * error.size
     mean = fmean(values)
-    return Interval(mean, mean - reach, mean + reach, count)
+    return Interval(mean, mean - reach, mean + reach, len(values))

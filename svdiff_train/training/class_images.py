@@ -14,7 +14,7 @@ from svdiff_delta._util.atomic import replace_file
 from svdiff_delta._util.json import JSON, canonical_json
 from svdiff_delta._util.json_files import read_object
 from svdiff_delta._util.limits import RECORD as LARGEST_RECORD
-from svdiff_delta.errors import InputError
+from svdiff_delta.errors import InputError, OutputError
 from svdiff_train.data.picture_file import opened_picture
 from svdiff_train.sampling.graphed_denoiser import GraphedDenoiser
 from svdiff_train.sampling.sample import Sampling, generate
@@ -107,9 +107,15 @@ def _check_record(folder: Path, wanted: dict[str, JSON]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECORD
     if not path.exists():
-        with replace_file(path, overwrite=False) as stream:
-            stream.write(canonical_json(wanted))
-        return
+        try:
+            with replace_file(path, overwrite=False) as stream:
+                stream.write(canonical_json(wanted))
+        except OutputError:
+            if not path.exists():
+                raise
+        else:
+            return
+    # Another run that begins at the same time may have been first: then this is what it wrote.
     found = read_object(path, LARGEST_RECORD)
     if found != wanted:
         names = [name for name in wanted if found.get(name) != wanted[name]]

@@ -103,7 +103,7 @@ def claims(choices: Choices) -> tuple[Claim, ...]:
                     lambda found: colour_gain(found["mix"]), STYLE, grain=GRAIN,
                 ),
             ),
-            IN_TURN, lambda group, seed: {"mix": style_cell(choices, group, seed)}, (8, 16, 24),
+            ADDED, lambda group, seed: {"mix": style_cell(choices, group, seed)}, (8, 12, 16),
         ),
         Claim(
             "correlation", "g", "appendix, Fig. 9a",

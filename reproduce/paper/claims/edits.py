@@ -71,7 +71,7 @@ def claims(choices: Choices) -> tuple[Claim, ...]:
             "LoRA underfits the picture where SVDiff does not.",
             SAME,
             (Part(
-                "cosine of the source and what its description gives, SVDiff less LoRA",
+                "cosine of the source and what its description gives, SVDiff less LoRA, each at its searched rate",
                 lambda found: float(found["svdiff"]["faithful"] - found["lora"]["faithful"]), FAITHFUL, grain=0.001,
             ),),
             PICTURES, _unit(choices, "svdiff", "lora"), LOOKS,

@@ -22,6 +22,7 @@ EQUAL: Final = 0.1
 PREFERRED: Final = 0.05
 """A share beyond one half that counts as none; the paper's raters reached 0.109."""
 GRAIN: Final = 1 / PICTURES
+"""One picture."""
 LOOKS: Final = (12, 18, 24)
 SAME: Final = "same pair, training seed, prompts, and noise of every picture"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, inf
-from statistics import NormalDist, stdev
+from math import ceil, inf, sqrt
+from statistics import NormalDist
 from typing import Literal
 
 from reproduce.paper.cell import Cell
-from reproduce.paper.spending import ALPHA, nominal, repeated_interval
+from reproduce.paper.spending import ALPHA, error_of_mean, nominal, repeated_interval
 from svdiff_train.evaluate.statistics import Interval
 
 from .claim import Claim, Numbers, Part
@@ -90,9 +90,10 @@ def _look(claim: Claim, index: int, look: int, find: Find) -> PartJudged:
     if part.kind == "exact":
         verdict: Verdict = "agrees" if values[0] >= part.margin else "differs"
         return PartJudged(part, Interval(values[0], None, None, 1), verdict, values)
-    agreeing = repeated_interval(values, claim.looks, look, grain=part.grain)
+    groups = [unit.group for unit in claim.units(len(values))]
+    agreeing = repeated_interval(values, groups, claim.looks, look, grain=part.grain)
     # One part of several is enough to differ: that chance of error is shared out among them.
-    differing = repeated_interval(values, claim.looks, look, alpha=ALPHA / len(claim.parts), grain=part.grain)
+    differing = repeated_interval(values, groups, claim.looks, look, alpha=ALPHA / len(claim.parts), grain=part.grain)
     return PartJudged(part, agreeing, _decide(part, agreeing, differing), values)
 
 
@@ -129,11 +130,20 @@ def units_to_decide(judged: Judged) -> int | None:
 
 
 def _units(claim: Claim, judged: PartJudged) -> int | None:
-    """Return the n from which the bound of the last look reaches no further than the nearest that decides."""
-    mean, margin = judged.interval.mean, judged.part.margin
-    room = max(mean, margin - mean) if judged.part.kind == "higher" else abs(margin - abs(mean))
-    spread = stdev(judged.values)
-    if room <= 0 or spread == 0:
-        return None
-    bound = NormalDist().inv_cdf(1 - nominal(claim.looks)[-1] / 2)
-    return max(claim.looks[-1] + 1, ceil((bound * spread / room) ** 2))
+    """Return the n from which the bound of the last look reaches no further than the nearest that decides.
+
+    Differing is judged with the chance of error of one part of several, as at the looks.
+    """
+    mean, margin, count = judged.interval.mean, judged.part.margin, len(judged.values)
+    groups = [unit.group for unit in claim.units(count)]
+    spread = error_of_mean(judged.values, groups, judged.part.grain).size * sqrt(count)
+    if judged.part.kind == "higher":
+        agreeing, differing = mean, margin - mean
+    else:
+        agreeing, differing = margin - abs(mean), abs(mean) - margin
+    needed = [
+        ceil((NormalDist().inv_cdf(1 - nominal(claim.looks, alpha)[-1] / 2) * spread / room) ** 2)
+        for room, alpha in ((agreeing, ALPHA), (differing, ALPHA / len(claim.parts)))
+        if room > 0
+    ]
+    return max(count + 1, min(needed)) if needed else None

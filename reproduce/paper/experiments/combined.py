@@ -53,16 +53,17 @@ def _sum(recipes: Sequence[Recipe], lab: Lab, sight: Sight) -> Measured:
     """Measure each subject in its own model and in the sum, and both in one picture by the sum."""
     subjects = [SUBJECTS[recipe.subjects[0]] for recipe in recipes]
     alone, together, classes, rows = [], [], [], {}
+    before = [lab.paint(lab.pipeline, jobs(f"a {subject.noun}")) for subject in subjects]
     with combined(lab, recipes, (1.0, 1.0)) as pipeline:
         both = [lab.paint(pipeline, jobs(subject.phrase())) for subject in subjects]
         pair = lab.paint(pipeline, pair_jobs(subjects))
-    for recipe, subject, pictures in zip(recipes, subjects, both, strict=True):
-        with lab.with_result(recipe, lab.trained(recipe).last) as pipeline:
+    for recipe, subject, pictures, plain in zip(recipes, subjects, both, before, strict=True):
+        with lab.with_result(lab.trained(recipe)) as pipeline:
             own = lab.paint(pipeline, jobs(subject.phrase()))
         references = sight.references(subject)
         alone.append(round(float(sight.image_alignment(own, references).mean()), 5))
         together.append(round(float(sight.image_alignment(pictures, references).mean()), 5))
-        classes.append(round(float(sight.image_alignment(lab.class_images(subject.noun), references).mean()), 5))
+        classes.append(round(float(sight.image_alignment(plain, references).mean()), 5))
         rows[subject.name.replace(" ", "_")] = pictures[::2]
     rows["pair"] = pair[::3]
     duo = (subjects[0], subjects[1])
@@ -101,7 +102,7 @@ def _steps(rows: dict[str, list[Image.Image]]) -> list[float]:
 @contextmanager
 def combined(lab: Lab, recipes: Sequence[Recipe], weights: Sequence[float]) -> Iterator[Any]:
     """Give a pipeline with W + Σ wᵢ ΔWᵢ, or with σ + Σ wᵢ δᵢ (Eq. 4 and 5)."""
-    paths = [lab.trained(recipe).last for recipe in recipes]
+    paths = [lab.trained(recipe).result for recipe in recipes]
     if recipes[0].method == "svdiff":
         with lab.with_delta(arithmetic.add(*map(load, paths), weights=tuple(weights))) as pipeline:
             yield pipeline

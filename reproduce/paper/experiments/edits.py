@@ -40,7 +40,7 @@ def _faithful(made: Recipe, lab: Lab, sight: Sight) -> Measured:
     trained, scene = lab.trained(made), SCENE[made.scene or ""]
     with opened_picture(scene.path) as opened:
         source = opened.convert("RGB")
-    with lab.with_result(made, trained.last) as pipeline:
+    with lab.with_result(trained) as pipeline:
         again = lab.paint(pipeline, [(scene.prompt, seed) for seed in PICTURE_SEEDS])
     like = sight.image_alignment(again, sight.seen([source]))
     return Measured(
@@ -56,7 +56,7 @@ def _measure(made: Recipe, lab: Lab, sight: Sight) -> Measured:
     numbers: dict[str, Any] = {"seconds": trained.seconds}
     rows: dict[str, Sequence[Image.Image]] = {}
     targets = [one.prompt for one in scene.edits]
-    with lab.with_result(made, trained.last) as pipeline:
+    with lab.with_result(trained) as pipeline:
         again = lab.paint(pipeline, [(scene.prompt, seed) for seed in PICTURE_SEEDS])
         numbers["faithful"] = round(float(sight.image_alignment(again, sight.seen([source])).mean()), 5)
         for way, invert in WAYS.items():

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image
 
-from reproduce.paper.lab import Job, Lab
-from reproduce.paper.recipe import Recipe
+from reproduce.paper.lab import Job, Lab, Trained
 from reproduce.paper.sight import Sight
 from reproduce.paper.subjects import SUBJECTS, Subject
 
@@ -43,17 +41,13 @@ def scores(lab: Lab, sight: Sight, pictures: Sequence[Image.Image], subject: Sub
     }
 
 
-def measured(
-    lab: Lab, sight: Sight, recipe: Recipe, results: Sequence[Path]
-) -> tuple[dict[str, Any], list[Image.Image]]:
-    """Return scores and pictures of the better of several results: that with the highest sum of both alignments."""
+def measured(lab: Lab, sight: Sight, trained: Trained) -> tuple[dict[str, float], list[Image.Image]]:
+    """Return scores and pictures of what a training gave."""
+    recipe = trained.recipe
     subject = SUBJECTS[recipe.subjects[0]]
-    found = []
-    for index, path in enumerate(results):
-        with lab.with_result(recipe, path) as pipeline:
-            pictures = lab.paint(pipeline, jobs(subject.phrase(recipe.noun, recipe.token)))
-        found.append((scores(lab, sight, pictures, subject, subject.noun) | {"checkpoint": index}, pictures))
-    return max(found, key=lambda pair: pair[0]["text"] + pair[0]["image"])
+    with lab.with_result(trained) as pipeline:
+        pictures = lab.paint(pipeline, jobs(subject.phrase(recipe.noun, recipe.token)))
+    return scores(lab, sight, pictures, subject, subject.noun), pictures
 
 
 def _rounded(value: Any) -> float:

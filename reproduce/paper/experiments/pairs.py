@@ -68,7 +68,7 @@ def _measure(made: Recipe, avoided: str, lab: Lab, sight: Sight) -> Measured:
     duos = list(combinations(subjects, 2))
     numbers: dict[str, Any] = {"seconds": trained.seconds}
     rows: dict[str, Sequence[Image.Image]] = {}
-    with lab.with_result(made, trained.last) as pipeline:
+    with lab.with_result(trained) as pipeline:
         for label, negative in {"positive": "", "negative": avoided}.items():
             if label == "negative" and not avoided:
                 continue

@@ -58,7 +58,8 @@ STAGES: Final[Sequence[Stage]] = (
         "steps and factors on the rate of two subjects",
         tuple(f"{steps} steps, {factor:g} times the rate of one subject" for steps in PAIR_STEPS for factor in FACTORS),
         "of each method the factor with the highest mean score (the lesser likeness of the two to a half of the "
-        f"picture each); more steps only if they raise that by more than {GAIN:g} as a mean over the methods",
+        f"picture each) over a training with mixed samples and one without; more steps only if they raise that by more "
+        f"than {GAIN:g} as a mean over the methods",
         pair_cells,
         choose_pairs,
     ),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from statistics import fmean
 from typing import Final
 
@@ -14,7 +16,7 @@ from reproduce.paper.subjects import SEARCHED, SEARCHED_PAIR, SEARCHED_SCENES
 from svdiff_train.settings.config import MethodName
 
 from .edits import faithful_cell
-from .pairs import pair_cell, recipe
+from .pairs import METHODS, Variant, pair_cell, recipe
 from .singles import single_cell
 from .stage import Numbers, cell_name, label_of, mean_score
 
@@ -37,6 +39,7 @@ cosine of a picture with what its description gives, from which that is."""
 
 FACTORS: Final = (0.5, 1.0)
 PAIR_STEPS: Final = (2 * STEPS, 3 * STEPS)
+VARIANTS: Final[tuple[Variant, ...]] = ("mix", "plain")
 TRIPLES: Final = ((3 * STEPS, 0.6), (3 * STEPS, 0.3), (5 * STEPS, 0.6), (5 * STEPS, 0.3))
 """Steps and probabilities of mixed samples that are tried on three subjects at once."""
 
@@ -103,34 +106,32 @@ def choose_picture_rates(choices: Choices, found: Mapping[str, Numbers]) -> Choi
 
 
 def pair_cells(choices: Choices) -> dict[str, Cell]:
-    """Return every factor on the rate and number of steps on the searched pair, by both methods."""
-    methods: tuple[MethodName, ...] = ("svdiff", "full")
+    """Return every factor on the rate and number of steps on the searched pair, by both methods, mixed and plain."""
     found = {}
-    for method in methods:
-        for steps in PAIR_STEPS:
-            for factor in FACTORS:
-                rate = round(choices.rates[method] * factor, 9)
-                made = recipe(choices, SEARCHED_PAIR, method, "mix", 0, rate=rate, steps=steps)
-                found[label_of(method, steps, factor)] = pair_cell(
-                    "i", cell_name("pair", method, steps, factor), made, shown=True
-                )
+    for method, steps, factor, variant in product(METHODS, PAIR_STEPS, FACTORS, VARIANTS):
+        rate = round(choices.rates[method] * factor, 9)
+        made = recipe(choices, SEARCHED_PAIR, method, variant, 0, rate=rate, steps=steps)
+        label = label_of(method, steps, factor, variant)
+        found[label] = pair_cell("i", cell_name("pair", label), made, shown=True)
     return found
 
 
 def choose_pairs(choices: Choices, found: Mapping[str, Numbers]) -> Choices:
-    """Return the choices with the steps and the factors of the highest mean score."""
+    """Return the choices with the steps and the factors of the highest mean score, the same for mixed and plain."""
+
+    def score(method: MethodName, steps: int, factor: float) -> float:
+        return fmean(mean_score(found[label_of(method, steps, factor, variant)]) for variant in VARIANTS)
+
     best = {
-        (method, steps): max(FACTORS, key=lambda factor: mean_score(found[label_of(method, steps, factor)]))
-        for method in choices.factors
-        for steps in PAIR_STEPS
+        (method, steps): max(FACTORS, key=partial(score, method, steps)) for method in METHODS for steps in PAIR_STEPS
     }
 
     def reached(steps: int) -> float:
-        return fmean(mean_score(found[label_of(method, steps, best[method, steps])]) for method in choices.factors)
+        return fmean(score(method, steps, best[method, steps]) for method in METHODS)
 
     few, many = PAIR_STEPS
     steps = many if reached(many) > reached(few) + GAIN else few
-    return replace(choices, pair_steps=steps, factors={method: best[method, steps] for method in choices.factors})
+    return replace(choices, pair_steps=steps, factors={method: best[method, steps] for method in METHODS})
 
 
 def triple_cells(choices: Choices) -> dict[str, Cell]:

@@ -55,7 +55,7 @@ def style_cell(
 
 def _style(recipes: tuple[Recipe, ...], style: Style, lab: Lab, sight: Sight) -> Measured:  # noqa: ARG001
     """Compare the mix with both of its parents, painted from the same noise."""
-    geometry, appearance = (load(lab.trained(recipe).last) for recipe in recipes)
+    geometry, appearance = (load(lab.trained(recipe).result) for recipe in recipes)
     phrases = [SUBJECTS[recipe.subjects[0]].phrase(recipe.noun, recipe.token) for recipe in recipes]
     named = phrases[0] if style.named == "geometry" else phrases[1]
     painted: dict[str, list[Image.Image]] = {}
@@ -92,7 +92,7 @@ def cosine_cell(choices: Choices, name: str, other: str) -> Cell:
 
 
 def _cosines(recipes: tuple[Recipe, ...], lab: Lab, sight: Sight) -> Measured:  # noqa: ARG001
-    first, again, other = (load(lab.trained(recipe).last) for recipe in recipes)
+    first, again, other = (load(lab.trained(recipe).result) for recipe in recipes)
     return Measured({"own": round(mean_cosine(first, again), 5), "other": round(mean_cosine(first, other), 5)})
 
 
@@ -104,7 +104,7 @@ def scale_cell(choices: Choices, name: str, seed: int) -> Cell:
 
 def _scales(recipe: Recipe, lab: Lab, sight: Sight) -> Measured:
     subject = SUBJECTS[recipe.subjects[0]]
-    delta = load(lab.trained(recipe).last)
+    delta = load(lab.trained(recipe).result)
     found, strip = [], []
     for scale in SCALES:
         with lab.with_delta(delta, scale) as pipeline:

@@ -55,6 +55,6 @@ def single_cell(letter: str, name: str, recipe: Recipe, *, shown: bool) -> Cell:
 
 def _measure(recipe: Recipe, lab: Lab, sight: Sight) -> Measured:
     trained = lab.trained(recipe)
-    numbers, pictures = measured(lab, sight, recipe, trained.results)
+    numbers, pictures = measured(lab, sight, trained)
     facts = {"seconds": trained.seconds, "size": trained.size}
     return Measured({**numbers, **facts}, {"painted": pictures[:: max(1, len(pictures) // 4)]})

@@ -15,7 +15,7 @@ from reproduce.paper.spending import ALPHA, RHO, nominal
 
 from .text import table, write_page
 
-PACE: Final = {"λ = 1": 62.0, "λ = 0": 32.0, "measuring": 30.0}
+PACE: Final = {"λ = 1": 62.0, "λ = 0": 32.0, "measuring": 18.0}
 """Seconds of 200 steps with pictures of the class and without, and of painting and judging a cell, one thread each."""
 
 INTRODUCTION: Final = """\
@@ -26,8 +26,10 @@ equal, what is paired with what, and when one looks. A test holds this page and 
 
 - **Difference.** Each claim is one or more differences between two sides of a *unit*: the same subject (or pair, or
   picture), training seed, prompts, and noise of every picture on both sides. Units take the subjects in turn, then the
-  next seed. The interval is that of the mean over units. It says how the difference varies with seeds over these
-  subjects; it is too wide for that rather than too narrow, since what differs between subjects counts as chance too.
+  next seed. The interval is that of the mean over these subjects, however often each is trained. So from two seeds
+  of every subject on, what counts is how seeds of one subject differ (Welch and Satterthwaite, with degrees of freedom
+  that few seeds do not bias); before that, what differs between subjects counts as chance too, which is too wide rather
+  than too narrow.
 - **Verdict.** "Higher" *agrees* where the interval lies above 0, and *differs* where it lies below the margin: the
   paper's difference is then not there, or too small to count. "Similar" *agrees* where the interval lies within ± the
   margin, and *differs* where it lies beyond. A claim of several parts agrees where all agree, and differs where one
@@ -36,15 +38,18 @@ equal, what is paired with what, and when one looks. A test holds this page and 
   All intervals of all looks of a claim's part hold together with a chance of {confidence:.0%}: the chance of error is
   spent look by look, α·tᵖ with p = {rho:g} of the share t of the planned units (Kim and DeMets), by the recursion for
   normal increments; Student's quantile stands at each look's own chance of error.
-- **One picture.** Units that happen to be all alike are not taken for certain: the standard error is at least what one
-  picture more or less in one of them would make.
+- **One picture.** Units that happen to be all alike are not taken for certain: of each subject one unit counts as
+  being a picture off.
 - **Chance.** Of {claims} claims one errs by chance where none holds: that is what {confidence:.0%} means.
 - **Rounds.** In round k every open claim takes its look k, the cheapest first, while the budget lasts. What a round
   asks for depends on earlier looks alone, so a run that was stopped goes on as if it had not been.
-- **Budget.** {budget} trainings, those of the search included. The search takes {searched}, it and the first looks of
-  all claims {first}, and all looks of all claims would take {most}. Two run side by side with one thread each. At the
+- **Budget.** {budget} trainings, those of the search and {shown} of what is only shown included. The search takes
+  {searched}, it and the first looks of all claims {first}, and all looks of all claims and what is shown would
+  take {most}. Two run side by side with one thread each. At the
   pace that was measured when this was written ({pace})
   the first looks are over after about {first_hours} hours, and the budget after about {hours}.
+- **Rates.** Each method's rate is the lowest that learns the searched subjects, by one rule for all. So a claim that a
+  method underfits asks whether it does even at the rate that this rule gives it, on subjects that it was not given on.
 - **Settings.** {steps} steps of {batch} pictures, and λ = {prior:g} with {classes} pictures of the class, as in the
   paper; λ = 0 for single pictures. Learning rates and all else that is chosen is searched on subjects apart, by the
   rules below.
@@ -66,6 +71,7 @@ def plan_lines(plan: Plan) -> list[str]:
         first |= claim.cells(0)
     intro = INTRODUCTION.format(
         searched=_count(searched), first=_count(first), most=_count(every), pace=_pace(),
+        shown=len(trainings(plan.beside(BEFORE))),
         first_hours=_hours(first.values()), hours=_hours(every.values(), plan.budget),
         confidence=1 - ALPHA, rho=RHO, claims=len(claims), budget=plan.budget,
         steps=STEPS, batch=BATCH, prior=PRIOR, classes=CLASS_IMAGES,

@@ -115,9 +115,10 @@ def test_a_part_of_a_round_decides_nothing(monkeypatch: pytest.MonkeyPatch, tmp_
     ("budget", "spent", "refused"),
     [
         (0, 0, {"up", "wide", "equal", "down"}),
-        (8, 8, {"up", "wide"}),
+        (4, 1, {"up", "wide", "equal", "down"}),
+        (9, 9, {"up", "wide"}),
         (17, 17, {"wide"}),
-        (20, 20, set()),
+        (20, 17, {"wide"}),
         (21, 21, set()),
     ],
 )
@@ -179,14 +180,16 @@ def test_subjects_that_the_judge_cannot_tell_apart_are_left_out_and_named(
     assert "1 left out" in text
 
 
-def test_cells_that_decide_nothing_come_last_and_within_the_budget(
+def test_cells_that_decide_nothing_come_last_and_have_their_part_of_the_budget(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    plan = Plan((), lambda choices: (claim("equal", NEAR),), small_beside, None, 4)
-    assert carried(monkeypatch, plan, tmp_path)
-    assert Found(tmp_path, BASE)(small_beside(None)[0]) is None  # type: ignore[arg-type]
-    assert carried(monkeypatch, replace(plan, budget=5), tmp_path)
-    assert Found(tmp_path, BASE)(small_beside(None)[0]) is not None  # type: ignore[arg-type]
+    plan = Plan((), lambda choices: (claim("equal", NEAR),), small_beside, None, 5)
+    assert not carried(monkeypatch, plan, tmp_path / "cut", 4)
+    assert Found(tmp_path / "cut", BASE)(small_beside(None)[0]) is None  # type: ignore[arg-type]
+    assert verdicts(plan, tmp_path / "cut") == {"equal": "differs"}
+    assert carried(monkeypatch, replace(plan, budget=4), tmp_path / "short")
+    assert Found(tmp_path / "short", BASE)(small_beside(None)[0]) is not None  # type: ignore[arg-type]
+    assert verdicts(plan, tmp_path / "short") == {"equal": "not measured"}
 
 
 def test_results_of_trainings_are_forgotten_when_no_cell_needs_them(tmp_path: Path) -> None:

@@ -70,12 +70,12 @@ def test_a_part_that_was_decided_stays_so() -> None:
 
 
 def test_a_chance_to_differ_is_shared_out_among_parts() -> None:
-    # With one part this is below its margin of 0.1; as one of five it is not yet.
+    # With one part this is below its margin; as one of five it is not yet.
     values = [0.02, -0.05, 0.08, -0.02, 0.03, 0.0, 0.06, -0.04]
-    one = claim("one", values, looks=(8,), margin=0.05)
+    one = claim("one", values, looks=(8,), margin=0.04)
     assert judge(one, 1, find).verdict == "differs"
     five = with_parts(values, WIDE, WIDE, WIDE, WIDE)
-    five = replace(five, looks=(8,), parts=tuple(replace(part, margin=0.05) for part in five.parts))
+    five = replace(five, looks=(8,), parts=tuple(replace(part, margin=0.04) for part in five.parts))
     assert judge(five, 1, find).parts[0].verdict == "undecided"
 
 
@@ -94,7 +94,7 @@ def test_what_would_decide_is_told_of_undecided_claims_alone() -> None:
 
 
 def test_as_many_units_as_are_told_do_decide() -> None:
-    values = [0.5, -0.1, 0.3, -0.2, 0.4, 0.0, 0.5, -0.3]
+    values = [0.5, 0.3, -0.1, -0.2, 0.4, 0.5, 0.0, -0.3]
     own = claim("own", values, margin=0.05)
     units = units_to_decide(judge(own, 2, find))
     assert units is not None

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from support.files import contents
 
+from svdiff_delta._util.atomic import replace_file
+from svdiff_delta._util.json import canonical_json
 from svdiff_delta.errors import InputError
 from svdiff_train.training import class_images
 from svdiff_train.training.class_images import class_pictures
@@ -70,6 +72,22 @@ def test_pictures_of_something_else_are_refused(painted: list[tuple[str, int]], 
     class_pictures(None, "a dog", 1, 0, base="one", folder=tmp_path)
     with pytest.raises(InputError, match="painted with another prompt and base: name another folder"):
         class_pictures(None, "a cat", 1, 0, base="two", folder=tmp_path)
+
+
+def test_two_runs_may_begin_with_the_same_folder_at_the_same_time(
+    painted: list[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(path: Path, *, overwrite: bool) -> Any:
+        if path.name == class_images.RECORD:  # the other run is first by a moment
+            path.write_bytes(canonical_json({"prompt": other, "seed": 0, "base": ""}))
+        return replace_file(path, overwrite=overwrite)
+
+    monkeypatch.setattr(class_images, "replace_file", second)
+    other = "a dog"
+    assert len(class_pictures(None, "a dog", 1, 0, folder=tmp_path / "same")) == 1
+    other = "a cat"
+    with pytest.raises(InputError, match="painted with another prompt"):
+        class_pictures(None, "a dog", 1, 0, folder=tmp_path / "other")
 
 
 def test_a_damaged_picture_is_named(painted: list[tuple[str, int]], tmp_path: Path) -> None:
