@@ -63,6 +63,7 @@ style: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 	MYPYPATH=spec/v1/vectors $(BIN)/mypy --strict spec/v1/vectors/make.py spec/v1/vectors/maker
+	MYPYPATH=benchmarks:tests $(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 
 # Libraries that quantize lie apart: diffusers imports all that it finds of them, which takes every command a second, and

@@ -66,7 +66,7 @@ def spectra() -> dict[str, torch.Tensor]:
         "one σ₁ a thousand times the rest": torch.cat([torch.full((1,), 1e3).double(), 1 + level[1:]]),
         "one σ₁ a hundred thousand times the rest": torch.cat([torch.full((1,), 1e5).double(), 1 + level[1:]]),
     }
-    made = {}
+    made: dict[str, torch.Tensor] = {}
     for label, sigma in values.items():
         weight = (left * sigma.sort(descending=True).values @ right.T).float()
         made |= {

@@ -67,7 +67,8 @@ def make_adapter(base: Path, folder: Path, method: str, targets: list[str]) -> N
 
     from svdiff_delta import open_base
 
-    config: PeftConfig = PEFT_TYPE_TO_CONFIG_MAPPING[method](target_modules=targets)  # type: ignore[index]
+    kinds: dict[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING
+    config: PeftConfig = kinds[method](target_modules=targets)
     shapes: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = {}
     tensors, draw, opened = {}, torch.Generator().manual_seed(1), open_base(base)
     for name in opened.names():
@@ -133,7 +134,7 @@ def error_of(adapter: Path, output: Path, method: str) -> float:
             module = key.removesuffix(".lora_A.weight")
             change = true_change(method, module, given) * scale
             total += float((change - found[f"{module}.lora_B.weight"] @ down).square().sum())
-    return total**0.5
+    return float(total**0.5)
 
 
 def true_change(method: str, module: str, given: dict[str, Any]) -> Any:

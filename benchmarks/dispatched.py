@@ -85,7 +85,7 @@ class Dispatched(TorchDispatchMode):
     """Counts operations by name, and what crosses from one device to another."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: Counter[str] = Counter()
         self.crossed = 0
 
@@ -107,7 +107,7 @@ def counted(step: Callable[[], object]) -> int:
     step()
     with Dispatched() as found:
         step()
-    return found.names.total()
+    return int(found.names.total())
 
 
 def beyond(subject: Subject, dtype: torch.dtype) -> int:
@@ -116,7 +116,7 @@ def beyond(subject: Subject, dtype: torch.dtype) -> int:
     inputs = {name: cast_to(value, dtype) for name, value in subject.inputs.items()}
 
     def loss(given: dict[str, Any]) -> Tensor:
-        return model(**given, return_dict=False)[0].float().square().mean()
+        return torch.as_tensor(model(**given, return_dict=False)[0].float().square().mean())
 
     def plain() -> None:
         loss({**inputs, subject.moving: inputs[subject.moving].clone().requires_grad_()}).backward()
@@ -136,7 +136,7 @@ def beyond(subject: Subject, dtype: torch.dtype) -> int:
         return counted(step) - without
 
 
-def trained(handle: Any) -> tuple[list[Tensor], dict[str, bool]]:
+def trained(handle: Any) -> tuple[list[Tensor], dict[str, Any]]:
     """What the optimizer gets, and how: on the commit of `BEFORE` each layer's δ, and no kernel for all at once."""
     if hasattr(handle, "flat_parameters"):
         return list(handle.flat_parameters().values()), {"fused": True}
@@ -183,7 +183,7 @@ def tiny_unet(temporary: Path) -> Subject:
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
-    model = UNet2DConditionModel(
+    model: Any = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),
         layers_per_block=1,

@@ -99,7 +99,7 @@ def counted(run: Callable[[], object]) -> int:
     """Operations of products and convolutions."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def both_counts(run: Callable[[], object], plain: int) -> tuple[float, float]:
@@ -171,7 +171,7 @@ def layer_errors(
     with attach(target, delta, base=base, cache=cache) as handle, torch.no_grad():
         attached = handle.delta()
         for module in modules:
-            shift = getattr(module, "svdiff_shift", None)
+            shift: Any = getattr(module, "svdiff_shift", None)
             if getattr(shift, "form", None) is not FORMS["resident"]:
                 continue
             rows, columns = factored_ops.sides(shift.parameter)
@@ -199,23 +199,23 @@ def change_of(base: Base, shift: Any, change: Tensor) -> Tensor:
     u, sigma, vt = torch.linalg.svd(matrix, full_matrices=False)
     found = (u * torch.maximum(change, -sigma)) @ vt
     moved = weight.movedim(shift.parameter.axis, 0)
-    return found.reshape(moved.shape).movedim(0, shift.parameter.axis)
+    return torch.as_tensor(found.reshape(moved.shape).movedim(0, shift.parameter.axis))
 
 
 def exact_output(module: nn.Module, x: Tensor, change: Tensor | None) -> Tensor:
     """Return what a layer of its own kind computes in float64."""
-    twin = copy.deepcopy(module).double()
+    twin: Any = copy.deepcopy(module).double()
     if change is not None:
         twin.weight.data += change
     return torch.as_tensor(twin(x.double() if x.is_floating_point() else x))
 
 
-def inputs_of(module: nn.Module) -> Tensor:
+def inputs_of(module: Any) -> Tensor:
     """Return normal inputs of a layer."""
     generator = torch.Generator().manual_seed(0)
     if isinstance(module, nn.Linear):
         return torch.randn(64, module.in_features, generator=generator).bfloat16()
-    return torch.randn(2, module.in_channels, *[8] * factored_ops.spatial(module), generator=generator).bfloat16()  # type: ignore[arg-type]
+    return torch.randn(2, module.in_channels, *[8] * factored_ops.spatial(module), generator=generator).bfloat16()
 
 
 def errors(temporary: Path) -> dict[str, float]:
@@ -262,7 +262,8 @@ def main() -> None:
     parser.add_argument("--only", default="operations,errors,memory", help="sections, with commas")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    sections, figures = given.only.split(","), {}
+    sections = given.only.split(",")
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         temporary = Path(name)
         os.environ["SVDIFF_HOME"] = name

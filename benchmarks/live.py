@@ -166,7 +166,7 @@ def forwards(
     times, operations, plain = {}, {}, []
     whole = counted(partial(run, models[0]))
     for mode in ("live", "fused"):
-        with attach(models[1], delta, base=base, cache=cache, mode=mode):  # type: ignore[arg-type]
+        with attach(models[1], delta, base=base, cache=cache, mode=mode):
             operations[mode] = counted(partial(run, models[1])) / whole
             pairs = [tuple(seconds(partial(run, model)) for model in models) for _ in range(rounds)]
         times[mode] = median([shifted / own for own, shifted in pairs])
@@ -178,7 +178,7 @@ def counted(run: Callable[[], None]) -> int:
     """Operations of products and convolutions; the run also fills what a first one must."""
     with FlopCounterMode(display=False) as counter:
         run()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def attach_section(scene: Scene) -> None:

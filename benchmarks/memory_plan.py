@@ -43,7 +43,7 @@ def write(folder: Path) -> None:
     """Write the pipeline and a picture, unless they are there."""
     import diffusers
     from PIL import Image
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, T5TokenizerFast
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
 
     from tools.build_tiny.tokenizer import build_tokenizer
 
@@ -51,14 +51,19 @@ def write(folder: Path) -> None:
         return
     words, letters = build_tokenizer(), "abcdefghijklmnopqrstuvwxyz"
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((each, -3.0) for each in letters)]
-    clip = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 1}
+    clip: dict[str, Any] = {
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     ends = {"in_channels": 64, "joint_attention_dim": WIDTH, "pooled_projection_dim": WIDTH}
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     transformer = diffusers.FluxTransformer2DModel(num_layers=2, num_single_layers=4, guidance_embeds=False, **ends)
     torch.set_default_dtype(dtype)
-    pipeline = diffusers.FluxPipeline(
+    pipeline: Any = diffusers.FluxPipeline(
         transformer=transformer,
         vae=diffusers.AutoencoderKL(
             block_out_channels=(8, 8, 8, 8), norm_num_groups=2, latent_channels=16, shift_factor=0.1, **blocks
@@ -68,7 +73,7 @@ def write(folder: Path) -> None:
             T5Config(vocab_size=30, d_model=WIDTH, d_kv=8, d_ff=8, num_layers=1, num_heads=2)
         ),
         tokenizer=words,
-        tokenizer_2=T5TokenizerFast(vocab=pieces, extra_ids=0),
+        tokenizer_2=T5Tokenizer(vocab=pieces, extra_ids=0),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
@@ -106,13 +111,14 @@ def measured(folder: Path, side: int, settings: str) -> dict[str, Any]:
     from svdiff_train.training.callbacks import Report, Watch
     from svdiff_train.training.loop import train
 
-    bases.compute_basis = lambda rounded, axis, **_: stand_in(rounded, axis)  # type: ignore[assignment]
-    bases.compute_bases = lambda weights, **_: [stand_in(*each) for each in weights]  # type: ignore[assignment]
+    bases.compute_basis = lambda rounded, axis, **_: stand_in(rounded, axis)  # type: ignore[attr-defined]
+    bases.compute_bases = lambda weights, **_: [stand_in(*each) for each in weights]  # type: ignore[attr-defined]
     found: dict[str, Any] = {}
 
     def step(report: Report) -> None:
         if report.step == 1:
-            gc.collect(), give_back()
+            gc.collect()
+            give_back()
             found["rest"] = resident()
             restart_peak()
         else:

@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--numbers", type=int, default=320_000)
     arguments = parser.parse_args()
     print(f"{'relative error':<32}" + "".join(f"{dtype:>11}" for dtype in STORED_DTYPES) + f"{'wider':>8}")
-    rows = {}
+    rows: dict[str, dict[Any, float]] = {}
     for label, draw in DISTRIBUTIONS.items():
         values = 0.01 * draw(np.random.default_rng(0), arguments.numbers)
         errors = {dtype: error(values, dtype) for dtype in STORED_DTYPES}

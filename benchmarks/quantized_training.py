@@ -57,12 +57,12 @@ Figures = dict[str, float]
 
 def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """Return the operations of attention's forward by shapes."""
-    return sdpa_flop_count(query, key, value)
+    return int(sdpa_flop_count(query, key, value))
 
 
 def attention_back(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """Return those of its backward."""
-    return sdpa_backward_flop_count(grad, query, key, value)
+    return int(sdpa_backward_flop_count(grad, query, key, value))
 
 
 ATTENTION = {
@@ -103,7 +103,8 @@ def serve(way: str, folder: Path, quantize: str) -> None:
     model = flux.load(folder, quantize)
     parameters, factors = WAY[way](model, folder)
     step = stepper(model, parameters)
-    gc.collect(), give_back()
+    gc.collect()
+    give_back()
     facts = {"factors": factors, "trained": sum(parameter.numel() for parameter in parameters)}
     print(json.dumps(facts | {"start": resident()}), flush=True)
     for line in sys.stdin:
@@ -113,12 +114,15 @@ def serve(way: str, folder: Path, quantize: str) -> None:
 def answer(asked: str, step: Callable[[], None]) -> Figures:
     if asked == "memory":
         most = resident("VmHWM")
-        gc.collect(), give_back()
+        gc.collect()
+        give_back()
         return {"peak": most, "rest": resident()}
     if asked == "count":
         with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
             step()
-        gc.collect(), give_back(), restart_peak()
+        gc.collect()
+        give_back()
+        restart_peak()
         return {"operations": counter.get_total_flops()}
     begun = time.perf_counter()
     step()
@@ -210,7 +214,9 @@ def main() -> None:
         folder = given.folder or Path(temporary)
         torch.set_num_threads(THREADS)
         flux.prepare(folder)
-        found, rows, operations = {}, {}, 0.0
+        found: dict[str, Any] = {}
+        rows: dict[str, Any] = {}
+        operations = 0.0
         for model in given.models.split(","):
             found[model] = measured(model, folder, given.steps)
             if MODELS[model] != "none" or not operations:

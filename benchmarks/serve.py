@@ -148,7 +148,7 @@ def _peft(jobs: list[tuple[str, int]]) -> Callable[[int], int]:
     """Return what paints each picture with its own LoRA of rank 4, all of them loaded."""
     from peft import LoraConfig
 
-    own = load_pipeline(base())
+    own: Any = load_pipeline(base())
     for number in range(len(jobs)):
         config = LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
         own.unet.add_adapter(config, adapter_name=f"l{number}")

@@ -29,7 +29,10 @@ print(json.dumps({module: sorted(graph.find_modules_directly_imported_by(module)
 def imports(tree: Path) -> dict[str, list[str]]:
     """Return which modules of the library each of its modules imports."""
     paths = [str(tree), str(tree / "cli")]
-    return json.loads(subprocess.check_output([sys.executable, "-c", GRAPH, *paths], cwd=tree, text=True))
+    found: dict[str, list[str]] = json.loads(
+        subprocess.check_output([sys.executable, "-c", GRAPH, *paths], cwd=tree, text=True)
+    )
+    return found
 
 
 def rooms(graph: dict[str, list[str]]) -> dict[str, list[str]]:

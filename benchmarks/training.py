@@ -120,6 +120,10 @@ def rematerialized(folder: Path) -> tuple[Any, list[Any]]:
     class Shifted(nn.Module):
         """The paper's formula."""
 
+        left: torch.Tensor
+        right: torch.Tensor
+        sigma: torch.Tensor
+
         def __init__(self, basis: Any, matrix: Any, shape: tuple[int, ...], axis: int) -> None:
             super().__init__()
             long = basis.long_rows(matrix).float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import prod, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def _values(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
         return 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     if len(shape) == 1:  # of a norm
         return torch.ones(shape)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / prod(shape[1:]) ** 0.5
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / sqrt(prod(shape[1:]))
 
 
 def prepare(folder: Path) -> None:
