@@ -35,8 +35,13 @@ class Found:
             self._known[key] = kept
         return self._known[key]
 
-    def outside(self, cells: Iterable[Cell]) -> list[str]:
-        """Return what lies among the cells and is not used: of other bases, other recipes, or cut off."""
+    def outside(self, cells: Iterable[Cell], *, searched: bool = True) -> list[str]:
+        """Return what lies among the cells and is not used: of other bases, other recipes, or cut off.
+
+        Args:
+            cells: that could be asked for.
+            searched: whether the search is over; before, other cells may still be asked for.
+        """
         cells = list(cells)
         states = Counter(self.kept(cell).state for cell in cells)
         lines = [
@@ -48,7 +53,8 @@ class Found:
         own = self.folder / "cells" / self.base
         more = sum(path not in places for path in own.rglob("*.json"))
         if more:
-            lines.append(f"{more} that the plan does not ask for: they are left out")
+            why = "the plan does not ask for: they are left out" if searched else "wait for the search to be over"
+            lines.append(f"{more} that {why}")
         others = {one: sum(1 for _ in one.rglob("*.json")) for one in sorted(own.parent.glob("*")) if one != own}
         lines += [f"{many} of another base, `{one.name}`: they are left out" for one, many in others.items() if many]
         return lines

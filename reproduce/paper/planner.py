@@ -198,6 +198,19 @@ def paper_plan() -> Plan:
     return Plan(STAGES, every_claim, beside.cells, detector_cell(), BUDGET)
 
 
+def cells_in_sight(plan: Plan, progress: Progress) -> Mapping[Place, Cell]:
+    """Return every cell that a plan could ask for, as far as the search has settled what they are.
+
+    What is trained for claims, and for later stages of the search, is not known before: cells that lie there wait.
+    """
+    if len(progress.chosen) == len(plan.stages):
+        return all_cells(plan, progress.choices)
+    found: dict[Place, Cell] = {} if plan.check is None else {plan.check.place: plan.check}
+    for stage in plan.stages[: len(progress.chosen) + 1]:
+        found |= {cell.place: cell for cell in stage.cells(progress.choices).values()}
+    return found
+
+
 def all_cells(plan: Plan, choices: Choices = BEFORE) -> Mapping[Place, Cell]:
     """Return every cell that a plan could ask for, were every claim to take all of its looks."""
     found: dict[Place, Cell] = {} if plan.check is None else {plan.check.place: plan.check}

@@ -77,7 +77,16 @@ def _wrapped(text: str, width: int = 34) -> str:
 
 def overview(claims: Sequence[Judged], path: Path) -> None:
     """Draw the intervals of all claims in units of their margins, so that one picture shows all verdicts."""
-    rows = [(one, part) for one in claims for part in one.parts if part.part.kind != "exact"]
+    rows = [
+        (
+            f"({one.claim.letter}) {one.claim.name}"
+            + (f", {number} of {len(one.parts)}" if len(one.parts) > 1 else ""),
+            part,
+        )
+        for one in claims
+        for number, part in enumerate(one.parts, 1)
+        if part.part.kind != "exact"
+    ]
     if not rows:
         return
     figure, plot = axes(width=7.2, height=0.8 + 0.22 * len(rows))
@@ -89,7 +98,7 @@ def overview(claims: Sequence[Judged], path: Path) -> None:
         plot.plot([low, high], [row, row], color=colour, linewidth=3, solid_capstyle="butt")
         plot.plot([_cut(part.interval.mean / part.part.margin)], [row], "D", color=colour, markersize=4)
     plot.axvline(0, color="black", linewidth=0.8)
-    plot.set_yticks(range(len(rows)), [f"({one.claim.letter}) {one.claim.name}" for one, _ in rows], fontsize=7)
+    plot.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=7)
     plot.set_ylim(len(rows) - 0.4, -0.6)
     plot.set_xlabel("difference, in margins of equality")
     save(figure, path)

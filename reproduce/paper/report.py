@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Final, get_args
 
 from .cell import Cell
@@ -15,7 +16,7 @@ from .pages.plan import write_plan
 from .pages.search import detector, search
 from .pages.tables import TABLES
 from .pages.text import mean_shown, table, write_page
-from .planner import Plan, Progress, all_cells, play
+from .planner import Plan, Progress, cells_in_sight, play
 from .plots import overview
 
 TITLES: Final = {
@@ -52,7 +53,7 @@ def write_report(out: Path, plan: Plan, base: str) -> Path:
     """
     find = Found(out, base)
     progress = play(plan, find)
-    cells = list(all_cells(plan, progress.choices).values())
+    cells = list(cells_in_sight(plan, progress).values())
     claims = progress.judged(find)
     write_plan(plan, out)
     _write_pages(out, plan, progress, claims, cells, find)
@@ -109,7 +110,8 @@ def _status(out: Path, plan: Plan, progress: Progress, cells: Sequence[Cell], fi
     for name, groups in sorted(progress.dropped.items()):
         lines.append(f"- {name}: not judged by {'; '.join(groups)}, which [the judge](pages/s.md) cannot tell apart.")
     lines += [f"- {count} cells were measured on {device}." for device, count in find.elsewhere(cells).items()]
-    lines += [f"- Among the cells: {line}." for line in find.outside(cells)]
+    searched = len(progress.chosen) == len(plan.stages)
+    lines += [f"- Among the cells: {line}." for line in find.outside(cells, searched=searched)]
     more = [("how recipes were chosen", "i"), ("what the judge tells apart", "s")]
     lines += [f"- [{text[0].upper()}{text[1:]}](pages/{letter}.md)." for text, letter in more if _page(out, letter)]
     return [*lines, "- [What it took](times.md).", *_former(out)]
@@ -121,18 +123,27 @@ def _page(out: Path, letter: str) -> bool:
 
 def _identity(cells: Sequence[Cell], find: Found) -> list[str]:
     """Return the identity that comparisons stand on: of SVDiff at its rate, and the best of any method and rate."""
-    own = _identities([cell for cell in cells if cell.experiment == "a" and "-svdiff-" in cell.name], find)
-    if not own:
+    own = [cell for cell in cells if cell.experiment == "a" and "-svdiff-" in cell.name]
+    reached = _identities(own, find)
+    if not reached:
         return []
-    tried = [cell for cell in cells if cell.experiment == "i"]
     groups: dict[str, list[Cell]] = {}
-    for cell in tried:
-        groups.setdefault(_rate_of(cell), []).append(cell)
-    best = max(
-        (sum(found) / len(found) for group in groups.values() if (found := _identities(group, find))), default=None
-    )
-    line = f"- Identity of SVDiff with λ = 1 at the searched rate: {mean_shown(own, within=(0.0, 1.0))} of its pictures"
-    return [line + ("." if best is None else f"; the best rate of any method reached {best:.3f} in the search.")]
+    for cell in cells:
+        if cell.experiment == "i":
+            groups.setdefault(_rate_of(cell), []).append(cell)
+    tried = {rate: found for rate, group in groups.items() if (found := _identities(group, find))}
+    rate = _rate_of(own[0])
+    lines = [f"- Identity of SVDiff with λ = 1 at its searched rate ({rate}): {_share(reached)} of its pictures."]
+    if tried:
+        best = max(tried, key=lambda name: fmean(tried[name]))
+        own_rate = f"it reached {_share(tried[rate])}, and " if rate in tried else ""
+        most = f"the best of all methods and rates, {best}, {_share(tried[best])}"
+        lines.append(f"- On the searched subjects {own_rate}{most}.")
+    return lines
+
+
+def _share(found: Sequence[float]) -> str:
+    return mean_shown(found, within=(0.0, 1.0))
 
 
 def _rate_of(cell: Cell) -> str:

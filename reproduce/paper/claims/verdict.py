@@ -94,7 +94,8 @@ def _look(claim: Claim, index: int, look: int, find: Find) -> PartJudged:
     agreeing = repeated_interval(values, groups, claim.looks, look, grain=part.grain)
     # One part of several is enough to differ: that chance of error is shared out among them.
     differing = repeated_interval(values, groups, claim.looks, look, alpha=ALPHA / len(claim.parts), grain=part.grain)
-    return PartJudged(part, agreeing, _decide(part, agreeing, differing), values)
+    verdict = _decide(part, agreeing, differing)
+    return PartJudged(part, differing if verdict == "differs" else agreeing, verdict, values)
 
 
 def part_values(claim: Claim, part: Part, count: int, find: Find) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from reproduce.paper.choices import NEGATIVES, STYLES
+from reproduce.paper.subjects import SEARCHED, SEARCHED_SCENES
 
 from .search_rates import (
     FACTORS,
@@ -15,6 +16,7 @@ from .search_rates import (
     PICTURE_RATES,
     RATES,
     TRIPLES,
+    VARIANTS,
     choose_pairs,
     choose_picture_rates,
     choose_rates,
@@ -26,16 +28,18 @@ from .search_rates import (
 )
 from .search_stitching import (
     LOSS,
+    UNMIX_SEEDS,
     UNMIXINGS,
     choose_negative,
     choose_style,
     choose_unmix,
     negative_cells,
     style_cells,
+    style_pairs,
     unmix_cells,
     unmixing_label,
 )
-from .stage import Stage
+from .stage import Stage, label_of
 
 STAGES: Final[Sequence[Stage]] = (
     Stage(
@@ -45,6 +49,7 @@ STAGES: Final[Sequence[Stage]] = (
         "than to the base's of its class, as a mean over the subjects; if none reaches that, the nearest to it",
         rate_cells,
         choose_rates,
+        SEARCHED,
     ),
     Stage(
         "learning rates of single pictures, λ = 0",
@@ -53,6 +58,7 @@ STAGES: Final[Sequence[Stage]] = (
         "it, as a mean over the pictures; if none reaches that, the nearest to it",
         picture_cells,
         choose_picture_rates,
+        tuple(scene.name for scene in SEARCHED_SCENES),
     ),
     Stage(
         "steps and factors on the rate of two subjects",
@@ -62,6 +68,7 @@ STAGES: Final[Sequence[Stage]] = (
         f"than {GAIN:g} as a mean over the methods",
         pair_cells,
         choose_pairs,
+        VARIANTS,
     ),
     Stage(
         "steps and mixed samples of three subjects",
@@ -76,6 +83,7 @@ STAGES: Final[Sequence[Stage]] = (
         f"of all whose mean score is not lower than without by more than {LOSS:g}, the least stitched",
         unmix_cells,
         choose_unmix,
+        tuple(map(str, UNMIX_SEEDS)),
     ),
     Stage(
         "the negative prompt",
@@ -83,6 +91,7 @@ STAGES: Final[Sequence[Stage]] = (
         f"of all whose mean score is not lower than without by more than {LOSS:g}, the least stitched",
         negative_cells,
         choose_negative,
+        tuple(map(str, UNMIX_SEEDS)),
     ),
     Stage(
         "how styles are mixed",
@@ -90,5 +99,6 @@ STAGES: Final[Sequence[Stage]] = (
         "the highest of the lesser of both gains, of shape and of colours, as means over three pairs",
         style_cells,
         choose_style,
+        tuple(label_of(*names) for names in style_pairs()),
     ),
 )

@@ -107,7 +107,8 @@ def choose_negative(choices: Choices, found: Mapping[str, Numbers]) -> Choices:
 # Styles.
 
 
-def _style_pairs() -> list[tuple[str, str]]:
+def style_pairs() -> list[tuple[str, str]]:
+    """Return each searched subject once as the first of a pair, and once as the second."""
     return [(name, SEARCHED[(index + 1) % len(SEARCHED)]) for index, name in enumerate(SEARCHED)]
 
 
@@ -116,7 +117,7 @@ def style_cells(choices: Choices) -> dict[str, Cell]:
     return {
         label_of(label, *names): style_cell(choices, names, 0, letter="i", label=label)
         for label in STYLES
-        for names in _style_pairs()
+        for names in style_pairs()
     }
 
 
@@ -134,7 +135,7 @@ def choose_style(choices: Choices, found: Mapping[str, Numbers]) -> Choices:
     """Return the choices with the way whose lesser gain is the highest."""
 
     def worse(label: str) -> float:
-        cells = [found[label_of(label, *names)] for names in _style_pairs()]
+        cells = [found[label_of(label, *names)] for names in style_pairs()]
         return min(fmean(map(shape_gain, cells)), fmean(map(colour_gain, cells)))
 
     return replace(choices, style=max(STYLES, key=worse))

@@ -25,6 +25,7 @@ class Stage:
         rule: how it is chosen, in words.
         cells: what is measured, by label, given earlier choices.
         choose: the rule.
+        repeats: with what labels of the same thing end, over which the rule takes the mean.
     """
 
     title: str
@@ -32,6 +33,12 @@ class Stage:
     rule: str
     cells: Callable[[Choices], Mapping[str, Cell]]
     choose: Callable[[Choices, Mapping[str, Numbers]], Choices]
+    repeats: tuple[str, ...] = ()
+
+    def thing(self, label: str) -> str:
+        """Return what is tried, of the label of one of its cells."""
+        ending = next((one for one in self.repeats if label.endswith(f" {one}")), "")
+        return label.removesuffix(f" {ending}") if ending else label
 
 
 def label_of(*parts: object) -> str:

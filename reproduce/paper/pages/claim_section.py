@@ -33,6 +33,8 @@ def claim_section(judged: Judged, out: Path, find: Find) -> list[str]:
         ["measure", "difference", "margin", "verdict"],
         [[one.part.says, interval_shown(one.interval), f"{one.part.margin:g}", one.verdict] for one in judged.parts],
     )
+    if len(judged.parts) > 1 and judged.verdict == "differs":
+        lines += ["Of a part that differs it is the wider interval of its share of the chance of error.", ""]
     plot = out / "plots" / f"{claim.name}.png"
     differences(judged, plot)
     if plot.exists() and judged.parts:

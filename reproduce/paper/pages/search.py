@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from reproduce.paper.cell import Cell
 from reproduce.paper.choices import Choices
 from reproduce.paper.claims.pairs import both, stitched
 from reproduce.paper.claims.verdict import Find
 from reproduce.paper.experiments.detector import BOUND
+from reproduce.paper.experiments.search_rates import PICTURE_RATES, RATES
 from reproduce.paper.experiments.search_stitching import colour_gain, shape_gain, unmixing_label
+from reproduce.paper.experiments.stage import Stage
 from reproduce.paper.planner import Plan, Progress
 from reproduce.paper.plots import matrix
+from svdiff_train.settings.config import MethodName
 
 from .text import NOTHING, picture, table
 
@@ -24,27 +28,31 @@ def search(plan: Plan, progress: Progress, find: Find, out: Path) -> list[str]:
     if progress.chosen:
         found += table(["what", "chosen"], chosen(progress.choices))
     for stage in plan.stages:
-        rows = [
-            [label, *numbers, *_shown(cell, out, find)]
-            for label, cell in stage.cells(progress.choices).items()
-            if (kept := find(cell)) is not None
-            for numbers in [_numbers(kept)]
-        ]
-        if rows:
-            found += [
-                f"## {stage.title}",
-                "",
-                f"Rule: {stage.rule}.",
-                "",
-                *table(["tried", "measured", "pictures"], rows),
-            ]
+        cells = {label: cell for label, cell in stage.cells(progress.choices).items() if find(cell) is not None}
+        numbers = {label: _numbers(find(cell) or {}) for label, cell in cells.items()}
+        if not cells:
+            continue
+        found += [f"## {stage.title}", "", f"Rule: {stage.rule}.", "", *_means(stage, numbers)]
+        rows = [[label, _told(numbers[label]), _shown(cell, out, find)] for label, cell in cells.items()]
+        found += table(["tried", "measured", "pictures"], rows)
     return found
+
+
+def _means(stage: Stage, numbers: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return the means that the rule looks at, where something was tried more than once."""
+    things: dict[str, list[Mapping[str, float]]] = {}
+    for label, one in numbers.items():
+        things.setdefault(stage.thing(label), []).append(one)
+    if len(things) == len(numbers):
+        return []
+    rows = [[thing, *(f"{fmean(one[key] for one in some):.3f}" for key in some[0])] for thing, some in things.items()]
+    return table(["mean", *next(iter(numbers.values()))], rows)
 
 
 def chosen(choices: Choices) -> list[list[str]]:
     """Return what was chosen, in words."""
-    rates = ", ".join(f"{method} {rate:g}" for method, rate in choices.rates.items())
-    alone = ", ".join(f"{method} {rate:g}" for method, rate in choices.picture_rates.items())
+    rates = ", ".join(_rate(method, rate, RATES[method]) for method, rate in choices.rates.items())
+    alone = ", ".join(_rate(method, rate, PICTURE_RATES[method]) for method, rate in choices.picture_rates.items())
     factors = ", ".join(f"{method} {factor:g}" for method, factor in choices.factors.items())
     return [
         ["learning rates, λ = 1", rates],
@@ -57,24 +65,33 @@ def chosen(choices: Choices) -> list[list[str]]:
     ]
 
 
-def _numbers(numbers: Mapping[str, Any]) -> list[str]:
-    """Return what a cell of the search found, in one column."""
+def _rate(method: MethodName, rate: float, tried: Sequence[float]) -> str:
+    """Return a method's rate, and whether nothing beyond it was tried."""
+    edge = {min(tried): ", the lowest tried", max(tried): ", the highest tried"}.get(rate, "")
+    return f"{method} {rate:g}{f' ({edge[2:]})' if edge else ''}"
+
+
+def _numbers(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a cell of the search found."""
     if "identity" in numbers:
-        parts = {key: float(numbers[key]) for key in ("text", "image", "identity")}
-    elif "faithful" in numbers:
-        parts = {"faithful": float(numbers["faithful"])}
-    elif "shape" in numbers:
-        parts = {"shape": shape_gain(numbers), "colours": colour_gain(numbers)}
-    else:
-        kind = "negative" if "negative" in numbers else "positive"
-        judged = {"positive": numbers[kind]}
-        parts = {"score": fmean(judged["positive"]["score"]), "both": both(judged), "stitched": stitched(judged)}
-    return [", ".join(f"{name} {value:.3f}" for name, value in parts.items())]
+        return {key: float(numbers[key]) for key in ("text", "image", "identity")}
+    if "faithful" in numbers:
+        return {"faithful": float(numbers["faithful"])}
+    if "shape" in numbers:
+        return {"shape": shape_gain(numbers), "colours": colour_gain(numbers)}
+    kinds = {kind: {"positive": numbers[kind]} for kind in ("negative", "positive") if kind in numbers}
+    judged = next(iter(kinds.values()))
+    found = {"score": fmean(judged["positive"]["score"]), "both": both(judged), "stitched": stitched(judged)}
+    return found | ({"stitched without it": stitched(kinds["positive"])} if len(kinds) > 1 else {})
 
 
-def _shown(cell: Any, out: Path, find: Find) -> list[str]:
+def _told(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
+
+
+def _shown(cell: Cell, out: Path, find: Find) -> str:
     shown = [picture(out, cell, label, find) for label in ("painted", "negative", "positive", "mixed")]
-    return [next((one for one in shown if one != NOTHING), NOTHING)]
+    return next((one for one in shown if one != NOTHING), NOTHING)
 
 
 def detector(plan: Plan, progress: Progress, find: Find, out: Path) -> list[str]:

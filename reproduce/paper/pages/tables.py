@@ -40,6 +40,7 @@ def _scores(found: list[Numbers]) -> list[str]:
 
 
 HEAD: Final = ("text", "image", "identity", "runs")
+PAIR_HEAD: Final = ("both appear", "crossed over", "stitched", "runs")
 
 
 def singles(cells: Cells, find: Find, out: Path) -> list[str]:
@@ -68,7 +69,7 @@ def pairs(cells: Cells, find: Find, out: Path) -> list[str]:  # noqa: ARG001
                     for kind in ("positive", "negative")
                     if any(kind in one for one in found)
                 ]
-    return table(["", "both appear", "crossed over", "stitched", "runs"], rows)
+    return table(["", *PAIR_HEAD], rows)
 
 
 def _pair_filter(method: str, variant: str, *, three: bool) -> Callable[[Cell], bool]:
@@ -129,10 +130,15 @@ def _of_subset(subset: str) -> Callable[[Cell], bool]:
 
 
 def combined(cells: Cells, find: Find, out: Path) -> list[str]:
-    """Return (e): likeness to both subjects on the way between them."""
-    series = {}
+    """Return (e): what sums keep, and likeness to both subjects on the way between them."""
+    series, rows = {}, []
     for method in ("svdiff", "full"):
-        found = [one for one in _found(cells, find, _within("e", f"-{method}-")) if "alphas" in one]
+        every = _found(cells, find, _within("e", f"-{method}-"))
+        sums = [one for one in every if "alone" in one]
+        if sums:
+            means = [mean_shown([fmean(one[key]) for one in sums]) for key in ("alone", "together", "class")]
+            rows.append([LABELS[method], *means, *_pair_shares([{"positive": one["pair"]} for one in sums])])
+        found = [one for one in every if "alphas" in one]
         for index, which in enumerate(("first", "second")):
             if found:
                 series[f"{LABELS[method]}, like the {which}"] = [
@@ -140,7 +146,33 @@ def combined(cells: Cells, find: Find, out: Path) -> list[str]:
                     for at, alpha in enumerate(found[0]["alphas"])
                 ]
     lines(series, "α", "image alignment", out / "plots" / "ways.png")
-    return ["![likeness to both subjects by α](../plots/ways.png)", ""] if series else []
+    plot = ["![likeness to both subjects by α](../plots/ways.png)", ""] if series else []
+    head = ["sum of", "alone", "in the sum", "the base's class", *PAIR_HEAD]
+    return [*table(head, rows), *plot]
+
+
+def styles(cells: Cells, find: Find, out: Path) -> list[str]:  # noqa: ARG001
+    """Return (f): what the mix has of each parent."""
+    found = _found(cells, find, _within("f", "-as-"))
+    measures: Mapping[str, Callable[[Numbers], float]] = {
+        "silhouettes in common with the geometry's parent": lambda one: float(one["shape"]["geometry"]),
+        "silhouettes in common with the appearance's parent": lambda one: float(one["shape"]["appearance"]),
+        "colours in common with the appearance's parent": lambda one: float(one["colour"]["appearance"]),
+        "colours in common with the geometry's parent": lambda one: float(one["colour"]["geometry"]),
+        "colours that the parents have in common": lambda one: float(one["parents"]),
+    }
+    rows = [[name, mean_shown([value(one) for one in found], 2, within=SHARE)] for name, value in measures.items()]
+    return table([f"mean of {len(found)} mixes", "share"], rows if found else [])
+
+
+def correlation(cells: Cells, find: Find, out: Path) -> list[str]:  # noqa: ARG001
+    """Return (g): the cosines of every pair."""
+    rows = [
+        [cell.name.replace("-beside-", " beside ").replace("_", " "), f"{kept['own']:.3f}", f"{kept['other']:.3f}"]
+        for cell in cells
+        if cell.experiment == "g" and (kept := find(cell)) is not None
+    ]
+    return table(["shifts", "of one subject, two rates", "of two subjects"], rows)
 
 
 def sweeps(cells: Cells, find: Find, out: Path) -> list[str]:
@@ -162,5 +194,6 @@ def sweeps(cells: Cells, find: Find, out: Path) -> list[str]:
 
 
 TABLES: Final[Mapping[str, Callable[[Cells, Find, Path], list[str]]]] = {
-    "a": singles, "b": pairs, "c": edits, "d": subsets, "e": combined, "h": sweeps,
+    "a": singles, "b": pairs, "c": edits, "d": subsets, "e": combined, "f": styles,
+    "g": correlation, "h": sweeps,
 }  # fmt: skip

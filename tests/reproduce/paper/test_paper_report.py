@@ -59,12 +59,13 @@ def numbers_of(cell: Cell) -> dict[str, Any]:
     if cell.experiment == "e":
         return {"alphas": [0, 0.25, 0.5, 0.75, 1], "like": [[0.1 * i, 1 - 0.1 * i] for i in range(5)]}
     if cell.experiment == "f":
-        return {"shape": {"geometry": 0.9, "appearance": 0.5 + jitter}, "colour": {"appearance": 0.7}, "parents": 0.1}
+        colour = {"appearance": 0.7, "geometry": 0.4}
+        return {"shape": {"geometry": 0.9, "appearance": 0.5 + jitter}, "colour": colour, "parents": 0.1}
     if cell.experiment == "g":
         return {"own": 0.9 + jitter, "other": 0.1}
     weaker = 0.2 * (recipe.selectors not in (None, ("unet-2d",)) or recipe.rank is not None)
     return {
-        "text": 0.3 + jitter, "image": (0.8 if ours else 0.6) + jitter - weaker, "identity": 0.9, "checkpoint": 1,
+        "text": 0.3 + jitter, "image": (0.8 if ours else 0.6) + jitter - weaker, "identity": 0.9,
         "seconds": 20.0, "size": 40_000 if ours else 33_000_000,
     }  # fmt: skip
 
@@ -127,6 +128,13 @@ def test_a_table_counts_each_run_where_it_belongs(full: Path) -> None:
     assert {runs[name] for name in ("up-ca", "down-ca", "mid-ca")} == {"3"}
 
 
+def test_mixes_correlations_and_sums_have_their_tables(full: Path) -> None:
+    pages = {letter: (full / "pages" / f"{letter}.md").read_text("utf-8") for letter in "efg"}
+    assert re.search(r"\n\| SVDiff \| 0\.900 \[.*\] \| 0\.75\d \[.*\] \| 0\.100 .* \| 0\.50 .* \| 16 \|\n", pages["e"])
+    assert re.search(r"\n\| colours in common with the appearance's parent \| 0\.70 \[.*\] \|\n", pages["f"])
+    assert re.search(r"\n\| black cat beside fire engine \| 0\.90\d \| 0\.100 \|\n", pages["g"])
+
+
 def test_every_link_and_picture_of_the_report_is_there(full: Path) -> None:
     for page in [*full.glob("*.md"), *full.glob("pages/*.md")]:
         for link in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
@@ -168,9 +176,29 @@ def test_the_search_is_a_page_of_all_that_was_tried_and_what_was_chosen(tmp_path
     page = (tmp_path / "pages" / "i.md").read_text("utf-8")
     for stage in plan.stages:
         assert f"\n## {stage.title}\n" in page
-    assert "| learning rates, λ = 1 | svdiff 0.04, full 5e-05, lora 0.001, kv 0.0002 |" in page
+    rates = "svdiff 0.04 (the highest tried), full 5e-05 (the lowest tried), lora 0.001 (the lowest tried), kv 0.0002 "
+    assert f"| learning rates, λ = 1 | {rates}(the lowest tried) |" in page
+    assert (
+        "| mean | text | image | identity |\n| --- | --- | --- | --- |\n| svdiff 0.005 | 0.500 | 0.500 | 0.100 |"
+        in page
+    )
+    assert "| share 0.01 | 0.540 | 1.000 | 0.000 | 0.111 |" in page
     assert "| svdiff 0.04 banjo | text 0.500, image 0.500, identity 0.800 | – |" in page
     assert "| unmix regularization | share 0.01 |" in page
+
+
+def test_cells_of_claims_wait_for_a_search_that_lacks_a_cell(tmp_path: Path) -> None:
+    fill(tmp_path)
+    stage = PLAN.stages[0]
+    first = next(iter(stage.cells(BEFORE).values()))
+    kept = {"key": first.key(BASE), "numbers": searched_numbers(first), "device": "cpu", "seconds": 1.0}
+    first.path(tmp_path, BASE).parent.mkdir(exist_ok=True)
+    first.path(tmp_path, BASE).write_bytes(packed(kept)[:-20])
+    text = write_report(tmp_path, PLAN, BASE).read_text("utf-8")
+    assert f"- It goes on with: search: {stage.title}." in text
+    assert "- Among the cells: 1 cut off in the middle: they are measured anew." in text
+    assert re.search(r"- Among the cells: \d{3} that wait for the search to be over\.", text)
+    assert "another recipe" not in text
 
 
 def test_cells_of_another_base_are_named_and_not_mixed_in(tmp_path: Path) -> None:
