@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 
+from svdiff_train.batch.process_pool import run_tasks
 from svdiff_train.training.threads import computing
 
 from .cell import Cell
@@ -46,21 +47,22 @@ def measure(
         jobs: how many processes, each with one thread.
         seconds: after which no cell is begun; None for no limit.
         say: called with a line after each cell.
+
+    Raises:
+        RuntimeError: a cell went wrong; its process has printed why.
     """
-    begun, waiting = time.monotonic(), list(reversed(cells))
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running: dict[Future[float], Cell] = {}
+    begun, waiting = time.monotonic(), deque(cells)
 
-        def start() -> None:
-            while waiting and len(running) < jobs and (seconds is None or time.monotonic() - begun < seconds):
-                cell = waiting.pop()
-                running[pool.submit(_run, cell, work, out, base)] = cell
+    def tasks() -> Iterator[tuple[Cell, Path, Path, str]]:
+        while waiting and (seconds is None or time.monotonic() - begun < seconds):
+            yield waiting.popleft(), work, out, base
 
-        start()
-        while running:
-            done = next(as_completed(running))
-            cell = running.pop(done)
-            left = len(waiting) + len(running)
-            say(f"{done.result():6.1f} s  ({cell.experiment}) {cell.name}; {left} left")
-            start()
+    left = len(cells)
+    with closing(run_tasks(_run, tasks(), jobs, lambda _: None)) as results:
+        for index, took in results:
+            cell = cells[index]
+            if took is None:
+                raise RuntimeError(f"({cell.experiment}) {cell.name} could not be measured: its process has said why")
+            left -= 1
+            say(f"{took:6.1f} s  ({cell.experiment}) {cell.name}; {left} left")
     return len(waiting)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
@@ -17,8 +17,8 @@ PATIENCE: Final = 20.0
 """Seconds that a process has to clean up after it was told to stop."""
 
 
-def run_costliest_first(
-    function: Callable[..., T], tasks: Sequence[tuple[Any, ...]], jobs: int, begun: Callable[[int], None]
+def run_tasks(
+    function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], jobs: int, begun: Callable[[int], None]
 ) -> Generator[tuple[int, T | None]]:
     """Yield the index and `function(*task)` of every task as it is done; None where the process died of it.
 
@@ -27,7 +27,7 @@ def run_costliest_first(
 
     Args:
         function: of a module, since the processes import it.
-        tasks: arguments that can be pickled.
+        tasks: arguments that can be pickled; each is asked for when a process is free.
         jobs: how many processes.
         begun: called with the index of each task before it is sent.
     """

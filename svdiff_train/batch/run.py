@@ -11,7 +11,7 @@ from svdiff_delta._util.paths import Places
 from svdiff_delta.errors import InputError
 
 from .manifest import check_rows, read_manifest
-from .process_pool import run_costliest_first
+from .process_pool import run_tasks
 from .report import Report
 from .row import Row
 from .work import Result, convert_one
@@ -112,7 +112,7 @@ def _results(
             report.start(rows[index])
             yield index, convert_task(*task)
         return
-    with closing(run_costliest_first(convert_task, tasks, jobs, lambda index: report.start(rows[index]))) as results:
+    with closing(run_tasks(convert_task, tasks, jobs, lambda index: report.start(rows[index]))) as results:
         for index, result in results:
             yield index, result or _died(rows[index])
 

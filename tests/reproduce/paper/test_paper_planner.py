@@ -211,12 +211,14 @@ def test_results_of_trainings_are_forgotten_when_no_cell_needs_them(tmp_path: Pa
 SCRIPT = """
 import multiprocessing, sys
 from pathlib import Path
+from types import SimpleNamespace
 from support.cells import small_plan
-from reproduce.paper import measure
 from reproduce.paper.carry_out import carry_out
 from reproduce.paper.report import write_report
+from svdiff_train.batch import process_pool
 # Processes that have imported everything already: three rounds of two would import it for longer than they measure.
-measure.get_context = lambda _: multiprocessing.get_context("fork")
+fork = multiprocessing.get_context("fork")
+process_pool.multiprocessing = SimpleNamespace(get_context=lambda _: fork)
 out = Path(sys.argv[1])
 carry_out(small_plan(), out / "work", out, "0" * 16, 2, None, print)
 write_report(out, small_plan(), "0" * 16)

@@ -136,10 +136,10 @@ def test_an_output_that_somebody_changed_is_not_overwritten(folder: Path) -> Non
 
 
 def test_a_row_whose_process_dies_fails_and_the_rest_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_costliest_first(function: object, tasks: list, jobs: int, begun: object):
+    def run_tasks(function: object, tasks: list, jobs: int, begun: object):
         yield from ((index, None if index == 2 else convert_one(task[0])) for index, task in enumerate(tasks))
 
-    monkeypatch.setattr(run_module, "run_costliest_first", run_costliest_first)
+    monkeypatch.setattr(run_module, "run_tasks", run_tasks)
     found = run_manifest(folder / "all.jsonl", jobs=2)
     assert statuses(found) == ["converted", "failed", "failed", "converted"]
     assert found[2].error == "its process died, as it does when memory ends: use fewer `jobs`"
