@@ -70,11 +70,6 @@ def complaint(name: object) -> str:
     return ""
 
 
-def is_plain(name: object) -> bool:
-    """Tell whether something is the plain name of a file or folder."""
-    return not complaint(name)
-
-
 def check_links(folder: Path, path: Path, *, error: type[DeltaError] = InputError) -> None:
     """Refuse what lies in a folder only as a link to a place outside: to copy it would publish that.
 

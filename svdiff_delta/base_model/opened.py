@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -194,14 +194,3 @@ def component_of(base: Base, slot: str) -> Component | None:
     """Return a component; deltas of earlier versions call a model on its own `model`, whatever its class."""
     alone = slot == UNNAMED and not base.pipeline and len(base.components) == 1
     return next(iter(base.components.values())) if alone else base.components.get(slot)
-
-
-def missing_names(base: Base, names: Iterable[str]) -> list[str]:
-    """Return those of `names` that the base lacks."""
-    lacking = []
-    for name in names:
-        try:
-            base.locate(name)
-        except BaseError:
-            lacking.append(name)
-    return lacking

@@ -6,7 +6,6 @@ Names alone are looked at: no tensor is read, and no base is needed. What a path
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -161,15 +160,6 @@ def split_module(module: str) -> Spelled:
     """Take the name of a module apart, as a file has it; its role is empty."""
     prefix, component, path, flat, by = _begin(module)
     return Spelled(module, module, prefix, component, path, flat, "", by)
-
-
-def programs(keys: Iterable[str]) -> dict[str, int]:
-    """Return by which programs keys begin as they do, most keys first, with the number of keys."""
-    counts: dict[str, int] = {}
-    for key in keys:
-        if (found := spell(key)) is not None and found.by:
-            counts[found.by] = counts.get(found.by, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _role(key: str) -> tuple[str, str] | None:

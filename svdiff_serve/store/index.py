@@ -34,7 +34,6 @@ CREATE TABLE IF NOT EXISTS files (
     device TEXT NOT NULL, inode TEXT NOT NULL,
     size INTEGER NOT NULL, modified INTEGER NOT NULL, changed INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS by_content ON files (digest);
 """
 
 
@@ -114,11 +113,6 @@ class Index:
                     yield Row(path, Looked(digest, table, fault, State(int(device), int(inode), *rest)))
         except (sqlite3.Error, ValueError, TypeError) as error:
             self._lose(error)
-
-    def of_content(self, digest: str) -> list[str]:
-        """Return the paths of files that hold this content, sorted."""
-        found = self._connection.execute("SELECT path FROM files WHERE digest = ? ORDER BY path", (digest,))
-        return [path for (path,) in found]
 
     def write(self, rows: Iterable[Row], gone: Iterable[str]) -> None:
         """Note looks, and forget files."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from svdiff_delta.format.adapter_families import family_of, family_of_modules
-from svdiff_delta.format.adapter_keys import PREFIXES, SUFFIXES, programs, spell, split_module
+from svdiff_delta.format.adapter_keys import PREFIXES, SUFFIXES, spell, split_module
 
 DOTTED = [prefix for prefix in PREFIXES if not prefix.flat]
 FLAT = [prefix for prefix in PREFIXES if prefix.flat]
@@ -97,12 +97,6 @@ def test_a_key_that_no_rule_explains_is_none(key: str) -> None:
 def test_the_name_of_a_module_is_taken_apart_likewise() -> None:
     found = split_module("lora_te2_text_model_encoder_layers_0_mlp_fc1")
     assert (found.component, found.flattened) == ("text_encoder_2", "text_model_encoder_layers_0_mlp_fc1")
-
-
-def test_programs_are_told_by_how_keys_begin() -> None:
-    keys = ["diffusion_model.a.lora_A.weight", "diffusion_model.a.lora_B.weight", "lora_te_b.alpha", "c.weight"]
-    assert [*programs(keys).values()] == [2, 1]
-    assert next(iter(programs(keys))).startswith("ComfyUI")
 
 
 LORAS = {

@@ -301,13 +301,6 @@ def test_a_full_disk_costs_the_index_and_nothing_else(folder: Path, tmp_path: Pa
     assert "bird" in store.names()
 
 
-def test_what_holds_a_content_is_found_by_it(folder: Path) -> None:
-    shutil.copy(folder / "dog.safetensors", folder / "twin.safetensors")
-    store = opened(folder)
-    found = store._index.of_content(store.entry("dog").digest)
-    assert found == [str(folder / "dog.safetensors"), str(folder / "twin.safetensors")]
-
-
 # -- looks
 
 
