@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from math import cos, pi, sin, sqrt, tan
 from statistics import NormalDist
 from typing import Final
@@ -112,6 +113,7 @@ def share_interval(found: NDArray[np.bool_], confidence: float = CONFIDENCE) -> 
     return wilson_interval(int(found.sum()), found.size, confidence)
 
 
+@cache
 def student_quantile(confidence: float, freedom: int) -> float:
     """Return t with P(|T| ≤ t) = confidence, for Student's distribution with a whole number of degrees of freedom.
 
