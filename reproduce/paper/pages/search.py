@@ -25,8 +25,7 @@ from .text import NOTHING, picture, table
 def search(plan: Plan, progress: Progress, find: Find, out: Path) -> list[str]:
     """Return the log of the search: all that was tried, by stage, and what was chosen by which rule."""
     found = ["# (i) How the recipes were chosen", "", "On subjects apart, by rules that stood in the plan before.", ""]
-    if progress.chosen:
-        found += table(["what", "chosen"], chosen(progress.choices))
+    found += table(["what", "chosen"], chosen(progress.choices)[: len(progress.chosen)])
     for stage in plan.stages:
         cells = {label: cell for label, cell in stage.cells(progress.choices).items() if find(cell) is not None}
         numbers = {label: _numbers(find(cell) or {}) for label, cell in cells.items()}
@@ -50,7 +49,7 @@ def _means(stage: Stage, numbers: Mapping[str, Mapping[str, float]]) -> list[str
 
 
 def chosen(choices: Choices) -> list[list[str]]:
-    """Return what was chosen, in words."""
+    """Return what was chosen, in words: a row for each stage, in order."""
     rates = ", ".join(_rate(method, rate, RATES[method]) for method, rate in choices.rates.items())
     alone = ", ".join(_rate(method, rate, PICTURE_RATES[method]) for method, rate in choices.picture_rates.items())
     factors = ", ".join(f"{method} {factor:g}" for method, factor in choices.factors.items())

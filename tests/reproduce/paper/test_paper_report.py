@@ -17,6 +17,7 @@ from reproduce.paper.choices import BEFORE
 from reproduce.paper.experiments.shifts import SCALES
 from reproduce.paper.found import Found
 from reproduce.paper.lab import base_digest
+from reproduce.paper.pages.search import chosen
 from reproduce.paper.planner import Plan, Progress, all_cells, paper_plan
 from reproduce.paper.report import write_report
 from reproduce.paper.subjects import SUBJECTS
@@ -173,6 +174,7 @@ def test_the_search_is_a_page_of_all_that_was_tried_and_what_was_chosen(tmp_path
             path.write_bytes(packed(kept))
     text = write_report(tmp_path, plan, BASE).read_text("utf-8")
     assert "- It goes on with: what is only shown." in text
+    assert len(chosen(progress.choices)) == len(plan.stages)
     page = (tmp_path / "pages" / "i.md").read_text("utf-8")
     for stage in plan.stages:
         assert f"\n## {stage.title}\n" in page
@@ -199,6 +201,7 @@ def test_cells_of_claims_wait_for_a_search_that_lacks_a_cell(tmp_path: Path) -> 
     assert "- Among the cells: 1 cut off in the middle: they are measured anew." in text
     assert re.search(r"- Among the cells: \d{3} that wait for the search to be over\.", text)
     assert "another recipe" not in text
+    assert "| chosen |" not in (tmp_path / "pages" / "i.md").read_text("utf-8")
 
 
 def test_cells_of_another_base_are_named_and_not_mixed_in(tmp_path: Path) -> None:
