@@ -4,6 +4,7 @@ import { requestOf } from "./job.js";
 
 const MOST_OPEN = 3;
 const KEPT = 24 * 2 ** 20; // characters of pictures that are kept, so that undo and A/B show them at once
+const MOST_KEPT = 256; // pictures, and mixes of which is kept what is to be known: more would fill memory for an hour
 
 /** Pictures that were painted to the end, those used last. */
 class Kept {
@@ -24,14 +25,12 @@ class Kept {
     this.#found.set(key, picture);
     this.#size += picture.url.length + key.length;
     for (const [oldest, { url }] of this.#found) {
-      if (this.#size <= KEPT) break;
+      if (this.#size <= KEPT && this.#found.size <= MOST_KEPT) break;
       this.#found.delete(oldest);
       this.#size -= url.length + oldest.length;
     }
   }
 }
-
-const SAID = 4096; // mixes of which is kept what is to be known of them
 
 /** Asks for pictures of jobs. Tells `picture`, `check`, `problem` and `rest`, each with its move in `detail`. */
 export class Painter extends EventTarget {
@@ -68,7 +67,9 @@ export class Painter extends EventTarget {
 
   #send() {
     const job = this.#job;
-    const missing = job.frames.filter(({ key }) => !this.#kept.get(key));
+    const lacking = job.frames.filter(({ key }) => !this.#kept.get(key));
+    // Of pictures that are kept what is said is kept as well, or else it is asked for with them.
+    const missing = lacking.length || this.#said(job).every(Boolean) ? lacking : job.frames;
     const same = this.#running && keysOf(missing, job) === keysOf(this.#running.missing, this.#running.job);
     this.#pending = false;
     const move = same ? this.#move : ++this.#move;
@@ -113,9 +114,12 @@ export class Painter extends EventTarget {
     if (this.#running !== own || line.move !== this.#move) return; // the hand is elsewhere
     const { job, missing, move } = own;
     if (line.kind === "check") {
-      job.checked.forEach((key, index) => this.#checks.set(key, line.checks[index]));
+      job.checked.forEach((key, index) => {
+        this.#checks.delete(key); // it is the newest now
+        this.#checks.set(key, line.checks[index]);
+      });
       for (const oldest of this.#checks.keys()) {
-        if (this.#checks.size <= SAID) break;
+        if (this.#checks.size <= MOST_KEPT) break;
         this.#checks.delete(oldest);
       }
       this.#check(move);
@@ -141,9 +145,14 @@ export class Painter extends EventTarget {
     if (line.kind === "done") this.#tell("rest", { move, of: job });
   }
 
+  /** What is known of a job's mixes; undefined for those of which nothing is. */
+  #said(job) {
+    return job.checked.map((key) => this.#checks.get(key));
+  }
+
   /** Tell what is known of the newest job's mixes: of pictures that are kept nobody says it again. */
   #check(move) {
-    const checks = this.#job.checked.map((key) => this.#checks.get(key));
+    const checks = this.#said(this.#job);
     if (checks.every(Boolean)) this.#tell("check", { move, checks, of: this.#job });
   }
 
