@@ -146,7 +146,7 @@ def searched() -> Choices:
 
 def test_every_stage_chooses_by_its_rule() -> None:
     found = searched()
-    assert found.rates == {"svdiff": 4e-2, "full": 5e-5, "lora": 1e-3, "kv": 2e-4}
+    assert found.rates == {"svdiff": 4e-2, "full": 5e-5, "lora": 2e-4, "kv": 2e-4}
     assert found.picture_rates == {"svdiff": 2e-2, "full": 4e-4, "lora": 1e-2}
     assert found.pair_steps == 400  # 0.02 more for half as many steps again is not worth it
     assert (found.triple_steps, found.triple_mix) == (1000, 0.6)

@@ -178,7 +178,7 @@ def test_the_search_is_a_page_of_all_that_was_tried_and_what_was_chosen(tmp_path
     page = (tmp_path / "pages" / "i.md").read_text("utf-8")
     for stage in plan.stages:
         assert f"\n## {stage.title}\n" in page
-    rates = "svdiff 0.04 (the highest tried), full 5e-05 (the lowest tried), lora 0.001 (the lowest tried), kv 0.0002 "
+    rates = "svdiff 0.04 (the highest tried), full 5e-05 (the lowest tried), lora 0.0002 (the lowest tried), kv 0.0002 "
     assert f"| learning rates, λ = 1 | {rates}(the lowest tried) |" in page
     assert (
         "| mean | text | image | identity |\n| --- | --- | --- | --- |\n| svdiff 0.005 | 0.500 | 0.500 | 0.100 |"
