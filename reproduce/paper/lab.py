@@ -76,6 +76,7 @@ class Lab:
     def __init__(self, work: Path) -> None:
         self.work = work
         self.base, self.cache = open_tiny(), BasisCache(work / "basis")
+        self._plain: dict[tuple[Job, ...], list[Image.Image]] = {}
 
     @cached_property
     def pipeline(self) -> Any:
@@ -141,6 +142,13 @@ class Lab:
             self.pipeline, prompt, CLASS_IMAGES, 0, base=self.base.info.repository or "",
             folder=self._class_folder(prompt, 0),
         )  # fmt: skip
+
+    def paint_base(self, jobs: Sequence[Job]) -> list[Image.Image]:
+        """Return the base's own pictures, painted once: many cells compare with the same ones."""
+        key = tuple(jobs)
+        if key not in self._plain:
+            self._plain[key] = self.paint(self.pipeline, jobs)
+        return self._plain[key]
 
     @contextmanager
     def with_result(self, trained: Trained) -> Iterator[Any]:

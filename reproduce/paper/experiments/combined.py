@@ -53,7 +53,7 @@ def _sum(recipes: Sequence[Recipe], lab: Lab, sight: Sight) -> Measured:
     """Measure each subject in its own model and in the sum, and both in one picture by the sum."""
     subjects = [SUBJECTS[recipe.subjects[0]] for recipe in recipes]
     alone, together, classes, rows = [], [], [], {}
-    before = [lab.paint(lab.pipeline, jobs(f"a {subject.noun}")) for subject in subjects]
+    before = [lab.paint_base(jobs(f"a {subject.noun}")) for subject in subjects]
     with combined(lab, recipes, (1.0, 1.0)) as pipeline:
         both = [lab.paint(pipeline, jobs(subject.phrase())) for subject in subjects]
         pair = lab.paint(pipeline, pair_jobs(subjects))

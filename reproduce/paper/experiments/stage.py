@@ -37,8 +37,8 @@ class Stage:
 
     def thing(self, label: str) -> str:
         """Return what is tried, of the label of one of its cells."""
-        ending = next((one for one in self.repeats if label.endswith(f" {one}")), "")
-        return label.removesuffix(f" {ending}") if ending else label
+        endings = (f" {one}" for one in self.repeats)
+        return next((label.removesuffix(one) for one in endings if label.endswith(one)), label)
 
 
 def label_of(*parts: object) -> str:

@@ -66,8 +66,8 @@ def chosen(choices: Choices) -> list[list[str]]:
 
 def _rate(method: MethodName, rate: float, tried: Sequence[float]) -> str:
     """Return a method's rate, and whether nothing beyond it was tried."""
-    edge = {min(tried): ", the lowest tried", max(tried): ", the highest tried"}.get(rate, "")
-    return f"{method} {rate:g}{f' ({edge[2:]})' if edge else ''}"
+    edge = {min(tried): " (the lowest tried)", max(tried): " (the highest tried)"}.get(rate, "")
+    return f"{method} {rate:g}{edge}"
 
 
 def _numbers(numbers: Mapping[str, Any]) -> dict[str, float]:

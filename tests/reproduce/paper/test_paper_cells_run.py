@@ -17,6 +17,8 @@ from reproduce.paper.claims.every import every_claim
 from reproduce.paper.experiments import beside, edits
 from reproduce.paper.experiments.detector import detector_cell
 from reproduce.paper.experiments.search import STAGES
+from reproduce.paper.experiments.search_rates import pair_cells, triple_cells
+from reproduce.paper.experiments.stage import Stage
 from reproduce.paper.lab import Lab
 from reproduce.paper.recipe import Recipe, Unmixing
 from reproduce.paper.sight import Sight
@@ -70,13 +72,13 @@ def test_units_of_every_claim_have_values(room: Room, name: str) -> None:
     assert all(math.isfinite(part.value(found)) for part in claim.parts)
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.title)
-def test_cells_of_every_stage_of_the_search_have_numbers(room: Room, stage: Any) -> None:
-    cells = list(stage.cells(CHOICES).values())
-    short = [cell for cell in cells if all(recipe.steps == 2 for recipe in cell.recipes)]
-    if not short:  # steps are what this stage tries
-        return
-    assert finite(room.measured(short[-1]))
+@pytest.mark.parametrize(
+    "stage",
+    [stage for stage in STAGES if stage.cells not in (pair_cells, triple_cells)],  # they try hundreds of steps
+    ids=lambda stage: stage.title,
+)
+def test_cells_of_the_search_have_numbers(room: Room, stage: Stage) -> None:
+    assert finite(room.measured(list(stage.cells(CHOICES).values())[-1]))
 
 
 def test_what_is_only_shown_has_numbers(room: Room) -> None:
